@@ -1,0 +1,417 @@
+"""Fine-tune a large teacher on labeled examples: Strategy 2, its first half.
+
+Usage:
+    python train_teacher.py --train data/prepared/paper/wlp/train.jsonl --num-labels 5000 \\
+        --prefix "wlp: " --output runs/paper/wlp/teacher-n5000-s0
+    python train_teacher.py --model data/mini-models/teacher --num-labels 100 --max-steps 200 \\
+        --train data/prepared/mini/wlp/train.jsonl --prefix "wlp: " --learning-rate 3e-4 \\
+        --output /tmp/teacher
+
+Reads:  TRAIN, a JSONL file of {"source", "target"}; a Hugging Face T5 folder or hub name.
+Writes: OUTPUT/config.json first, log.jsonl, checkpoints/ (a killed run continues from there),
+        model/, and training.json last: what was trained, on what, in how many seconds.
+Copy:   train_teacher.py alone
+Paper:  section 2.3; input and output formats of Appendix B; hyperparameters of Table 8.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
+)
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def fail(message):
+    """Stop with one `error:` line on stderr and exit code 1."""
+    sys.exit(f"error: {message}")
+
+
+def read_jsonl(path, keys):
+    """The rows of a JSONL file, each an object with `keys`; a fault is named by file and line."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line) if line.strip() else None
+                if row is not None and not all(isinstance(row.get(key), str) for key in keys):
+                    fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+                rows += [] if row is None else [row]
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
+    except (ValueError, AttributeError):
+        fail(f"{path} line {number}: not a JSON object")
+    return rows or fail(f"{path}: no rows")
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def describe_run(data):
+    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    gpus = torch.cuda.device_count()
+    return {
+        "hardware": {
+            "device": "cuda" if gpus else "cpu",
+            "gpu": torch.cuda.get_device_name() if gpus else None,
+            "gpus": gpus,
+            "cpu_threads": torch.get_num_threads(),
+            "cpu": platform.processor() or platform.machine(),
+        },
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_commit": commit or None,
+        "data_sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
+    }
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def open_run(output, settings):
+    """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
+    config = output / "config.json"
+    settings = json.loads(json.dumps(settings, default=str))
+    if config.exists():
+        try:
+            before = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError:
+            fail(f"{config}: not JSON; remove {output} to start over")
+        other = [key for key in settings if before.get(key) != settings[key]]
+        if other:
+            changes = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in other)
+            fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
+        if (output / "training.json").exists():
+            print(f"[{output.name}] already trained", file=sys.stderr)
+            return False
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(config, settings)
+    return True
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def load_tokenizer(model):
+    """The tokenizer of a model folder or hub name."""
+    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
+    if looks_local and not Path(model).is_dir():
+        fail(f"{model}: no such model folder")
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
+
+
+def load_model(model, **kwargs):
+    """A T5 model from a folder or the hub, in fp32 unless told otherwise.
+
+    fp16 is not offered: T5's activations overflow in it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+        for key in [key for key in kwargs if hasattr(config, key)]:
+            setattr(config, key, kwargs.pop(key))
+        kwargs.setdefault("dtype", torch.float32)
+        return T5ForConditionalGeneration.from_pretrained(model, config=config, **kwargs)
+    except Exception as error:
+        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+
+
+# end same
+
+
+def encode_rows(rows, tokenizer, args):
+    """Token ids of prefixed sources and of targets; counts what the maximum lengths cut off."""
+    encoded = []
+    sources = tokenizer([args.prefix + row["source"] for row in rows]).input_ids
+    targets = tokenizer(text_target=[row["target"] for row in rows]).input_ids
+    limits = args.max_source_length, args.max_target_length
+    for source, target in zip(sources, targets, strict=True):
+        cut = [cut_ids(ids, limit) for ids, limit in zip((source, target), limits, strict=True)]
+        encoded.append({"input_ids": cut[0], "labels": cut[1]})
+    return encoded, {
+        "truncated_sources": sum(len(ids) > limits[0] for ids in sources),
+        "truncated_targets": sum(len(ids) > limits[1] for ids in targets),
+    }
+
+
+def cut_ids(ids, limit):
+    """At most `limit` ids, the last one (end of sequence) kept."""
+    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
+
+
+def sample_rows(rows, count, seed, path):
+    """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
+    rows = [row for row in rows if row["target"].strip()]
+    if count is not None and count > len(rows):
+        fail(f"{path}: {count:,} labels asked for, {len(rows):,} rows with a target are there")
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return [rows[i] for i in order[:count]]
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+class LengthGroupedSampler(torch.utils.data.Sampler):
+    """Batches of similar length in a random order that depends on (seed, epoch) alone.
+
+    Hugging Face's sampler draws from the global random state, so a resumed run would see other
+    batches; this one is told its epoch and is the same in every process.
+    """
+
+    def __init__(self, lengths, batch_size, seed):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        rng, size = random.Random(f"{self.seed} epoch {self.epoch}"), self.batch_size
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        pools = [order[i : i + 50 * size] for i in range(0, len(order), 50 * size)]
+        order = [i for pool in pools for i in sorted(pool, key=self.lengths.__getitem__)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        last = batches.pop() if len(batches[-1]) < size else []  # the short batch stays last
+        rng.shuffle(batches)
+        return iter([i for batch in [*batches, last] for i in batch])
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+class Progress(transformers.TrainerCallback):
+    """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
+
+    def __init__(self, output, step):
+        self.name, self.log, self.begun = output.name, output / "log.jsonl", step
+        old = self.log.read_text().splitlines() if self.log.exists() else []
+        old = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.log.write_text("".join(f"{line}\n" for line in old))  # later steps are done again
+        self.before = json.loads(old[-1])["seconds"] if old else 0.0
+        self.start = self.shown = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in (logs or {}) or not state.is_world_process_zero:
+            return
+        now, loss = time.monotonic(), float(logs["loss"])
+        entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
+        with open(self.log, "a") as file:
+            file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
+        if loss != loss or loss in (float("inf"), -float("inf")):
+            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
+        if sys.stderr.isatty() or now - self.shown > 10:
+            left = (now - self.start) / (state.global_step - self.begun)
+            self.shown, left = now, left * (state.max_steps - state.global_step)
+            end = "\r" if sys.stderr.isatty() else "\n"
+            text = (
+                f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s left"
+            )
+            print(f"[{self.name}] {text}   ", end=end, file=sys.stderr, flush=True)
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def find_checkpoint(folder):
+    """The newest whole checkpoint (its trainer_state.json is written last), or None."""
+    states = list(folder.glob("checkpoint-*/trainer_state.json"))
+    by_step = {int(path.parent.name.split("-")[1]): path.parent for path in states}
+    return by_step[max(by_step)] if by_step else None
+
+
+def finish_run(trainer, tokenizer, output, record):
+    """Save the model, then training.json (last and atomically), then drop the checkpoints."""
+    start = time.monotonic()
+    temporary = output / ".model.new"
+    trainer.save_model(str(temporary))
+    if not trainer.is_world_process_zero():
+        return
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(output / "model", ignore_errors=True)
+    os.replace(temporary, output / "model")
+    record["seconds"]["save"] = time.monotonic() - start
+    write_json(output / "training.json", record)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+# end same
+
+
+class Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with batches of similar length that a resumed run sees again."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
+
+
+def build_arguments(args):
+    """Table 8's settings (or the flags') as Trainer arguments."""
+    cuda = torch.cuda.is_available()
+    bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
+    return Seq2SeqTrainingArguments(
+        output_dir=str(args.output / "checkpoints"),
+        num_train_epochs=args.epochs,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler,
+        warmup_steps=args.warmup_steps,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        seed=args.seed,
+        logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=args.save_steps,
+        save_total_limit=1,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def train(args):
+    """Fine-tune and write the run folder. Returns the record in training.json."""
+    start = time.monotonic()
+    tokenizer = load_tokenizer(args.model)
+    rows = sample_rows(
+        read_jsonl(args.train, ("source", "target")), args.num_labels, args.seed, args.train
+    )
+    settings = {key: value for key, value in vars(args).items() if key != "logging_steps"}
+    if not open_run(args.output, settings):
+        return None
+    examples, counts = encode_rows(rows, tokenizer, args)
+    dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
+    model = load_model(args.model, **dropout)
+    checkpoint = find_checkpoint(args.output / "checkpoints")
+    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    progress = Progress(args.output, step)
+    trainer = Trainer(
+        model=model,
+        args=build_arguments(args),
+        train_dataset=examples,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        callbacks=[progress],
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    loaded = time.monotonic()
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    record = {
+        "script": "train_teacher.py",
+        "strategy": args.strategy,
+        "task": args.task,
+        "seed": args.seed,
+        "labels": len(rows),
+        "unlabeled": 0,
+        "parameters": model.num_parameters(),
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "examples_seen": round(trainer.state.epoch * len(rows)),
+        "train_loss": result.training_loss,
+        **counts,
+        "seconds": {"load": loaded - start, "train": progress.before + time.monotonic() - loaded},
+        **describe_run(args.train),
+    }
+    finish_run(trainer, tokenizer, args.output, record)
+    return record
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="google/t5-v1_1-xxl", help="T5 folder or hub name (%(default)s)")
+    add("--train", type=Path, required=True, help="JSONL file of source and target")
+    add("--num-labels", type=int, help="labels to sample from it (default: all)")
+    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
+    add("--output", type=Path, required=True, help="run folder")
+    add("--task", help="name recorded in training.json")
+    add("--strategy", default="teacher", help="name recorded in training.json (%(default)s)")
+    add("--max-source-length", type=int, default=128, help="tokens (%(default)s)")
+    add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
+    add("--epochs", type=float, default=20, help="passes over the labels (%(default)s)")
+    add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
+    add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
+    add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
+    add("--learning-rate", type=float, default=3e-5, help="peak, AdamW (%(default)s)")
+    add("--lr-scheduler", default="linear", help="Trainer's schedule name (%(default)s)")
+    add("--warmup-steps", type=int, default=0, help="steps (%(default)s)")
+    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
+    add(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="bf16 arithmetic over fp32 weights; the paper used fp32 (default: where a GPU has it)",
+    )
+    add("--save-steps", type=int, default=500, help="steps between checkpoints (%(default)s)")
+    add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
+    add("--seed", type=int, default=0, help="labels drawn and training (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.num_labels is not None and args.num_labels < 1:
+        parser.error("--num-labels must be at least 1")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        record = train(args)
+    except OSError as error:
+        fail(f"{error.filename or args.output}: {error.strerror or error}")
+    if record:
+        print(
+            f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "
+            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main()
