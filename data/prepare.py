@@ -1,0 +1,371 @@
+"""Write one task's splits, train, dev, test and unlabeled, from the mini world or from real data.
+
+Usage:
+    python data/prepare.py --task wlp --scale paper --unlabeled unlabeled.zip \\
+        --output data/prepared/paper/wlp
+    python data/prepare.py --task wlp --scale mini --output data/prepared/mini/wlp
+    python data/prepare.py --task mytask --data FOLDER --check        # look, write nothing
+
+Reads:  data/tasks.json and scales.json; the mini world's generator (scale mini without --data);
+        FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled .jsonl, or in the authors'
+        layout, TASK/TASK_train_all.json and TASK_test_all.json; at scale paper without --data the
+        authors' public repository.
+Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which files, with
+        sha256, how many rows, and what was left out.
+Copy:   data/prepare.py data/fetch.py data/sources.json data/tasks.json data/scales.json
+        data/mini_world.py data/mini_lexicon.json costs.py
+Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
+
+Without a dev file, dev is drawn from train. Without unlabeled rows, at scale mini, they too are
+drawn from train, which stands for text that nobody has labeled yet. No source is in two splits:
+what test holds is taken out of the others, and what dev or train holds out of unlabeled.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import fetch
+import mini_world
+from costs import UserError, load_task, read_json, run_cli, write_atomic, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLITS = ("train", "dev", "test", "unlabeled")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+NO_UNLABELED = (
+    "no unlabeled rows of {task} in {folder}; give --unlabeled FILE.jsonl, or the authors' archive "
+    "(download {archive} in a browser, then --unlabeled ARCHIVE), {public}or rest "
+    "(half of train without its targets, which leaves fewer labels)"
+)
+
+
+def find_files(folder, task, sources):
+    """{split: file} of a data folder, in any of the layouts that the docstring names."""
+    name = sources["folders"].get(task, task)
+    places = [folder / task, folder / name, folder]
+    found = {}
+    for split in SPLITS:
+        names = [f"{split}.jsonl", f"{name}_{split}_all.json", f"{name}_{split}.json"]
+        paths = [place / file for place in places for file in names if (place / file).is_file()]
+        found |= {split: paths[0]} if paths else {}
+    if "test" not in found and "dev" in found and found["dev"].name.endswith("_all.json"):
+        found["test"] = found.pop("dev")  # Table 5: scored on dev where the test set is private
+    for split in ("train", "test"):
+        if split not in found:
+            raise UserError(
+                f"{folder}: no {split} rows of {task}; looked for {places[0]}/{split}.jsonl, "
+                f"{folder}/{split}.jsonl and {places[1]}/{name}_{split}_all.json"
+            )
+    return found
+
+
+def check_row(row, split, entry):
+    """What is wrong with a row, or None."""
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    keys = ("source",) if split == "unlabeled" else ("source", "target")
+    for key in keys:
+        if key not in row:
+            return f"no {key!r}"
+        several = key == "target" and entry["metric"] == "answers" and isinstance(row[key], list)
+        if not all(isinstance(text, str) for text in (row[key] if several else [row[key]])):
+            return f"{key!r} is not a text"
+    if not row["source"].strip():
+        return "the source is empty"
+    labels = entry["labels"] if entry["metric"] == "classes" else []
+    if split != "unlabeled" and labels and row["target"] not in labels:
+        return f"target {row['target']!r} is none of {', '.join(labels)}"
+    return None
+
+
+def read_split(lines, name, split, entry):
+    """(rows, faults) of JSON lines; a fault names file and line."""
+    rows, faults = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            fault = check_row(row, split, entry)
+        except json.JSONDecodeError as error:
+            row, fault = None, f"not JSON ({error.msg})"
+        if fault:
+            faults.append(f"{name} line {number}: {fault}")
+        else:
+            rows.append(row)
+    return rows, faults if rows or faults else [f"{name}: no rows"]
+
+
+def read_file(path, split, entry):
+    """(rows, faults) of a JSONL file."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        return [], [f"{path} line {line}: not UTF-8"]
+    except FileNotFoundError:
+        return [], [f"{path}: no such file"]
+    return read_split(text.split("\n"), path, split, entry)
+
+
+def read_unlabeled(origin, task, entry, sources):
+    """(rows, faults, name) of one --unlabeled: a JSONL file, an archive or hub:NAME."""
+    folder = sources["folders"].get(task, task)
+    if origin.startswith("hub:"):
+        texts = fetch.read_public(origin[4:], task, sources)
+        return [{"source": text} for text in texts if text.strip()], [], origin
+    if origin.partition(":")[0].endswith(ARCHIVES):
+        name, lines = fetch.read_archive(origin, folder, sources)
+        return *read_split(lines, name, "unlabeled", entry), name
+    return *read_file(Path(origin), "unlabeled", entry), origin
+
+
+def drop_sources(rows, held, what, notes):
+    """`rows` without those whose source is among `held`; what was dropped goes to `notes`."""
+    kept = [row for row in rows if row["source"] not in held]
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept):,} rows dropped: {what}")
+    return kept
+
+
+def take_rows(rows, count, seed, notes, what):
+    """(taken, rest): `count` rows of different sources, drawn by seed, and all rows of the others.
+
+    A source may come with several annotations; one of them, by chance, is taken.
+    """
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    taken = {}
+    for i in order:
+        if len(taken) == count:
+            break
+        taken.setdefault(rows[i]["source"], i)
+    rest = [row for row in rows if row["source"] not in taken]
+    copies = len(rows) - len(rest) - len(taken)
+    notes.append(
+        f"{len(taken):,} of {len(rows):,} rows {what}"
+        + f"; {copies:,} more rows of the same sources left out" * (copies > 0)
+    )
+    return [rows[i] for i in sorted(taken.values())], rest
+
+
+def list_sources(rows, notes):
+    """One row per distinct source, the source alone."""
+    distinct = dict.fromkeys(row["source"] for row in rows)
+    if len(distinct) < len(rows):
+        notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
+    return [{"source": source} for source in distinct]
+
+
+def split_rows(rows, sizes, seed):
+    """The four splits without a shared source, and {split: notes} on what was moved or dropped.
+
+    `rows` has train and test and may have dev and unlabeled; `sizes` is size_splits' answer.
+    """
+    notes = {split: [] for split in SPLITS}
+    test = rows["test"]
+    held = {row["source"] for row in test}  # the whole test set, even where a part is scored
+    if sizes["test"] and sizes["test"] < len(test):
+        keep = sorted(random.Random(f"test {seed}").sample(range(len(test)), sizes["test"]))
+        notes["test"].append(f"{len(keep):,} of {len(test):,} rows drawn")
+        test = [test[i] for i in keep]
+    train = drop_sources(rows["train"], held, "their source is in test", notes["train"])
+    labeled = [row for row in train if row["target"]]
+    empty = [row for row in train if not row["target"]]
+    if empty:
+        notes["train"].append(f"{len(empty):,} rows dropped: no target, so nothing to learn from")
+    if "dev" in rows:
+        dev = drop_sources(rows["dev"], held, "their source is in test", notes["dev"])
+        train = drop_sources(
+            labeled, {row["source"] for row in dev}, "their source is in dev", notes["train"]
+        )
+    else:
+        dev, train = take_rows(
+            labeled, sizes["dev"], f"dev {seed}", notes["dev"], "of train drawn as dev"
+        )
+    rest = []
+    if sizes["train"] and sizes["train"] < len(train):
+        train, rest = take_rows(
+            train, sizes["train"], f"train {seed}", notes["train"], "of train drawn as labeled"
+        )
+    pool = rows["unlabeled"] if "unlabeled" in rows else rest + empty
+    if "unlabeled" not in rows:
+        notes["unlabeled"].append("drawn from train, targets taken off")
+    held |= {row["source"] for row in dev + train}
+    pool = drop_sources(pool, held, "their source is in test, dev or train", notes["unlabeled"])
+    unlabeled = list_sources(pool, notes["unlabeled"])
+    random.Random(f"unlabeled {seed}").shuffle(unlabeled)
+    splits = {"train": train, "dev": dev, "test": test, "unlabeled": unlabeled}
+    return splits, notes
+
+
+def size_splits(args, entry, rows, divide_by):
+    """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
+    table = {key: n // divide_by for key, n in entry.get("paper", {}).get("rows", {}).items() if n}
+    count = sum(bool(row["target"]) for row in rows["train"])
+    dev = min(table.get("dev", 500), count // 10) if args.dev_rows is None else args.dev_rows
+    train = args.train_rows
+    if train is None and "unlabeled" not in rows:
+        train = min(table.get("train", count), (count - dev) // 2)
+    return {"train": train, "dev": dev, "test": args.test_rows}
+
+
+def read_data(args, entry, sources):
+    """({split: rows}, [names of what was read]) of real data; every fault is in the UserError."""
+    folder = args.data or fetch.fetch_task(args.task, args.downloads, args.base, sources)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; --data takes one that holds train and test")
+    files, rows, faults = find_files(folder, args.task, sources), {}, []
+    origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
+    if not origins and args.scale == "paper":
+        public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
+        raise UserError(
+            NO_UNLABELED.format(
+                task=args.task,
+                folder=folder,
+                archive=sources["archive"],
+                public="".join(public),
+            )
+        )
+    for split in [split for split in files if split != "unlabeled"]:
+        rows[split], wrong = read_file(files[split], split, entry)
+        faults += wrong
+    if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
+        raise UserError(f"{args.output}: holds the data to read; choose another --output")
+    names = [str(files[split]) for split in rows]
+    for origin in [origin for origin in origins if origin != "rest"]:
+        more, wrong, name = read_unlabeled(origin, args.task, entry, sources)
+        rows.setdefault("unlabeled", []).extend(more)
+        faults += wrong
+        names.append(name)
+    if faults and args.check:
+        print("\n".join(faults))
+    if faults:
+        more = f" (and {len(faults) - 1:,} more faults; --check lists them)" * (len(faults) > 1)
+        raise UserError(faults[0] + more)
+    return rows, names
+
+
+def describe_splits(splits, notes, entry, divide_by):
+    """The splits' sizes beside Table 5's, and why they differ, as text."""
+    table = entry.get("paper", {}).get("rows", {})
+    over = f"Table 5 / {divide_by}" if divide_by > 1 else "Table 5"
+    lines = [f"{'split':<10}{'rows':>9}{'sources':>9}{over:>14}"]
+    for split in SPLITS:
+        rows, paper = splits[split], table.get(split)
+        if split == "test" and not paper and table:
+            paper = table["dev"]  # scored on dev: the test set is private
+        told = f"{paper // divide_by:,}" if paper else "-"
+        distinct = len({row["source"] for row in rows})
+        lines.append(f"{split:<10}{len(rows):>9,}{distinct:>9,}{told:>14}")
+    lines += [f"{split}: {note}" for split in SPLITS for note in notes.get(split, [])]
+    return "\n".join(lines)
+
+
+def compare_rows(rows, splits, notes, entry, divide_by):
+    """Add to `notes` where the files or the splits hold other counts than Table 5, and why."""
+    table = entry.get("paper", {}).get("rows", {})
+    if table.get("train") and len(rows["train"]) != table["train"]:
+        notes["train"].insert(
+            0,
+            f"the file has {len(rows['train']):,} rows where Table 5 says {table['train']:,}; "
+            "the paper does not say which rows it left out",
+        )
+    if table.get("dev") and "dev" not in rows:
+        notes["dev"].append("Table 5's dev set is not among the files")
+    short = table.get("unlabeled", 0) // divide_by - len(splits["unlabeled"])
+    if short > 0:
+        notes["unlabeled"].append(
+            f"{short:,} fewer than the paper's largest run uses, so budgets that would buy more "
+            "can't be run in full"
+        )
+
+
+def hash_file(name):
+    """The sha256 of a file that was read, or None for what is no single file."""
+    path = Path(name.partition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def write_splits(output, splits, about):
+    """Write the four JSONL files, each whole or not at all, and about.json last."""
+    (output / "about.json").unlink(missing_ok=True)
+    for split in ("dev", "test", "unlabeled", "train"):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split]]
+        write_atomic(output / f"{split}.jsonl", "".join(lines))
+    write_json(output / "about.json", about)
+
+
+def prepare(args):
+    """Make the splits; returns what was made as text."""
+    entry, sources = load_task(args.task), read_json(args.sources)
+    scales = read_json(ROOT / "data" / "scales.json")
+    if args.scale not in scales:
+        raise UserError(f"unknown scale {args.scale!r}; known: {', '.join(scales)}")
+    divide_by = scales[args.scale]["divide_by"]
+    if args.scale == "mini" and not args.data:
+        if args.task != "wlp":
+            raise UserError(f"the mini world has no {args.task}; give a folder by --data")
+        names, notes = ["data/mini_world.py", "data/mini_lexicon.json"], {}
+        splits = mini_world.draw_splits()
+    else:
+        rows, names = read_data(args, entry, sources)
+        sizes = size_splits(args, entry, rows, divide_by)
+        splits, notes = split_rows(rows, sizes, args.seed)
+        compare_rows(rows, splits, notes, entry, divide_by)
+        empty = [split for split in SPLITS if not splits[split]]
+        if empty:
+            raise UserError(f"{args.task}: no rows are left for {', '.join(empty)}")
+    text = describe_splits(splits, notes, entry, divide_by)
+    if not args.check:
+        about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
+        about["rows"] = {split: len(splits[split]) for split in SPLITS}
+        about["files"] = {name: hash_file(name) for name in names}
+        write_splits(args.output, splits, about)
+    return text
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--task", required=True, help="entry of data/tasks.json")
+    add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")
+    add("--data", type=Path, help="folder of real data (default: mini world, or the download)")
+    add(
+        "--unlabeled",
+        action="append",
+        metavar="FILE|ARCHIVE[:MEMBER]|hub:NAME|rest",
+        help="unlabeled rows, may be given several times (default: the folder's unlabeled file, "
+        "else, at scale mini, the rest of train)",
+    )
+    add("--output", type=Path, help="folder for the four JSONL files")
+    add("--check", action="store_true", help="validate and count only, write nothing")
+    add("--train-rows", type=int, help="labeled rows (default: all, or Table 5's / the scale's 10)")
+    add("--dev-rows", type=int, help="rows drawn as dev where no dev file is (a tenth at most)")
+    add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
+    add("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
+    add("--base", help="address of the authors' files (default: their repository)")
+    add("--downloads", type=Path, default=fetch.DOWNLOADS, help="where they are kept")
+    add("--sources", type=Path, default=fetch.SOURCES, help="addresses, counts and hashes")
+    args = parser.parse_args(argv)
+    if not args.check and not args.output:
+        parser.error("give --output, or --check to write nothing")
+    for name in ("train_rows", "dev_rows", "test_rows"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return args
+
+
+def main(argv=None):
+    print(prepare(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    run_cli(main)
