@@ -27,6 +27,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -45,6 +46,10 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
+# end same
+
+
+# same in: train_small.py, train_teacher.py
 def read_jsonl(path, keys):
     """The rows of a JSONL file, each an object with `keys`; a fault is named by file and line."""
     rows = []
@@ -68,7 +73,7 @@ def read_jsonl(path, keys):
 # same in: train_small.py, train_teacher.py, distill.py
 def write_json(path, value):
     """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.flush()
@@ -193,11 +198,13 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
     """Batches of similar length in a random order that depends on (seed, epoch) alone.
 
     Hugging Face's sampler draws from the global random state, so a resumed run would see other
-    batches; this one is told its epoch and is the same in every process.
+    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
+    million rows take a second and 12 MB.
     """
 
     def __init__(self, lengths, batch_size, seed):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+        self.seed, self.epoch = seed, 0
 
     def __len__(self):
         return len(self.lengths)
@@ -206,15 +213,13 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
         self.epoch = epoch
 
     def __iter__(self):
-        rng, size = random.Random(f"{self.seed} epoch {self.epoch}"), self.batch_size
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
-        pools = [order[i : i + 50 * size] for i in range(0, len(order), 50 * size)]
-        order = [i for pool in pools for i in sorted(pool, key=self.lengths.__getitem__)]
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        last = batches.pop() if len(batches[-1]) < size else []  # the short batch stays last
-        rng.shuffle(batches)
-        return iter([i for batch in [*batches, last] for i in batch])
+        rng, size = np.random.RandomState([self.seed, self.epoch]), self.batch_size
+        order = rng.permutation(len(self)).astype(np.int32)
+        for pool in np.split(order, range(50 * size, len(order), 50 * size)):
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]  # a view: sorts `order`
+        whole = len(order) // size  # the short batch stays last
+        for batch in [*rng.permutation(whole), whole]:
+            yield from order[batch * size : (batch + 1) * size].tolist()
 
 
 # end same
