@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fetch
 import mini_world
+
 from costs import UserError, load_task, read_json, run_cli, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,7 +208,7 @@ def split_rows(rows, sizes, seed):
 def size_splits(args, entry, rows, divide_by):
     """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
     table = {key: n // divide_by for key, n in entry.get("paper", {}).get("rows", {}).items() if n}
-    count = sum(bool(row["target"]) for row in rows["train"])
+    count = len({row["source"] for row in rows["train"] if row["target"]})
     dev = min(table.get("dev", 500), count // 10) if args.dev_rows is None else args.dev_rows
     train = args.train_rows
     if train is None and "unlabeled" not in rows:
