@@ -123,7 +123,10 @@ def fetch_task(task, output=DOWNLOADS, base=None, sources=None):
     for name in list_files(task, sources):
         path, facts = output / name, sources["files"][name]
         if path.exists():
-            check_file(path, str(path), facts, sums.get(name))
+            try:
+                check_file(path, str(path), facts, sums.get(name))
+            except UserError as error:
+                raise UserError(f"{error}; remove it to download it again") from None
             continue
         url = f"{(base or sources['base']).rstrip('/')}/{name}"
         part = path.with_name(f"{path.name}.part")
@@ -148,34 +151,43 @@ def find_owner(name, folders):
     return max(fits, key=len, default=None)
 
 
+def find_member(names, path, member, folder, sources):
+    """The one file of an archive that holds the unlabeled rows of `folder`, or `member`."""
+    hits = [name for name in names if name.endswith((".json", ".jsonl"))]
+    folders = {name.split("/")[0] for name in sources["files"]} | {folder}
+    if member:
+        hits = [name for name in names if name == member]
+    elif len(hits) > 1:
+        hits = [name for name in hits if find_owner(name, folders) == folder]
+    if len(hits) != 1:
+        raise UserError(
+            f"{path}: {len(hits)} files could be the unlabeled rows of {folder}; name the right "
+            f"one as {path}:NAME; it holds {', '.join(sorted(names)[:12])}"
+        )
+    return hits[0]
+
+
 def read_archive(path, folder, sources):
-    """The lines of the one JSON file about `folder` in a .zip or .tar archive (PATH[:MEMBER])."""
+    """(name, lines) of the one JSON file about `folder` in a .zip or .tar archive.
+
+    `path` may be ARCHIVE:MEMBER.
+    """
     path, _, member = str(path).partition(":")
     try:
         zipped = zipfile.is_zipfile(path)
-        opened = (zipfile.ZipFile if zipped else tarfile.open)(path)
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path}: not a .zip or .tar archive ({error})") from None
-    with opened as archive:
-        names = archive.namelist() if zipped else archive.getnames()
-        hits = [name for name in names if name.endswith((".json", ".jsonl"))]
-        folders = {name.split("/")[0] for name in sources["files"]} | {folder}
-        if member:
-            hits = [name for name in names if name == member]
-        elif len(hits) > 1:
-            hits = [name for name in hits if find_owner(name, folders) == folder]
-        if len(hits) != 1:
-            raise UserError(
-                f"{path}: {len(hits)} files could be the unlabeled rows of {folder}; name the "
-                f"right one as {path}:NAME; it holds {', '.join(sorted(names)[:12])}"
-            )
-        try:
-            content = (archive.open if zipped else archive.extractfile)(hits[0]).read()
-            return f"{path}:{hits[0]}", content.decode("utf-8").split("\n")
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise UserError(f"{path}: {hits[0]} is damaged ({error}); download it again") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: {hits[0]} is not UTF-8") from None
+        with (zipfile.ZipFile if zipped else tarfile.open)(path) as archive:
+            names = archive.namelist() if zipped else archive.getnames()
+            name = find_member(names, path, member, folder, sources)
+            content = (archive.open if zipped else archive.extractfile)(name).read()
+        return f"{path}:{name}", content.decode("utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise UserError(
+            f"{path}: not a .zip or .tar archive, or damaged ({error}); download it again"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {name} is not UTF-8") from None
 
 
 def read_public(name, task, sources):
