@@ -3,8 +3,8 @@
 Usage:
     python costs.py plan --task wlp --labels 5000 --budget 100
         Table 2, WLP, N=5K, +$100: 384 labels, or 36 h of teacher and 7,471 unlabeled (54h / 7K)
-    python costs.py plan --task wlp --labels 1000 --budget 100 --gpu H100-80GB --json
-        the same choice on a GPU of today
+    python costs.py plan --task wlp --labels 5000 --budget 100 --gpu H100-80GB --json
+        the same choice with a GPU of today, for a program to read
     python costs.py convert --task wlp --usd 200
         Appendix E: $200 buys 4,347 labels of GPT-3.5, 769 of people, 107 A40-hours
     python costs.py convert --task wlp --unlabeled 100000 --at-labels 5000
@@ -13,6 +13,8 @@ Usage:
         the runs behind a table, each once, what it depends on before it
     python costs.py flags --task nq --scale paper --strategy dist
         Table 8 as flags for distill.py
+    python costs.py needs dist-n100-u1900-s0
+        the run it learns from: teacher-n100-s0, and the rows that this one must label: 1900
     python costs.py report runs/
         what the runs of a folder cost, at the paper's prices and at today's
     python costs.py prices
@@ -145,7 +147,6 @@ def load_task(name, path=DATA / "tasks.json"):
 # floor and ceil below are never off by one. Rounding happens once, when an amount is printed.
 
 PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
-GOOD_AMOUNT = "give a number of 0 or more, such as 100 or 0.26"
 
 
 def parse_amount(value, what):
@@ -158,11 +159,11 @@ def parse_amount(value, what):
     try:
         amount = Decimal(str(value).strip().removeprefix("$"))
     except InvalidOperation:
-        raise UserError(f"{what}: {value!r} is not a number; {GOOD_AMOUNT}") from None
+        amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0:
-        raise UserError(f"{what}: {value} is not an amount; {GOOD_AMOUNT}")
-    if amount.adjusted() > 15 or amount.as_tuple().exponent < -40 or amount.adjusted() < -40:
-        raise UserError(f"{what}: {value} is out of range; {GOOD_AMOUNT}")
+        raise UserError(f"{what}: {value!r} is not a number of 0 or more, such as 100 or 0.26")
+    if amount.adjusted() > 15 or amount.as_tuple().exponent < -40:
+        raise UserError(f"{what}: {value} is out of range")
     return Fraction(amount)
 
 
@@ -178,13 +179,13 @@ def parse_price(value, what):
     """An amount above 0: at a price of 0 a budget would buy without end."""
     price = parse_amount(value, what)
     if not price:
-        raise UserError(f"{what}: a price of 0 has no count that a budget buys; give one above 0")
+        raise UserError(f"{what}: must be above 0, or a budget would buy without end")
     return price
 
 
 def show_usd(amount):
-    """Dollars and cents, rounded half to even: $1,300.00."""
-    return f"${round(amount * 100) / 100:,.2f}"
+    """Dollars and cents, rounded half to even: $1,300.00; None stays None."""
+    return None if amount is None else f"${round(amount * 100) / 100:,.2f}"
 
 
 def show_price(amount):
@@ -204,16 +205,15 @@ def to_json(value):
     return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def show_columns(columns, rows, left=1):
-    """Lines of an aligned plain table; the first `left` columns are text, None shows as –."""
+def show_columns(columns, rows):
+    """An aligned plain table: columns of numbers stand right, None shows as –."""
     lines = [["–" if cell is None else str(cell) for cell in line] for line in [columns, *rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    sides = ["<" if i < left else ">" for i in range(len(columns))]
-    shown = [
-        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return [shown[0], "-" * max(map(len, shown)), *shown[1:]]
+    number = re.compile(r"[$+]?[\d.,]+( x)?|–|N/A")
+    sides = [">" if all(number.fullmatch(x) for x in c[1:]) else "<" for c in zip(*lines)]  # noqa: B905
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    shown = [form.format(*line).rstrip() for line in lines]
+    return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
 
 
 # --- the price list ------------------------------------------------------------------------
@@ -222,9 +222,9 @@ def show_columns(columns, rows, left=1):
 class Price(NamedTuple):
     """A row of the price list.
 
-    `list` is paper (what the paper paid), today (what `report` and --price-list today use) or
-    other (kept to compare). `usd` is the price of one `unit`. Rows of speed and batch have a
-    `ratio` in place of a price: speed in multiples of the GPU that `unit` names.
+    `list` is paper (what the paper paid), today (what --price-list today and `report` use) or
+    other (kept to compare). `usd` buys one `unit`. Rows of speed and batch have a `ratio` in
+    place of a price: a GPU's speed in multiples of the GPU in `unit`, a discount's factor.
     """
 
     list: str
@@ -238,38 +238,34 @@ class Price(NamedTuple):
 
 
 LISTS = ("paper", "today", "other")
-PRICED = {"label", "gpu", "tokens-in", "tokens-out", "tokens-cached"}  # these rows need usd
+ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
 UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
 DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
 
 
 def read_price(row, where):
     """One row of the list, checked; a UserError names the line and the column."""
-    text = {key: (row.get(key) or "").strip() for key in Price._fields}
-    priced = text["item"] in PRICED
-    faults = {
-        "list": text["list"] not in LISTS and f"must be one of {', '.join(LISTS)}",
-        "item": not priced
-        and text["item"] not in ("speed", "batch")
-        and f"must be one of {', '.join([*sorted(PRICED), 'speed', 'batch'])}",
-        "name": not text["name"] and "is empty",
-        "unit": priced and text["unit"] not in UNITS and f"must be one of {', '.join(UNITS)}",
-        "source": not text["source"] and "is empty: say where the price stands",
-        "date": not DATE.fullmatch(text["date"]) and "must look like 2026-11 or 2026-11-05",
+    text = {key: row[key].strip() for key in Price._fields}
+    priced = text["item"] not in ("speed", "batch")
+    good = {
+        "list": (text["list"] in LISTS, f"is none of {', '.join(LISTS)}"),
+        "item": (text["item"] in ITEMS, f"is none of {', '.join(ITEMS)}"),
+        "name": (text["name"], "is empty"),
+        "unit": (not priced or text["unit"] in UNITS, f"is none of {', '.join(UNITS)}"),
+        "source": (text["source"], "is empty: say where this price stands"),
+        "date": (DATE.fullmatch(text["date"]), "is no date such as 2026-11 or 2026-11-05"),
     }
-    for column, fault in faults.items():
-        if fault:
+    for column, (passed, fault) in good.items():
+        if not passed:
             raise UserError(f"{where}: {column} {text[column]!r} {fault}")
-    column = "usd" if priced else "ratio"
-    value = parse_amount(text[column], f"{where}: {column}")
-    if not priced:
-        value = parse_price(value, f"{where}: {column}")
+    column, parse = ("usd", parse_amount) if priced else ("ratio", parse_price)
+    value = parse(text[column], f"{where}: {column}")
     return Price(**{**text, "usd": None, "ratio": None, column: value})
 
 
 def load_prices(path=DATA / "prices.csv"):
     """The price list, every row checked: exact amounts, known items and units, no doubles."""
-    prices, seen = [], set()
+    prices = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -281,18 +277,18 @@ def load_prices(path=DATA / "prices.csv"):
                 if None in row or None in row.values():
                     raise UserError(f"{where}: not {len(rows.fieldnames)} columns as the heading")
                 price = read_price(row, where)
-                key = (price.list, price.item, price.name)
-                if price.list != "other" and key in seen:
-                    raise UserError(f"{where}: a second {' '.join(key)}; mark one of them other")
-                seen.add(key)
-                prices.append(price)
+                key = (price.list, price.item, price.name.lower())
+                key += (len(prices),) if price.list == "other" else ()
+                if key in prices:
+                    raise UserError(f"{where}: a second row {' '.join(key)}; mark one as other")
+                prices[key] = price
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
-    if len({price.unit for price in prices if price.item == "speed"}) > 1:
+    if len({price.unit for price in prices.values() if price.item == "speed"}) > 1:
         raise UserError(f"{path}: the speed rows name two units; compare all GPUs to one GPU")
-    return prices
+    return list(prices.values())
 
 
 def find_price(prices, which, item, name):
@@ -304,31 +300,41 @@ def find_price(prices, which, item, name):
 
 
 def find_speed(prices, gpu):
-    """(GPU that all speeds refer to, speed of `gpu` in multiples of it); speed None if unknown."""
+    """(the GPU that speeds refer to, speed of `gpu` in multiples of it or None)."""
     base = next((price.unit for price in prices if price.item == "speed"), gpu)
-    if gpu.lower() == base.lower():
-        return base, Fraction(1)
-    speeds = (p.ratio for p in prices if p.item == "speed" and p.name.lower() == gpu.lower())
-    return base, next(speeds, None)
+    speeds = {p.name.lower(): p.ratio for p in prices if p.item == "speed"}
+    return base, Fraction(1) if gpu.lower() == base.lower() else speeds.get(gpu.lower())
 
 
-def price_gpu_hour(prices, gpu, which):
+def compare_speeds(prices, kind, gpu, gpu_speed=None):
+    """Hours of `gpu` that do the work of one hour of `kind`; `gpu_speed` overrides the list."""
+    (_, known), (base, speed) = find_speed(prices, kind), find_speed(prices, gpu)
+    speed = speed if gpu_speed is None else parse_price(gpu_speed, "--gpu-speed")
+    for name, value in ((gpu, speed), (kind, known)):
+        if value is None:
+            raise UserError(
+                f"no speed of GPU {name!r}, so hours of {kind} can't become hours of {gpu}; add "
+                f"a speed row (in multiples of {base}) to the price list or pass --gpu-speed"
+            )
+    return known / speed
+
+
+def price_gpu_hour(prices, gpu, which, derive=True):
     """(dollars of an hour of `gpu`, how that was found), from list `which` or the next best.
 
-    In order: its own row; the price of the GPU that speeds refer to times its speed, as the
-    paper prices its A40; its row in the other list.
+    In order: its own row; its speed times the price of the GPU that speeds refer to, as the
+    paper prices its A40 (not first where `derive` is false); its row in the other list.
     """
-    usd = find_price(prices, which, "gpu", gpu)
-    if usd is not None:
-        return usd, f"{which}'s row"
-    base, speed = find_speed(prices, gpu)
-    usd = find_price(prices, which, "gpu", base)
-    if speed and usd is not None:
-        return usd * speed, f"{float(speed):g} x {which}'s {base}, by the speed row"
     other = "today" if which == "paper" else "paper"
-    usd = find_price(prices, other, "gpu", gpu)
-    if usd is not None:
-        return usd, f"{other}'s row, as {which} has none"
+    base, speed = find_speed(prices, gpu)
+    rows = {each: find_price(prices, each, "gpu", gpu) for each in (which, other)}
+    base_usd = find_price(prices, which, "gpu", base)
+    if rows[which] is not None:
+        return rows[which], f"{which}'s row"
+    if speed and base_usd is not None and (derive or rows[other] is None):
+        return base_usd * speed, f"{float(speed):g} x {which}'s {base}, by the speed row"
+    if rows[other] is not None:
+        return rows[other], f"{other}'s row, as {which} has none"
     raise UserError(
         f"no price for an hour of GPU {gpu!r}; known: {', '.join(list_gpus(prices))}; add a row "
         "to the price list or pass --gpu-usd-per-hour"
@@ -341,18 +347,21 @@ def list_gpus(prices):
 
 
 def match_gpu(prices, device):
-    """The list's name for a GPU as its driver spells it ("NVIDIA A100-SXM4-40GB"), or None."""
-    words = set(re.findall(r"[a-z0-9]+", device.lower()))
-    found = [g for g in list_gpus(prices) if words >= set(re.findall(r"[a-z0-9]+", g.lower()))]
-    return max(found, key=len, default=None)
+    """The list's name for a GPU as its driver spells it ("NVIDIA A100-SXM4-40GB"), else that."""
+
+    def words(name):
+        return set(re.findall(r"[a-z0-9]+", name.lower()))
+
+    found = [gpu for gpu in list_gpus(prices) if words(gpu) <= words(device)]
+    return max(found, key=len, default=device)
 
 
-def price_tokens(prices, model, which=None):
+def price_tokens(prices, model, which="paper"):
     """{"in", "out", "cached"}: dollars of one token of `model`; cached input defaults to input.
 
-    `which` list is looked at first, then paper and today.
+    List `which` is looked at first, then the other one.
     """
-    for name in filter(None, (which, "paper", "today")):
+    for name in (which, "paper", "today"):
         usd = {k: find_price(prices, name, f"tokens-{k}", model) for k in ("in", "out", "cached")}
         if usd["in"] is not None and usd["out"] is not None:
             return {**usd, "cached": usd["in"] if usd["cached"] is None else usd["cached"]}
@@ -367,31 +376,36 @@ def price_label(prices, name, entry, which="paper"):
     """Dollars of one label of task `name`: its entry's usd_per_label, or the list's row."""
     if "usd_per_label" in entry:
         return parse_price(entry["usd_per_label"], f"task {name!r}: field 'usd_per_label'")
-    found = (find_price(prices, each, "label", name) for each in (which, "paper", "today"))
-    usd = next((usd for usd in found if usd is not None), None)
-    if usd is None:
-        raise UserError(
-            f"task {name!r}: no price of a label; give its entry a field 'usd_per_label', add a "
-            f"row to the price list, or pass --usd-per-label"
-        )
-    return parse_price(usd, f"task {name!r}: price of a label")
+    for each in (which, "paper", "today"):
+        usd = find_price(prices, each, "label", name)
+        if usd is not None:
+            return parse_price(usd, f"task {name!r}: price of a label")
+    raise UserError(
+        f"task {name!r}: no price of a label; give its entry a field 'usd_per_label', add a row "
+        "to the price list, or pass --usd-per-label"
+    )
+
+
+def name_llm(which):
+    """The LLM that list `which` pays: the paper's, or a successor as that one was shut down."""
+    return "text-davinci-003" if which == "paper" else "gpt-4o-mini"
 
 
 # --- tasks and scales ----------------------------------------------------------------------
 
 
 class Study(NamedTuple):
-    """The counts of a task's tables, before `divide_by` makes them fit a scale."""
+    """The counts behind a task's tables, before a scale divides them."""
 
     labels_n: list
     budgets: list
     few_shot_n: int
     few_shot_budgets: list
     catch_up_usd: list
-    train_rows: int
+    figure_usd: dict
+    train_rows: int  # None where not known
     unlabeled_rows: int
-    divide_by: int
-    thousands: bool  # unlabeled counts are whole thousands, as Table 2 prints them
+    own: bool  # a task of the user's: its counts are meant as they stand
 
 
 def load_scale(name, path=DATA / "scales.json"):
@@ -402,59 +416,61 @@ def load_scale(name, path=DATA / "scales.json"):
     return scales[name]
 
 
-def check_entry(name, entry):
-    """The fields of a task entry, those of the paper's tables included; UserError names a fault.
+FIELDS = {  # field of a task entry -> (its type, what it is)
+    "title": (str, "a text"),
+    "metric": (str, "the name of a metric of evaluate.py"),
+    "prefix": (str, 'a text such as "wlp: "'),
+    "labels": (list, "a list of label names, [] where outputs are free text"),
+    "max_source_length": (int, "a number of tokens"),
+    "max_target_length": (int, "a number of tokens"),
+    "labels_n": (list, "a list of label counts such as [1000, 5000]"),
+    "budgets": (list, "a list of dollars such as [100, 200]"),
+}
 
-    An entry of one's own has the table's fields (labels_n, budgets, ...) beside its title; an
-    entry of the paper has them under "paper", as they are divided at other scales.
+
+def check_entry(name, entry):
+    """All fields of a task entry in one dict; a UserError names the field at fault.
+
+    An entry of one's own has the tables' fields (labels_n, budgets, ...) beside its title; the
+    paper's tasks have them under "paper", as other scales divide them.
     """
     if not isinstance(entry, dict):
         raise UserError(f"task {name!r}: its entry is not an object of fields")
     fields = {**entry.get("paper", {}), **entry}
-    kinds = {
-        "title": (str, "text"),
-        "metric": (str, "the name of a metric of evaluate.py"),
-        "prefix": (str, 'text such as "wlp: "'),
-        "labels": (list, "a list of label names, [] where outputs are free text"),
-        "max_source_length": (int, "a number of tokens"),
-        "max_target_length": (int, "a number of tokens"),
-        "labels_n": (list, "a list of label counts such as [1000, 5000]"),
-        "budgets": (list, "a list of dollars such as [100, 200]"),
-    }
-    for key, (kind, example) in kinds.items():
+    for key, (kind, meaning) in FIELDS.items():
         if key not in fields:
-            raise UserError(f"task {name!r}: field {key!r} is missing; it is {example}")
-        if not isinstance(fields[key], kind) or fields[key] in (0, True):
-            raise UserError(f"task {name!r}: field {key!r} must be {example}, not {fields[key]!r}")
+            raise UserError(f"task {name!r}: field {key!r} is missing; it is {meaning}")
+        value = fields[key]
+        if not isinstance(value, kind) or (kind is int and value < 1) or isinstance(value, bool):
+            raise UserError(f"task {name!r}: field {key!r} must be {meaning}, not {value!r}")
     for key in ("labels_n", "budgets"):
         if not fields[key]:
-            raise UserError(f"task {name!r}: field {key!r} is empty; it is {kinds[key][1]}")
+            raise UserError(f"task {name!r}: field {key!r} is empty; it is {FIELDS[key][1]}")
     return fields
 
 
-def read_study(name, entry, divide_by=1):
-    """The Study of a task entry; only the paper's own counts (under "paper") are divided."""
+def read_study(name, entry):
+    """The Study of a task entry, its counts and dollars checked."""
     fields = check_entry(name, entry)
-    own = "labels_n" in entry
-    rows = fields.get("rows") or {}
+    where = f"task {name!r}: field"
 
-    def amounts(key, default):
-        return [parse_price(v, f"task {name!r}: field {key!r}") for v in fields.get(key, default)]
+    def usd(key, default=()):
+        return [parse_price(value, f"{where} {key!r}") for value in fields.get(key, default)]
 
-    def count(key):
-        known = rows.get(key) is not None
-        return parse_count(rows[key], f"task {name!r}: field 'rows' {key!r}", 1) if known else None
+    def rows(split):
+        count = (fields.get("rows") or {}).get(split)
+        return None if count is None else parse_count(count, f"{where} 'rows' {split!r}", 1)
 
     return Study(
-        [parse_count(n, f"task {name!r}: field 'labels_n'", 1) for n in fields["labels_n"]],
-        amounts("budgets", []),
-        parse_count(fields.get("few_shot_n", 100), f"task {name!r}: field 'few_shot_n'", 1),
-        amounts("few_shot_budgets", fields["budgets"]),
-        amounts("catch_up_usd", []),
-        count("train"),
-        count("unlabeled"),
-        1 if own else divide_by,
-        not own,
+        [parse_count(n, f"{where} 'labels_n'", 1) for n in fields["labels_n"]],
+        usd("budgets"),
+        parse_count(fields.get("few_shot_n", 100), f"{where} 'few_shot_n'", 1),
+        usd("few_shot_budgets", fields["budgets"]),
+        usd("catch_up_usd"),
+        {k: parse_price(v, f"{where} {k!r}") for k, v in fields.get("figure_usd", {}).items()},
+        rows("train"),
+        rows("unlabeled"),
+        "labels_n" in entry,
     )
 
 
@@ -467,8 +483,8 @@ class Terms(NamedTuple):
     task: str
     rates: str  # paper or measured
     usd_per_label: Fraction
-    usd_per_llm_label: Fraction  # None where no price is known
-    usd_per_token: Fraction  # of input; None where no price is known
+    usd_per_llm_label: Fraction  # None where not known
+    usd_per_token: Fraction  # of the LLM's input
     gpu: str
     usd_per_gpu_hour: Fraction
     teacher_hours: dict  # labels -> GPU-hours that fine-tune the teacher on them
@@ -477,16 +493,12 @@ class Terms(NamedTuple):
 
 
 def read_rates(name, fields):
-    """(labels -> teacher hours, labels -> hours an example) of an entry, on the GPU it names."""
-    where = f"task {name!r}: field"
+    """The two tables of hours that a task entry states, on the GPU that it names."""
 
     def table(key, divide):
-        value = fields.get(key, {})
-        pairs = value.items() if isinstance(value, dict) else [("0", value)]
-        hours = {
-            parse_count(n, f"{where} {key!r}"): parse_amount(v, f"{where} {key!r}") / divide
-            for n, v in pairs
-        }
+        what, value = f"task {name!r}: field {key!r}", fields.get(key, {})
+        pairs = value.items() if isinstance(value, dict) else [(0, value)]
+        hours = {parse_count(n, what): parse_amount(v, what) / divide for n, v in pairs}
         return dict(sorted(hours.items()))
 
     teacher = table("teacher_gpu_hours", 1)
@@ -495,118 +507,92 @@ def read_rates(name, fields):
     return teacher, table("distill_usd_per_100k", 100_000 * PAPER_USD_PER_GPU_HOUR)
 
 
-def price_llm_label(name, fields, prices, which, model, usd_per_1k_tokens):
-    """(dollars of one LLM label, dollars of one input token), None where no count is known."""
+def price_llm_label(name, fields, usd):
+    """Dollars of one LLM label at token prices `usd`; None where its tokens aren't known."""
     tokens = fields.get("llm_tokens_per_label")
-    if usd_per_1k_tokens is not None:
-        each = parse_price(usd_per_1k_tokens, "--usd-per-1k-tokens") / 1000
-        usd = {"in": each, "out": each}
-    else:
-        usd = price_tokens(prices, model, which)
     if tokens is None:
-        return None, usd["in"]
+        return None
     tokens = parse_price(tokens, f"task {name!r}: field 'llm_tokens_per_label'")
     if usd["in"] == usd["out"]:
-        return tokens * usd["in"], usd["in"]
-    # The paper counts prompt and answer together; the answer is as long as a target.
-    answer = parse_amount(
-        fields.get("mean_tokens", {}).get("target", 0), f"task {name!r}: field 'mean_tokens'"
-    )
-    return (tokens - answer) * usd["in"] + answer * usd["out"], usd["in"]
+        return tokens * usd["in"]
+    # The paper counts prompt and answer together; the answer is about as long as a target.
+    answer = fields.get("mean_tokens", {}).get("target", 0)
+    answer = min(tokens, parse_amount(answer, f"task {name!r}: field 'mean_tokens'"))
+    return (tokens - answer) * usd["in"] + answer * usd["out"]
 
 
-def make_terms(
-    name,
-    entry,
-    prices,
-    which="paper",
-    rates="paper",
-    runs=None,
-    gpu=None,
-    gpu_usd_per_hour=None,
-    gpu_speed=None,
-    usd_per_label=None,
-    usd_per_1k_tokens=None,
-    llm_model=None,
-):
-    """The Terms of task `name`: rates of the paper or of the folder `runs`, prices of list
-    `which`; every other argument overrides what the list or the entry says."""
-    fields = check_entry(name, entry)
-    notes = []
-    label = price_label(prices, name, entry, which) if usd_per_label is None else None
-    label = label or parse_price(usd_per_label, "--usd-per-label")
-    model = llm_model or ("text-davinci-003" if which == "paper" else "gpt-4o-mini")
-    llm = price_llm_label(name, fields, prices, which, model, usd_per_1k_tokens)
-    named_price = gpu_usd_per_hour is not None
+def make_terms(name, entry, prices, which="paper", rates="paper", runs=None, **asked):
+    """The Terms of task `name`: rates of the paper, or "measured" in the folder `runs`, at the
+    prices of list `which`.
+
+    What is `asked` overrides the price list: gpu, gpu_usd_per_hour, gpu_speed, usd_per_label,
+    usd_per_1k_tokens and llm_model, as the command-line flags of these names.
+    """
+    asked = {key: value for key, value in asked.items() if value is not None}
+    fields, gpu, notes = check_entry(name, entry), asked.get("gpu"), []
+    gpu = next((known for known in list_gpus(prices) if known.lower() == str(gpu).lower()), gpu)
+    if "usd_per_label" in asked:
+        label = parse_price(asked["usd_per_label"], "--usd-per-label")
+    else:
+        label = price_label(prices, name, entry, which)
+    if "usd_per_1k_tokens" in asked:
+        each = parse_price(asked["usd_per_1k_tokens"], "--usd-per-1k-tokens") / 1000
+        tokens = {"in": each, "out": each}
+    else:
+        tokens = price_tokens(prices, asked.get("llm_model") or name_llm(which), which)
     if rates == "measured":
-        kind, teacher, distill = measure_rates(name, runs, prices, gpu, named_price)
+        known = (gpu, asked.get("gpu_speed"), "gpu_usd_per_hour" in asked)
+        kind, teacher, distill = measure_rates(name, runs, prices, *known)
         notes.append(f"rates measured in {runs}")
     else:
         kind, (teacher, distill) = fields.get("gpu", "A40"), read_rates(name, fields)
-        if gpu and gpu.lower() != kind.lower():
-            factor = compare_speeds(prices, kind, gpu, gpu_speed)
+        if gpu and gpu != kind:
+            factor = compare_speeds(prices, kind, gpu, asked.get("gpu_speed"))
             teacher = {n: hours * factor for n, hours in teacher.items()}
             distill = {n: hours * factor for n, hours in distill.items()}
-            notes.append(f"one hour of {gpu} counts as {float(1 / factor):g} hours of {kind}")
+            notes.append(f"one hour of {gpu} does the work of {float(1 / factor):g} h of {kind}")
             kind = gpu
-    if named_price:
-        hour, how = parse_price(gpu_usd_per_hour, "--gpu-usd-per-hour"), "as given"
+    if "gpu_usd_per_hour" in asked:
+        hour, how = parse_price(asked["gpu_usd_per_hour"], "--gpu-usd-per-hour"), "as given"
     else:
-        # A GPU asked for by name is priced by a row of its own, of any list, before a derived one.
-        lists = (which, "today", "paper")
-        direct = [each for each in lists if gpu and find_price(prices, each, "gpu", kind)]
-        hour, how = price_gpu_hour(prices, kind, direct[0] if direct else which)
+        hour, how = price_gpu_hour(prices, kind, which, derive=not gpu)
         hour = parse_price(hour, f"price of an hour of {kind}")
     notes.append(f"an hour of {kind} is {show_price(hour)} ({how})")
-    return Terms(name, rates, label, *llm, kind, hour, teacher, distill, tuple(notes))
+    llm = price_llm_label(name, fields, tokens)
+    return Terms(name, rates, label, llm, tokens["in"], kind, hour, teacher, distill, tuple(notes))
 
 
-def compare_speeds(prices, kind, gpu, gpu_speed=None):
-    """Hours of `gpu` that do the work of one hour of `kind`."""
-    base, speed = find_speed(prices, gpu)
-    if gpu_speed is not None:
-        speed = parse_price(gpu_speed, "--gpu-speed")
-    known = find_speed(prices, kind)[1]
-    for name, value in ((gpu, speed), (kind, known)):
-        if value is None:
-            raise UserError(
-                f"no speed of GPU {name!r}, so hours of {kind} can't be turned into hours of "
-                f"{gpu}; add a speed row (in multiples of {base}) or pass --gpu-speed"
-            )
-    return known / speed
-
-
-def read_at(table, labels, terms, what):
-    """The value of `table` (labels -> hours) at `labels`.
-
-    Between two of its counts it is on the straight line between them, beyond the last it grows
-    with the labels, below the first it stays (start-up and loading cost as much for few labels).
-    """
-    if not table:
-        raise UserError(
-            f"task {terms.task!r}: no {what}; give its entry the fields 'teacher_gpu_hours' and "
-            "'distill_gpu_hours_per_100k', or pass --rates measured --runs DIR"
-        )
-    below = max((n for n in table if n <= labels), default=None)
-    above = min((n for n in table if n > labels), default=None)
-    if below is None:
-        return table[above]
-    if above is None:
-        return table[below] * Fraction(labels, below) if below else table[below]
-    return table[below] + (table[above] - table[below]) * Fraction(labels - below, above - below)
+def need_rates(terms, table):
+    """`table` of hours, or a UserError that says how to come by one."""
+    if table:
+        return table
+    raise UserError(
+        f"task {terms.task!r}: no GPU rates; give its entry the fields 'teacher_gpu_hours' and "
+        "'distill_gpu_hours_per_100k', or pass --rates measured --runs DIR"
+    )
 
 
 def count_teacher_hours(terms, labels):
-    """GPU-hours that fine-tune the teacher on `labels`; estimated between the known counts."""
-    return read_at(terms.teacher_hours, labels, terms, "hours of the teacher")
+    """GPU-hours that fine-tune the teacher on `labels`.
+
+    Between two known counts they are on the straight line, beyond the last they grow with the
+    labels, below the first they stay, as loading a large model costs the same for few labels.
+    """
+    table = need_rates(terms, terms.teacher_hours)
+    below = max((n for n in table if n <= labels), default=0)
+    above = min((n for n in table if n > labels), default=0)
+    if not below:
+        return table[above or 0]
+    if not above:
+        return table[below] * Fraction(labels, below)
+    return table[below] + (table[above] - table[below]) * Fraction(labels - below, above - below)
 
 
 def count_distill_hours(terms, labels):
-    """GPU-hours for one unlabeled example, with a teacher of `labels`: the nearest count below
-    (the paper has two rates for nq, one each side of 5K)."""
-    table = terms.distill_hours
-    nearest = max((n for n in table if n <= labels), default=min(table, default=0))
-    return read_at({nearest: table[nearest]} if table else {}, nearest, terms, "rate of distilling")
+    """GPU-hours for one unlabeled example with a teacher of `labels`: the known count below
+    (the paper has two rates for nq, up to 1K labels and from 5K)."""
+    table = need_rates(terms, terms.distill_hours)
+    return table[max((n for n in table if n <= labels), default=min(table))]
 
 
 def price_distilling(terms, labels, unlabeled):
@@ -618,29 +604,28 @@ def price_distilling(terms, labels, unlabeled):
 def plan(terms, labels, budget):
     """What `budget` dollars buy beside `labels` labels, under each strategy (Tables 2 and 11).
 
-    Dollars are Fractions; `distill` is None where nothing is left after the teacher, `llm` where
-    no price of an LLM label is known. `gpu_hours` are rounded up as in the tables.
+    Dollars are Fractions. `distill` is None where nothing is left after the teacher, `llm` where
+    no price of an LLM label is known. `gpu_hours` are rounded up, as the tables print them.
     """
-    teacher = count_teacher_hours(terms, labels)
-    left = budget - teacher * terms.usd_per_gpu_hour
+    left = budget - price_distilling(terms, labels, 0)
     each = count_distill_hours(terms, labels) * terms.usd_per_gpu_hour
-    unlabeled = math.floor(left / each) if left > 0 else 0
-    extra = math.floor(budget / terms.usd_per_label)
+    if not each:
+        raise UserError(f"task {terms.task!r}: distilling takes 0 hours; correct its rate")
+    extra, unlabeled = math.floor(budget / terms.usd_per_label), math.floor(left / each)
     distill = llm = None
     if unlabeled > 0:
         distill = {
-            "teacher_gpu_hours": teacher,
+            "teacher_gpu_hours": count_teacher_hours(terms, labels),
             "gpu_hours": math.ceil(budget / terms.usd_per_gpu_hour),
             "unlabeled": unlabeled,
             "usd": price_distilling(terms, labels, unlabeled),
         }
     if terms.usd_per_llm_label is not None:
-        count = math.floor(budget / terms.usd_per_llm_label)
-        llm = {
-            "extra_labels": count,
-            "usd_per_label": terms.usd_per_llm_label,
-            "usd": count * terms.usd_per_llm_label,
-        }
+        count, usd = math.floor(budget / terms.usd_per_llm_label), terms.usd_per_llm_label
+        llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
+    notes, known = list(terms.notes), ", ".join(f"{n:,}" for n in terms.teacher_hours)
+    if labels not in terms.teacher_hours:
+        notes.append(f"the teacher's hours at N={labels:,} are estimated from those at {known}")
     return {
         "task": terms.task,
         "labels": labels,
@@ -652,16 +637,8 @@ def plan(terms, labels, budget):
         "rates": terms.rates,
         "gpu": terms.gpu,
         "gpu_usd_per_hour": terms.usd_per_gpu_hour,
-        "notes": [*terms.notes, *note_estimate(terms, labels)],
+        "notes": notes,
     }
-
-
-def note_estimate(terms, labels):
-    """A line that says so where the teacher's hours at `labels` are not a known count."""
-    known = ", ".join(f"{n:,}" for n in terms.teacher_hours)
-    if labels in terms.teacher_hours:
-        return []
-    return [f"the teacher's hours at N={labels:,} are estimated from those at {known}"]
 
 
 # --- the experiment grid -------------------------------------------------------------------
@@ -684,22 +661,22 @@ class Run(NamedTuple):
 class Cell(NamedTuple):
     """One cell of a table: what is planned there, and the runs (one per seed) that fill it.
 
-    `budget_usd` is the table's additional dollars, None where the table fixes counts instead.
-    `runs` maps a strategy to a tuple of Runs, or to None for N/A (the budget doesn't cover it).
+    `runs` maps a strategy to a tuple of Runs, or to None for N/A: the budget doesn't cover it.
+    Amounts are the scale's own; those that a cell doesn't have are None.
     """
 
     task: str
     labels: int
-    budget_usd: Fraction
     initial_usd: Fraction
-    extra_labels: int
-    annotate_usd: Fraction
-    gpu_hours: int
-    unlabeled: int
-    distill_usd: Fraction
-    llm_labels: int
     runs: dict
     notes: tuple = ()
+    budget_usd: Fraction = None  # additional dollars; None where the table fixes counts instead
+    extra_labels: int = None
+    annotate_usd: Fraction = None
+    gpu_hours: int = None
+    unlabeled: int = None
+    distill_usd: Fraction = None
+    llm_labels: int = None
 
 
 RUN_NAME = re.compile(
@@ -727,135 +704,113 @@ def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small",
 def parse_run(name):
     """The Run of a folder's name: the inverse of make_run."""
     match = RUN_NAME.fullmatch(name)
-    run = None
     if match:
         strategy, size = match["strategy"], match["size"]
-        counts = {key: int(match[key] or 0) for key in ("labels", "seed", "unlabeled", "llm")}
-        run = make_run(
-            strategy,
-            counts["labels"],
-            counts["seed"],
-            counts["unlabeled"],
-            counts["llm"],
-            (strategy != "teacher" and size) or "small",
-            (size if strategy == "teacher" else match["teacher"]) or "xxl",
-        )
-    if run is None or run.name != name:
-        raise UserError(f"run {name!r}: not a name such as small-n1000-s0 or dist-n1000-u19000-s0")
-    return run
+        count = {key: int(match[key] or 0) for key in ("labels", "seed", "unlabeled", "llm")}
+        sizes = ("small", size) if strategy == "teacher" else (size, match["teacher"])
+        run = make_run(strategy, *count.values(), sizes[0] or "small", sizes[1] or "xxl")
+        if run.name == name:
+            return run
+    raise UserError(f"run {name!r}: not a name such as small-n1000-s0 or dist-n1000-u19000-s0")
 
 
 class Layout:
-    """Lays out cells of one task at one scale: counts in the paper's units in, ours out."""
+    """Lays out the cells of one task: takes the paper's counts, gives those of a scale."""
 
-    def __init__(self, study, terms, seeds, parameters, llm=False):
+    def __init__(self, study, terms, seeds, divide_by, parameters, llm=False):
         self.study, self.terms, self.seeds, self.llm = study, terms, seeds, llm
         self.parameters = parameters  # size -> million parameters
-        self.unit = study.divide_by
+        self.unit = 1 if study.own else divide_by
+        # The paper's rates are for the paper's N, measured ones for the N of our runs.
+        self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
     def make_runs(self, strategy, labels, **kind):
         return tuple(make_run(strategy, labels, seed, **kind) for seed in self.seeds)
 
     def cap(self, count, rows, what):
-        """(`count`, or the rows there are if fewer; a note if so), both in the scale's units."""
+        """(`count`, or the rows there are if those are fewer; a note if so)."""
         limit = count if rows is None else rows // self.unit
-        if count <= limit:
-            return count, ()
-        return limit, (f"{count:,} {what} planned, {limit:,} exist",)
+        note = (f"{count:,} {what} planned, {limit:,} exist",) if count > limit else ()
+        return min(count, limit), note
 
     def scale_terms(self, student, teacher):
         """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
 
-        Operations a token: the teacher's fine-tuning goes with its parameters; in every step of
-        distilling the released code runs the teacher forward and the student three times that.
+        Fine-tuning goes with the teacher's parameters. A step of the released distillation runs
+        the teacher forward and the student forward and back, three times its forward pass.
         """
-        if (student, teacher) == ("small", "xxl"):
-            return self.terms, ()
-        size = self.parameters
+        size, terms = self.parameters, self.terms
         fit = Fraction(size[teacher], size["xxl"])
         step = Fraction(size[teacher] + 3 * size[student], size["xxl"] + 3 * size["small"])
-        terms = self.terms._replace(
-            teacher_hours={n: hours * fit for n, hours in self.terms.teacher_hours.items()},
-            distill_hours={n: hours * step for n, hours in self.terms.distill_hours.items()},
+        return terms._replace(
+            teacher_hours={n: hours * fit for n, hours in terms.teacher_hours.items()},
+            distill_hours={n: hours * step for n, hours in terms.distill_hours.items()},
         )
-        return terms, (f"hours of {teacher} => {student} estimated from parameter counts",)
 
-    def plan_unlabeled(self, terms, labels, budget):
-        """Unlabeled rows at the scale, 0 where the budget doesn't cover the teacher.
+    def count_unlabeled(self, terms, labels, usd):
+        """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
 
-        With the paper's rates N and the dollars are the paper's, its count is rounded down to
-        thousands as printed, and all is divided after that; measured rates are of our own runs.
+        For the paper's tasks the count is that of Table 2: whole thousands, rounded down.
         """
-        if terms.rates == "measured":
-            bought = plan(terms, labels // self.unit, budget / self.unit)["distill"]
-            return bought["unlabeled"] if bought else 0
-        bought = plan(terms, labels, budget)["distill"]
+        bought = plan(terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
         count = bought["unlabeled"] if bought else 0
-        return (count // 1000 * 1000 if self.study.thousands else count) // self.unit
+        printed = not self.study.own and terms.rates == "paper"
+        return (count // 1000 * 1000 if printed else count) // self.rate_unit
 
-    def price_cell(self, terms, labels, unlabeled):
-        """Planned dollars at the scale: the teacher's share shrinks with N, rates stay."""
-        at = labels // self.unit if terms.rates == "measured" else labels
-        teacher = count_teacher_hours(terms, at) / (at // max(1, labels // self.unit) or 1)
-        hours = teacher + unlabeled * count_distill_hours(terms, at)
-        return hours * terms.usd_per_gpu_hour
+    def price_distilling(self, terms, labels, unlabeled):
+        usd = price_distilling(terms, labels * self.rate_unit, unlabeled * self.rate_unit)
+        return usd / self.rate_unit
 
-    def make_budget_cell(self, labels, budget, also=(), student="small", teacher="xxl"):
-        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy."""
-        terms, notes = self.scale_terms(student, teacher)
+    def at_budget(self, labels, budget, also=(), student="small", teacher="xxl"):
+        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
+        names further strategies that train on the bought labels."""
         n, usd = labels // self.unit, Fraction(budget) / self.unit
+        size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
+        if (student, teacher) != ("small", "xxl"):
+            terms = self.scale_terms(student, teacher)
+            notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
         extra = math.floor(usd / terms.usd_per_label)
         total, note = self.cap(n + extra, self.study.train_rows, "labels")
-        wanted = self.plan_unlabeled(terms, labels, Fraction(budget)) if budget else 0
-        unlabeled, cut = self.cap(wanted, self.study.unlabeled_rows, "unlabeled rows")
-        size = {"student": student, "teacher": teacher}
-        runs = {"small": self.make_runs("small", total, student=student)}
-        runs["teacher"] = self.make_runs("teacher", n, teacher=teacher) if unlabeled else None
-        runs["dist"] = self.make_runs("dist", n, unlabeled=unlabeled, **size) if unlabeled else None
-        llm = None
+        wanted = self.count_unlabeled(terms, n, usd) if budget else 0
+        rows, cut = self.cap(wanted, self.study.unlabeled_rows, "unlabeled rows")
+        runs = {each: self.make_runs(each, total) for each in also}
+        runs["small"] = self.make_runs("small", total, student=student)
+        runs["teacher"] = self.make_runs("teacher", n, teacher=teacher) if rows else None
+        runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size) if rows else None
+        plans = {"budget_usd": usd, "extra_labels": extra}
+        plans["annotate_usd"] = extra * terms.usd_per_label
+        if rows:
+            plans["gpu_hours"] = math.ceil(usd / terms.usd_per_gpu_hour)
+            plans["unlabeled"] = rows
+            plans["distill_usd"] = self.price_distilling(terms, n, rows)
         if self.llm and terms.usd_per_llm_label is not None and budget:
-            llm = math.floor(usd / terms.usd_per_llm_label)
-            runs["llm"] = self.make_runs("llm", n, llm_labels=llm)
-        runs.update({strategy: self.make_runs(strategy, total) for strategy in also})
-        return Cell(
-            terms.task,
-            n,
-            usd,
-            n * terms.usd_per_label,
-            extra,
-            extra * terms.usd_per_label,
-            math.ceil(usd / terms.usd_per_gpu_hour) if unlabeled else None,
-            unlabeled or None,
-            self.price_cell(terms, labels, unlabeled) if unlabeled else None,
-            llm,
-            runs,
-            (*notes, *note, *cut),
-        )
+            plans["llm_labels"] = math.floor(usd / terms.usd_per_llm_label)
+            runs["llm"] = self.make_runs("llm", n, llm_labels=plans["llm_labels"])
+        notes += (*note, *cut)
+        return Cell(terms.task, n, n * terms.usd_per_label, runs, notes, **plans)
 
-    def make_fixed_cell(self, labels, unlabeled, strategies):
+    def at_counts(self, labels, unlabeled, strategies):
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
         n, note = self.cap(labels // self.unit, self.study.train_rows, "labels")
         rows, cut = self.cap(unlabeled // self.unit, self.study.unlabeled_rows, "unlabeled rows")
-        runs = {
-            strategy: self.make_runs(
-                strategy, n, unlabeled=rows if strategy in ("dist", "self") else 0
-            )
-            for strategy in strategies
-        }
-        usd = self.price_cell(self.terms, labels, rows) if rows else None
-        hours = math.ceil(usd / self.terms.usd_per_gpu_hour) if rows else None
+        runs, plans = {}, {}
+        for each in strategies:
+            use = rows if each in ("dist", "self") else 0
+            runs[each] = self.make_runs(each, n, unlabeled=use)
+        if rows:
+            usd = self.price_distilling(self.terms, n, rows)
+            plans = {"unlabeled": rows, "distill_usd": usd}
+            plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
         initial = n * self.terms.usd_per_label
-        zero = Fraction(0)
-        counts = (None, initial, 0, zero, hours, rows or None, usd, None)
-        return Cell(self.terms.task, n, *counts, runs, (*note, *cut))
+        return Cell(self.terms.task, n, initial, runs, (*note, *cut), **plans)
 
-    def need_train_rows(self):
+    def at_all_labels(self, strategy):
+        """A cell of all labeled rows."""
         if self.study.train_rows is None:
             raise UserError(
-                f"task {self.terms.task!r}: field 'rows' has no 'train', the number of labeled "
-                "rows there are"
+                f"task {self.terms.task!r}: field 'rows' needs 'train', how many labels exist"
             )
-        return self.study.train_rows
+        return self.at_counts(self.study.train_rows, 0, (strategy,))
 
 
 FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
@@ -863,82 +818,83 @@ FIGURE_U = (10_000, 100_000)
 
 
 def lay_table2(at):
-    return [at.make_budget_cell(n, b) for n in at.study.labels_n for b in (0, *at.study.budgets)]
+    return [at.at_budget(n, usd) for n in at.study.labels_n for usd in (0, *at.study.budgets)]
 
 
 def lay_table3(at):
-    n = at.study.labels_n[-1]
-    return [at.make_fixed_cell(n, 100_000, ("small", "teacher", "self", "dist"))]
+    return [at.at_counts(at.study.labels_n[-1], 100_000, ("small", "teacher", "self", "dist"))]
 
 
 def lay_table4(at):
-    n = at.study.labels_n[-1]
-    catch_up = [at.make_budget_cell(n, usd) for usd in at.study.catch_up_usd]
-    catch_up = [cell._replace(runs={"small": cell.runs["small"]}) for cell in catch_up]
-    full = at.make_fixed_cell(at.need_train_rows(), 0, ("small",))
-    return [at.make_fixed_cell(n, 100_000, ("teacher", "dist")), *catch_up, full]
+    n, ann_only = at.study.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
+    catch_up = [at.at_budget(n, usd) for usd in at.study.catch_up_usd]
+    catch_up = [
+        cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in catch_up
+    ]
+    return [at.at_counts(n, 100_000, ("teacher", "dist")), *catch_up, at.at_all_labels("small")]
 
 
 def lay_table9(at):
-    return [at.make_fixed_cell(at.need_train_rows(), 0, ("teacher",))]
+    return [at.at_all_labels("teacher")]
 
 
 def lay_table10(at):
-    budget = at.study.budgets[-1]
-    return [at.make_budget_cell(n, budget, ("distilbert", "bert")) for n in at.study.labels_n]
+    usd = at.study.budgets[-1]
+    return [at.at_budget(n, usd, ("distilbert", "bert")) for n in at.study.labels_n]
 
 
 def lay_table11(at):
-    budgets = (0, *at.study.few_shot_budgets)
-    return [at.make_budget_cell(at.study.few_shot_n, budget) for budget in budgets]
+    return [at.at_budget(at.study.few_shot_n, usd) for usd in (0, *at.study.few_shot_budgets)]
 
 
 def lay_fig2(at):
-    unlabeled = [at.make_fixed_cell(n, u, ("teacher", "dist")) for n in FIGURE_N for u in FIGURE_U]
-    return [*lay_fig7(at), *unlabeled]
+    distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in FIGURE_N for u in FIGURE_U]
+    return [*lay_fig7(at), *distilled]
 
 
 def lay_fig3(at):
-    return [at.make_budget_cell(n, b) for n in FIGURE_N for b in at.study.few_shot_budgets]
+    return [at.at_budget(n, usd) for n in FIGURE_N for usd in at.study.few_shot_budgets]
+
+
+def lay_sizes(at, figure, role, sizes):
+    usd = at.study.figure_usd.get(figure, at.study.budgets[-1])
+    counts = (at.study.few_shot_n, *at.study.labels_n)
+    return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
 
 
 def lay_fig4(at):
-    sizes, n = ("small", "base", "large"), (at.study.few_shot_n, *at.study.labels_n)
-    return [at.make_budget_cell(each, 300, student=size) for size in sizes for each in n]
+    return lay_sizes(at, "fig4", "student", ("small", "base", "large"))
 
 
 def lay_fig5(at):
-    budget = 200 if at.terms.task == "wlp" else 150  # the figure's caption
-    sizes, n = ("large", "xl", "xxl"), (at.study.few_shot_n, *at.study.labels_n)
-    return [at.make_budget_cell(each, budget, teacher=size) for size in sizes for each in n]
+    return lay_sizes(at, "fig5", "teacher", ("large", "xl", "xxl"))
 
 
 def lay_fig6(at):
     if at.terms.usd_per_llm_label is None:
-        raise UserError(f"task {at.terms.task!r}: no 'llm_tokens_per_label', so no LLM labels")
-    at.llm = True
-    cells = [
-        at.make_budget_cell(n, b)
-        for n in (at.study.few_shot_n, *at.study.labels_n)
-        for b in (0, 200)
-    ]
+        raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
+    at.llm, usd = True, at.study.figure_usd.get("fig6", at.study.budgets[-1])
+    counts = (at.study.few_shot_n, *at.study.labels_n)
+    cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
     alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
-    return [*cells, cells[-1]._replace(labels=0, initial_usd=Fraction(0), runs=alone)]
+    zero = {"labels": 0, "initial_usd": Fraction(0), "runs": alone}
+    return [*cells, cells[1]._replace(**zero)]
 
 
 def lay_fig7(at):
-    return [at.make_fixed_cell(n, 0, ("small",)) for n in FIGURE_N]
+    return [at.at_counts(n, 0, ("small",)) for n in FIGURE_N]
 
 
-TABLES = {  # name -> (its layout, the tasks that the paper has in it)
-    "table2": (lay_table2, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
-    "table3": (lay_table3, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
-    "table4": (lay_table4, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
-    "table9": (lay_table9, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
+ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
+TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
+    "table2": (lay_table2, ALL),
+    "table3": (lay_table3, ALL),
+    "table4": (lay_table4, ALL),
+    "table9": (lay_table9, ALL),
     "table10": (lay_table10, "stanceosaurus fever"),
-    "table11": (lay_table11, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
-    "fig2": (lay_fig2, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
-    "fig3": (lay_fig3, "wlp stanceosaurus fever multipit_id multipit_gen nq"),
+    "table11": (lay_table11, ALL),
+    "fig2": (lay_fig2, ALL),
+    "fig3": (lay_fig3, ALL),
     "fig4": (lay_fig4, "wlp multipit_gen"),
     "fig5": (lay_fig5, "wlp multipit_gen"),
     "fig6": (lay_fig6, "wlp stanceosaurus"),
@@ -946,25 +902,24 @@ TABLES = {  # name -> (its layout, the tasks that the paper has in it)
 }
 
 
-def cells(table, task, scale="paper", seeds=(0,), terms=None, tasks=None, llm=False):
-    """The cells of a table or figure for one task, in reading order.
+def cells(table, task, scale="mini", seeds=(0,), terms=None, tasks=DATA / "tasks.json", llm=False):
+    """The Cells of a table or figure for one task, in reading order.
 
-    `terms` default to the paper's rates and prices; `llm` adds LLM labels to each cell.
+    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars.
     """
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
-    entry = load_task(task, tasks or DATA / "tasks.json")
-    settings = load_scale(scale)
+    entry, divide_by = load_task(task, tasks), load_scale(scale)["divide_by"]
+    study = read_study(task, entry)
     terms = terms or make_terms(task, entry, load_prices())
-    study = read_study(task, entry, settings["divide_by"])
     sizes = load_scale("paper")["million_parameters"]
-    return TABLES[table][0](Layout(study, terms, tuple(seeds), sizes, llm))
+    return TABLES[table][0](Layout(study, terms, tuple(seeds), divide_by, sizes, llm))
 
 
-def grid(table, task, scale="paper", seeds=(0,), terms=None, tasks=None, llm=False):
-    """The Runs behind a table or figure, each once, and what a run needs before it."""
+def grid(*args, **options):
+    """The Runs behind cells(...), same arguments: each once, after what it needs."""
     runs = {}
-    for cell in cells(table, task, scale, seeds, terms, tasks, llm):
+    for cell in cells(*args, **options):
         for run in (run for group in cell.runs.values() for run in group or ()):
             for needed in map(parse_run, run.needs):
                 runs.setdefault(needed.name, needed)
@@ -974,63 +929,52 @@ def grid(table, task, scale="paper", seeds=(0,), terms=None, tasks=None, llm=Fal
 
 # --- flags of the training scripts ---------------------------------------------------------
 
-LEARNING_RATES = {"small": "small", "llm": "small", "teacher": "teacher"}  # others: distill
 
+def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", real_text=False):
+    """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
-def make_flags(task, scale, run=None, strategy=None, tasks=None):
-    """{flag: value} for the script that trains `strategy`, or for one run of it.
-
-    Scale settings, then the entry's own for that scale: under "all" and under the strategy.
+    The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
+    for `real_text` (data that the scale wasn't made for), those of "real-text".
     """
-    entry = load_task(task, tasks or DATA / "tasks.json")
+    entry, settings = load_task(task, tasks), load_scale(scale)
     check_entry(task, entry)
-    settings = load_scale(scale)
-    strategy = run.strategy if run else strategy
-    if strategy not in settings["flags"]:
-        raise UserError(
-            f"scale {scale!r} has no flags for strategy {strategy!r}; "
-            f"known: {', '.join(settings['flags'])}"
-        )
-    own = entry.get(scale, {})
-    rates = own.get("learning_rate", {})
-    rate = rates.get(LEARNING_RATES.get(strategy, "distill"))
-    size = (
-        (run.student if run else "small")
-        if strategy != "teacher"
-        else (run.teacher if run else "xxl")
-    )
+    run = run or make_run(strategy, 0, 0)
+    known, own = settings["flags"], entry.get(scale, {})
+    if run.strategy not in known:
+        raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
     models = {**settings["models"], **own.get("models", {})}
+    size = run.teacher if run.strategy == "teacher" else run.student
     if size not in models:
-        raise UserError(
-            f"scale {scale!r} has no model of size {size!r}: add it to data/scales.json"
-        )
+        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
+    distilled = run.strategy in ("dist", "self")
+    # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
+    kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
+    rate = own.get("learning_rate", {}).get(kind)
     flags = {
-        "student" if strategy in ("dist", "self") else "model": models[size],
-        **settings["flags"][strategy],
-        **({"learning-rate": rate} if rate is not None else {}),
+        "student" if distilled else "model": models[size],
+        **known[run.strategy],
+        **({} if rate is None else {"learning-rate": rate}),
         "max-source-length": entry["max_source_length"],
         "max-target-length": entry["max_target_length"],
         "prefix": entry["prefix"],
         **own.get("all", {}),
-        **own.get(strategy, {}),
+        **own.get(run.strategy, {}),
+        **(own.get("real-text", {}) if real_text else {}),
     }
-    if run:
-        counts = {"dist": "num-unlabeled", "self": "num-unlabeled"}
-        if strategy != "llm":  # all rows of the file that gpt_annotate.py wrote
-            flags[counts.get(strategy, "num-labels")] = run.unlabeled or run.labels
-        flags["seed"] = run.seed
-    return flags
+    if strategy:
+        return flags
+    if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
+        flags["num-unlabeled" if distilled else "num-labels"] = run.unlabeled or run.labels
+    return {**flags, "seed": run.seed}
 
 
 def show_flags(flags):
     """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out."""
     words = []
     for name, value in flags.items():
-        if value is None:
-            continue
-        words.append(f"--no-{name}" if value is False else f"--{name}")
-        if not isinstance(value, bool):
-            words.append(str(value))
+        if value is not None:
+            words.append(f"--no-{name}" if value is False else f"--{name}")
+            words += [] if isinstance(value, bool) else [str(value)]
     return shlex.join(words)
 
 
@@ -1047,53 +991,54 @@ class Record(NamedTuple):
     labels: int
     unlabeled: int
     seed: int
-    llm_tokens: dict  # {"in", "out", "cached"}
+    llm_tokens: dict  # "in", "out", "cached" -> count
     llm_model: str  # None where not recorded
-    hours: Fraction  # of the device, all but the teacher's pass
-    pass_hours: Fraction  # of the teacher's pass over the unlabeled rows, this run's share
-    evaluate_hours: Fraction
-    gpu: str  # as the driver names it; None on CPU
+    gpu: str  # as the driver names it; None on a CPU
     gpus: int
+    hours: Fraction  # all but the teacher's pass, times the number of GPUs
+    pass_hours: Fraction  # this run's share of the teacher's pass over the unlabeled rows
+    evaluate_hours: Fraction
 
 
 def read_record(folder):
-    """The Record of a run folder; a UserError names file and field."""
-    path = folder / "training.json"
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+    """The Record of a run folder; a UserError names the file and the field at fault."""
+    path, metrics = folder / "training.json", {}
+    if (folder / "metrics.json").exists():
+        metrics = read_json(folder / "metrics.json")
     training = read_json(path) if path.exists() else metrics.get("training")
-    if not isinstance(training, dict):
-        raise UserError(f"{path}: not the record of a run")
 
-    def need(record, key, where=""):
-        if not isinstance(record, dict) or key not in record:
-            raise UserError(f"{path}: no {where}{key!r}; train this run again")
+    def need(record, key):
+        if not isinstance(record, dict) or record.get(key) is None:
+            raise UserError(f"{path}: no {key!r} in this record; train this run again")
         return record[key]
 
-    def total(seconds, keep):
-        amounts = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in seconds.items() if keep(k))
-        return sum(amounts, Fraction(0)) / 3600
+    def count(key, record=training, least=0):
+        return parse_count(record.get(key) or 0, f"{path}: {key!r}", least)
 
-    seconds, hardware = need(training, "seconds"), need(training, "hardware")
-    cpu = need(hardware, "device", "hardware ") == "cpu"
-    gpus = 1 if cpu else parse_count(need(hardware, "gpus", "hardware "), f"{path}: gpus", 1)
+    hardware, seconds = need(training, "hardware"), need(training, "seconds")
+    cpu = need(hardware, "device") == "cpu"
+    gpus = 1 if cpu else count("gpus", hardware, 1)
+
+    def hours(phases):
+        used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
+        return sum(used, Fraction(0)) * gpus / 3600
+
+    teacher_pass = {"teacher_pass": seconds.get("teacher_pass", 0)}
     tokens = training.get("llm_tokens") or {}
     tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
-    place = folder.resolve()
     return Record(
         folder.name,
-        place.parent.parent.name,
+        folder.resolve().parent.parent.name,
         str(need(training, "task")),
         str(need(training, "strategy")),
-        parse_count(need(training, "labels"), f"{path}: labels"),
-        parse_count(training.get("unlabeled") or 0, f"{path}: unlabeled"),
-        parse_count(training.get("seed") or 0, f"{path}: seed"),
-        {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()},
+        *map(count, ("labels", "unlabeled", "seed")),
+        {kind: count(kind, tokens) for kind in tokens},
         training.get("llm_model"),
-        total(seconds, lambda key: key != "teacher_pass") * gpus,
-        total(seconds, lambda key: key == "teacher_pass") * gpus,
-        total(metrics.get("seconds") or {}, lambda key: True),
-        None if cpu else str(need(hardware, "gpu", "hardware ")),
+        None if cpu else str(need(hardware, "gpu")),
         gpus,
+        hours(seconds) - hours(teacher_pass),
+        hours(teacher_pass),
+        hours(metrics.get("seconds") or {}),
     )
 
 
@@ -1102,66 +1047,61 @@ def read_runs(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the one that holds the runs")
-    found = {
-        path.parent for name in ("training", "metrics") for path in folder.rglob(f"{name}.json")
-    }
+    found = {path.parent for path in folder.rglob("training.json")}
+    found |= {path.parent for path in folder.rglob("metrics.json")}
     if not found:
         raise UserError(f"{folder}: no finished run here (no training.json); train one first")
-    return [read_record(path) for path in sorted(found)]
+    by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
+    return [read_record(path) for path in by_numbers]
 
 
-def measure_rates(name, folder, prices, gpu=None, priced=False):
+def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
     """(GPU, labels -> teacher hours, labels -> hours an example) of the runs of task `name`.
 
-    Hours of several runs at the same N are averaged; distilling is one rate, hours over rows.
+    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs.
+    On a CPU the hours count as those of `gpu`, unless the hour is `priced` by flag.
     """
     if folder is None:
         raise UserError("--rates measured: pass --runs DIR, the folder of your runs")
     records = [record for record in read_runs(folder) if record.task == name]
     teachers = [record for record in records if record.strategy == "teacher"]
-    students = [record for record in records if record.strategy == "dist"]
+    students = [record for record in records if record.strategy == "dist" and record.unlabeled]
     if not teachers or not students:
         raise UserError(
             f"{folder}: {len(teachers)} teacher and {len(students)} dist runs of task {name!r}; "
             "measured rates need one of each"
         )
-    kinds = {r.gpu and (match_gpu(prices, r.gpu) or r.gpu) for r in teachers + students}
+    kinds = [r.gpu and match_gpu(prices, r.gpu) for r in teachers + students]
     if None in kinds and not gpu and not priced:
         raise UserError(
             f"{folder}: these runs used a CPU, which has no price; pass --gpu NAME to count "
             "their seconds as that GPU's, or --gpu-usd-per-hour"
         )
-    if len(kinds) > 1 and not gpu:
-        raise UserError(f"{folder}: runs on {len(kinds)} kinds of device; pass --gpu to name one")
-    target = gpu or next(iter(kinds)) or "CPU"
-
-    def hours(record):
-        kind = record.gpu and (match_gpu(prices, record.gpu) or record.gpu)
+    if len(set(kinds)) > 1 and not gpu:
+        raise UserError(f"{folder}: runs on {len(set(kinds))} kinds of device; name one by --gpu")
+    target = gpu or kinds[0] or "CPU"
+    used = {}
+    for record, kind in zip(teachers + students, kinds, strict=True):
         same = kind is None or kind.lower() == target.lower()
-        used = record.hours + record.pass_hours
-        return used if same else used * compare_speeds(prices, kind, target)
-
-    by_labels = {}
-    for record in teachers:
-        by_labels.setdefault(record.labels, []).append(hours(record))
-    teacher = {n: sum(each) / len(each) for n, each in sorted(by_labels.items())}
-    rows = sum(record.unlabeled for record in students)
-    return target, teacher, {0: sum(map(hours, students)) / rows}
+        factor = 1 if same else compare_speeds(prices, kind, target, gpu_speed)
+        key = record.labels if record.strategy == "teacher" else "dist"
+        used.setdefault(key, []).append((record.hours + record.pass_hours) * factor)
+    distill = sum(used.pop("dist")) / sum(record.unlabeled for record in students)
+    return target, {n: sum(each) / len(each) for n, each in sorted(used.items())}, {0: distill}
 
 
 class Ledger:
-    """Prices Records with one of the lists; dollars are None where a CPU has no price."""
+    """Prices Records by list `which`; dollars are None where a CPU has no price."""
 
     def __init__(self, prices, tasks, which, gpu=None, gpu_usd_per_hour=None, llm_model=None):
         self.prices, self.tasks, self.which, self.gpu = prices, tasks, which, gpu
-        self.llm_model = llm_model or ("text-davinci-003" if which == "paper" else "gpt-4o-mini")
-        self.usd_per_hour = gpu_usd_per_hour
-        self.notes = {}
+        self.usd_per_hour, self.llm_model = gpu_usd_per_hour, llm_model or name_llm(which)
+        self.notes = {}  # in order, each once
 
     def price_hours(self, record, hours):
-        kind = self.gpu if record.gpu is None else match_gpu(self.prices, record.gpu) or record.gpu
-        if self.usd_per_hour is not None and (kind or self.gpu is None):
+        if self.usd_per_hour is not None:
             return hours * self.usd_per_hour
+        kind = match_gpu(self.prices, record.gpu) if record.gpu else self.gpu
         if kind is None:
             return None
         usd, how = price_gpu_hour(self.prices, kind, self.which)
@@ -1178,47 +1118,47 @@ class Ledger:
         usd = price_tokens(self.prices, record.llm_model or self.llm_model, self.which)
         return sum(usd[kind] * count for kind, count in record.llm_tokens.items())
 
-    def add_up(self, records):
-        """Totals of `records` with nothing paid twice.
+    def sum_up(self, labels_usd, llm_usd, parts):
+        """The four amounts of a bill; `parts` are (Record, hours)."""
+        parts = [self.price_hours(*part) for part in parts]
+        compute = None if None in parts else sum(parts, Fraction(0))
+        total = None if compute is None else labels_usd + llm_usd + compute
+        return {"labels_usd": labels_usd, "llm_usd": llm_usd, "compute_usd": compute, "usd": total}
 
-        Labels of a seed are nested samples, so the largest N of each task and seed buys them all;
-        a teacher's pass is made once, for its largest student.
+    def price_model(self, record, others):
+        """One compact model: its labels, its own hours and those of the runs it needs."""
+        parts, missing = [(record, record.hours + record.pass_hours)], False
+        for name in parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ():
+            needed = others.get((record.world, record.task, name))
+            if needed:
+                parts.append((needed, needed.hours + needed.pass_hours))
+            else:
+                self.notes[f"{record.run}: no price, as {name} is not there"] = missing = True
+        bill = self.sum_up(self.price_labels(record), self.price_llm(record), parts)
+        return {**bill, "compute_usd": None, "usd": None} if missing else bill
+
+    def price_group(self, records):
+        """Several runs, nothing paid twice.
+
+        Labels of a seed are nested samples, so the largest N of each task and seed buys them
+        all; a teacher's pass is made once, for the student that takes most rows of it.
         """
         labels, passes = {}, {}
         for record in records:
             key = (record.world, record.task, record.seed)
             labels[key] = max(labels.get(key, 0), self.price_labels(record))
-            if record.pass_hours:
-                teacher = (*key, record.labels, record.strategy)
-                passes[teacher] = max(
-                    passes.get(teacher, record), record, key=lambda r: r.pass_hours
-                )
+            needs = parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ()
+            key += (needs or record.run,)
+            passes[key] = max(passes.get(key, record), record, key=lambda each: each.pass_hours)
         parts = [(r, r.hours) for r in records] + [(r, r.pass_hours) for r in passes.values()]
-        compute = [self.price_hours(*part) for part in parts]
-        compute = None if None in compute else sum(compute, Fraction(0))
-        spent = {"labels_usd": sum(labels.values()), "llm_usd": sum(map(self.price_llm, records))}
-        total = None if compute is None else compute + sum(spent.values())
-        hours = sum((hours for _, hours in parts), Fraction(0))
-        return {"hours": hours, **spent, "compute_usd": compute, "usd": total}
-
-    def price_model(self, record, others):
-        """Dollars of one compact model: its labels, its own compute and its teacher's."""
-        compute = self.price_hours(record, record.hours + record.pass_hours)
-        for name in parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ():
-            needed = others.get((record.world, record.task, name))
-            if needed is None:
-                self.notes[f"{record.run}: {name} is not there, so its price isn't known"] = None
-                compute = None
-            elif compute is not None:
-                compute += self.price_hours(needed, needed.hours + needed.pass_hours)
-        spent = {"labels_usd": self.price_labels(record), "llm_usd": self.price_llm(record)}
-        total = None if compute is None else compute + sum(spent.values())
-        return {**spent, "compute_usd": compute, "usd": total}
+        llm = sum(map(self.price_llm, records))
+        bill = self.sum_up(sum(labels.values()), llm, parts)
+        return {"hours": sum((hours for _, hours in parts), Fraction(0)), **bill}
 
 
-def list_tables(records):
-    """{(world, task, table): its Records} for every table whose runs, at the seeds there, are
-    all there."""
+def group_tables(records, tasks, asked=None):
+    """{"world task table": (its Records, how many runs it needs)} for the tables whose runs, at
+    the seeds there, are all there; table `asked` is listed incomplete too."""
     groups, found = {}, {}
     for record in records:
         groups.setdefault((record.world, record.task), {})[record.run] = record
@@ -1226,71 +1166,67 @@ def list_tables(records):
         seeds = sorted({record.seed for record in runs.values()})
         for table in TABLES:
             try:
-                names = [run.name for run in grid(table, task, world.split("-")[0], seeds)]
-            except UserError:  # a scale, task or table that this world doesn't have
+                names = [
+                    run.name for run in grid(table, task, world.split("-")[0], seeds, tasks=tasks)
+                ]
+            except UserError:  # the table isn't made for this task, or the folder for a scale
                 continue
-            if names and all(name in runs for name in names):
-                found[world, task, table] = [runs[name] for name in names]
+            there = [runs[name] for name in names if name in runs]
+            if there and (len(there) == len(names) or table == asked):
+                found[f"{world} {task} {table}"] = (there, len(names))
     return found
 
 
-def report(folder, prices, tasks, gpu=None, gpu_usd_per_hour=None, llm_model=None):
-    """What the runs below `folder` cost: by run, strategy, table and total, under both lists."""
-    records = read_runs(folder)
+REPORT_NOTES = (
+    "Model: dollars of its labels, its own hours and those of the runs it needs",
+    "totals pay nothing twice: labels once per task and seed, a teacher's pass once",
+    "hours of evaluation are listed and not priced, as in the paper",
+)
+
+
+def report(folder, prices, tasks=DATA / "tasks.json", table=None, gpu=None, **asked):
+    """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
+
+    `gpu` prices hours on a CPU; `asked`: gpu_usd_per_hour (of every hour), llm_model.
+    """
+    records, entries = read_runs(folder), load_tasks(tasks)
     lists = ("paper", "today")
-    books = {
-        which: Ledger(prices, tasks, which, gpu, gpu_usd_per_hour, llm_model) for which in lists
-    }
+    books = {which: Ledger(prices, entries, which, gpu, **asked) for which in lists}
     others = {(record.world, record.task, record.run): record for record in records}
-    strategies = {}
+
+    def price_group(group):
+        return {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
+
+    runs, strategies, tables = [], {}, {}
     for record in records:
         strategies.setdefault(record.strategy, []).append(record)
-
-    def add_up(group):
-        return {"runs": len(group), **{which: books[which].add_up(group) for which in lists}}
-
-    result = {
-        "runs": [
-            {
-                **{key: getattr(record, key) for key in ("world", "task", "run", "strategy")},
-                "device": record.gpu or "CPU",
-                "devices": record.gpus,
-                "hours": record.hours + record.pass_hours,
-                "evaluate_hours": record.evaluate_hours,
-                **{which: books[which].price_model(record, others) for which in lists},
-            }
-            for record in records
-        ],
-        "strategies": {name: add_up(group) for name, group in strategies.items()},
-        "tables": {" ".join(key): add_up(group) for key, group in list_tables(records).items()},
-        "total": add_up(records),
-    }
+        told = record._asdict()
+        told["hours"] += told.pop("pass_hours")
+        runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
+    for name, (group, needed) in group_tables(records, tasks, table).items():
+        tables[name] = {"needs": needed, **price_group(group)}
+    strategies = {name: price_group(group) for name, group in strategies.items()}
+    total = price_group(records)
     notes = [note for book in books.values() for note in book.notes]
-    if any(record.gpu is None for record in records):
-        said = f"are counted as those of one {gpu}" if gpu else "have no price (--gpu gives one)"
+    if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
+        said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
         notes.append(f"hours on a CPU {said}")
     if any(set(record.llm_tokens) == {"in"} for record in records):
-        notes.append("LLM tokens recorded without a split are priced as input tokens")
+        notes.append("LLM tokens recorded without a split are priced as input")
+    result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
     return {**result, "notes": [*notes, *REPORT_NOTES]}
-
-
-REPORT_NOTES = [
-    "a model's dollars hold its labels, its own hours and those of its teacher",
-    "totals pay nothing twice: labels once per task and seed, a teacher's pass once",
-    "hours of evaluation are listed, not priced, as in the paper",
-]
 
 
 # --- the paper's scores --------------------------------------------------------------------
 
 
 def load_scores(path=DATA / "paper_scores.csv"):
-    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11, one dict per cell.
+    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11: one dict per cell.
 
-    Keys: table, task, strategy (small, teacher, dist, self, small-full: on all labels, existing:
-    of other papers, distilbert, bert), labels (N), budget_usd (additional dollars; Table 4: the
-    printed budget), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are ints,
-    scores floats; None where the paper prints nothing, N/A, or (see note) it is not legible.
+    Keys: table, task, strategy (small, teacher, dist, self, distilbert, bert; small-full: on all
+    labels; existing: of other papers), labels (N), budget_usd (additional dollars; in Table 4
+    all that is printed), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are
+    ints and scores floats; None where nothing or N/A is printed, or, see note, isn't legible.
     """
     numbers = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
     with open(path, encoding="utf-8", newline="") as file:
@@ -1304,233 +1240,253 @@ def load_scores(path=DATA / "paper_scores.csv"):
 # --- command line --------------------------------------------------------------------------
 
 
-def make_cli_terms(args):
+def print_json(value):
+    print(json.dumps(to_json(value), indent=2))
+
+
+def print_notes(notes):
+    print("\n".join(["", *(f"- {note}" for note in notes)]))
+
+
+def read_terms(args):
     """The Terms that the flags of plan, convert and grid describe."""
-    names = "rates runs gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model"
-    entry = load_task(args.task, args.tasks)
-    overrides = {name: getattr(args, name) for name in names.split()}
-    return make_terms(args.task, entry, load_prices(args.prices), args.price_list, **overrides)
+    entry, prices = load_task(args.task, args.tasks), load_prices(args.prices)
+    asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
+    return make_terms(args.task, entry, prices, args.price_list, **asked)
 
 
 def run_plan(args):
-    terms = make_cli_terms(args)
-    labels = parse_count(args.labels, "--labels", 1)
-    result = plan(terms, labels, parse_amount(args.budget, "--budget"))
+    """what a budget buys under each strategy"""
+    terms = read_terms(args)
+    budget, labels = parse_amount(args.budget, "--budget"), parse_count(args.labels, "--labels", 1)
+    result = plan(terms, labels, budget)
     if args.json:
-        return print(json.dumps(to_json(result), indent=2))
-    title = load_task(args.task, args.tasks)["title"]
-    print(
-        f"{title}: N = {labels:,} labels ({show_usd(result['initial_usd'])} at "
-        f"{show_price(terms.usd_per_label)} each). {show_usd(result['budget_usd'])} more buy one of"
-    )
-    annotate, distill, llm = result["annotate"], result["distill"], result["llm"]
+        return print_json(result)
+    title, initial = load_task(args.task, args.tasks)["title"], show_usd(result["initial_usd"])
+    each = show_price(terms.usd_per_label)
+    print(f"{title}: N = {labels:,} labels ({initial} at {each}).", end=" ")
+    print(f"{show_usd(budget)} more buy one of:\n")
+    ann, dist, llm = result["annotate"], result["distill"], result["llm"]
     hours = count_teacher_hours(terms, labels)
     teacher = f"teacher {float(hours):.4g} h, {show_usd(hours * terms.usd_per_gpu_hour)}"
-    rows = [["Ann.", f"{annotate['extra_labels']:,} more labels", show_usd(annotate["usd"]), ""]]
-    if distill:
-        count = f"{distill['unlabeled']:,} unlabeled examples"
-        detail = f"{distill['gpu_hours']} GPU-hours in all; {teacher}"
-        rows.append(["Dist.", count, show_usd(distill["usd"]), detail])
+    rows = [["Ann.", f"{ann['extra_labels']:,}", "labels", show_usd(ann["usd"]), ""]]
+    if dist:
+        detail, count = f"{dist['gpu_hours']} GPU-hours; {teacher}", f"{dist['unlabeled']:,}"
+        rows.append(["Dist.", count, "unlabeled examples", show_usd(dist["usd"]), detail])
     else:
-        rows.append(["Dist.", "N/A", None, f"no dollars left for distilling: {teacher}"])
+        rows.append(["Dist.", "N/A", "", None, f"nothing left to distil with: {teacher}"])
     if llm:
-        count = f"{llm['extra_labels']:,} labels by an LLM"
-        each = f"at {show_price(llm['usd_per_label'])} each"
-        rows.append(["LLM", count, show_usd(llm["usd"]), each])
+        count, each = f"{llm['extra_labels']:,}", f"{show_price(llm['usd_per_label'])} each"
+        rows.append(["LLM", count, "labels by an LLM", show_usd(llm["usd"]), each])
     else:
-        rows.append(["LLM", "N/A", None, "no tokens per label known for this task"])
-    print("\n".join(["", *show_columns(["Strategy", "Buys", "Spends", "Detail"], rows, 2), ""]))
-    print("Ann.   people label more examples; the compact model is fine-tuned on N + these")
-    print("Dist.  a teacher is fine-tuned on the N labels, then the compact model learns from its")
-    print("       soft labels on the unlabeled examples")
-    print("LLM    a large language model labels more examples, paid by the token")
-    print("\n".join(["", *(f"- {note}" for note in result["notes"])]))
+        rows.append(["LLM", "N/A", "", None, "no tokens per label known for this task"])
+    print(show_columns(["Strategy", "Buys", "What", "Spends", "Detail"], rows))
+    print(
+        "\nAnn.   people label more; the compact model is fine-tuned on N + these labels"
+        "\nDist.  a teacher is fine-tuned on the N labels; the compact model learns from its"
+        "\n       soft labels on the unlabeled examples"
+        "\nLLM    a large language model labels more, paid by the token"
+    )
+    print_notes(result["notes"])
 
 
 def run_convert(args):
-    terms = make_cli_terms(args)
-    fields = check_entry(args.task, load_task(args.task, args.tasks))
-    at = parse_count(args.at_labels or fields["labels_n"][0], "--at-labels", 1)
-    result = {"task": args.task, "at_labels": at}
-    llm = terms.usd_per_llm_label
+    """dollars into labels, hours, examples and tokens, and back"""
+    terms = read_terms(args)
+    first = read_study(args.task, load_task(args.task, args.tasks)).labels_n[0]
+    at = parse_count(args.at_labels or first, "--at-labels", 1)
+    result, llm = {"task": args.task, "at_labels": at}, terms.usd_per_llm_label
+    prices = {"labels": terms.usd_per_label, "llm_labels": llm, "tokens": terms.usd_per_token}
     if args.usd is not None:
-        usd = parse_amount(args.usd, "--usd")
-        bought = plan(terms, at, usd)
-        result.update(usd=usd, labels=bought["annotate"]["extra_labels"])
-        result["gpu_hours"] = usd / terms.usd_per_gpu_hour
-        result["unlabeled"] = bought["distill"]["unlabeled"] if bought["distill"] else None
-        result["llm_labels"] = bought["llm"]["extra_labels"] if llm else None
-        result["tokens"] = math.floor(usd / terms.usd_per_token)
+        result["usd"] = usd = parse_amount(args.usd, "--usd")
+        bought = {name: each and math.floor(usd / each) for name, each in prices.items()}
+        distill = plan(terms, at, usd)["distill"]
+        result.update(gpu_hours=usd / terms.usd_per_gpu_hour, **bought)
+        result["unlabeled"] = distill and distill["unlabeled"]
     elif args.unlabeled is not None:
         count = parse_count(args.unlabeled, "--unlabeled")
-        usd = price_distilling(terms, at, count)
-        teacher = price_distilling(terms, at, 0)
+        usd, teacher = price_distilling(terms, at, count), price_distilling(terms, at, 0)
         result.update(unlabeled=count, usd=usd, teacher_usd=teacher, distill_usd=usd - teacher)
     elif args.gpu_hours is not None:
         hours = parse_amount(args.gpu_hours, "--gpu-hours")
         result.update(gpu_hours=hours, usd=hours * terms.usd_per_gpu_hour)
     else:
-        prices = {"labels": terms.usd_per_label, "llm_labels": llm, "tokens": terms.usd_per_token}
         name = next(name for name in prices if getattr(args, name) is not None)
         count = parse_count(getattr(args, name), f"--{name.replace('_', '-')}")
         if prices[name] is None:
             raise UserError(f"task {args.task!r}: no field 'llm_tokens_per_label' in its entry")
         result.update({name: count, "usd": count * prices[name]})
     if args.json:
-        return print(json.dumps(to_json({**result, "notes": list(terms.notes)}), indent=2))
+        return print_json({**result, "notes": terms.notes})
     for name, value in result.items():
         if "usd" in name:
             value = show_usd(value)
-        elif isinstance(value, Fraction):
-            value = f"{float(value):,.2f}"
-        elif isinstance(value, int):
-            value = f"{value:,}"
+        elif isinstance(value, (int, Fraction)):
+            value = f"{float(value):,.2f}" if name == "gpu_hours" else f"{value:,}"
         print(f"{name:12} {'N/A' if value is None else value}")
-    print("\n".join(["", *(f"- {note}" for note in terms.notes)]))
-
-
-def parse_seeds(text):
-    """ "0 1 2" as a tuple of seeds, each once."""
-    seeds = tuple(dict.fromkeys(parse_count(seed, "--seeds") for seed in text.split()))
-    if not seeds:
-        raise UserError("--seeds: no seed given; write for example --seeds '0 1 2'")
-    return seeds
+    print_notes(terms.notes)
 
 
 def run_grid(args):
-    seeds, everything = parse_seeds(args.seeds), args.task == "all"
-    if args.table not in TABLES:
-        raise UserError(f"unknown table or figure {args.table!r}; known: {', '.join(TABLES)}")
-    results = []
-    for task in TABLES[args.table][1].split() if everything else [args.task]:
-        args.task = task
-        shared = (args.table, task, args.scale, seeds, make_cli_terms(args), args.tasks, args.llm)
-        runs = grid(*shared)
-        if args.json:
-            results.append({"task": task, "runs": runs, "cells": cells(*shared)})
-            continue
-        for run in runs:
-            needs = "".join(f" {need}" for need in run.needs)
-            print(f"{task}/" * everything + run.name + (f":{needs}" if args.needs else ""))
+    """the runs of a table or figure, each once, after what it needs"""
+    seeds = tuple(dict.fromkeys(parse_count(seed, "--seeds") for seed in args.seeds.split()))
+    if not seeds:
+        raise UserError("--seeds: no seed given; write for example --seeds '0 1 2'")
+    everything, results = args.task == "all", []
+    names = TABLES.get(args.table, ("", ALL))[1].split() if everything else [args.task]
+    for name in names:
+        args.task = name
+        place = (args.table, name, args.scale, seeds, read_terms(args), args.tasks, args.llm)
+        runs = grid(*place)
+        results.append({"task": name, "runs": runs, "cells": cells(*place)})
+        for run in () if args.json else runs:
+            print(f"{name}/" * everything + run.name)
     if args.json:
-        head = {"table": args.table, "scale": args.scale, "seeds": seeds}
-        print(json.dumps(to_json({**head, "tasks": results}), indent=2))
+        print_json({"for": args.table, "scale": args.scale, "seeds": seeds, "tasks": results})
 
 
 def run_flags(args):
+    """command-line flags of the script that trains a strategy or a run"""
     if (args.strategy is None) == (args.run is None):
         raise UserError("flags: pass one of --strategy NAME and --run NAME")
     run = parse_run(args.run) if args.run else None
-    print(show_flags(make_flags(args.task, args.scale, run, args.strategy, args.tasks)))
+    shared = (args.task, args.scale, args.strategy, run, args.tasks, args.real_text)
+    print(show_flags(make_flags(*shared)))
+
+
+def run_needs(args):
+    """the run that a run learns from, and the rows of its labels that the runs among need"""
+    others = [parse_run(name) for name in args.among]
+    for needed in parse_run(args.name).needs:
+        rows = (run.unlabeled for run in [parse_run(args.name), *others] if needed in run.needs)
+        print(needed, max(rows))
 
 
 def run_report(args):
-    hour = args.gpu_usd_per_hour
+    """what finished runs cost: by run, strategy, table and in all"""
+    prices, hour = load_prices(args.prices), args.gpu_usd_per_hour
     hour = None if hour is None else parse_amount(hour, "--gpu-usd-per-hour")
-    prices, tasks = load_prices(args.prices), load_tasks(args.tasks)
     if args.gpu and hour is None:
-        price_gpu_hour(prices, args.gpu, "paper")  # an unknown name stops here, not halfway
-    result = report(args.folder, prices, tasks, args.gpu, hour, args.llm_model)
+        price_gpu_hour(prices, args.gpu, "paper")  # an unknown name stops here, used or not
+    if args.table not in (None, *TABLES):
+        raise UserError(f"unknown table or figure {args.table!r}; known: {', '.join(TABLES)}")
+    asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
+    result = report(args.folder, prices, args.tasks, args.table, args.gpu, **asked)
     if args.json:
-        return print(json.dumps(to_json(result), indent=2))
+        return print_json(result)
 
-    def money(entry, key):
-        return [
-            None if entry[w][key] is None else show_usd(entry[w][key]) for w in ("paper", "today")
-        ]
+    def usd(bill, *keys):
+        return [show_usd(bill[which][key]) for key in keys for which in ("paper", "today")]
 
     groups = {}
     for run in result["runs"]:
-        groups.setdefault(f"{run['world']}/{run['task']}", []).append(run)
-    for place, runs in groups.items():
-        rows = [
-            [
-                run["run"],
-                run["device"] + (f" x{run['devices']}" if run["devices"] > 1 else ""),
-                f"{float(run['hours']):.3f}",
-                f"{float(run['evaluate_hours']):.3f}",
-                show_usd(run["paper"]["labels_usd"]),
-                *money(run, "compute_usd"),
-                *money(run, "usd"),
-            ]
-            for run in runs
-        ]
-        heads = "Run,Device,Hours,Eval. h,Labels,GPU paper,GPU today,Model paper,Model today"
-        print("\n".join([place, *show_columns(heads.split(","), rows, 2), ""]))
-    totals = [*result["strategies"].items(), *result["tables"].items(), ("all", result["total"])]
-    rows = [
-        [
-            name,
-            total["runs"],
-            f"{float(total['paper']['hours']):.3f}",
-            show_usd(total["paper"]["labels_usd"]),
-            *money(total, "llm_usd"),
-            *money(total, "compute_usd"),
-            *money(total, "usd"),
-        ]
-        for name, total in totals
-    ]
-    heads = "Total,Runs,Hours,Labels,LLM paper,LLM today,GPU paper,GPU today,All paper,All today"
-    print("\n".join(show_columns(heads.split(","), rows)))
-    print("\n".join(["", *(f"- {note}" for note in result["notes"])]))
+        device = (run["gpu"] or "CPU") + (f" x{run['gpus']}" if run["gpus"] > 1 else "")
+        hours = [f"{float(run[key]):.3f}" for key in ("hours", "evaluate_hours")]
+        row = [run["run"], device, *hours, *usd(run, "labels_usd")[:1]]
+        row += usd(run, "compute_usd", "usd")
+        groups.setdefault(f"{run['world']}/{run['task']}", []).append(row)
+    heads = "Device,Hours,Evaluating,Labels,Compute (paper),(today),Model (paper),(today)"
+    for place, rows in groups.items():
+        print(show_columns([place, *heads.split(",")], rows), end="\n\n")
+    bills = {**result["strategies"], **result["tables"], "all runs": result["total"]}
+    rows = []
+    for name, bill in bills.items():
+        whole = bill.get("needs", bill["runs"]) == bill["runs"]
+        runs = bill["runs"] if whole else f"{bill['runs']} of {bill['needs']}"
+        row = [name, runs, f"{float(bill['paper']['hours']):.3f}", *usd(bill, "labels_usd")[:1]]
+        rows.append(row + usd(bill, "llm_usd", "compute_usd", "usd"))
+    heads = "Runs,Hours,Labels,LLM (paper),(today),Compute (paper),(today),All (paper),(today)"
+    print(show_columns(["Totals", *heads.split(",")], rows))
+    print_notes(result["notes"])
 
 
 def run_prices(args):
+    """the price list, with source and date"""
     prices = load_prices(args.prices)
     if args.json:
-        return print(json.dumps(to_json([price._asdict() for price in prices]), indent=2))
+        return print_json(prices)
     rows = []
-    for price in prices:
-        value = f"{float(price.ratio):g} x" if price.ratio else show_price(price.usd)
-        rows.append(
-            [price.list, price.item, price.name, value, price.unit, price.date, price.source]
-        )
-    heads = "List,Item,Name,Price,Unit,Date,Source"
-    print("\n".join(line for line in show_columns(heads.split(","), rows, 7)))
-    print(f"\n- {args.prices}: edit it, or pass --prices FILE; prices given by flag come first")
+    for p in prices:
+        value = show_price(p.usd) if p.ratio is None else f"{float(p.ratio):g} x"
+        rows.append((p.list, p.item, p.name, value, p.unit, p.date, p.source))
+    print(show_columns("List,Item,Name,Price,Unit,Date,Source".split(","), rows))
+    print_notes(
+        [f"{args.prices}: edit it, or pass --prices FILE; a price given by flag comes first"]
+    )
 
 
-def add_terms(command):
-    """The flags that say at which prices and rates."""
-    add = command.add_argument
-    add(
-        "--rates",
-        choices=["paper", "measured"],
-        default="paper",
-        help="GPU time of the paper, or of the runs in --runs (default: paper)",
-    )
-    add("--runs", metavar="DIR", help="folder of one's own runs, for --rates measured")
-    add(
-        "--price-list",
-        choices=["paper", "today"],
-        default="paper",
-        help="rows of the price list to use (default: paper)",
-    )
-    add(
-        "--gpu",
-        metavar="NAME",
-        help="GPU to rent, a gpu or speed row of the price list (default: the A40 of the paper, or the GPU of the runs)",
-    )
-    add(
-        "--gpu-usd-per-hour",
-        metavar="USD",
-        help="dollars of an hour of that GPU (default: price list)",
-    )
-    add(
-        "--gpu-speed",
-        metavar="X",
-        help="speed of that GPU in multiples of an A100-40GB (default: price list)",
-    )
-    add("--usd-per-label", metavar="USD", help="dollars of one label (default: price list)")
-    add(
-        "--usd-per-1k-tokens",
-        metavar="USD",
-        help="dollars of 1,000 LLM tokens, in and out (default: price list)",
-    )
-    add(
-        "--llm-model",
-        metavar="NAME",
-        help="LLM to pay (default: text-davinci-003, with --price-list today gpt-4o-mini)",
+LLM_DEFAULT = "(default: text-davinci-003; of today's list gpt-4o-mini)"
+FLAGS = {  # flag -> (its value's name, None for a switch; help); default None unless in DEFAULTS
+    "task": ("NAME", "a task of --tasks, e.g. wlp"),
+    "labels": ("N", "labels there are already"),
+    "budget": ("USD", "additional dollars"),
+    "at-labels": ("N", "labels of the teacher (default: the first N of the task)"),
+    "for": ("TABLE", f"one of {', '.join(TABLES)}"),
+    "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
+    "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
+    "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
+    "strategy": ("NAME", "small, teacher, dist, self or llm"),
+    "run": ("NAME", "name of a run: its strategy, counts and seed"),
+    "real-text": (
+        None,
+        "data of one's own, not the scale's: flags of \"real-text\" too (default: no)",
+    ),
+    "json": (None, "print JSON (default: a table)"),
+    "tasks": ("FILE", "task entries (default: data/tasks.json)"),
+    "prices": ("FILE", "price list (default: data/prices.csv)"),
+    "rates": ("KIND", "paper, or measured: GPU time of one's own --runs (default: paper)"),
+    "runs": ("DIR", "folder of runs for --rates measured"),
+    "price-list": ("LIST", "paper or today: rows of the price list (default: paper)"),
+    "gpu": ("NAME", "GPU to rent, of the price list (default: the paper's A40; that of --runs)"),
+    "gpu-usd-per-hour": ("USD", "dollars of an hour of it (default: price list)"),
+    "gpu-speed": ("X", "its speed in multiples of an A100-40GB (default: price list)"),
+    "usd-per-label": ("USD", "dollars of a label (default: price list)"),
+    "usd-per-1k-tokens": ("USD", "dollars of 1,000 LLM tokens (default: price list)"),
+    "llm-model": ("NAME", f"LLM to pay {LLM_DEFAULT}"),
+}
+DEFAULTS = {
+    "scale": "mini",
+    "seeds": "0",
+    "tasks": DATA / "tasks.json",
+    "prices": DATA / "prices.csv",
+    "rates": "paper",
+    "price-list": "paper",
+}
+ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
+TERMS = "tasks prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
+COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
+    "plan": (run_plan, f"!task !labels !budget json {TERMS}"),
+    "convert": (run_convert, f"!task at-labels json {TERMS}"),
+    "grid": (run_grid, f"!for !task scale seeds llm json {TERMS}"),
+    "flags": (run_flags, "!task scale strategy run real-text tasks"),
+    "needs": (run_needs, ""),
+    "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
+    "prices": (run_prices, "json prices"),
+}
+CONVERTED = {  # flags of convert, of which it takes one
+    "usd": ("USD", "dollars into all that they buy"),
+    "labels": ("N", "labels by people into dollars"),
+    "llm-labels": ("N", "labels by an LLM into dollars"),
+    "tokens": ("N", "input tokens of an LLM into dollars"),
+    "gpu-hours": ("H", "hours of a GPU into dollars"),
+    "unlabeled": ("N", "distilled examples into dollars, teacher included"),
+}
+
+
+def add_flag(add, name, required=False):
+    value, text = {**CONVERTED, **FLAGS}[name]
+    if value is None:
+        return add(f"--{name}", action="store_true", help=text)
+    kind = {"dest": "table"} if name == "for" else {}
+    if name in ("rates", "price-list"):
+        kind["choices"] = ["paper", "measured" if name == "rates" else "today"]
+    return add(
+        f"--{name}",
+        metavar=value,
+        required=required,
+        default=DEFAULTS.get(name),
+        help=text,
+        **kind,
     )
 
 
@@ -1538,89 +1494,23 @@ def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def add_command(function, summary):
-        name = function.__name__.removeprefix("run_")
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    for name, (function, flags) in COMMANDS.items():
+        text = function.__doc__
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == "needs":
+            command.add_argument("name", help="a run, e.g. dist-n100-u1900-s0")
+            command.add_argument(
+                "--among", nargs="*", default=[], help="other runs (default: none)"
+            )
+        if name == "report":
+            command.add_argument("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
+        if name == "convert":
+            group = command.add_mutually_exclusive_group(required=True)
+            for flag in CONVERTED:
+                add_flag(group.add_argument, flag)
+        for flag in flags.split():
+            add_flag(command.add_argument, flag.lstrip("!"), flag.startswith("!"))
         command.set_defaults(function=function)
-        return command, command.add_argument
-
-    def add_shared(add, *names):
-        flags = {
-            "task": {"required": True, "help": "a task of --tasks, e.g. wlp"},
-            "scale": {"default": "mini", "help": "an entry of data/scales.json (default: mini)"},
-            "json": {"action": "store_true", "help": "JSON in place of a table"},
-            "tasks": {
-                "default": DATA / "tasks.json",
-                "metavar": "FILE",
-                "help": "task entries (default: data/tasks.json)",
-            },
-            "prices": {
-                "default": DATA / "prices.csv",
-                "metavar": "FILE",
-                "help": "price list (default: data/prices.csv)",
-            },
-        }
-        for name in names:
-            add(f"--{name}", **flags[name])
-
-    command, add = add_command(run_plan, "what an additional budget buys under each strategy")
-    add("--labels", required=True, metavar="N", help="labels there are already")
-    add("--budget", required=True, metavar="USD", help="additional dollars")
-    add_shared(add, "task", "json", "tasks", "prices")
-    add_terms(command)
-
-    command, add = add_command(
-        run_convert, "dollars into labels, hours, examples, tokens; and back"
-    )
-    one = command.add_mutually_exclusive_group(required=True)
-    one.add_argument("--usd", help="dollars, into everything they buy")
-    one.add_argument("--labels", metavar="N", help="labels by people, into dollars")
-    one.add_argument("--llm-labels", metavar="N", help="labels by an LLM, into dollars")
-    one.add_argument("--tokens", metavar="N", help="input tokens of an LLM, into dollars")
-    one.add_argument("--gpu-hours", metavar="H", help="hours of one GPU, into dollars")
-    one.add_argument(
-        "--unlabeled", metavar="N", help="examples to distil, into dollars, teacher included"
-    )
-    add("--at-labels", metavar="N", help="labels of the teacher (default: the task's first N)")
-    add_shared(add, "task", "json", "tasks", "prices")
-    add_terms(command)
-
-    command, add = add_command(
-        run_grid, "the runs that a table or figure needs, dependencies first"
-    )
-    add("--for", dest="table", required=True, metavar="TABLE", help=f"one of {', '.join(TABLES)}")
-    add("--seeds", default="0", metavar="LIST", help="seeds, e.g. '0 1 2' (default: 0)")
-    add("--llm", action="store_true", help="also runs on LLM labels at equal dollars")
-    add("--needs", action="store_true", help="print 'run: the runs it needs'")
-    add_shared(add, "task", "scale", "json", "tasks", "prices")
-    add_terms(command)
-
-    command, add = add_command(run_flags, "command-line flags of the script that trains a strategy")
-    add("--strategy", metavar="NAME", help="small, teacher, dist, self or llm")
-    add("--run", metavar="NAME", help="a run's name: also its counts and seed")
-    add_shared(add, "task", "scale", "tasks")
-
-    command, add = add_command(
-        run_report, "what finished runs cost, by run, strategy, table, in all"
-    )
-    add("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
-    add(
-        "--gpu",
-        metavar="NAME",
-        help="count hours on a CPU as hours of this GPU (default: no price)",
-    )
-    add("--gpu-usd-per-hour", metavar="USD", help="dollars of every hour (default: price list)")
-    add(
-        "--llm-model",
-        metavar="NAME",
-        help="LLM to price where a run names none (default: text-davinci-003; today gpt-4o-mini)",
-    )
-    add_shared(add, "json", "tasks", "prices")
-
-    command, add = add_command(run_prices, "the price list, with source and date")
-    add_shared(add, "json", "prices")
-
     args = parser.parse_args(argv)
     if not args.command:
         parser.print_help()
