@@ -31,7 +31,7 @@ sentence BLEU and BS BERTScore F1, both against the source. An empty output is "
 
 constant is the best score without learning: the most frequent class; the one entity whose
 repetition in every output scores best; the best single word or frequent answer; for paraphrase
-the better of "no prediction" and the most frequent source.
+the better of "no prediction" and the most frequent words, as many as the median source has.
 
 What a vocabulary cannot write. T5's lacks 'μ', '×', '≥', '<' and others in 19% of WLP's targets
 and writes '²' as 2. With --model, entities are copied from the source, so each generated entity is
@@ -47,6 +47,7 @@ import argparse
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -401,6 +402,7 @@ def load_bertscore(name, layers, sources):
     except Exception as error:  # whatever an unreachable hub or a foreign folder raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"BERTScore's encoder {name} cannot be had ({reason}); {advice}") from None
+    # DeBERTa's tokenizer brings no length limit, and its 1e30 overflows in the fast tokenizers.
     limit = getattr(scorer._model.config, "max_position_embeddings", 512)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
     scorer.compute_idf(sources)
@@ -444,8 +446,10 @@ def score_paraphrase(rows, task, options):
     """BERT-iBLEU, its two parts, and the share of outputs that repeat their source."""
     sources = [row.source.strip() for row in rows]
     outputs = [row.prediction.strip() or NO_PREDICTION for row in rows]
-    frequent = min(Counter(sources).items(), key=lambda item: (-item[1], item[0]))[0]
-    constants = [NO_PREDICTION, frequent]
+    counts = Counter(word for source in sources for word in set(source.split()))
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    length = sorted(len(source.split()) for source in sources)[len(sources) // 2]
+    constants = [NO_PREDICTION, " ".join(frequent[:length]) or NO_PREDICTION]
     encoder = options.bertscore_model, options.bertscore_layers
     scorer, settings = load_bertscore(*encoder, tuple(sources))
     similar = compute_bertscore(scorer, outputs, sources, constants)
@@ -657,6 +661,7 @@ def quiet_libraries():
     finally:
         if hidden:
             del sys.modules["scipy"]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"transformers|torch|bert_score")
