@@ -322,8 +322,8 @@ def compare_speeds(prices, kind, gpu, gpu_speed=None):
 def price_gpu_hour(prices, gpu, which, derive=True):
     """(dollars of an hour of `gpu`, how that was found), from list `which` or the next best.
 
-    In order: its own row; its speed times the price of the GPU that speeds refer to, as the
-    paper prices its A40 (not first where `derive` is false); its row in the other list.
+    In order: its own row; with `derive`, its speed times the price of the GPU that speeds refer
+    to, as the paper prices its A40; its row in the other list; that product, if nothing else.
     """
     other = "today" if which == "paper" else "paper"
     base, speed = find_speed(prices, gpu)
@@ -555,7 +555,7 @@ def make_terms(name, entry, prices, which="paper", rates="paper", runs=None, **a
     if "gpu_usd_per_hour" in asked:
         hour, how = parse_price(asked["gpu_usd_per_hour"], "--gpu-usd-per-hour"), "as given"
     else:
-        hour, how = price_gpu_hour(prices, kind, which, derive=not gpu)
+        hour, how = price_gpu_hour(prices, kind, which, derive=which == "today")
         hour = parse_price(hour, f"price of an hour of {kind}")
     notes.append(f"an hour of {kind} is {show_price(hour)} ({how})")
     llm = price_llm_label(name, fields, tokens)

@@ -14,6 +14,7 @@ import csv
 import io
 import math
 import re
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,10 +152,10 @@ class Notes(list):
 
 
 def read_tasks(args):
-    """[(name, entry)] of --task: the one named, or for "all" those that the paper has."""
+    """[(name, entry)] of --task: those named, or for "all" those that the paper has."""
     tasks = costs.load_tasks(args.tasks)
     if args.task != "all":
-        return [(args.task, costs.load_task(args.task, args.tasks))]
+        return [(name, costs.load_task(name, args.tasks)) for name in args.task.split()]
     return [(name, entry) for name, entry in tasks.items() if "paper" in entry]
 
 
@@ -325,8 +326,221 @@ def build_table8(args):
 
 # Command -> (one line of help, function of the parsed flags that returns a Table, function
 # that adds flags of its own to the parser or None).
+# --- tables of scores ----------------------------------------------------------------------
+
+PAPER_RULE = {"entity_f1": "f1_paper"}  # elsewhere the name of the score and _paper
+
+
+def load_metrics(folder):
+    """metrics.json of a run, None where the run is missing or not finished."""
+    path = Path(folder) / "metrics.json"
+    return costs.read_json(path) if path.exists() else None
+
+
+class Score:
+    """What the runs of one cell (one run a seed) scored; a missing run stays visible."""
+
+    def __init__(self, runs, folder):
+        self.runs = runs or ()
+        self.found = [m for m in (load_metrics(folder / run.name) for run in self.runs) if m]
+
+    def values(self, key):
+        """One value per finished run: "score", or any key of its metrics."""
+        found = [m["score"] if key == "score" else m["metrics"].get(key) for m in self.found]
+        return [value for value in found if value is not None]
+
+    def mean(self, key="score"):
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def show(self, key="score"):
+        """Mean, spread over seeds (standard deviation) and what is missing; N/A as planned."""
+        if not self.runs:
+            return "N/A"
+        if not self.found:
+            return "missing"
+        values = self.values(key)
+        if not values:
+            return None
+        text = f"{statistics.fmean(values):.1f}"
+        text += f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        short = len(values) < len(self.runs)
+        return text + (f" ({len(values)} of {len(self.runs)} seeds)" if short else "")
+
+    def paper_key(self):
+        """The key of the score by the paper's rule; None where both rules agree."""
+        metric = self.found[0]["metric"] if self.found else ""
+        key = PAPER_RULE.get(metric, f"{metric}_paper")
+        return key if self.values(key) else None
+
+    def seconds(self):
+        """Mean seconds of training, loading, the teacher's pass; None where not recorded."""
+        spent = [sum(m["training"]["seconds"].values()) for m in self.found if m.get("training")]
+        return statistics.fmean(spent) if spent else None
+
+
+def find_reported(task, strategy, labels, budget, table=2):
+    """The paper's score of a cell, None where it prints none."""
+    for cell in costs.load_scores():
+        same = (cell["table"], cell["task"], cell["strategy"]) == (table, task, strategy)
+        if same and cell["labels"] == labels and cell["budget_usd"] in (budget, None):
+            return cell["score"]
+    return None
+
+
+def show_usd(amount):
+    """Dollars without cents where there are none."""
+    return f"${float(amount):,.0f}" if amount == int(amount) else f"${float(amount):,.2f}"
+
+
+def show_count(count):
+    return f"{count / 1000:g}K" if count >= 1000 or count % 100 == 0 else str(count)
+
+
+def lay_group(cells, folder, unit):
+    """The rows of Table 2 for one task and N, and its cells one by one."""
+    first, name = cells[0], cells[0].task
+    teacher = Score(next((c.runs["teacher"] for c in cells if c.runs["teacher"]), None), folder)
+    scores = [(c, Score(c.runs["small"], folder), Score(c.runs["dist"], folder)) for c in cells]
+    paper_key = next((s.paper_key() for _, *both in scores for s in both if s.found), None)
+    reported = {
+        kind: [find_reported(name, kind, first.labels * unit, c.budget_usd * unit) for c in cells]
+        for kind in ("small", "dist")
+    }
+    gap = [(d.mean(), s.mean()) for _, s, d in scores]
+    lines = {
+        "Ann.": [f"{s.show()} (+{c.extra_labels:,})" for c, s, _ in scores],
+        f"Dist. from [{teacher.show()}]": [
+            f"{d.show()} ({c.gpu_hours}h/{show_count(c.unlabeled)})" if d.runs else "N/A"
+            for c, _, d in scores
+        ],
+        "Dist. - Ann.": [f"{d - s:+.1f}" if d and s else None for d, s in gap],
+    }
+    if paper_key:
+        lines["Ann., paper's rule"] = [s.show(paper_key) for _, s, _ in scores]
+        lines[f"Dist. from [{teacher.show(paper_key)}], paper's rule"] = [
+            d.show(paper_key) for _, _, d in scores
+        ]
+    if any(reported["small"]):
+        labels = show_count(first.labels * unit)
+        theirs = find_reported(name, "teacher", first.labels * unit, None)
+        lines[f"paper: Ann., N={labels}"] = reported["small"]
+        lines[f"paper: Dist. from [{theirs}]"] = [x or "N/A" for x in reported["dist"]]
+    head = f"{first.labels:,} ({show_usd(first.initial_usd)})"
+    rows = [[head if i == 0 else "", label, *line] for i, (label, line) in enumerate(lines.items())]
+    details = [lay_detail(first, "teacher", teacher, None, paper_key)] if teacher.runs else []
+    for index, (cell, small, dist) in enumerate(scores):
+        details.append(lay_detail(cell, "small", small, reported["small"][index], paper_key))
+        if dist.runs:
+            spent = (teacher.seconds() or 0) + (dist.seconds() or 0) if dist.found else None
+            theirs = reported["dist"][index]
+            details.append(lay_detail(cell, "dist", dist, theirs, paper_key, spent))
+    if teacher.runs and any(reported["small"]):
+        theirs = find_reported(name, "teacher", first.labels * unit, None)
+        details[0][details[0].index(None)] = theirs
+    return rows, details
+
+
+def lay_detail(cell, strategy, score, reported, paper_key, seconds=None):
+    """One cell as a row of numbers; `seconds` include the teacher's where they are given."""
+    dist = strategy == "dist"
+    usd = {"small": cell.annotate_usd, "dist": cell.distill_usd}.get(strategy)
+    labels = score.runs[0].labels
+    seconds = score.seconds() if seconds is None else seconds
+    return [
+        *(cell.task, f"{cell.labels:,}"),
+        "" if strategy == "teacher" else f"+{show_usd(cell.budget_usd)}",
+        {"small": "Ann.", "dist": "Dist.", "teacher": "Teacher"}[strategy],
+        f"{labels:,}",
+        f"{cell.unlabeled:,}" if dist else "0",
+        f"{len(score.found)}/{len(score.runs)}",
+        score.show(),
+        score.show(paper_key) if paper_key else "same",
+        score.show("invalid_rate"),
+        score.show("constant"),
+        reported,
+        "" if usd is None else show_usd(usd),
+        None if seconds is None else f"{seconds:,.0f}",
+    ]
+
+
+def note_table2(scale, seeds, folder, found, data):
+    """What a reader must know to read the numbers."""
+    metrics = sorted({m["metric"] for m in found})
+    rows = sorted({m["n"] for m in found})
+    notes = [
+        f"Scores: {', '.join(metrics) or 'none yet'} on test ({', '.join(map(str, rows))} rows), "
+        f"in percent; mean and standard deviation over {len(seeds)} seed(s). "
+        "paper's rule: the released scorer's, to compare; the other one is to believe.",
+        "(+n): labels bought on top of N. (h/n): A40-hours that the dollars buy at the paper's "
+        "$1.875, and unlabeled rows that they distil after the teacher is paid; N/A: they don't "
+        "cover it. Dist. from [score of its teacher].",
+    ]
+    if scale != "paper":
+        notes.append(
+            f"Scale {scale}: {costs.load_scale(scale)['title']}. Only the geometry of the paper's "
+            "table is kept: its values, marked paper:, are T5 v1.1 on the real task at ten times "
+            "the counts, by its own rule."
+        )
+    if data:
+        notes.append(f"Text and labels from {data}: small models of invented text on real text.")
+    for signature in sorted({m["signature"] for m in found}):
+        notes.append(f"Scorer: {signature}")
+    return notes
+
+
+def build_table2(args):
+    """Table 2 in the paper's layout, and its cells one by one."""
+    seeds, rows, details, found, budgets = costs.parse_seeds(args.seeds), [], [], [], []
+    unit, tasks = costs.load_scale(args.scale)["divide_by"], read_tasks(args)
+    for name, entry in tasks:
+        folder = Path(args.runs) / name
+        cells = costs.cells("table2", name, args.scale, seeds, tasks=args.tasks)
+        own = 1 if "labels_n" in entry else unit
+        for labels in dict.fromkeys(cell.labels for cell in cells):
+            group = [cell for cell in cells if cell.labels == labels]
+            budgets.append([f"+{show_usd(cell.budget_usd)}" for cell in group])
+            lines, cellwise = lay_group(group, folder, own)
+            if len(tasks) > 1:
+                title = entry["title"] if labels == cells[0].labels else ""
+                lines = [["", "Additional $", *budgets[-1]], *lines]
+                lines = [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
+            rows, details = rows + lines, details + cellwise
+            for cell in group:
+                found += [m for runs in cell.runs.values() for m in Score(runs, folder).found]
+    same = len(tasks) == 1
+    width = max(map(len, budgets))
+    if not same:
+        rows = [row + [""] * (width + 3 - len(row)) for row in rows]
+    heads = budgets[0] if same else [f"({i})" for i in range(width)]
+    columns = [*([] if same else ["Task"]), "N (initial $)", "Strategy", *heads]
+    title = "Table 2. Annotation (Ann.) against distillation (Dist.) at equal dollars"
+    title += f", {tasks[0][1]['title']}" if same else ""
+    notes = note_table2(args.scale, seeds, args.runs, found, args.data)
+    main = Table("table2", title, columns, rows, tuple(notes), left=2 if same else 3)
+    columns = "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Invalid %,Constant"
+    columns = [*columns.split(","), "Paper", "Planned $", "Seconds"]
+    text = (
+        "Seconds are measured, loading and saving included; those of Dist. include its teacher's "
+        "training and its share of the teacher's pass. Planned $ are what the plan spends beyond "
+        "N labels, at the paper's rates; `python costs.py report` prices the measured seconds. "
+        "Constant: the best predictor that always gives the same output."
+    )
+    name = "table2-cells"
+    return main, Table(name, "The same, cell by cell", columns, details, (text,), left=4)
+
+
+def add_score_flags(parser):
+    add = parser.add_argument
+    add("--scale", default="mini", help="mini or paper (default: mini)")
+    add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
+    add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
+    add("--data", default="", help="name of the data if not the scale's own, for a note")
+
+
 TABLES = {
     "table1": ("annotation price of each data set", build_table1, None),
+    "table2": ("annotation against distillation at equal dollars", build_table2, add_score_flags),
     "table5": ("rows of each data set", build_table5, add_table5_flags),
     "table6": ("dollars of 1K labels and of a distillation", build_table6, None),
     "table8": ("hyperparameters of each task", build_table8, None),
@@ -355,7 +569,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     _, build, _ = TABLES[args.command]
-    render(build(args), args.output)
+    built = build(args)
+    for table in [built] if isinstance(built, Table) else built:
+        render(table, args.output)
 
 
 if __name__ == "__main__":

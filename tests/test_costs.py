@@ -1,0 +1,829 @@
+"""costs.py: the paper's dollars to the cent, properties of budgets, grid, flags, ledger, faults."""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import costs
+
+ROOT = Path(__file__).resolve().parents[1]
+PRICES = costs.load_prices()
+TASKS = costs.load_tasks()
+SCORES = costs.load_scores()
+PAPER = [name for name, entry in TASKS.items() if "paper" in entry]
+TERMS = {name: costs.make_terms(name, TASKS[name], PRICES) for name in PAPER}
+OWN = {
+    "title": "Mine",
+    "metric": "classes",
+    "prefix": "mine: ",
+    "labels": ["yes", "no"],
+    "max_source_length": 64,
+    "max_target_length": 8,
+    "usd_per_label": 0.05,
+    "labels_n": [200, 400],
+    "budgets": [10, 20],
+    "gpu": "H100-80GB",
+    "teacher_gpu_hours": {"200": 0.5},
+    "distill_gpu_hours_per_100k": 12,
+    "rows": {"train": 900, "unlabeled": 12000},
+}
+
+
+def run(*argv, capsys=None):
+    """stdout of a command called in this process."""
+    costs.main([str(each) for each in argv])
+    return capsys.readouterr().out
+
+
+def fail(*argv):
+    """The one line of a command that the user got wrong."""
+    with pytest.raises(costs.UserError) as caught:
+        costs.main([str(each) for each in argv])
+    text = str(caught.value)
+    assert text and "\n" not in text
+    return text
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def own_tasks(tmp_path):
+    return write(tmp_path / "tasks.json", {"mine": OWN})
+
+
+# --- golden: what the paper prints ---------------------------------------------------------
+
+BUDGETED = [row for row in SCORES if row["table"] in (2, 11) and row["budget_usd"]]
+ANN = [row for row in BUDGETED if row["strategy"] == "small"]
+
+
+def find_dist(row):
+    keys = ("table", "task", "labels", "budget_usd")
+    found = [r for r in BUDGETED if r["strategy"] == "dist" and all(r[k] == row[k] for k in keys)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_there_are_66_cells():
+    assert len(ANN) == 66
+    assert sum(find_dist(row)["unlabeled"] is None for row in ANN) == 1  # nq, N=10K, +$50
+
+
+@pytest.mark.parametrize(
+    "row", ANN, ids=lambda row: f"{row['table']}-{row['task']}-{row['labels']}-{row['budget_usd']}"
+)
+def test_cell_of_tables_2_and_11(row):
+    dist = find_dist(row)
+    plan = costs.plan(TERMS[row["task"]], row["labels"], Fraction(row["budget_usd"]))
+    assert plan["annotate"]["extra_labels"] == row["extra_labels"]
+    if dist["unlabeled"] is None:
+        assert plan["distill"] is None
+    else:
+        assert plan["distill"]["gpu_hours"] == dist["gpu_hours"]
+        assert plan["distill"]["unlabeled"] // 1000 * 1000 == dist["unlabeled"]
+
+
+@pytest.mark.parametrize("row", ANN, ids=lambda row: f"{row['task']}-{row['budget_usd']}")
+def test_grid_at_paper_scale_has_the_printed_counts(row):
+    table = f"table{row['table']}"
+    cell = next(
+        cell
+        for cell in costs.cells(table, row["task"], "paper")
+        if (cell.labels, cell.budget_usd) == (row["labels"], row["budget_usd"])
+    )
+    dist, rows = find_dist(row), TASKS[row["task"]]["paper"]["rows"]["unlabeled"]
+    assert cell.extra_labels == row["extra_labels"]
+    assert cell.gpu_hours == dist["gpu_hours"]
+    if dist["unlabeled"] is None:
+        assert (cell.unlabeled, cell.runs["dist"]) == (None, None)
+    else:  # five cells of Table 11 ask for more rows than Table 5 has
+        assert cell.unlabeled == min(rows, dist["unlabeled"])
+        assert bool(cell.notes) == (dist["unlabeled"] > rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "printed"),
+    [
+        ("wlp", "3,111"),
+        ("stanceosaurus", "4,415"),
+        ("fever", None),  # $13,544 is printed; 104,966 x $0.129 is $13,541
+        ("multipit_id", "18,443"),
+        ("multipit_gen", None),  # $18,443 is printed, MultiPIT-Id's total; ours is $18,429
+        ("nq", "11,271"),
+    ],
+)
+def test_totals_of_table_1(task, printed):
+    total = TASKS[task]["paper"]["rows"]["train"] * TERMS[task].usd_per_label
+    paper = TASKS[task]["paper"]["label_total_usd"]
+    assert (f"{round(total):,}" == printed) == (round(total) == paper) == (printed is not None)
+
+
+@pytest.mark.parametrize(
+    ("task", "initial", "thousand", "teacher", "distill"),
+    [
+        ("wlp", 1300, 260, "67.5", 435),
+        ("stanceosaurus", 1820, 364, "60", 225),
+        ("fever", 645, 129, "22.5", 78),
+        # $37.5 (20 h) is printed, but the counts of Table 2 follow from 17.33 h
+        ("multipit_id", 1000, 200, "32.49375", 123),
+        ("multipit_gen", 1855, 371, "45", 163),
+        ("nq", 645, 129, "30", 86),
+    ],
+)
+def test_breakdown_of_table_6(task, initial, thousand, teacher, distill):
+    terms = TERMS[task]
+    assert 5000 * terms.usd_per_label == initial
+    assert 1000 * terms.usd_per_label == thousand
+    assert costs.price_distilling(terms, 5000, 0) == Fraction(teacher)
+    both = costs.price_distilling(terms, 5000, 100_000)
+    assert both - Fraction(teacher) == distill
+
+
+@pytest.mark.parametrize(
+    ("task", "ours", "paper"),
+    [
+        ("wlp", "502.5", 502),
+        ("stanceosaurus", "285", 279),  # the paper's own parts: 60 + 225
+        ("fever", "100.5", 101),
+        ("multipit_id", "155.49375", 161),  # the paper's 37.5 + 123
+        ("multipit_gen", "245.5", 245),  # at N = 10K
+        ("nq", "146", 148),  # the paper's own parts at N = 10K: 60 + 86
+    ],
+)
+def test_distillation_budgets_of_table_4(task, ours, paper):
+    row = next(r for r in SCORES if (r["table"], r["task"], r["strategy"]) == (4, task, "dist"))
+    assert row["budget_usd"] == paper
+    assert costs.price_distilling(TERMS[task], row["labels"], row["unlabeled"]) == Fraction(ours)
+    consistent = task not in ("stanceosaurus", "multipit_id", "nq")
+    assert (abs(Fraction(ours) - paper) <= Fraction("0.5")) == consistent
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("wlp", 5000), ("fever", 8000), ("multipit_id", 9900), ("nq", 25744)]
+)
+def test_catch_up_budgets_of_table_4(task, labels):
+    usd = Fraction(TASKS[task]["paper"]["catch_up_usd"][0])
+    assert costs.plan(TERMS[task], 5000, usd)["annotate"]["extra_labels"] == labels
+
+
+def test_gpt_3_5_labels_of_appendix_e():
+    found = {}
+    for task in ("wlp", "stanceosaurus"):
+        llm = costs.plan(TERMS[task], 1000, Fraction(200))["llm"]
+        found[task] = (llm["extra_labels"], llm["usd_per_label"])
+    assert found == {
+        "wlp": (4347, Fraction("0.046")),
+        "stanceosaurus": (2739, Fraction("0.073")),
+    }
+    assert costs.plan(TERMS["fever"], 1000, Fraction(200))["llm"] is None
+
+
+def test_stanceosaurus_at_10k_as_in_section_4_1():
+    # "only 35K unlabeled data are used when N = 10K", at +$200
+    plan = costs.plan(TERMS["stanceosaurus"], 10_000, Fraction(200))
+    assert plan["distill"]["unlabeled"] // 1000 == 35
+
+
+def test_scores_are_those_of_six_tables_once():
+    keys = [
+        (r["table"], r["task"], r["strategy"], r["labels"], r["budget_usd"], r["metric"])
+        for r in SCORES
+    ]
+    # the two cells that the copy lost, and Table 4's empty catch-up cell, share no key either
+    assert len(keys) == len(set(keys)) == 240
+    assert {r["table"] for r in SCORES} == {2, 3, 4, 9, 10, 11}
+    assert all(r["score"] is not None or r["note"] for r in SCORES)
+    assert all(0 <= r["score"] <= 100 for r in SCORES if r["score"] is not None)
+    assert {r["task"] for r in SCORES} == set(PAPER)
+
+
+# --- properties ----------------------------------------------------------------------------
+
+tasks = st.sampled_from(PAPER)
+labels = st.integers(1, 20_000)
+cents = st.integers(0, 10**7).map(lambda n: Fraction(n, 100))
+quick = settings(max_examples=150, deadline=None)
+
+
+@quick
+@given(tasks, labels, cents)
+def test_spending_never_exceeds_the_budget(task, n, budget):
+    plan = costs.plan(TERMS[task], n, budget)
+    shown = costs.to_json(plan)
+    for part in ("annotate", "distill", "llm"):
+        if plan[part]:
+            assert 0 <= plan[part]["usd"] <= budget
+            assert shown[part]["usd"] <= shown["budget_usd"]
+    label = TERMS[task].usd_per_label
+    assert plan["annotate"]["usd"] + label > budget  # nothing that could be bought is left
+
+
+@quick
+@given(tasks, labels, cents, cents)
+def test_more_budget_never_buys_less(task, n, one, two):
+    less, more = (costs.plan(TERMS[task], n, budget) for budget in sorted((one, two)))
+    assert less["annotate"]["extra_labels"] <= more["annotate"]["extra_labels"]
+    if less["distill"]:
+        assert less["distill"]["unlabeled"] <= more["distill"]["unlabeled"]
+        assert less["distill"]["gpu_hours"] <= more["distill"]["gpu_hours"]
+
+
+@quick
+@given(tasks, labels, st.integers(1, 10**6))
+def test_plan_and_its_inverse_agree(task, n, count):
+    terms = TERMS[task]
+    at_cost = costs.plan(terms, n, count * terms.usd_per_label)
+    assert at_cost["annotate"]["extra_labels"] == count
+    usd = costs.price_distilling(terms, n, count)
+    assert costs.plan(terms, n, usd)["distill"]["unlabeled"] == count
+    below = costs.plan(terms, n, usd - Fraction(1, 10**9))["distill"]
+    assert (below["unlabeled"] if below else 0) == count - 1
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(1, 9999))
+def test_cents_do_not_drift(count, price_cents):
+    price = costs.parse_amount(f"0.{price_cents:04d}", "price")
+    assert math.floor(sum([price] * (count % 500), Fraction(0)) / price) == count % 500
+    assert math.floor(count * price / price) == count
+
+
+def test_three_dimes_buy_three_labels():
+    terms = costs.make_terms("wlp", TASKS["wlp"], PRICES, usd_per_label=0.1)
+    budget = costs.parse_amount(0.1, "a") + costs.parse_amount(0.2, "b")
+    assert math.floor((0.1 + 0.1 + 0.1) / 0.1) == 3 and math.floor(0.3 / 0.1) == 2  # floats
+    assert costs.plan(terms, 100, budget)["annotate"]["extra_labels"] == 3
+
+
+@quick
+@given(tasks, st.integers(1, 30_000), st.integers(1, 30_000))
+def test_teacher_hours_grow_with_labels(task, one, two):
+    less, more = (costs.count_teacher_hours(TERMS[task], n) for n in sorted((one, two)))
+    assert 0 < less <= more
+
+
+@quick
+@given(
+    st.sampled_from(["small", "teacher", "dist", "self", "llm"]),
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.integers(0, 10**4),
+    st.integers(0, 99),
+    st.sampled_from(["small", "base", "large"]),
+    st.sampled_from(["large", "xl", "xxl"]),
+)
+def test_run_names_read_back(strategy, n, unlabeled, llm, seed, student, teacher):
+    made = costs.make_run(
+        strategy,
+        n,
+        seed,
+        unlabeled if strategy in ("dist", "self") else 0,
+        llm if strategy == "llm" else 0,
+        "small" if strategy == "teacher" else student,
+        teacher if strategy in ("dist", "teacher") else "xxl",
+    )
+    assert costs.parse_run(made.name) == made
+
+
+@quick
+@given(st.floats(1e-12, 10**6))
+def test_a_float_counts_as_the_decimal_that_it_prints(value):
+    assert float(costs.parse_amount(value, "x")) == value
+
+
+# --- the grid ------------------------------------------------------------------------------
+
+
+def test_grid_of_table_2_wlp_at_mini_scale():
+    names = [run.name for run in costs.grid("table2", "wlp", "mini", (0,))]
+    assert [n for n in names if n.startswith("small-n1")] == [
+        "small-n100-s0",
+        "small-n138-s0",
+        "small-n176-s0",
+    ]
+    dist = [n for n in names if n.startswith("dist-n100-")]
+    assert dist == [f"dist-n100-u{u}-s0" for u in (1900, 4200, 6500, 11100)]
+    assert len(names) == 20
+
+
+@pytest.mark.parametrize("table", costs.TABLES)
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_grids_list_each_run_once_and_after_what_it_needs(table, scale):
+    for task in costs.TABLES[table][1].split():
+        seen = []
+        for made in costs.grid(table, task, scale, (0, 3)):
+            assert made.name not in seen
+            assert set(made.needs) <= set(seen)
+            seen.append(made.name)
+        assert len(seen) % 2 == 0  # as many of each seed
+
+
+def test_tables_share_runs():
+    def names(table):
+        return {run.name for run in costs.grid(table, "fever", "mini")}
+
+    assert names("table10") & names("table2")
+    assert {"small-n500-s0", "teacher-n500-s0"} <= names("table2") & names("table3")
+    assert names("table11") < names("fig3") | names("table11")
+    assert {run.name for run in costs.grid("table9", "wlp", "mini")} == {"teacher-n1196-s0"}
+
+
+@pytest.mark.parametrize("task", PAPER)
+def test_mini_scale_is_the_paper_divided_by_ten(task):
+    pairs = zip(
+        costs.cells("table2", task, "paper"), costs.cells("table2", task, "mini"), strict=True
+    )
+    for paper, mini in pairs:
+        assert mini.labels * 10 == paper.labels
+        assert mini.budget_usd * 10 == paper.budget_usd
+        assert mini.extra_labels == paper.extra_labels // 10
+        assert (mini.unlabeled or 0) * 10 == (paper.unlabeled or 0)
+        assert mini.initial_usd * 10 == paper.initial_usd
+        assert (mini.runs["dist"] is None) == (paper.runs["dist"] is None)
+        if mini.distill_usd:
+            assert mini.distill_usd * 10 == paper.distill_usd <= paper.budget_usd
+
+
+def test_llm_labels_on_request():
+    plain = costs.grid("table2", "wlp", "mini")
+    more = costs.grid("table2", "wlp", "mini", llm=True)
+    added = {run.name for run in more} - {run.name for run in plain}
+    assert "llm-n100-g434-s0" in added and len(added) == 8
+    assert "llm-n0-g434-s0" in [run.name for run in costs.grid("fig6", "wlp", "mini")]
+
+
+def test_grid_command(capsys):
+    line = ("grid", "--for", "table2", "--task", "wlp", "--scale", "mini", "--seeds", "1 0 1")
+    names = run(*line, capsys=capsys).split()
+    assert names == [run.name for run in costs.grid("table2", "wlp", "mini", (1, 0))]
+    found = json.loads(run(*line, "--json", capsys=capsys))
+    assert [each["name"] for each in found["tasks"][0]["runs"]] == names
+    assert found["tasks"][0]["cells"][1]["extra_labels"] == 38
+    everything = run("grid", "--for", "table10", "--task", "all", capsys=capsys).split()
+    assert {line.split("/")[0] for line in everything} == {"stanceosaurus", "fever"}
+
+
+def test_needs_command(capsys):
+    others = ("dist-n100-u4200-s0", "dist-n500-u9900-s0", "small-n100-s0")
+    text = run("needs", "dist-n100-u1900-s0", "--among", *others, capsys=capsys)
+    assert text == "teacher-n100-s0 4200\n"
+    assert run("needs", "small-n100-s0", capsys=capsys) == ""
+
+
+# --- flags ---------------------------------------------------------------------------------
+
+
+def read_flags(text):
+    words = shlex.split(text)
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+@pytest.mark.parametrize("task", PAPER)
+@pytest.mark.parametrize("strategy", ["small", "teacher", "dist", "self"])
+def test_flags_at_paper_scale_are_table_8(task, strategy, capsys):
+    lengths = {"wlp": (128, 128), "multipit_id": (64, 8)}
+    lengths |= {"multipit_gen": (32, 32), "nq": (32, 32)}
+    line = ("flags", "--task", task, "--scale", "paper", "--strategy", strategy)
+    flags = read_flags(run(*line, capsys=capsys))
+    found = (int(flags["--max-source-length"]), int(flags["--max-target-length"]))
+    assert found == lengths.get(task, (128, 8))
+    assert flags["--batch-size"] == "32"
+    assert flags["--epochs"] == ("20" if strategy == "teacher" else "50")
+    fast = task == "nq" and strategy != "teacher"
+    assert float(flags["--learning-rate"]) == (1e-3 if fast else 3e-5)
+    assert flags["--prefix"] == f"{task}: "
+    model = flags["--student" if strategy in ("dist", "self") else "--model"]
+    small, large = ("t5-small-ssm", "t5-xxl-ssm") if task == "nq" else ("small", "xxl")
+    assert model.startswith("google/") and model.endswith(large if strategy == "teacher" else small)
+
+
+def test_flags_of_a_run(capsys):
+    def flags(*argv):
+        return read_flags(run("flags", "--task", "wlp", *argv, capsys=capsys))
+
+    dist = flags("--run", "dist-n100-u1900-s2")
+    assert (dist["--num-unlabeled"], dist["--seed"]) == ("1900", "2")
+    assert dist["--student"] == "data/mini-models/student"
+    small = flags("--run", "small-n138-s0", "--scale", "paper")
+    assert (small["--num-labels"], small["--seed"]) == ("138", "0")
+    base = flags("--run", "small-base-n1000-s0", "--scale", "paper")
+    assert base["--model"] == "google/t5-v1_1-base"
+    assert flags("--strategy", "small")["--max-source-length"] == "64"
+    assert flags("--strategy", "small", "--real-text")["--max-source-length"] == "128"
+
+
+def test_flags_of_every_kind():
+    shown = costs.show_flags({"a": 1, "b": True, "c": False, "d": None, "e": "x: "})
+    assert shlex.split(shown) == ["--a", "1", "--b", "--no-c", "--e", "x: "]
+
+
+# --- a task of one's own -------------------------------------------------------------------
+
+
+def test_own_task(own_tasks, capsys):
+    line = ("--task", "mine", "--tasks", own_tasks)
+    plan = json.loads(run("plan", *line, "--labels", 200, "--budget", 10, "--json", capsys=capsys))
+    assert plan["annotate"] == {"extra_labels": 200, "usd": 10}
+    assert plan["gpu"] == "H100-80GB"
+    # $10 - 0.5 h x $3.99, at 12 h x $3.99 for 100K examples; only today's list prices an H100
+    assert plan["distill"]["unlabeled"] == math.floor((10 - 0.5 * 3.99) / (12 * 3.99 / 1e5))
+    names = run("grid", "--for", "table2", *line, capsys=capsys).split()
+    # its counts stand as they are, at any scale; capped by the rows there are
+    assert names[:2] == ["small-n200-s0", "small-n400-s0"]
+    assert "dist-n200-u12000-s0" in names
+    for table in ("table3", "table9", "fig2"):
+        assert run("grid", "--for", table, *line, capsys=capsys)
+    assert "--prefix 'mine: '" in run("flags", *line, "--strategy", "small", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"title": None}, "title"),
+        ({"labels_n": "1000"}, "labels_n"),
+        ({"labels_n": []}, "labels_n"),
+        ({"labels_n": [0]}, "labels_n"),
+        ({"budgets": [-5]}, "budgets"),
+        ({"budgets": ["ten"]}, "budgets"),
+        ({"max_source_length": 0}, "max_source_length"),
+        ({"max_target_length": True}, "max_target_length"),
+        ({"usd_per_label": 0}, "usd_per_label"),
+        ({"usd_per_label": "free"}, "usd_per_label"),
+        ({"teacher_gpu_hours": {"many": 1}}, "teacher_gpu_hours"),
+        ({"distill_gpu_hours_per_100k": -1}, "distill_gpu_hours_per_100k"),
+        ({"rows": {"train": "all"}}, "train"),
+        ({"gpu": "RTX-9"}, "RTX-9"),
+    ],
+)
+def test_a_fault_in_an_entry_is_named(tmp_path, change, named):
+    path = write(tmp_path / "tasks.json", {"mine": {**OWN, **change}})
+    text = fail("grid", "--for", "table2", "--task", "mine", "--tasks", path)
+    assert named in text and ("mine" in text or named == "RTX-9")
+
+
+@pytest.mark.parametrize(
+    "field", ["metric", "prefix", "budgets", "usd_per_label", "teacher_gpu_hours"]
+)
+def test_a_missing_field_is_named(tmp_path, field):
+    entry = {key: value for key, value in OWN.items() if key != field}
+    path = write(tmp_path / "tasks.json", {"mine": entry})
+    assert field in fail("grid", "--for", "table2", "--task", "mine", "--tasks", path)
+
+
+# --- prices, overrides, conversions --------------------------------------------------------
+
+
+def test_overrides(capsys):
+    def plan(*argv):
+        line = ("plan", "--task", "wlp", "--labels", 5000, "--budget", 100, "--json", *argv)
+        return json.loads(run(*line, capsys=capsys))
+
+    paper = plan()
+    assert plan("--usd-per-label", "0.13")["annotate"]["extra_labels"] == 769
+    assert plan("--usd-per-1k-tokens", "0.01")["llm"]["extra_labels"] == 4347
+    # the same work on the GPU that counts twice, at twice the price
+    a100 = plan("--gpu", "A100-40GB")["distill"]
+    assert a100["unlabeled"] == paper["distill"]["unlabeled"]
+    assert a100["teacher_gpu_hours"] == 18 and a100["gpu_hours"] == 27
+    half = plan("--gpu-usd-per-hour", "0.9375")["distill"]
+    assert half["unlabeled"] > 2 * paper["distill"]["unlabeled"]
+    assert plan("--gpu", "h100-80gb")["gpu_usd_per_hour"] == 3.99  # only today's list has it
+    assert plan("--price-list", "today")["gpu_usd_per_hour"] == 0.995  # half of Lambda's A100
+    new = plan("--gpu", "B300", "--gpu-speed", "10", "--gpu-usd-per-hour", "8")
+    assert new["distill"]["teacher_gpu_hours"] == 1.8
+    today = plan("--llm-model", "gpt-4o-mini")["llm"]
+    assert today["usd_per_label"] == pytest.approx((2251 * 0.15 + 49 * 0.60) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        (["--labels", 384], "usd", 99.84),
+        (["--gpu-hours", 36], "usd", 67.5),
+        (["--gpu-hours", 18, "--gpu", "A100-40GB"], "usd", 67.5),
+        (["--unlabeled", 100000, "--at-labels", 5000], "distill_usd", 435),
+        (["--unlabeled", 100000, "--at-labels", 5000], "usd", 502.5),
+        (["--tokens", 2300], "usd", 0.046),
+        (["--llm-labels", 4347], "usd", 199.962),
+        (["--usd", 200], "llm_labels", 4347),
+        (["--usd", 200], "labels", 769),
+        (["--usd", 200], "tokens", 10**7),
+        (["--usd", 200], "unlabeled", 42528),
+        (["--usd", 7.5], "gpu_hours", 4),
+    ],
+)
+def test_convert(flags, key, value, capsys):
+    found = json.loads(run("convert", "--task", "wlp", *flags, "--json", capsys=capsys))
+    assert found[key] == value
+    assert key in run("convert", "--task", "wlp", *flags, capsys=capsys)
+
+
+def test_gpus_are_recognised_as_drivers_spell_them():
+    for device, name in {
+        "NVIDIA A100-SXM4-40GB": "A100-40GB",
+        "NVIDIA H100 80GB HBM3": "H100-80GB",
+        "NVIDIA A40": "A40",
+        "NVIDIA A100 80GB PCIe": "NVIDIA A100 80GB PCIe",  # not in the list: as it is
+    }.items():
+        assert costs.match_gpu(PRICES, device) == name
+
+
+HEAD = "list,item,name,unit,usd,ratio,source,date\n"
+GOOD = "paper,label,wlp,label,0.26,,Table 1,2023\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "named"),
+    [
+        ("paper,label,wlp,label,cheap,,Table 1,2023\n", 2, "usd"),
+        ("paper,label,wlp,label,,,Table 1,2023\n", 2, "usd"),
+        ("paper,label,wlp,label,nan,,Table 1,2023\n", 2, "usd"),
+        ("paper,label,wlp,label,-1,,Table 1,2023\n", 2, "usd"),
+        ("paper,label,wlp,dozen,0.26,,Table 1,2023\n", 2, "unit"),
+        ("then,label,wlp,label,0.26,,Table 1,2023\n", 2, "list"),
+        ("paper,tip,wlp,label,0.26,,Table 1,2023\n", 2, "item"),
+        ("paper,label,,label,0.26,,Table 1,2023\n", 2, "name"),
+        ("paper,label,wlp,label,0.26,,,2023\n", 2, "source"),
+        ("paper,label,wlp,label,0.26,,Table 1,soon\n", 2, "date"),
+        ("paper,speed,A40,A100-40GB,,,section 2.5,2023\n", 2, "ratio"),
+        (GOOD + GOOD, 3, "second row"),
+        (GOOD + "paper,label,wlp\n", 3, "columns"),
+        (GOOD + "paper,label,nq,label,0.129,,Table 1, page 2,2023\n", 3, "columns"),
+    ],
+)
+def test_a_broken_price_row_is_named(tmp_path, rows, line, named):
+    path = write(tmp_path / "prices.csv", HEAD + rows)
+    text = fail("prices", "--prices", path)
+    assert f"{path} line {line}" in text and named in text
+
+
+def test_a_missing_price_is_named(tmp_path):
+    plan = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--prices")
+    path = write(tmp_path / "prices.csv", HEAD)
+    assert "price of a label" in fail(*plan, path)
+    assert "text-davinci-003" in fail(*plan, write(path, HEAD + GOOD))
+    assert "'A40'" in fail(*plan, path, "--usd-per-1k-tokens", 0.02)
+    write(path, "item,usd\nlabel,1\n")
+    assert "'list'" in fail(*plan, path)
+    assert "no such file" in fail(*plan, tmp_path / "none.csv")
+
+
+def test_edited_prices_count(tmp_path, capsys):
+    text = costs.DATA.joinpath("prices.csv").read_text().replace("wlp,label,0.260", "wlp,label,0.1")
+    path = write(tmp_path / "prices.csv", text)
+    line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 0.3, "--prices", path, "--json")
+    assert json.loads(run(*line, capsys=capsys))["annotate"]["extra_labels"] == 3
+
+
+# --- the ledger ----------------------------------------------------------------------------
+
+
+def add_run(root, made, gpu="NVIDIA A40", gpus=2, task="wlp", world="mini", **more):
+    seconds = {"load": 0, "train": 3600, "save": 0}
+    if made.strategy == "dist":
+        seconds["teacher_pass"] = made.unlabeled
+    hardware = {"device": "cuda" if gpu else "cpu", "gpu": gpu, "gpus": gpus if gpu else 0}
+    training = {
+        "script": "any.py",
+        "strategy": made.strategy,
+        "task": task,
+        "seed": made.seed,
+        "labels": made.labels,
+        "unlabeled": made.unlabeled,
+        "seconds": seconds,
+        "hardware": hardware,
+        **more,
+    }
+    folder = root / world / task / made.name
+    write(folder / "training.json", training)
+    write(folder / "metrics.json", {"score": 50.0, "seconds": {"load": 900, "generate": 900}})
+    return folder
+
+
+def test_report_prices_each_run_and_pays_nothing_twice(tmp_path, capsys):
+    for made in costs.grid("table2", "wlp", "mini"):
+        add_run(tmp_path, made)
+    found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    models = {each["run"]: each for each in found["runs"]}
+    small = models["small-n138-s0"]
+    assert small["hours"] == 2 and small["evaluate_hours"] == 1  # two GPUs, an hour; half of one
+    assert small["paper"]["labels_usd"] == 35.88
+    assert small["paper"]["compute_usd"] == 2 * 1.875
+    assert small["today"]["compute_usd"] == 2 * 0.995
+    dist = models["dist-n100-u1900-s0"]["paper"]  # with its teacher's two hours
+    assert dist["compute_usd"] == pytest.approx((2 + 2 * 1900 / 3600 + 2) * 1.875)
+    assert dist["usd"] == pytest.approx(26 + dist["compute_usd"])
+    total = found["total"]["paper"]
+    # labels: the largest N; teacher's pass: once for each teacher, 11,100 and 9,900 rows
+    assert total["labels_usd"] == 179.92
+    assert total["compute_usd"] == pytest.approx((20 * 2 + 2 * (11100 + 9900) / 3600) * 1.875)
+    assert found["tables"]["mini wlp table2"]["paper"] == total
+    assert {name: part["runs"] for name, part in found["strategies"].items()} == {
+        "small": 10,
+        "teacher": 2,
+        "dist": 8,
+    }
+    text = run("report", tmp_path, capsys=capsys)
+    assert "dist-n100-u11100-s0" in text and "mini wlp table2" in text
+    assert text.index("dist-n100-u1900-s0") < text.index("dist-n100-u11100-s0")
+
+
+def test_report_on_a_cpu_shows_hours_and_no_dollars_unless_asked(tmp_path, capsys):
+    for name in ("teacher-n100-s0", "dist-n100-u1900-s0"):
+        add_run(tmp_path, costs.parse_run(name), gpu=None)
+    plain = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    assert plain["runs"][0]["hours"] > 0
+    assert plain["runs"][0]["paper"]["compute_usd"] is plain["total"]["paper"]["usd"] is None
+    assert any("CPU" in note for note in plain["notes"])
+    asked = json.loads(run("report", tmp_path, "--gpu", "A40", "--json", capsys=capsys))
+    assert asked["runs"][1]["paper"]["compute_usd"] == 1.875
+    assert any("priced as hours of one A40" in note for note in asked["notes"])
+    assert "–" in run("report", tmp_path, capsys=capsys)
+
+
+def test_report_of_part_of_a_table_and_of_llm_labels(tmp_path, capsys):
+    add_run(tmp_path, costs.parse_run("dist-n100-u1900-s0"))
+    tokens = {"in": 900_000, "out": 100_000}
+    add_run(tmp_path, costs.parse_run("llm-n0-g434-s0"), llm_tokens=tokens, llm_labels=434)
+    found = json.loads(run("report", tmp_path, "--for", "table2", "--json", capsys=capsys))
+    assert found["tables"]["mini wlp table2"]["runs"] == 1
+    assert found["tables"]["mini wlp table2"]["needs"] == 20
+    models = {each["run"]: each for each in found["runs"]}
+    assert models["dist-n100-u1900-s0"]["paper"]["usd"] is None
+    assert any("teacher-n100-s0 is not there" in note for note in found["notes"])
+    llm = models["llm-n0-g434-s0"]
+    assert llm["paper"]["llm_usd"] == 20
+    assert llm["today"]["llm_usd"] == pytest.approx(0.9 * 0.15 + 0.1 * 0.6)
+    assert "1 of 20" in run("report", tmp_path, "--for", "table2", capsys=capsys)
+
+
+def test_report_faults(tmp_path):
+    assert "no such folder" in fail("report", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no finished run" in fail("report", tmp_path / "empty")
+    made = costs.parse_run("small-n100-s0")
+    path = add_run(tmp_path, made) / "training.json"
+    good = json.loads(path.read_text())
+    assert "'H900'" in fail("report", tmp_path, "--gpu", "H900")
+    assert "table99" in fail("report", tmp_path, "--for", "table99")
+    for change, named in [
+        ({"seconds": None}, "seconds"),
+        ({"seconds": {"train": "long"}}, "train"),
+        ({"seconds": {"train": float("nan")}}, "train"),
+        ({"hardware": {}}, "device"),
+        ({"labels": -1}, "labels"),
+    ]:
+        write(path, {**good, **change})
+        text = fail("report", tmp_path)
+        assert str(path) in text and named in text
+    write(path, "{")
+    assert "not JSON" in fail("report", tmp_path)
+    write(path, {**good, "hardware": {"device": "cuda", "gpu": "NVIDIA X1", "gpus": 1}})
+    assert "NVIDIA X1" in fail("report", tmp_path)
+    write(path, {**good, "task": "other"})
+    assert "'other'" in fail("report", tmp_path)
+
+
+def test_measured_rates(tmp_path, capsys):
+    def plan(*argv):
+        line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--rates", "measured")
+        return json.loads(run(*line, "--runs", tmp_path, "--json", *argv, capsys=capsys))
+
+    add_run(tmp_path, costs.parse_run("teacher-n100-s0"))
+    assert "measured rates need" in fail(
+        *("plan", "--task", "wlp", "--labels", 100, "--budget", 10),
+        *("--rates", "measured", "--runs", tmp_path),
+    )
+    add_run(tmp_path, costs.parse_run("dist-n100-u1900-s0"))
+    found = plan()["distill"]
+    assert found["teacher_gpu_hours"] == 2
+    each = (2 + 2 * Fraction(1900, 3600)) / 1900 * Fraction("1.875")
+    assert found["unlabeled"] == math.floor((10 - 2 * Fraction("1.875")) / each)
+    a100 = plan("--gpu", "A100-40GB")["distill"]
+    assert a100["teacher_gpu_hours"] == 1 and a100["unlabeled"] == found["unlabeled"]
+    grid = ("grid", "--for", "table2", "--task", "wlp", "--rates", "measured", "--runs", tmp_path)
+    assert f"dist-n100-u{found['unlabeled']}-s0" in run(*grid, capsys=capsys).split()
+    for name in ("teacher-n100-s0", "dist-n100-u1900-s0"):
+        add_run(tmp_path, costs.parse_run(name), gpu=None)
+    line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--rates", "measured")
+    assert "CPU" in fail(*line, "--runs", tmp_path)
+    assert plan("--gpu", "A100-40GB")["distill"]["teacher_gpu_hours"] == 1
+    assert plan("--gpu-usd-per-hour", "0.1")["gpu"] == "CPU"
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("plan --task wlq --labels 100 --budget 10", "'wlq'"),
+        ("plan --task wlp --labels 100 --budget -10", "--budget"),
+        ("plan --task wlp --labels 100 --budget nan", "--budget"),
+        ("plan --task wlp --labels 100 --budget inf", "--budget"),
+        ("plan --task wlp --labels 100 --budget ten", "--budget"),
+        ("plan --task wlp --labels 100 --budget 1e999999999", "--budget"),
+        ("plan --task wlp --labels 100 --budget 1e-999999999", "--budget"),
+        ("plan --task wlp --labels 0 --budget 10", "--labels"),
+        ("plan --task wlp --labels 1.5 --budget 10", "--labels"),
+        ("plan --task wlp --labels 100 --budget 10 --gpu X9", "X9"),
+        ("plan --task wlp --labels 100 --budget 10 --usd-per-label 0", "--usd-per-label"),
+        ("plan --task wlp --labels 100 --budget 10 --gpu-usd-per-hour -1", "--gpu-usd-per-hour"),
+        ("plan --task wlp --labels 100 --budget 10 --llm-model gpt-9", "gpt-9"),
+        ("plan --task wlp --labels 100 --budget 10 --rates measured", "--runs"),
+        ("grid --for table99 --task wlp", "table99"),
+        ("grid --for table2 --task wlp --scale huge", "huge"),
+        ("grid --for table2 --task wlp --seeds x", "--seeds"),
+        ("grid --for table2 --task wlp --seeds=", "--seeds"),
+        ("grid --for fig6 --task fever", "llm_tokens_per_label"),
+        ("flags --task wlp", "--strategy"),
+        ("flags --task wlp --strategy best", "best"),
+        ("flags --task wlp --run small-n100-s0 --strategy small", "--strategy"),
+        ("flags --task wlp --run small-n0100-s0", "small-n0100-s0"),
+        ("flags --task wlp --run small-base-n100-s0", "base"),
+        ("needs dist", "'dist'"),
+        ("convert --task fever --llm-labels 10", "llm_tokens_per_label"),
+    ],
+)
+def test_a_mistake_is_named(line, named):
+    assert named in fail(*shlex.split(line))
+
+
+def test_plan_reads_well(capsys):
+    text = run("plan", "--task", "nq", "--labels", 10000, "--budget", 50, capsys=capsys)
+    assert "387" in text and "N/A" in text and "$60.00" in text
+
+
+def test_budget_of_nothing_buys_nothing():
+    plan = costs.plan(TERMS["wlp"], 1000, Fraction(0))
+    assert plan["annotate"]["extra_labels"] == 0 and plan["distill"] is None
+    # exactly the teacher's dollars leave none for distilling
+    assert costs.plan(TERMS["wlp"], 1000, Fraction(15))["distill"] is None
+
+
+def call(*argv, folder=ROOT):
+    line = [sys.executable, "costs.py", *argv]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_exit_codes_and_streams():
+    alone = call()
+    assert alone.returncode == 0 and "plan" in alone.stdout and "4,347" in alone.stdout
+    wrong = call("plan", "--task", "wlp", "--labels", "100", "--budget", "nan")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("error: --budget") and wrong.stderr.count("\n") == 1
+    assert call("plan", "--bugdet", "5").returncode == 2
+    assert call("plan", "--task", "wlp", "--labels", "1", "--bud", "5").returncode == 2
+
+
+def test_copied_as_its_docstring_says(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("tasks.json", "scales.json", "prices.csv", "paper_scores.csv"):
+        (tmp_path / "data" / name).write_bytes((ROOT / "data" / name).read_bytes())
+    (tmp_path / "costs.py").write_bytes((ROOT / "costs.py").read_bytes())
+    done = call("grid", "--for", "table2", "--task", "wlp", folder=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.split()) == 20
+    assert call("plan", "--task", "wlp", "--labels", "1", "--budget", "5", folder=tmp_path)
+
+
+def test_standard_library_only_and_quick_to_import():
+    code = (
+        "import sys, time; old = set(sys.modules); t = time.perf_counter(); import costs; "
+        "print(time.perf_counter() - t, *{m.split('.')[0] for m in set(sys.modules) - old})"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.split()
+    assert float(seconds) < 0.5  # some 20 ms; the rest is for a busy machine
+    assert set(modules) - {"costs"} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("plan --task wlp --labels 5000 --budget 100 --json", (384, 7471, 54)),
+        ("plan --task wlp --labels 1000 --budget 100 --json", (384, 19540, 54)),
+    ],
+)
+def test_json_of_a_plan(line, expected, capsys):
+    found = json.loads(run(*line.split(), capsys=capsys))
+    distill = found["distill"]
+    shown = (found["annotate"]["extra_labels"], distill["unlabeled"], distill["gpu_hours"])
+    assert shown == expected
+    keys = {"task", "labels", "initial_usd", "budget_usd", "annotate", "distill", "llm"}
+    assert keys <= set(found)
+    assert set(distill) == {"teacher_gpu_hours", "gpu_hours", "unlabeled", "usd"}
+    assert {"extra_labels", "usd_per_label"} <= set(found["llm"])

@@ -1,0 +1,166 @@
+"""plots.py: one way to show a table in three formats; Tables 1, 5, 6 and 8 beside the paper's."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import costs
+import plots
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = plots.Table(
+    "any",
+    "Any table: 5% ± 1",
+    ["Name", "Score", "$"],
+    [["a|b", "71.1 ± 0.3", "$1,300"], ["c_d", None, 7]],
+    ["kept below & escaped"],
+)
+
+
+def build(name, *argv):
+    args = plots.parse_args([name, *map(str, argv)])
+    return plots.TABLES[name][1](args)
+
+
+def column(table, head):
+    at = table.columns.index(head)
+    return [row[at] for row in table.rows]
+
+
+def test_markdown_aligns_numbers_right_and_shows_what_is_missing():
+    lines = plots.to_markdown(TABLE).splitlines()
+    assert lines[0] == "**Any table: 5% ± 1**"
+    assert lines[2:6] == [
+        "| Name |      Score |      $ |",
+        "| ---- | ---------: | -----: |",
+        "| a\\|b | 71.1 ± 0.3 | $1,300 |",
+        "| c_d  |          – |      7 |",
+    ]
+    assert lines[-1] == "- kept below & escaped"
+
+
+def test_csv_holds_plain_numbers():
+    rows = list(csv.reader(io.StringIO(plots.to_csv(TABLE))))
+    assert rows == [["Name", "Score", "$"], ["a|b", "71.1 ± 0.3", "1300"], ["c_d", "", "7"]]
+
+
+def test_tex_is_escaped():
+    text = plots.to_tex(TABLE)
+    assert r"\caption{Any table: 5\% $\pm$ 1}" in text
+    assert r"\begin{tabular}{lrr}" in text
+    assert r"c\_d & -- & 7 \\" in text and r"kept below \& escaped\par" in text
+    assert text.count("{") == text.count("}")
+
+
+def test_render_prints_and_writes_three_files(tmp_path, capsys):
+    plots.render(TABLE, tmp_path / "new")
+    assert capsys.readouterr().out == plots.to_markdown(TABLE)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"any.md", "any.csv", "any.tex"}
+    assert (tmp_path / "new" / "any.md").read_text() == plots.to_markdown(TABLE)
+
+
+def test_a_row_of_another_length_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="any"):
+        plots.render(TABLE._replace(rows=[["a"]]), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_printed_value_of_the_paper_stands_beside_ours():
+    for number, items in {1: 3, 5: 4, 6: 4, 8: 5}.items():
+        assert len(plots.load_printed(number)) == 6 * items
+
+
+def test_table1():
+    table = build("table1")
+    pairs = list(zip(column(table, "Total $"), column(table, "Paper"), strict=True))
+    # FEVER and MultiPIT-Gen: the paper's totals are not #train x price
+    assert [ours == paper for ours, paper in pairs] == [True, True, False, True, False, True]
+    printed = plots.load_printed(1)
+    names = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
+    assert column(table, "#Train") == [printed[name, "train"] for name in names]
+    assert column(table, "$/Label") == [printed[name, "usd_per_label"] for name in names]
+    text = "\n".join(table.notes)
+    for value in ("$13,544", "$18,443, the total of MultiPIT-Id", "$14,469", "$12,899"):
+        assert value in text
+
+
+def test_table5():
+    table = build("table5")
+    assert len(table.rows) == 24
+    for ours, paper in zip(column(table, "Ours"), column(table, "Paper"), strict=True):
+        assert ours == paper or (ours, paper) == (None, "N/A")
+    text = "\n".join(table.notes)
+    for value in ("14,271", "FEVER 187,000", "MultiPIT-Id 240,000"):
+        assert value in text
+
+
+def test_table5_counts_a_prepared_world(tmp_path):
+    (tmp_path / "wlp").mkdir()
+    rows = "".join(json.dumps({"source": str(i), "target": "t"}) + "\n" for i in range(7))
+    (tmp_path / "wlp" / "train.jsonl").write_text(rows)
+    table = build("table5", "--task", "wlp", "--prepared", tmp_path)
+    assert column(table, "Prepared") == ["7", None, None, None]
+
+
+def test_table6():
+    table = build("table6")
+    assert len(table.rows) == 6
+    values = [[costs.parse_amount(c.replace(",", ""), "") for c in r[1:9]] for r in table.rows]
+    different = [
+        (row[0], table.columns[i + 1])
+        for row, amounts in zip(table.rows, values, strict=True)
+        for i in range(0, 8, 2)
+        if abs(amounts[i] - amounts[i + 1]) >= 0.05
+    ]
+    assert different == [("MultiPIT-Id", "Teacher")]  # $37.5 against the $32.49 of Table 2
+    text = "\n".join(table.notes)
+    for value in ("$37.5", "$279", "$161", "$148"):
+        assert value in text
+
+
+def test_table8():
+    rows = build("table8").rows
+    for ours, paper in zip(rows[::2], rows[1::2], strict=True):
+        assert (ours[1], paper[1]) == ("ours", "paper")
+        assert ours[2:] == paper[2:]
+    assert len(rows) == 10
+
+
+@pytest.mark.parametrize("name", ["table1", "table5", "table6", "table8"])
+def test_one_task_and_a_task_of_ones_own(name, tmp_path):
+    assert len({row[0] for row in build(name, "--task", "wlp").rows} - {""}) in (1, 5)
+    entry = {"title": "Mine", "metric": "classes", "prefix": "mine: ", "labels": ["a", "b"]}
+    entry |= {"max_source_length": 32, "max_target_length": 8, "usd_per_label": 0.5}
+    entry |= {"labels_n": [100], "budgets": [10], "teacher_gpu_hours": {"100": 1}}
+    entry |= {"distill_gpu_hours_per_100k": 20}
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps({"mine": entry}))
+    table = build(name, "--task", "mine", "--tasks", path)
+    assert plots.to_markdown(table) and "Mine" in str(table)
+
+
+def test_mistakes_and_exit_codes(tmp_path):
+    def call(*argv):
+        line = [sys.executable, "plots.py", *map(str, argv)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    wrong = call("table1", "--task", "wlq")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("error: unknown task 'wlq'") and wrong.stderr.count("\n") == 1
+    assert call("table99").returncode == 2
+    (tmp_path / "file").write_text("")
+    blocked = call("table1", "--output", tmp_path / "file")
+    assert blocked.returncode == 1 and blocked.stderr.startswith("error: ")
+
+
+def test_tables_need_the_standard_library_only():
+    code = "import plots, sys; print('matplotlib' in sys.modules, 'numpy' in sys.modules)"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
