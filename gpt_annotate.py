@@ -1,0 +1,535 @@
+"""Label text with a large language model, at a hard budget: GPT-3.5 as an annotator.
+
+Usage:
+    python gpt_annotate.py --task wlp --labeled data/prepared/paper/wlp/train.jsonl \\
+        --unlabeled data/prepared/paper/wlp/unlabeled.jsonl --num 4347 --model gpt-4o-mini \\
+        --budget 20 --output runs/paper/wlp/llm        # first with --dry-run: what it would cost
+    python gpt_annotate.py --task wlp --labeled data/prepared/mini/wlp/train.jsonl \\
+        --unlabeled data/prepared/mini/wlp/test.jsonl --num 100 --budget 20 --output /tmp/llm \\
+        --simulate 0.85 --gold data/prepared/mini/wlp/test.jsonl   # no key: a server of ours
+
+Reads:  LABELED, a JSONL file of {"source", "target"}; UNLABELED, one of {"source"}; the task's
+        entry in data/tasks.json; data/prices.csv; the key from the environment: OPENAI_API_KEY
+Writes: OUTPUT/answers.jsonl, every call and raw answer: it was paid for, never delete it;
+        OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it;
+        OUTPUT/annotation.json last: counts, tokens, dollars
+Copy:   gpt_annotate.py costs.py and data/ (__init__.py, llm_calls.py, llm_store.py,
+        llm_batches.py, tasks.json, prices.csv; for --simulate annotator_server.py)
+Paper:  section 5 and Appendix E, Figures 6 and 7
+
+The budget is for the store: all that OUTPUT ever paid, with the worst case of each call set aside
+before it is sent. What a provider may have billed for an answer that was lost on the way (timeout,
+dropped connection, error 5xx, killed run) counts at its worst case; data/llm_store.py has the
+rules. Run the same command again to continue; a finished job makes no call.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+
+import costs
+from costs import UserError
+from data import llm_batches
+from data.llm_calls import Caller, Progress
+from data.llm_prompts import FORMATS, GENERIC, Prompter
+from data.llm_store import Money, Store
+
+PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
+RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
+CONTEXTS = {PAPER_MODEL: 4097, "gpt-3.5-turbo-0125": 16_385, "gpt-4o-mini": 128_000}  # tokens
+
+# --- what it costs and what came of it -----------------------------------------------------
+
+
+def check_context(args, calls, calibration):
+    """Stop before anything is paid for if a prompt and its answer do not fit the context."""
+    context = args.context or CONTEXTS.get(args.model)
+    for call in calls if context else ():
+        tokens = round(call.estimate * calibration)
+        if tokens + args.max_tokens > context:
+            raise UserError(
+                f"{call.name}: a prompt of about {tokens:,} tokens and an answer of "
+                f"{args.max_tokens:,} pass the context of {context:,} tokens of {args.model}; use "
+                "fewer --shots, or give its true --context"
+            )
+
+
+def estimate_cost(args, prompter, store, calls, left, prices):
+    """Lines that say what the calls `left` would cost, from real prompts."""
+    money, n = store.money, len(left)
+    prompt = sum(call.estimate for call in calls) * store.calibration / len(calls)
+    targets = [prompter.count_tokens(row["target"]) for row in prompter.pool]
+    answer = sum(targets) / len(targets) + 1
+    same = prompter.count_tokens(prompter.instruction) + sum(
+        prompter.count_tokens(part) for part in prompter.write_parts("", fixed=True)[1:-1]
+    )
+    each = money.cost((prompt, 0, answer))
+    cached = money.cost((prompt, min(prompt, same) if same >= 1024 else 0, answer))
+    worst = sum(money.cost(call.worst) for call in left)
+    paper = Money(PAPER_MODEL, prices).cost((prompt, 0, answer))
+    basis = prompter.tokenizer
+    if store.estimated[1]:
+        basis += f" times {store.calibration:.3f}, as the answers so far were counted"
+    now = "the same for all" if args.fixed_examples else "drawn anew for each"
+    yield f"{n:,} calls, {args.shots} examples each, {now}"
+    yield f"{prompt:,.1f} prompt and {answer:,.1f} answer tokens a call ({basis})"
+    yield f"{n * (prompt + answer):,.0f} tokens: {costs.show_usd(each * n)} for {args.model}"
+    yield f"{costs.show_usd(worst)} at the most; that much is set aside as calls are sent"
+    yield f"{costs.show_price(each)} a label; {costs.show_price(paper)} at the paper's price"
+    if money.usd["cached"] != money.usd["in"]:
+        total = costs.show_usd(cached * n)
+        yield f"{total} with --fixed-examples, if the provider caches their {round(same):,} tokens"
+    if money.share["batch"] != 1:
+        yield f"{costs.show_usd(each * n * money.share['batch'])} with --batch"
+    if args.budget:
+        spent = money.sum(store.used) + money.sum(store.held)
+        labels = math.floor(max(0, args.budget - spent) / each) if each else math.inf
+        yield f"{costs.show_usd(args.budget)} buys about {labels:,} labels"
+
+
+def count_paper(args, entry, prices):
+    """A line with the labels that the budget buys in the paper, where it says so."""
+    tokens = entry.get("paper", entry).get("llm_tokens_per_label")
+    if not tokens or not args.budget:
+        return None
+    usd = costs.price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
+    labels = f"{math.floor(args.budget / usd):,} labels at {costs.show_price(usd)}"
+    return f"{costs.show_usd(args.budget)} bought {labels} in the paper, {tokens:,} tokens each"
+
+
+def read_answers(args, prompter, store, rows, calls):
+    """(rows of labels.jsonl, counts of what was no label) in the order of `rows`."""
+    labels, counts, entities = [], Counter(), Counter()
+    for source in rows:
+        reply = store.answers.get(calls[source].key)
+        if reply is None:
+            counts["missing"] += 1
+            continue
+        target, reason = prompter.parse(reply["text"], source, reply["finish"])
+        counts[reason or "valid"] += 1
+        if target is None and args.keep_invalid:
+            labels.append({"source": source, "target": reply["text"], "invalid": reason})
+        elif target is not None:
+            labels.append({"source": source, "target": target})
+            if prompter.metric == "entities":
+                found = [text for text, _ in prompter.entity.findall(target)]
+                entities["entities"] += len(found)
+                entities["entities_not_in_source"] += sum(text not in source for text in found)
+    return labels, counts, entities
+
+
+def measure_accuracy(args, prompter, labels):
+    """Shares of right labels (and entities) where --gold has the answers."""
+    gold = {row["source"]: row["target"] for row in costs.read_jsonl(args.gold)}
+    known = [row for row in labels if row["source"] in gold]
+    if not known:
+        return None
+    shares = {"rows": len(known)}
+    shares["exact"] = sum(row["target"] == gold[row["source"]] for row in known) / len(known)
+    if prompter.metric == "entities":
+        pairs = [
+            (
+                Counter(prompter.entity.findall(row["target"])),
+                Counter(prompter.entity.findall(gold[row["source"]])),
+            )
+            for row in known
+        ]
+        total = sum(right.total() for _, right in pairs)
+        shares["entities"] = sum((ours & right).total() for ours, right in pairs) / max(1, total)
+    return shares
+
+
+def summarize(args, prompter, store, rows, calls, prices):
+    """labels.jsonl's rows and annotation.json's content."""
+    labels, counts, entities = read_answers(args, prompter, store, rows, calls)
+    invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
+    money, used = store.money, store.used
+    prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
+    paper = costs.price_tokens(prices, PAPER_MODEL, "paper")
+    usd_paper = prompt * paper["in"] + completion * paper["out"]
+    models = Counter(reply["model"] for reply in store.answers.values() if reply["model"])
+    simulated = args.simulate is not None
+    name = f"simulated annotator ({100 * args.simulate:g}% correct)" if simulated else args.model
+    summary = {
+        "annotator": name, "task": args.task, "model": args.model, "models_seen": dict(models),
+        "items": len(rows), "labels": len(labels), "valid": counts["valid"],
+        "invalid": sum(invalid.values()), "invalid_reasons": invalid, "missing": counts["missing"],
+        **entities,
+        "calls": sum(store.attempts.values()), "answers": len(store.answers),
+        "faults": dict(store.faults),
+        "llm_model": args.model,
+        "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
+        "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
+        "usd": costs.to_json(money.sum(used)), "usd_paper": costs.to_json(usd_paper),
+        "usd_possible": costs.to_json(money.sum(store.held)),  # lost answers, if they were billed
+        "usd_per_million_tokens": {k: costs.to_json(v * 10**6) for k, v in money.usd.items()},
+        "prices": money.rows or ["given by flag"],
+        "budget": costs.to_json(args.budget) if args.budget else None,
+        "prompt_tokens": {
+            "estimated": round(store.estimated[0]), "counted": store.estimated[1],
+            "estimate_by": prompter.tokenizer,
+        },
+        "structured": args.structured == "on" or bool(store.structured),
+        "settings": store.header["settings"], "seconds": round(store.seconds, 3),
+    }  # fmt: skip
+    if args.gold:
+        summary["accuracy"] = measure_accuracy(args, prompter, labels)
+    return labels, summary
+
+
+def write_results(args, labels, summary):
+    """Both files, each only if it says something new, so that make sees no change in a repeat."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in labels)
+    path = args.output / "labels.jsonl"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        costs.write_atomic(path, text)
+    path = args.output / "annotation.json"
+    known = costs.read_json(path) if path.exists() else {}
+    if {**known, "provenance": None} != {**summary, "provenance": None}:
+        costs.write_json(path, {**summary, "provenance": describe_run(args)})
+
+
+def describe_run(args):
+    git = ["git", "-C", str(costs.ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version()}
+    with suppress(metadata.PackageNotFoundError):
+        versions["openai"] = metadata.version("openai")
+    files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
+    return {
+        "command": shlex.join(sys.argv),
+        "versions": versions,
+        "git_commit": commit or None,
+        "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
+    }
+
+
+def show_result(args, summary):
+    """The result in a few lines, for stdout."""
+    dollars = {key: costs.show_usd(costs.parse_amount(summary[key], key))
+               for key in ("usd", "usd_paper", "usd_possible")}  # fmt: skip
+    reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary["invalid_reasons"].items())
+    yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
+    if reasons:
+        kept = "kept with their raw text" if args.keep_invalid else "left out"
+        yield f"{summary['invalid']:,} answers are no label ({reasons}); {kept}"
+    if summary["missing"]:
+        yield f"{summary['missing']:,} rows have no answer"
+    tokens = summary["llm_tokens"]
+    yield (
+        f"{summary['calls']:,} calls; {tokens['in']:,} new, {tokens['cached']:,} cached and "
+        f"{tokens['out']:,} answer tokens"
+    )
+    more = f"; up to {dollars['usd_possible']} more may have been billed for lost answers"
+    yield (
+        f"{dollars['usd']} spent, {dollars['usd_paper']} at the paper's price"
+        + (more if summary["usd_possible"] else "")
+    )
+    for key, share in (summary.get("accuracy") or {}).items():
+        if key != "rows":
+            yield f"{100 * share:.1f}% right ({key}), against {args.gold}"
+
+
+# --- the run -------------------------------------------------------------------------------
+
+
+def draw_rows(rows, count, seed):
+    """The first `count` rows of a seeded permutation, as the training scripts draw them."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return [rows[i] for i in order[:count]]
+
+
+def read_inputs(args):
+    """(task entry, examples, sources to label); a UserError on anything that cannot work."""
+    entry = costs.load_task(args.task)
+    if entry["metric"] not in GENERIC:
+        raise UserError(
+            f"task {args.task!r}: metric {entry['metric']!r} is none of {', '.join(GENERIC)}"
+        )
+    if entry["metric"] in FORMATS and not entry.get("labels"):
+        raise UserError(
+            f"task {args.task!r}: no label set; fill 'labels' in its entry of data/tasks.json"
+        )
+    labeled = check_texts(args.labeled, costs.read_jsonl(args.labeled), ("source", "target"))
+    labeled = [row for row in labeled if row["target"].strip()]
+    pool = draw_rows(labeled, args.pool, args.seed)
+    if len(pool) < args.shots:
+        raise UserError(
+            f"{args.labeled}: {args.shots} examples go into a prompt, and {len(pool)} labeled rows "
+            "are there; label more or lower --shots (and --pool)"
+        )
+    odd = [
+        row for row in pool if entry["metric"] == "classes" and row["target"] not in entry["labels"]
+    ]
+    if odd:
+        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {args.task!r}")
+    rows = costs.read_jsonl(args.unlabeled, ("source",))
+    rows = [row["source"] for row in check_texts(args.unlabeled, rows, ("source",))]
+    if args.num and args.num > len(rows):
+        raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
+    return entry, pool, rows
+
+
+def check_texts(path, rows, keys):
+    """`rows`, all of whose `keys` are texts that can be sent."""
+    for number, row in enumerate(rows, 1):
+        try:
+            for key in keys:
+                row[key].encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise UserError(f"{path} row {number}: its {key} is no text that can be sent") from None
+    return rows
+
+
+def make_calls(args, prompter, rows):
+    """(the sources in the order of labeling, {source: its call}); equal sources share a call."""
+    numbers = draw_rows(range(len(rows)), args.num, args.seed)
+    calls = {}
+    for number in numbers:
+        if rows[number] not in calls:
+            name = f"{args.unlabeled} row {number + 1}"
+            calls[rows[number]] = prompter.make_call(name, rows[number])
+    return [rows[number] for number in numbers], calls
+
+
+def list_settings(args, prompter):
+    """What decides on the answers: a store holds those of one such choice."""
+    names = "model task endpoint simulate shots seed fixed_examples temperature max_tokens"
+    names += " structured extra"
+    settings = {name: getattr(args, name) for name in names.split()}
+    pool = json.dumps([[row["source"], row["target"]] for row in prompter.pool])
+    sha256 = hashlib.sha256(pool.encode()).hexdigest()
+    return {**settings, "instruction": prompter.instruction, "examples_sha256": sha256}
+
+
+@contextmanager
+def open_server(args, money):
+    """The address to call: the user's, OpenAI's (None), or that of our own simulated annotator."""
+    if args.simulate is None:
+        yield args.base_url
+        return
+    script = costs.DATA / "annotator_server.py"
+    prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
+    options = ["--task", args.task, "--gold", args.gold, "--accuracy", args.simulate]
+    options += ["--seed", args.seed, "--model", args.model, "--until-eof", "--prices", *prices]
+    command = [sys.executable, str(script), *map(str, options)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as server:
+        try:
+            url = server.stdout.readline().strip()
+            if not url:
+                raise UserError(f"{script}: the simulated annotator did not start")
+            print(f"no key is used: {url} simulates {args.model}", file=sys.stderr)
+            yield url
+        finally:
+            with suppress(OSError):
+                server.stdin.close()  # it ends with us, however we end
+            server.stdout.read()
+
+
+async def make_calls_left(args, store, url, key, calls):
+    """Ask for what the store lacks; lines to tell where that does not finish the job."""
+    left = [call for call in calls if call.key not in store.answers]
+    sent = {key for batch in store.batches.values() for key in batch["calls"]}
+    caller = Caller(store, args, url, key, Progress(store, left, args.budget))
+    try:
+        if args.batch == "submit":
+            count = await llm_batches.submit(caller, [c for c in left if c.key not in sent])
+            return [f"{count:,} of {len(left):,} calls submitted; now --batch collect"]
+        if args.batch == "collect":
+            lines = await llm_batches.collect(caller, left)
+            left = [call for call in left if call.key not in store.answers]
+            why = next(reversed(store.faults), "none is under way")
+            text = f"{len(left):,} calls have no answer ({why}); --batch submit sends them"
+            return lines or ([text] if left else [])
+        if sent:
+            raise UserError(
+                f"{store.path}: a batch is under way; first take it in: --batch collect"
+            )
+        if not await caller.run(left):
+            budget = costs.show_usd(args.budget)
+            print(f"budget of {budget} reached; a larger --budget continues", file=sys.stderr)
+        return []
+    finally:
+        await caller.client.close()
+
+
+def need_server(args):
+    """The key, or a UserError where there is neither a key nor another server to call."""
+    key = None if args.simulate is not None else os.environ.get("OPENAI_API_KEY")
+    if args.simulate is None and not key and not args.base_url:
+        raise UserError(
+            "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or let a local "
+            "server play the annotator by --simulate 0.85 --gold FILE"
+        )
+    return key
+
+
+def annotate(args):
+    """Everything between the command line and the exit code."""
+    entry, pool, rows = read_inputs(args)
+    settle_args(args, entry)
+    prices = costs.load_prices(args.prices)
+    given = {"in": args.price_in, "cached": args.price_cached, "out": args.price_out}
+    money = Money(args.model, prices, given if args.price_in is not None else None)
+    prompter = Prompter(args, entry, pool)
+    sources, calls = make_calls(args, prompter, rows)
+    path, settings = args.output / "answers.jsonl", list_settings(args, prompter)
+    store = Store(path, settings, money, write=False)
+    pending = [call for call in calls.values() if call.key not in store.answers]
+    check_context(args, pending, store.calibration)
+    if args.dry_run:
+        lines = list(estimate_cost(args, prompter, store, calls.values(), pending, prices))
+        print(*filter(None, [*lines, count_paper(args, entry, prices)]), sep="\n")
+        return 0
+    if pending and not args.replay:
+        key = need_server(args)
+        store = Store(path, settings, money, args.budget)
+        try:
+            with open_server(args, money) as url:
+                todo = asyncio.run(make_calls_left(args, store, url, key, calls.values()))
+        finally:
+            store.close()
+        if todo:
+            print(*todo, sep="\n")
+            return 0 if args.batch == "submit" else 1
+    labels, summary = summarize(args, prompter, store, sources, calls, prices)
+    if not summary["valid"]:
+        raise UserError(f"{path}: no label in its {len(store.answers):,} answers; read them there")
+    write_results(args, labels, summary)
+    print(*show_result(args, summary), sep="\n")
+    return 0
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--task", required=True, help="entry of data/tasks.json")
+    add("--labeled", required=True, type=Path, help="JSONL file to draw the examples from")
+    add("--unlabeled", required=True, type=Path, help="JSONL file of the sources to label")
+    add("--output", required=True, type=Path, help="folder of the store and the labels")
+    add("--num", type=int, help="rows to label, drawn by --seed (default: all)")
+    add("--budget", help="USD that the store may ever cost; needed unless --dry-run or --replay")
+    add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
+    # fmt: off
+    add("--base-url", default=os.environ.get("OPENAI_BASE_URL"),
+        help="server, such as http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL, else OpenAI)")
+    add("--endpoint", choices=("chat", "completions"),
+        help="(default: completions for text-davinci-003 and *-instruct, else chat)")
+    add("--shots", type=int, default=32, help="examples in a prompt (%(default)s)")
+    add("--pool", type=int, default=100, help="labeled rows to draw them from (%(default)s)")
+    add("--fixed-examples", action=switch, default=False,
+        help="the same examples in each prompt, for providers that cache a prefix (default: no; "
+        "the paper draws and shuffles anew, which lowers the variance)")
+    add("--seed", type=int, default=0, help="of rows, pool and examples (%(default)s)")
+    add("--temperature", type=float, default=0.0, help="of sampling (%(default)s: the likeliest)")
+    add("--max-tokens", type=int, help="longest answer (default: by the task's target length)")
+    add("--structured", choices=("auto", "on", "off"), default="auto",
+        help="ask for JSON with the label set: auto tries it on the first chat call (%(default)s; "
+        "the paper had plain text; tasks without labels always have)")
+    add("--extra", type=json.loads, default={}, metavar="JSON",
+        help='more fields of the request, null removes one, such as \'{"max_tokens": null, '
+        '"max_completion_tokens": 64}\'')
+    add("--prices", type=Path, default=costs.DATA / "prices.csv", help="price list (%(default)s)")
+    add("--price-in", metavar="USD", help="per million prompt tokens (default: price list)")
+    add("--price-out", metavar="USD", help="per million answer tokens (default: price list)")
+    add("--price-cached", metavar="USD", help="per million cached ones (default: as --price-in)")
+    add("--context", type=int, help="tokens that the model can take (default: known for a few)")
+    add("--tiktoken", action=switch, default=True,
+        help="count OpenAI's tokens by tiktoken where it can be had, else estimate (default: yes)")
+    add("--concurrency", type=int, default=8, help="calls at a time (%(default)s)")
+    add("--rpm", type=float, help="requests per minute (default: no limit)")
+    add("--tpm", type=float, help="tokens per minute (default: no limit)")
+    add("--timeout", type=float, default=120.0, help="seconds per call (%(default)s)")
+    add("--attempts", type=int, default=8, help="tries per row (%(default)s)")
+    add("--backoff", type=float, default=1.0, help="seconds before the first retry (%(default)s)")
+    add("--batch", choices=("submit", "collect"), help="Batch API: half the price, within a day")
+    add("--keep-invalid", action=switch, default=False,
+        help="keep answers that are no label, as their raw text (default: leave them out)")
+    add("--replay", action=switch, default=False,
+        help="write the results again from the store alone, without any call (default: no)")
+    add("--dry-run", action=switch, default=False, help="estimate tokens and dollars only (no)")
+    add("--simulate", type=float, metavar="ACCURACY",
+        help="label by a local server that is right so often, 0..1; needs --gold")
+    add("--gold", type=Path, help="JSONL file with the right answers of UNLABELED's sources")
+    # fmt: on
+    return check_args(parser, parser.parse_args(argv))
+
+
+def check_args(parser, args):
+    """Refuse flags that cannot be meant, and fill in defaults that depend on others."""
+    for name in (
+        "pool",
+        "concurrency",
+        "attempts",
+        "num",
+        "context",
+        "max_tokens",
+        "rpm",
+        "tpm",
+        "timeout",
+    ):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
+    if args.shots < 0 or args.backoff < 0:
+        parser.error("--shots and --backoff must not be negative")
+    if not isinstance(args.extra, dict) or set(args.extra) & RESERVED:
+        parser.error(f"--extra must be a JSON object without {', '.join(sorted(RESERVED))}")
+    if (args.price_in is None) != (args.price_out is None):
+        parser.error("--price-in and --price-out go together")
+    if args.simulate is not None and not 0 <= args.simulate <= 1:
+        parser.error("--simulate must be a share from 0 to 1")
+    if args.simulate is not None and (args.base_url or args.batch or not args.gold):
+        parser.error("--simulate needs --gold, and goes with neither --base-url nor --batch")
+    if not args.endpoint:
+        old = args.model == PAPER_MODEL or args.model.endswith("-instruct")
+        args.endpoint = "completions" if old else "chat"
+    args.pool = max(args.pool, args.shots)
+    return args
+
+
+def settle_args(args, entry):
+    """Defaults that the task decides, and the budget as an exact amount."""
+    if args.endpoint == "completions" or entry["metric"] not in FORMATS:
+        args.structured = "off"
+    length = entry.get("max_target_length", 64) * (2 if args.structured == "off" else 5)
+    args.max_tokens = args.max_tokens or max(16, length)
+    args.max_tokens = args.extra.get("max_completion_tokens") or args.extra.get(
+        "max_tokens", args.max_tokens
+    )
+    if type(args.max_tokens) is not int or args.max_tokens < 1:
+        raise UserError(
+            "--extra: without max_tokens or max_completion_tokens no budget can be held"
+        )
+    if args.budget is None and not args.dry_run and not args.replay:
+        raise UserError(
+            "no --budget: give the USD that this may cost, or --dry-run to see an estimate"
+        )
+    if args.budget is not None:
+        if args.budget.strip().startswith("-") or not costs.parse_amount(args.budget, "--budget"):
+            raise UserError(f"--budget {args.budget}: buys nothing; give USD above 0, such as 20")
+        args.budget = costs.parse_amount(args.budget, "--budget")
+
+
+def main(argv=None):
+    return annotate(parse_args(argv))
+
+
+if __name__ == "__main__":
+    costs.run_cli(main)
