@@ -137,7 +137,7 @@ def load_model(model, **kwargs):
     """
     try:
         config = AutoConfig.from_pretrained(model)
-        for key in [key for key in kwargs if hasattr(config, key)]:
+        for key in [key for key in kwargs if key != "dtype" and hasattr(config, key)]:
             setattr(config, key, kwargs.pop(key))
         kwargs.setdefault("dtype", torch.float32)
         return T5ForConditionalGeneration.from_pretrained(model, config=config, **kwargs)
