@@ -546,10 +546,11 @@ class Progress(transformers.TrainerCallback):
             file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
         if loss != loss or loss in (float("inf"), -float("inf")):
             fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        if sys.stderr.isatty() or now - self.shown > 10:
+        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
+        if live or now - self.shown > 10:
             left = (now - self.start) / (state.global_step - self.begun)
             self.shown, left = now, left * (state.max_steps - state.global_step)
-            end = "\r" if sys.stderr.isatty() else "\n"
+            end = "\r" if live else "\n"
             text = (
                 f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s left"
             )

@@ -491,7 +491,8 @@ def note_table2(scale, seeds, folder, found, data):
 
 def build_table2(args):
     """Table 2 in the paper's layout, and its cells one by one."""
-    seeds, rows, details, found, budgets = costs.parse_seeds(args.seeds), [], [], [], []
+    seeds = [costs.parse_count(seed, "--seeds") for seed in args.seeds.split()]
+    rows, details, found, budgets = [], [], [], []
     unit, tasks = costs.load_scale(args.scale)["divide_by"], read_tasks(args)
     for name, entry in tasks:
         folder = Path(args.runs) / name
