@@ -128,7 +128,10 @@ def write_json(path, value):
 
 def load_tasks(path=DATA / "tasks.json"):
     """Every task entry by name, as in data/tasks.json."""
-    return read_json(path)
+    tasks = read_json(path)
+    if not isinstance(tasks, dict):
+        raise UserError(f"{path}: not an object of task entries by name")
+    return tasks
 
 
 def load_task(name, path=DATA / "tasks.json"):
@@ -877,8 +880,8 @@ def lay_fig6(at):
     counts = (at.study.few_shot_n, *at.study.labels_n)
     cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
     alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
-    zero = {"labels": 0, "initial_usd": Fraction(0), "runs": alone}
-    return [*cells, cells[1]._replace(**zero)]
+    only = Cell(at.terms.task, 0, Fraction(0), alone, (), cells[1].budget_usd)
+    return [*cells, only._replace(llm_labels=cells[1].llm_labels)]
 
 
 def lay_fig7(at):
@@ -1015,31 +1018,46 @@ def read_record(folder):
     def count(key, record=training, least=0):
         return parse_count(record.get(key) or 0, f"{path}: {key!r}", least)
 
+    def hours(phases, gpus):
+        used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
+        return sum(used, Fraction(0)) * max(1, gpus) / 3600
+
     hardware, seconds = need(training, "hardware"), need(training, "seconds")
     cpu = need(hardware, "device") == "cpu"
     gpus = 1 if cpu else count("gpus", hardware, 1)
-
-    def hours(phases):
-        used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
-        return sum(used, Fraction(0)) * gpus / 3600
-
     teacher_pass = {"teacher_pass": seconds.get("teacher_pass", 0)}
-    tokens = training.get("llm_tokens") or {}
-    tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
+    # A run's name says how many labels of people are in it; the file also counts an LLM's.
+    labels = count("labels")
+    if RUN_NAME.fullmatch(folder.name):
+        labels = parse_run(folder.name).labels
     return Record(
         folder.name,
         folder.resolve().parent.parent.name,
         str(need(training, "task")),
         str(need(training, "strategy")),
-        *map(count, ("labels", "unlabeled", "seed")),
-        {kind: count(kind, tokens) for kind in tokens},
-        training.get("llm_model"),
+        labels,
+        count("unlabeled"),
+        count("seed"),
+        *read_llm_use(folder, training),
         None if cpu else str(need(hardware, "gpu")),
         gpus,
-        hours(seconds) - hours(teacher_pass),
-        hours(teacher_pass),
-        hours(metrics.get("seconds") or {}),
+        hours(seconds, gpus) - hours(teacher_pass, gpus),
+        hours(teacher_pass, gpus),
+        hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
     )
+
+
+def read_llm_use(folder, training):
+    """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
+    the annotation.json in its folder or one below. A simulated annotator has no model."""
+    found = [folder / "annotation.json", *sorted(folder.glob("*/annotation.json"))]
+    path = next((path for path in found if path.exists()), None)
+    used = training if training.get("llm_tokens") or path is None else read_json(path)
+    tokens = used.get("llm_tokens") or {}
+    tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
+    tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()}
+    simulated = str(used.get("annotator")).startswith("simulated")
+    return tokens, None if simulated else used.get("llm_model")
 
 
 def read_runs(folder):
@@ -1095,7 +1113,7 @@ class Ledger:
 
     def __init__(self, prices, tasks, which, gpu=None, gpu_usd_per_hour=None, llm_model=None):
         self.prices, self.tasks, self.which, self.gpu = prices, tasks, which, gpu
-        self.usd_per_hour, self.llm_model = gpu_usd_per_hour, llm_model or name_llm(which)
+        self.usd_per_hour, self.llm_model = gpu_usd_per_hour, llm_model
         self.notes = {}  # in order, each once
 
     def price_hours(self, record, hours):
@@ -1115,7 +1133,9 @@ class Ledger:
     def price_llm(self, record):
         if not any(record.llm_tokens.values()):
             return Fraction(0)
-        usd = price_tokens(self.prices, record.llm_model or self.llm_model, self.which)
+        model = self.llm_model or record.llm_model or name_llm(self.which)
+        usd = price_tokens(self.prices, model, self.which)
+        self.notes[f"{self.which}: tokens are those of {model}"] = None
         return sum(usd[kind] * count for kind, count in record.llm_tokens.items())
 
     def sum_up(self, labels_usd, llm_usd, parts):
@@ -1141,18 +1161,18 @@ class Ledger:
         """Several runs, nothing paid twice.
 
         Labels of a seed are nested samples, so the largest N of each task and seed buys them
-        all; a teacher's pass is made once, for the student that takes most rows of it.
+        all, an LLM's likewise; a teacher's pass is made once, for the student with most rows.
         """
-        labels, passes = {}, {}
+        labels, llm, passes = {}, {}, {}
         for record in records:
             key = (record.world, record.task, record.seed)
             labels[key] = max(labels.get(key, 0), self.price_labels(record))
+            llm[key] = max(llm.get(key, 0), self.price_llm(record))
             needs = parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ()
             key += (needs or record.run,)
             passes[key] = max(passes.get(key, record), record, key=lambda each: each.pass_hours)
         parts = [(r, r.hours) for r in records] + [(r, r.pass_hours) for r in passes.values()]
-        llm = sum(map(self.price_llm, records))
-        bill = self.sum_up(sum(labels.values()), llm, parts)
+        bill = self.sum_up(sum(labels.values()), sum(llm.values()), parts)
         return {"hours": sum((hours for _, hours in parts), Fraction(0)), **bill}
 
 
@@ -1179,7 +1199,7 @@ def group_tables(records, tasks, asked=None):
 
 REPORT_NOTES = (
     "Model: dollars of its labels, its own hours and those of the runs it needs",
-    "totals pay nothing twice: labels once per task and seed, a teacher's pass once",
+    "totals pay nothing twice: labels once a task and seed, a teacher's pass once",
     "hours of evaluation are listed and not priced, as in the paper",
 )
 
@@ -1213,6 +1233,9 @@ def report(folder, prices, tasks=DATA / "tasks.json", table=None, gpu=None, **as
         notes.append(f"hours on a CPU {said}")
     if any(set(record.llm_tokens) == {"in"} for record in records):
         notes.append("LLM tokens recorded without a split are priced as input")
+    unknown = [r.run for r in records if r.strategy == "llm" and not any(r.llm_tokens.values())]
+    if unknown:
+        notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")
     result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
     return {**result, "notes": [*notes, *REPORT_NOTES]}
 
@@ -1246,6 +1269,14 @@ def print_json(value):
 
 def print_notes(notes):
     print("\n".join(["", *(f"- {note}" for note in notes)]))
+
+
+def parse_seeds(text):
+    """The seeds of a flag such as "0 1 2", each once."""
+    seeds = tuple(dict.fromkeys(parse_count(seed, "--seeds") for seed in text.split()))
+    if not seeds:
+        raise UserError("--seeds: no seed given; write for example --seeds '0 1 2'")
+    return seeds
 
 
 def read_terms(args):
@@ -1329,9 +1360,7 @@ def run_convert(args):
 
 def run_grid(args):
     """the runs of a table or figure, each once, after what it needs"""
-    seeds = tuple(dict.fromkeys(parse_count(seed, "--seeds") for seed in args.seeds.split()))
-    if not seeds:
-        raise UserError("--seeds: no seed given; write for example --seeds '0 1 2'")
+    seeds = parse_seeds(args.seeds)
     everything, results = args.task == "all", []
     names = TABLES.get(args.table, ("", ALL))[1].split() if everything else [args.task]
     for name in names:
@@ -1452,6 +1481,7 @@ DEFAULTS = {
     "rates": "paper",
     "price-list": "paper",
 }
+CHOICES = {"rates": ("paper", "measured"), "price-list": ("paper", "today")}
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
 TERMS = "tasks prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
 COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
@@ -1463,31 +1493,33 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
     "prices": (run_prices, "json prices"),
 }
-CONVERTED = {  # flags of convert, of which it takes one
-    "usd": ("USD", "dollars into all that they buy"),
-    "labels": ("N", "labels by people into dollars"),
-    "llm-labels": ("N", "labels by an LLM into dollars"),
-    "tokens": ("N", "input tokens of an LLM into dollars"),
-    "gpu-hours": ("H", "hours of a GPU into dollars"),
-    "unlabeled": ("N", "distilled examples into dollars, teacher included"),
+OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
+    "report": {
+        "for": ("TABLE", "list this table too if runs of it are missing"),
+        "gpu": ("NAME", "price hours on a CPU as hours of this GPU (default: no dollars)"),
+        "gpu-usd-per-hour": ("USD", "dollars of every hour, on any device (default: price list)"),
+    },
+    "convert": {
+        "usd": ("USD", "dollars into all that they buy"),
+        "labels": ("N", "labels by people into dollars"),
+        "llm-labels": ("N", "labels by an LLM into dollars"),
+        "tokens": ("N", "input tokens of an LLM into dollars"),
+        "gpu-hours": ("H", "hours of a GPU into dollars"),
+        "unlabeled": ("N", "distilled examples into dollars, teacher included"),
+    },
 }
 
 
-def add_flag(add, name, required=False):
-    value, text = {**CONVERTED, **FLAGS}[name]
+def add_flag(add, command, name, required=False):
+    value, text = {**FLAGS, **OWN_FLAGS.get(command, {})}[name]
     if value is None:
         return add(f"--{name}", action="store_true", help=text)
-    kind = {"dest": "table"} if name == "for" else {}
-    if name in ("rates", "price-list"):
-        kind["choices"] = ["paper", "measured" if name == "rates" else "today"]
-    return add(
-        f"--{name}",
-        metavar=value,
-        required=required,
-        default=DEFAULTS.get(name),
-        help=text,
-        **kind,
-    )
+    kind = {"metavar": value, "default": DEFAULTS.get(name), "help": text}
+    if name in CHOICES:
+        kind["choices"] = CHOICES[name]
+    if required:  # a group of flags that exclude each other doesn't take this word
+        kind["required"] = True
+    return add(f"--{name}", dest="table" if name == "for" else None, **kind)
 
 
 def parse_args(argv=None):
@@ -1506,10 +1538,10 @@ def parse_args(argv=None):
             command.add_argument("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
         if name == "convert":
             group = command.add_mutually_exclusive_group(required=True)
-            for flag in CONVERTED:
-                add_flag(group.add_argument, flag)
+            for flag in OWN_FLAGS[name]:
+                add_flag(group.add_argument, name, flag)
         for flag in flags.split():
-            add_flag(command.add_argument, flag.lstrip("!"), flag.startswith("!"))
+            add_flag(command.add_argument, name, flag.lstrip("!"), flag.startswith("!"))
         command.set_defaults(function=function)
     args = parser.parse_args(argv)
     if not args.command:

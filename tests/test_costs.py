@@ -619,7 +619,8 @@ def test_report_prices_each_run_and_pays_nothing_twice(tmp_path, capsys):
     found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
     models = {each["run"]: each for each in found["runs"]}
     small = models["small-n138-s0"]
-    assert small["hours"] == 2 and small["evaluate_hours"] == 1  # two GPUs, an hour; half of one
+    assert small["hours"] == 2  # two GPUs for an hour
+    assert small["evaluate_hours"] == 0.5  # on one
     assert small["paper"]["labels_usd"] == 35.88
     assert small["paper"]["compute_usd"] == 2 * 1.875
     assert small["today"]["compute_usd"] == 2 * 0.995
@@ -668,6 +669,26 @@ def test_report_of_part_of_a_table_and_of_llm_labels(tmp_path, capsys):
     assert llm["paper"]["llm_usd"] == 20
     assert llm["today"]["llm_usd"] == pytest.approx(0.9 * 0.15 + 0.1 * 0.6)
     assert "1 of 20" in run("report", tmp_path, "--for", "table2", capsys=capsys)
+
+
+def test_report_reads_what_the_annotator_wrote(tmp_path, capsys):
+    def report(*argv):
+        return json.loads(run("report", tmp_path, "--json", *argv, capsys=capsys))
+
+    for name in ("llm-n0-g434-s0", "llm-n100-g434-s0"):
+        # train_small.py counts the LLM's labels as labels; the name knows the people's
+        folder = add_run(tmp_path, costs.parse_run(name), labels=534)
+    assert any("no LLM tokens recorded" in note for note in report()["notes"])
+    used = {"llm_model": "gpt-4o-mini", "llm_tokens": {"in": 10**6, "cached": 10**6, "out": 10**6}}
+    for other in (folder.parent / "llm-n0-g434-s0", folder / "annotation"):
+        write(other / "annotation.json", used)
+    found = report()
+    assert [each["today"]["llm_usd"] for each in found["runs"]] == [0.825, 0.825]
+    assert [each["paper"]["labels_usd"] for each in found["runs"]] == [0, 26]
+    assert found["total"]["today"]["llm_usd"] == 0.825  # the same labels, bought once
+    assert report("--llm-model", "text-davinci-003")["total"]["paper"]["llm_usd"] == 60
+    write(folder / "annotation" / "annotation.json", {**used, "annotator": "simulated annotator"})
+    assert report()["runs"][1]["paper"]["llm_usd"] == 60
 
 
 def test_report_faults(tmp_path):
