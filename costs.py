@@ -1004,11 +1004,13 @@ class Record(NamedTuple):
 
 
 def read_record(folder):
-    """The Record of a run folder; a UserError names the file and the field at fault."""
-    path, metrics = folder / "training.json", {}
-    if (folder / "metrics.json").exists():
-        metrics = read_json(folder / "metrics.json")
+    """The Record of a run folder, None where it only scores a model that was trained elsewhere;
+    a UserError names the file and the field at fault."""
+    path, scored = folder / "training.json", folder / "metrics.json"
+    metrics = read_json(scored) if scored.exists() else {}
     training = read_json(path) if path.exists() else metrics.get("training")
+    if training is None:
+        return None
 
     def need(record, key):
         if not isinstance(record, dict) or record.get(key) is None:
@@ -1025,10 +1027,9 @@ def read_record(folder):
     hardware, seconds = need(training, "hardware"), need(training, "seconds")
     cpu = need(hardware, "device") == "cpu"
     gpus = 1 if cpu else count("gpus", hardware, 1)
-    teacher_pass = {"teacher_pass": seconds.get("teacher_pass", 0)}
-    # A run's name says how many labels of people are in it; the file also counts an LLM's.
+    teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
     labels = count("labels")
-    if RUN_NAME.fullmatch(folder.name):
+    if RUN_NAME.fullmatch(folder.name):  # people's labels alone; the file also counts an LLM's
         labels = parse_run(folder.name).labels
     return Record(
         folder.name,
@@ -1041,8 +1042,8 @@ def read_record(folder):
         *read_llm_use(folder, training),
         None if cpu else str(need(hardware, "gpu")),
         gpus,
-        hours(seconds, gpus) - hours(teacher_pass, gpus),
-        hours(teacher_pass, gpus),
+        hours(seconds, gpus) - teacher_pass,
+        teacher_pass,
         hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
     )
 
@@ -1067,10 +1068,11 @@ def read_runs(folder):
         raise UserError(f"{folder}: no such folder; give the one that holds the runs")
     found = {path.parent for path in folder.rglob("training.json")}
     found |= {path.parent for path in folder.rglob("metrics.json")}
-    if not found:
-        raise UserError(f"{folder}: no finished run here (no training.json); train one first")
     by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
-    return [read_record(path) for path in by_numbers]
+    records = [record for record in map(read_record, by_numbers) if record]
+    if not records:
+        raise UserError(f"{folder}: no finished run here (no training.json); train one first")
+    return records
 
 
 def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):

@@ -695,6 +695,8 @@ def test_report_faults(tmp_path):
     assert "no such folder" in fail("report", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no finished run" in fail("report", tmp_path / "empty")
+    write(tmp_path / "empty" / "metrics.json", {"score": 50.0, "training": None})
+    assert "no finished run" in fail("report", tmp_path / "empty")
     made = costs.parse_run("small-n100-s0")
     path = add_run(tmp_path, made) / "training.json"
     good = json.loads(path.read_text())
