@@ -1,4 +1,4 @@
-"""Distill a teacher into a compact T5 on unlabeled rows, running the teacher only once: Strategy 2.
+"""Distill a teacher into a compact T5 on unlabeled rows, running the teacher once: Strategy 2.
 
 Usage:
     python distill.py --teacher runs/paper/wlp/teacher-n5000-s0/model --num-unlabeled 100000 \\
@@ -7,19 +7,18 @@ Usage:
     python distill.py --teacher data/mini-models/teacher --student data/mini-models/student \\
         --unlabeled data/prepared/mini/wlp/unlabeled.jsonl --num-unlabeled 500 --prefix "wlp: " \\
         --max-steps 200 --learning-rate 3e-3 --output /tmp/dist
-
-Two halves, in one command or two: the teacher pass (stop there with --labels-only) writes LABELS;
-the student reads it, also on another machine: --teacher LABELS.
+    The halves can be two commands, on two machines: --labels-only stops after the teacher pass,
+    --teacher LABELS begins with its result. Several GPUs: accelerate launch distill.py ...
 
 Reads:  UNLABELED, a JSONL file of {"source"}; Hugging Face T5 folders or hub names.
-Writes: LABELS (default OUTPUT/labels): the teacher's greedy targets and soft labels, in shards;
-        OUTPUT/config.json, log.jsonl, checkpoints/, model/, and training.json last.
+Writes: LABELS (default OUTPUT/labels): the teacher's greedy targets and soft labels, in shards (a
+        killed pass continues, more rows extend it); then OUTPUT/config.json, log.jsonl,
+        checkpoints/ (a killed run continues from there), model/, and training.json last.
 Copy:   distill.py alone
-Paper:  section 2.3, equation 1 (strategy); section 3.2 and Table 3 (self-distillation).
+Paper:  section 2.3, equation 1; self-distillation of section 3.2; hyperparameters of Table 8.
 """
 
 import argparse
-import gc
 import hashlib
 import json
 import mmap
@@ -149,9 +148,9 @@ def load_model(model, **kwargs):
 
 
 class Sources:
-    """The unlabeled rows to use, in the order of a seeded permutation; texts stay in the file.
+    """The unlabeled rows to use, in the order of a seeded permutation; the texts stay in the file.
 
-    A smaller count is the beginning of a larger one. Memory: 16 bytes a row of the file.
+    Fewer rows are the beginning of more. Memory: 16 bytes for each row of the file.
     """
 
     def __init__(self, path, count, seed):
@@ -170,213 +169,176 @@ class Sources:
             fail(f'{where}: a row needs the text "source"')
         except ValueError:
             fail(f"{where}: not a JSON object")
-        if not keys or (count or 0) > len(keys):
-            fail(f"{path}: {count or 1:,} rows asked for, {len(keys):,} are there")
+        if not keys:
+            fail(f"{path}: no rows")
+        if count and count > len(keys):
+            fail(f"{path}: {count:,} rows asked for, {len(keys):,} are there")
         order = np.random.RandomState(seed).permutation(len(keys))[:count]
-        self.path, self.offsets, self.keys = path, np.array(offsets)[order], np.array(keys)[order]
+        self.path, self.keys = path, np.frombuffer(keys, np.uint64)[order]
+        self.offsets = np.frombuffer(offsets, np.int64)[order]
 
     def read(self, indices):
         """The texts of some rows."""
+        texts = []
         with open(self.path, "rb") as file:
-            return [json.loads(self.read_line(file, index))["source"] for index in indices]
-
-    def read_line(self, file, index):
-        file.seek(self.offsets[index])
-        return file.readline()
+            for offset in self.offsets[indices]:
+                file.seek(offset)
+                texts.append(json.loads(file.readline())["source"])
+        return texts
 
 
 def hash_text(text):
-    """64 bits that name a row by its content; two of a million rows meet with odds of 3e-8."""
+    """64 bits that name a row by its content; any two of a million rows collide once in 4e7."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def token_dtype(key):
-    """One target token on disk: with k = 64 and two temperatures 4k + 14 = 270 bytes.
-
-    `logits` are relative to the largest one, `top`, so that fp16 is exact where the mass is; `rest`
-    is the logsumexp, at each temperature, of all other logits on the same scale. Kept in this
-    form, the mass outside the top k needs no 1 - sum; the full logsumexp follows by adding.
-    """
-    ids = "<u2" if key["vocabulary_size"] <= 2**16 else "<u4"
-    if key["top_k"] == 0:
-        return np.dtype([("id", ids), ("logits", "<f4", (key["vocabulary_size"],))])
-    rest = ("rest", "<f4", (len(key["temperatures"]),))
-    top = [("ids", ids, (key["top_k"],)), ("logits", "<f2", (key["top_k"],))]
-    return np.dtype([("id", ids), ("top", "<f4"), rest, *top])
-
-
-def row_dtype(key):
-    """One row of a shard's table: what it is, its lengths, and what the summary needs."""
-    residual = ("residual", "<f4", (len(key["temperatures"]),))  # summed over the target's tokens
-    return np.dtype([("key", "<u8"), ("source", "<u4"), ("target", "<u4"), ("cut", "u1"), residual])
-
-
 class Labels(torch.utils.data.Dataset):
-    """The teacher's labels on disk, found by row content; nothing but an index in memory.
+    """A folder of the teacher's labels, as a data set that holds only an index in memory.
 
-    FOLDER/labels.json says what they were made with. A shard is NAME.bin, for each row its
-    source's ids and its target's tokens and then a table of the rows, and NAME.json with the
-    checksum, written last. Memory: 17 bytes a row once `select` has chosen the rows.
+    labels.json says what they were made from (`key`). A shard is shard-X.bin: for each row the ids
+    of its source and the tokens of its target, then a table of the rows; and shard-X.json with
+    the checksum, written last. Rows are found by the hash of their text, so their order is free.
+
+    A token is its id and the k largest logits, with their ids, relative to the largest (`top`),
+    so that fp16 is exact where the mass is; and for each temperature T `rest`, the logsumexp of
+    all other logits / T, relative as well. The full logsumexp follows from these by adding, and
+    the mass outside the top k needs no 1 - sum. 4k + 14 bytes with k < 65,536 ids and two
+    temperatures. With k = 0 a token is its id and all logits in fp32.
     """
 
-    def __init__(self, folder, key):
-        self.folder, self.key = folder, key
-        self.token, self.row = token_dtype(key), row_dtype(key)
-        self.id_type = self.token["id"]
+    def __init__(self, folder, manifest):
+        self.folder, self.manifest, self.key = folder, manifest, manifest["key"]
+        size, top_k, count = (self.key[n] for n in ("vocabulary_size", "top_k", "temperatures"))
+        self.id = np.dtype("<u2" if size <= 2**16 else "<u4")
+        kept = [("ids", self.id, (top_k,)), ("logits", "<f2", (top_k,)), ("top", "<f4")]
+        kept = [*kept, ("rest", "<f4", (len(count),))] if top_k else [("logits", "<f4", (size,))]
+        self.token = np.dtype([("id", self.id), *kept])
+        facts = [("cut", "u1"), ("residual", "<f4", (len(count),))]  # residual: sum over tokens
+        self.row = np.dtype([("key", "<u8"), ("source", "<u2"), ("target", "<u2"), *facts])
 
     def load(self):
-        """Read the tables of all whole shards. Returns the names of damaged ones."""
+        """Read the row tables of all shards, checking every byte. Returns the damaged shards."""
         self.shards, tables, damaged = [], [np.empty(0, self.row)], []
-        for path in sorted(self.folder.glob("*.json")):
-            if path.name == "labels.json":
-                continue
+        for path in sorted(self.folder.glob("shard-*.json")):
             try:
-                shard = json.loads(path.read_text())
-                tables.append(self.read_table(path.with_suffix(".bin"), shard))
-                self.shards.append({**shard, "path": path.with_suffix(".bin")})
-            except (OSError, ValueError, KeyError):
+                shard = {**json.loads(path.read_text()), "path": path.with_suffix(".bin")}
+                tables.append(self.read_table(shard))
+                self.shards.append(shard)
+            except (OSError, ValueError, KeyError, TypeError):
                 damaged.append(path.stem)
-        counts = [len(table) for table in tables[1:]]
-        table = np.concatenate(tables)
-        self.table, self.shard = table, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        sizes = table["source"] * self.id_type.itemsize + table["target"] * self.token.itemsize
-        ends = [np.cumsum(size) for size in np.split(sizes, np.cumsum(counts))[:-1]]
-        self.start = np.concatenate([np.empty(0, np.int64), *ends]).astype(np.int64) - sizes
-        self.order = np.argsort(table["key"], kind="stable")
+        counts = np.array([len(table) for table in tables[1:]], int)
+        self.table = np.concatenate(tables)
+        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        sizes = self.measure(self.table["source"], self.table["target"])
+        starts = np.cumsum(sizes) - sizes
+        self.starts = starts - np.repeat(starts[np.cumsum(counts) - counts], counts)
+        self.order = np.argsort(self.table["key"], kind="stable")
         return damaged
 
-    def read_table(self, path, shard):
+    def measure(self, source, target):
+        """Bytes of a row's record from its lengths in tokens."""
+        source, target = source.astype(np.int64), target.astype(np.int64)
+        return source * self.id.itemsize + target * self.token.itemsize
+
+    def read_table(self, shard):
         """A shard's table of rows; ValueError where its bytes are not those written."""
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-            if digest.hexdigest() != shard["sha256"]:
-                raise ValueError(path)
+        if hash_file(shard["path"]) != shard["sha256"]:
+            raise ValueError(shard["path"])
+        with open(shard["path"], "rb") as file:
             file.seek(-shard["rows"] * self.row.itemsize, os.SEEK_END)
             return np.frombuffer(file.read(), self.row)
 
     def find(self, keys):
-        """Position in the tables of each row key, -1 where a row is not labeled."""
+        """The place of each row in the table, -1 where it has no labels."""
         if not len(self.table):
             return np.full(len(keys), -1)
-        ordered = self.table["key"][self.order]
-        places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-        return np.where(ordered[places] == keys, self.order[places], -1)
+        found = np.searchsorted(self.table["key"], keys, sorter=self.order)
+        found = self.order[np.minimum(found, len(self.order) - 1)]
+        return np.where(self.table["key"][found] == keys, found, -1)
 
     def select(self, keys):
-        """Keep the rows with these keys, in this order. Returns what is known about them."""
+        """Keep these rows in this order, 20 bytes each. Returns what is known about them."""
         places = self.find(keys)
-        used, table = np.unique(places), self.table
-        tokens = table["target"][places].sum(dtype=np.int64)
-        residual = table["residual"][places].sum(0, dtype=np.float64) / tokens
-        share = [shard["seconds"] / shard["rows"] / shard["processes"] for shard in self.shards]
+        rows, once = self.table[places], np.unique(places)
+        share = [s["seconds"] / s["processes"] / s["rows"] for s in self.shards]
+        residual = rows["residual"].sum(0, dtype=np.float64) / rows["target"].sum(dtype=np.int64)
+        self.source, self.target = rows["source"].copy(), rows["target"].copy()
+        self.shard, start, self.starts = self.shard[places], self.starts[places], None
         summary = {
-            "tokens": int(tokens),
-            "truncated_sources": int((table["cut"][places] & 1).sum()),
-            "truncated_targets": int((table["cut"][places] >> 1).sum()),
+            "truncated_sources": int((rows["cut"] & 1).sum()),
+            "truncated_targets": int((rows["cut"] >> 1).sum()),
             "residual": dict(
                 zip(map(str, self.key["temperatures"]), residual.tolist(), strict=True)
             ),
-            "seconds": float(np.array(share)[self.shard[used]].sum()),
+            "seconds": float(np.array(share)[self.shard[once]].sum()),
         }
-        self.sources, self.targets = table["source"][places], table["target"][places]
-        self.shard, self.start = self.shard[places].astype(np.uint16), self.start[places]
-        self.table = self.order = None
+        self.starts, self.table, self.order = start, None, None
         return summary
 
     def __len__(self):
-        return len(self.start)
+        return len(self.starts)
 
     def __getitem__(self, index):
-        """The source's ids and the target's tokens, through a memory map of this row alone.
+        """A row's source ids and target tokens, read through a memory map of this row alone.
 
-        A map of the whole shard would stay in memory wherever it was touched.
+        A map of the whole shard would count as memory wherever it was once touched.
         """
-        source, target = int(self.sources[index]), int(self.targets[index])
-        start = int(self.start[index])
+        source, target = self.source[index], self.target[index]
+        start, size = int(self.starts[index]), int(self.measure(source, target))
         page = start - start % mmap.ALLOCATIONGRANULARITY
-        size = source * self.id_type.itemsize + target * self.token.itemsize
-        with (
-            open(self.shards[self.shard[index]]["path"], "rb") as file,
-            mmap.mmap(
+        with open(self.shards[self.shard[index]]["path"], "rb") as file:
+            window = mmap.mmap(
                 file.fileno(), start - page + size, offset=page, access=mmap.ACCESS_READ
-            ) as m,
-        ):
-            data = m[start - page :]
-        return (
-            np.frombuffer(data, self.id_type, source),
-            np.frombuffer(data, self.token, target, source * self.id_type.itemsize),
-        )
+            )
+        with window:
+            data = window[start - page :]
+        ids = np.frombuffer(data, self.id, source)
+        return ids, np.frombuffer(data, self.token, offset=ids.nbytes)
 
 
-def hash_vocabulary(tokenizer):
-    """One hash for equal pieces with equal ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
-def hash_weights(model):
-    """A hash of a model folder's weights and config, or the commit of a hub model."""
-    if not Path(model).is_dir():
-        return f"commit {AutoConfig.from_pretrained(model)._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(model).iterdir()):
-        if path.suffix in (".safetensors", ".bin") or path.name == "config.json":
-            with open(path, "rb") as file:
-                while part := file.read(1 << 22):
-                    digest.update(part)
+def hash_file(path, digest=None):
+    """SHA-256 of a file, or the digest so far continued with it."""
+    digest = digest or hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def open_labels(args):
-    """The labels folder, begun if new; refused where it was made from anything else.
-
-    Returns Labels and the teacher to run for missing rows, None where only labels were given.
-    """
-    given = args.teacher and (Path(args.teacher) / "labels.json").exists()
-    folder = Path(args.teacher) if given else args.labels or args.output / "labels"
-    file = folder / "labels.json"
-    manifest = json.loads(file.read_text()) if file.exists() else None
-    if given or not args.teacher:
-        key = manifest["key"] if manifest else fail(f"{folder}: no labels.json; give --teacher")
-        wanted = {name: value for name, value in describe_labels(args).items() if name in SHARED}
-    else:
-        tokenizer = load_tokenizer(args.teacher)
-        try:
-            size = AutoConfig.from_pretrained(args.teacher).vocab_size
-            identity = {"teacher": hash_weights(args.teacher), "vocabulary_size": size}
-        except Exception as error:
-            fail(f"{args.teacher}: no T5 model can be loaded ({str(error).splitlines()[0]})")
-        identity["vocabulary"] = hash_vocabulary(tokenizer)
-        wanted = {**identity, **describe_labels(args)}
-        if not 0 <= wanted["top_k"] < size:
-            fail(f"--top-k {wanted['top_k']}: the vocabulary has {size:,} ids; 0 keeps them all")
-        if not manifest:
-            folder.mkdir(parents=True, exist_ok=True)
-            manifest = {"key": wanted, "model": args.teacher, **describe_run(args.unlabeled)}
-            history = Path(args.teacher).parent / "training.json"
-            manifest["training"] = json.loads(history.read_text()) if history.exists() else None
-            write_json(file, manifest)
-        key = manifest["key"]
-    other = [name for name in wanted if key.get(name) != wanted[name]]
-    if other:
-        changes = ", ".join(f"{name} {key.get(name)!r} -> {wanted[name]!r}" for name in other)
-        fail(f"{folder} holds labels made otherwise ({changes}); choose another --labels folder")
-    labels = Labels(folder, key)
-    labels.manifest = manifest
-    return labels, None if given else args.teacher
+def hash_vocabulary(tokenizer):
+    """One hash for the same pieces with the same ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-SHARED = "prefix", "max_source_length", "max_target_length"  # what the student must agree with
+def describe_teacher(model):
+    """What names a teacher: its weights (of a hub model, the commit) and its vocabulary."""
+    tokenizer = load_tokenizer(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+    weights = hashlib.sha256()
+    files = Path(model).iterdir() if Path(model).is_dir() else []
+    for path in sorted(files):
+        if path.suffix in (".safetensors", ".bin") or path.name == "config.json":
+            hash_file(path, weights)
+    return {
+        "teacher": weights.hexdigest() if Path(model).is_dir() else config._commit_hash,
+        "vocabulary": hash_vocabulary(tokenizer),
+        "vocabulary_size": config.vocab_size,
+    }
 
 
-def describe_labels(args):
-    """The settings that change a label, teacher and vocabulary aside."""
+def describe_targets(args):
+    """What the student has to agree with."""
+    names = "prefix", "max_source_length", "max_target_length"
+    return {name: getattr(args, name) for name in names}
+
+
+def describe_pass(args):
+    """What else changes a label."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
-        "prefix": args.prefix,
-        "max_source_length": args.max_source_length,
-        "max_target_length": args.max_target_length,
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
         "shard_rows": args.shard_rows,
@@ -385,112 +347,156 @@ def describe_labels(args):
     }
 
 
-def make_labels(labels, teacher, sources, indices):
-    """The teacher pass over some rows: fixed pieces of the order, so a continued pass is the same.
+def open_labels(args):
+    """The labels folder, begun if new, refused if made from anything else.
 
-    Greedy decoding can change with the batch, so a batch never mixes pieces.
+    Returns Labels and the teacher that can make more, None where only labels were given.
     """
-    start, key, state = time.monotonic(), labels.key, PartialState()
-    tokenizer = load_tokenizer(teacher)
-    model = load_model(teacher, dtype=getattr(torch, key["dtype"])).to(state.device).eval()
+    given = not args.teacher or (Path(args.teacher) / "labels.json").exists()
+    folder = Path(args.teacher or args.labels) if given else args.labels or args.output / "labels"
+    file = folder / "labels.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except ValueError:
+        fail(f"{file}: not JSON; remove {folder} to make the labels again")
+    if given:
+        wanted = describe_targets(args)
+        manifest = manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
+    else:
+        wanted = {**describe_teacher(args.teacher), **describe_targets(args), **describe_pass(args)}
+        if not 0 <= args.top_k < wanted["vocabulary_size"]:
+            fail(f"--top-k {args.top_k}: the vocabulary has {wanted['vocabulary_size']:,} ids")
+    if not manifest:
+        manifest = {"key": wanted, "model": args.teacher, "training": read_training(args.teacher)}
+        manifest.update(describe_run(args.unlabeled))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, manifest)
+    other = [name for name in wanted if manifest["key"].get(name) != wanted[name]]
+    if other:
+        changes = [f"{name} {manifest['key'].get(name)!r} -> {wanted[name]!r}" for name in other]
+        fail(f"{folder} holds other labels ({', '.join(changes)}); choose another --labels folder")
+    return Labels(folder, manifest), None if given else args.teacher
+
+
+def read_training(model):
+    """The record of the run that trained a model folder, or None."""
+    file = Path(model).parent / "training.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def make_labels(labels, args, sources, indices):
+    """The teacher pass over some rows, shared among the processes.
+
+    Greedy decoding can change with the batch, so batches are made of fixed pieces of the order of
+    rows: a continued pass, or one by several processes, writes the same labels.
+    """
+    start, state, key = time.monotonic(), PartialState(), labels.key
+    model = load_model(args.teacher, dtype=getattr(torch, key["dtype"])).to(state.device).eval()
+    tokenizer = load_tokenizer(args.teacher)
     pieces = np.split(indices, np.flatnonzero(np.diff(indices // key["shard_rows"])) + 1)
     done, begun = 0, start
     for piece in pieces[state.process_index :: state.num_processes]:
-        write_shard(labels, model, tokenizer, sources, piece, begun)
-        begun, done = time.monotonic(), done + len(piece) * state.num_processes
-        left = (begun - start) / done * max(0, len(indices) - done)
-        text = f"{min(done, len(indices)):,}/{len(indices):,} rows, {left:.0f} s left"
-        print(f"[{labels.folder.name}] teacher {text}", file=sys.stderr, flush=True)
+        name = f"shard-{hashlib.sha256(sources.keys[piece].tobytes()).hexdigest()[:12]}"
+        shard = write_shard(labels, name, model, tokenizer, sources, piece)
+        now, done = time.monotonic(), done + len(piece)
+        shard.update(seconds=now - begun, processes=state.num_processes)
+        write_json(labels.folder / f"{name}.json", shard)
+        for file in labels.folder.glob(f".{name}.*new"):
+            file.unlink(missing_ok=True)  # of a killed pass
+        begun, total = now, len(indices) / state.num_processes
+        left = max(0, total - done) * (now - start) / done
+        text = f"{done:,}/{total:,.0f} rows, {done / (now - start):.1f} a second, {left:.0f} s left"
+        print(f"[labels] {text}", file=sys.stderr, flush=True)
 
 
-def write_shard(labels, model, tokenizer, sources, piece, begun):
-    """Label the rows of one shard and write it: data, then the JSON that makes it count."""
-    key, state = labels.key, PartialState()
-    limit, size = key["max_source_length"], key["batch_size"]
-    encoded = tokenizer([key["prefix"] + text for text in sources.read(piece)]).input_ids
+def write_shard(labels, name, model, tokenizer, sources, piece):
+    """Label some rows, longest first, and write their .bin. Returns what its .json needs."""
+    keys, limit, size = (
+        sources.keys[piece],
+        *(labels.key[n] for n in ("max_source_length", "batch_size")),
+    )
+    encoded = tokenizer([labels.key["prefix"] + text for text in sources.read(piece)]).input_ids
     order = sorted(range(len(piece)), key=lambda i: -len(encoded[i]))
-    rows, digest = [], hashlib.sha256()
-    name = hashlib.sha256(sources.keys[piece].tobytes()).hexdigest()[:16]
-    data = labels.folder / f"{name}.bin"
-    temporary = labels.folder / f".{name}.{os.getpid()}.new"
+    table, temporary = [], labels.folder / f".{name}.{os.getpid()}.new"
     with open(temporary, "wb") as file:
         for i in range(0, len(order), size):
-            batch = [cut_ids(encoded[j], limit) for j in order[i : i + size]]
-            for j, ids, (tokens, residual) in zip(
-                order[i : i + size], batch, decode(model, batch, labels), strict=True
-            ):
-                record = np.array(ids, labels.id_type).tobytes() + tokens.tobytes()
-                file.write(record)
-                digest.update(record)
-                ended = tokens["id"][-1] == model.config.eos_token_id
-                cut = (len(encoded[j]) > limit) + 2 * (not ended)
-                rows.append((sources.keys[piece[j]], len(ids), len(tokens), cut, residual))
-        table = np.array(rows, labels.row).tobytes()
-        file.write(table)
-        digest.update(table)
+            batch = [encoded[j] for j in order[i : i + size]]
+            batch = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in batch]
+            decoded = decode(model, batch, labels)
+            for j, ids, (tokens, *facts) in zip(order[i : i + size], batch, decoded, strict=True):
+                file.write(np.array(ids, labels.id).tobytes() + tokens.tobytes())
+                cut = 2 * facts[0] + (len(ids) < len(encoded[j]))
+                table.append((keys[j], len(ids), len(tokens), cut, facts[1]))
+        file.write(np.array(table, labels.row).tobytes())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, data)
-    facts = {"rows": len(rows), "sha256": digest.hexdigest()}
-    facts |= {"seconds": time.monotonic() - begun, "processes": state.num_processes}
-    write_json(data.with_suffix(".json"), facts)
-
-
-def cut_ids(ids, limit):
-    """At most `limit` ids, the last one (end of sequence) kept."""
-    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
+    digest = hash_file(temporary)
+    os.replace(temporary, labels.folder / f"{name}.bin")
+    return {"rows": len(table), "sha256": digest}
 
 
 @torch.inference_mode()
 def decode(model, batch, labels):
     """Greedy targets with the distribution at every step, both from one incremental pass.
 
-    Returns, for each row, its tokens and their summed residual mass (per temperature).
+    Returns, for each row, its tokens, whether the limit cut it off, and its summed residual mass
+    at each temperature. Rows that have ended leave the batch, a quarter or more at a time.
     """
-    width, config = max(map(len, batch)), model.config
-    ids = [row + [config.pad_token_id] * (width - len(row)) for row in batch]
-    inputs = torch.tensor(ids, device=model.device)
-    lengths = torch.tensor([len(row) for row in batch], device=model.device)
-    mask = (torch.arange(width, device=model.device) < lengths[:, None]).long()
+    config, limit = model.config, labels.key["max_target_length"]
+    inputs = pad_rows(batch, -1).to(model.device)
+    mask, inputs = (inputs >= 0).long(), inputs.clamp(min=0)
     encoded = model.encoder(input_ids=inputs, attention_mask=mask)
     last = torch.full_like(inputs[:, :1], config.decoder_start_token_id)
-    steps, residuals, cache = [], [], None
-    alive, counts = np.ones(len(batch), bool), np.zeros(len(batch), int)
-    while alive.any() and len(steps) < labels.key["max_target_length"]:
-        output = model(
-            encoder_outputs=encoded,
-            attention_mask=mask,
-            decoder_input_ids=last,
-            past_key_values=cache,
-            use_cache=True,
-        )
+    tokens = np.zeros((len(batch), limit), labels.token)
+    residual = np.zeros((len(batch), len(labels.key["temperatures"])))
+    rows, alive = np.arange(len(batch)), np.ones(len(batch), bool)
+    lengths, step, cache = np.full(len(batch), limit), 0, None
+    while alive.any() and step < limit:
+        inputs = {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": last}
+        output = model(**inputs, past_key_values=cache, use_cache=True)
         cache, logits = output.past_key_values, output.logits[:, -1].float()
         last = logits.argmax(-1, keepdim=True)
-        tokens, residual = capture(logits, last, labels)
-        steps.append(tokens)
-        residuals.append(residual)
-        counts += alive
-        alive &= tokens["id"] != config.eos_token_id
-    tokens, residuals = np.stack(steps, 1), np.stack(residuals, 1)
-    return [(tokens[i, :n], residuals[i, :n].sum(0)) for i, n in enumerate(counts)]
+        kept, mass = capture(logits, last, labels)
+        tokens[rows[alive], step] = kept[alive]
+        residual[rows[alive]] += mass[alive]
+        step += 1
+        ended = alive & (kept["id"] == config.eos_token_id)
+        lengths[rows[ended]] = step
+        alive &= ~ended
+        if 0 < alive.sum() <= 0.75 * len(rows):
+            keep = torch.from_numpy(np.flatnonzero(alive)).to(model.device)
+            cache.batch_select_indices(keep)
+            encoded.last_hidden_state = encoded.last_hidden_state[keep]
+            mask, last, rows, alive = mask[keep], last[keep], rows[alive], alive[alive]
+    cut = tokens["id"][np.arange(len(batch)), lengths - 1] != config.eos_token_id
+    return [(tokens[i, :n], cut[i], residual[i]) for i, n in enumerate(lengths)]
 
 
 def capture(logits, ids, labels):
-    """What `token_dtype` keeps of logits (B, V); and the residual mass (B, temperatures)."""
-    key, tokens = labels.key, np.zeros(len(logits), labels.token)
-    tokens["id"] = ids[:, 0].cpu().numpy()
-    if not key["top_k"]:
-        tokens["logits"] = logits.cpu().numpy()
-        return tokens, np.zeros((len(logits), len(key["temperatures"])))
-    top = logits.topk(key["top_k"])
-    first = top.values[:, :1]
+    """What Labels keeps of logits (B, V), and the residual mass (B, temperatures), 0 to 1."""
+    top_k, temperatures = labels.key["top_k"], labels.key["temperatures"]
+    tokens = np.zeros(len(logits), labels.token)
+    tokens["id"] = ids[:, 0].cpu()
+    if not top_k:
+        tokens["logits"] = logits.cpu()
+        return tokens, np.zeros((len(logits), len(temperatures)))
+    top, first = logits.topk(top_k), logits.amax(1, keepdim=True)
     others = (logits - first).scatter(1, top.indices, float("-inf"))
-    rest = torch.stack([(others / t).logsumexp(1) for t in key["temperatures"]], 1)
-    kept = (top.values - first).clamp(min=-6e4)  # within fp16
-    whole = torch.stack([(kept / t).logsumexp(1) for t in key["temperatures"]], 1)
-    tokens["top"], tokens["rest"] = first[:, 0].cpu().numpy(), rest.cpu().numpy()
-    tokens["ids"], tokens["logits"] = top.indices.cpu().numpy(), kept.cpu().numpy()
-    return tokens, torch.sigmoid(rest - whole).cpu().numpy()
+    near = (top.values - first).clamp(min=-6e4)  # within fp16
+    rest = torch.stack([(others / t).logsumexp(1) for t in temperatures], 1)
+    mass = torch.sigmoid(rest - torch.stack([(near / t).logsumexp(1) for t in temperatures], 1))
+    kept = {"top": first[:, 0], "rest": rest, "ids": top.indices, "logits": near}
+    for name, value in kept.items():
+        tokens[name] = value.cpu()
+    return tokens, mass.cpu().numpy()
+
+
+def pad_rows(rows, value):
+    """Rows of ids as one tensor (rows, longest)."""
+    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 # same in: train_small.py, train_teacher.py, distill.py
@@ -590,59 +596,73 @@ class Collator:
     """Batches: padded ids, and the soft labels of all real target tokens one after another."""
 
     def __init__(self, model, labels, temperature):
-        self.model, self.dense = model, labels.key["top_k"] == 0
-        temperatures = labels.key["temperatures"]
-        self.column = temperatures.index(temperature) if not self.dense else None
+        self.model, self.column = model, None
+        if labels.key["top_k"]:
+            self.column = labels.key["temperatures"].index(temperature)
 
     def __call__(self, rows):
-        pad = self.model.config.pad_token_id
-        inputs = pad_rows([source for source, _ in rows], pad)
-        targets = pad_rows([tokens["id"] for _, tokens in rows], -100)
-        tokens = np.concatenate([tokens for _, tokens in rows])
-        lengths = torch.tensor([len(source) for source, _ in rows])
+        sources, targets = zip(*rows, strict=True)
+        inputs, labels = pad_rows(sources, -1), pad_rows([row["id"] for row in targets], -100)
+        tokens = np.concatenate(targets)
         batch = {
-            "input_ids": inputs,
-            "attention_mask": (torch.arange(inputs.shape[1]) < lengths[:, None]).long(),
-            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(targets),
-            "labels": targets,
+            "input_ids": inputs.clamp(min=self.model.config.pad_token_id),
+            "attention_mask": (inputs >= 0).long(),
+            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
+            "labels": labels,
             "teacher": torch.from_numpy(tokens["logits"].astype(np.float32)),
         }
-        if not self.dense:
+        if self.column is not None:
             batch["ids"] = torch.from_numpy(tokens["ids"].astype(np.int64))
             batch["rest"] = torch.from_numpy(tokens["rest"][:, self.column].copy())
         return batch
 
 
-def pad_rows(rows, value):
-    """Arrays of ids as one tensor (rows, longest)."""
-    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return torch.from_numpy(padded)
-
-
-def soft_loss(student, teacher, ids=None, rest=None, temperature=1.0):
-    """Equation 1 at a temperature T: T^2 KL(teacher || student) of each token, nats, >= 0.
-
-    student (N, V) logits. teacher (N, V) logits; or (N, k) logits of the vocabulary `ids` (N, k),
-    with `rest` (N,) the logsumexp of all other teacher logits / T. Those others are one bucket of
-    the distribution, the student's bucket being the logsumexp over the same ids: what is left
-    out is exactly rest mass * KL(rest || rest).
-    """
-    student = student.to(torch.promote_types(student.dtype, torch.float32)) / temperature
-    teacher = teacher.to(student.dtype) / temperature
-    if ids is not None:
-        others = student.scatter(1, ids, float("-inf")).logsumexp(1, keepdim=True)
-        student = torch.cat([student.gather(1, ids), others], 1)
-        teacher = torch.cat([teacher, rest[:, None].to(student.dtype)], 1)
-    target, output = teacher.log_softmax(1), student.log_softmax(1)[:, : teacher.shape[1]]
+def dense_loss(student, teacher, temperature):
+    """T^2 KL(teacher || student) of each token at temperature T, from logits (N, V): nats >= 0."""
+    student = student.float() if student.dtype in (torch.bfloat16, torch.float16) else student
+    target = (teacher.to(student.dtype) / temperature).log_softmax(1)
+    output = (student / temperature).log_softmax(1)[:, : target.shape[1]]
     return temperature**2 * (target.exp() * (target - output)).sum(1)
+
+
+class TopLoss(torch.autograd.Function):
+    """Equation 1 over k ids and one bucket for all others: T^2 KL(teacher || student), nats >= 0.
+
+    student (N, V) logits; teacher (N, k) logits of `ids` (N, k); rest (N,) the logsumexp of the
+    teacher's other logits / T. It is the dense loss less T^2 r KL(others || others), r being their
+    mass. The student's bucket is summed over the other ids, never 1 - sum. The gradient is
+    written out, T (q - p) for the k ids and for the bucket, shared by q inside it, because it then
+    needs one buffer (N, V) and less time than cross-entropy.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, ids, rest, temperature):
+        half = student.dtype in (torch.bfloat16, torch.float16)
+        others = (student.float() if half else student) / temperature
+        kept = others.gather(1, ids)
+        others.scatter_(1, ids, float("-inf"))
+        largest = others.amax(1, keepdim=True)
+        total = others.sub_(largest).exp_().sum(1, keepdim=True)
+        output = torch.cat([kept, total.log() + largest], 1).log_softmax(1)
+        target = (
+            torch.cat([teacher / temperature, rest[:, None]], 1).to(output.dtype).log_softmax(1)
+        )
+        ctx.save_for_backward(others.div_(total), ids, output.exp() - target.exp())
+        ctx.temperature, ctx.dtype = temperature, student.dtype
+        return temperature**2 * (target.exp() * (target - output)).sum(1)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        share, ids, difference = ctx.saved_tensors
+        difference = difference * (ctx.temperature * upstream[:, None])
+        gradient = share.mul_(difference[:, -1:]).scatter_(1, ids, difference[:, :-1])
+        return gradient.to(ctx.dtype), None, None, None, None
 
 
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with soft labels, and batches of similar length that a resumed run sees again.
 
-    `released` is a teacher to run in every step, for --loss paper.
+    `released` is the teacher that --loss paper runs again in every step.
     """
 
     def __init__(self, settings, released=None, **kwargs):
@@ -657,30 +677,27 @@ class Trainer(Seq2SeqTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean over the real target tokens of the whole step, on all devices."""
-        labels, temperature = inputs["labels"], self.settings.temperature
-        names = "input_ids", "attention_mask", "decoder_input_ids"
-        batch = {name: inputs[name] for name in names}
+        settings, labels = self.settings, inputs.pop("labels")
+        soft = {name: inputs.pop(name, None) for name in ("teacher", "ids", "rest")}
         if self.released is not None:
             with torch.no_grad():
-                teacher = self.released(**batch).logits.flatten(0, 1)
-            return soft_loss(
-                model(**batch).logits.flatten(0, 1), teacher, temperature=temperature
-            ).mean()
+                teacher = self.released(**inputs).logits.flatten(0, 1)
+            student = model(**inputs).logits.flatten(0, 1)
+            return dense_loss(student, teacher, settings.temperature).mean()  # padding included
         self.real = labels != -100
-        student = model(**batch).logits
-        loss = soft_loss(
-            student, inputs["teacher"], inputs.get("ids"), inputs.get("rest"), temperature
-        ).sum()
-        if self.settings.ce_weight:
-            hard = torch.nn.functional.cross_entropy(
-                student.float(), labels[self.real], reduction="sum"
-            )
-            loss = (1 - self.settings.ce_weight) * loss + self.settings.ce_weight * hard
-        count = self.real.sum() if num_items_in_batch is None else num_items_in_batch
-        return loss / count * (1 if num_items_in_batch is None else self.args.world_size)
+        student = model(**inputs).logits  # (real target tokens, V)
+        if soft["ids"] is None:
+            loss = dense_loss(student, soft["teacher"], settings.temperature).sum()
+        else:
+            loss = TopLoss.apply(student, *soft.values(), settings.temperature).sum()
+        if settings.ce_weight:
+            target = labels[self.real]
+            hard = torch.nn.functional.cross_entropy(student.float(), target, reduction="sum")
+            loss = (1 - settings.ce_weight) * loss + settings.ce_weight * hard
+        return loss * self.args.world_size / num_items_in_batch
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = self.train_dataset.sources + self.train_dataset.targets
+        lengths = np.add(self.train_dataset.source, self.train_dataset.target, dtype=np.int32)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
 
@@ -689,7 +706,7 @@ def build_arguments(args):
     """Table 8's settings (or the flags') as Trainer arguments."""
     cuda = torch.cuda.is_available()
     bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(args.output / "checkpoints"),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
@@ -710,58 +727,72 @@ def build_arguments(args):
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would split soft labels wrongly
+    return arguments
 
 
 def prepare_labels(args, labels, teacher, sources):
-    """Make what is missing, name what is damaged, and choose the rows. Returns the summary."""
-    damaged = labels.load()
-    first = np.unique(sources.keys, return_index=True)[1]  # a repeated row is labeled once
-    first.sort()
-    missing = first[labels.find(sources.keys[first]) < 0]
-    remedy = "made again" if teacher else "make it again with --teacher MODEL"
-    for name in damaged:
-        print(f"[{labels.folder}] shard {name}.bin is damaged: {remedy}", file=sys.stderr)
+    """Make the labels that are missing or damaged, then choose the rows. Returns their summary."""
+    state, damaged = PartialState(), labels.load()
+    for name in damaged if state.is_main_process else []:
+        remedy = "its rows are labeled again" if teacher else "run the teacher pass again"
+        print(f"{labels.folder / name}.bin is damaged: {remedy}", file=sys.stderr)
+    once = np.sort(np.unique(sources.keys, return_index=True)[1])
+    missing = once[labels.find(sources.keys[once]) < 0]
     if len(missing) and not teacher:
-        fail(f"{labels.folder}: {len(missing):,} rows of {args.unlabeled} have no labels here")
+        fail(f"{labels.folder}: {len(missing):,} of {args.unlabeled}'s rows have no labels there")
+    state.wait_for_everyone()  # all have seen the same rows missing
+    for file in [labels.folder / f"{name}{end}" for name in damaged for end in (".json", ".bin")]:
+        if teacher:
+            file.unlink(missing_ok=True)
     if len(missing):
-        make_labels(labels, teacher, sources, missing)
-        gc.collect()
-        PartialState().wait_for_everyone()
+        make_labels(labels, args, sources, missing)
+        state.wait_for_everyone()
         labels.load()
     summary = labels.select(sources.keys)
     for temperature, mass in summary["residual"].items():
-        note = "; consider a larger --top-k" if mass > 0.01 else ""
-        warning = f"{mass:.3%} of the teacher's mass at T={temperature} is outside the top k{note}"
-        print(f"[{labels.folder.name}] {warning}", file=sys.stderr)
+        if state.is_main_process and float(temperature) == args.temperature:
+            text = f"{mass:.2%} of the teacher's mass at T = {temperature} is outside the top k"
+            warning = "; it counts as one word: consider a larger --top-k" if mass > 0.1 else ""
+            print(f"[labels] {text}{warning}", file=sys.stderr)
     return summary
 
 
+def check_student(args, labels, teacher):
+    """Refuse what can't be distilled; return the student's tokenizer."""
+    tokenizer, key = load_tokenizer(args.student), labels.key
+    if hash_vocabulary(tokenizer) != key["vocabulary"]:
+        fail(f"{args.student} and the teacher differ in vocabulary; soft labels need the same one")
+    if AutoConfig.from_pretrained(args.student).vocab_size < key["vocabulary_size"]:
+        fail(f"{args.student} has fewer output ids than the teacher ({key['vocabulary_size']:,})")
+    if key["top_k"] and args.temperature not in key["temperatures"]:
+        known = " and ".join(map(str, key["temperatures"]))
+        fail(f"{labels.folder}: kept for temperatures {known}, not {args.temperature}")
+    if args.loss == "paper" and not teacher:
+        fail("--loss paper runs the teacher in every step: give its model folder as --teacher")
+    return tokenizer
+
+
 def distill(args):
-    """Both halves, or the teacher's. Returns the record in training.json."""
-    PartialState()
+    """Both halves, or the teacher pass alone. Returns the record in training.json."""
+    PartialState()  # joins the other processes, if any
     sources = Sources(args.unlabeled, args.num_unlabeled, args.seed)
     labels, teacher = open_labels(args)
-    key = labels.key
     if args.labels_only:
         prepare_labels(args, labels, teacher, sources)
         return None
-    tokenizer = load_tokenizer(args.student)
-    if hash_vocabulary(tokenizer) != key["vocabulary"]:
-        fail(f"{args.student} and the teacher have different vocabularies; soft labels need one")
-    if args.temperature not in key["temperatures"] and key["top_k"]:
-        fail(f"{labels.folder} was made for temperatures {key['temperatures']}, --temperature not")
-    settings = {name: value for name, value in vars(args).items() if name != "logging_steps"}
-    if not open_run(args.output, {**settings, "labels_key": key}):
+    tokenizer = check_student(args, labels, teacher)
+    settings = {key: value for key, value in vars(args).items() if key != "logging_steps"}
+    if not open_run(args.output, {**settings, "labels_key": labels.key}):
         return None
     summary = prepare_labels(args, labels, teacher, sources)
-    ready = time.monotonic()
+    start = time.monotonic()
     dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
     model = load_model(args.student, **dropout)
-    if model.config.vocab_size < key["vocabulary_size"]:
-        fail(f"{args.student}: fewer output ids than the teacher's {key['vocabulary_size']:,}")
     released = load_model(teacher).to(PartialState().device) if args.loss == "paper" else None
     checkpoint = find_checkpoint(args.output / "checkpoints")
-    progress = Progress(args.output, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    progress = Progress(args.output, step)
     trainer = Trainer(
         settings=args,
         released=released,
@@ -774,27 +805,21 @@ def distill(args):
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     loaded = time.monotonic()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    history = labels.manifest["training"] or {}
+    seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
     record = {
         "script": "distill.py",
         "strategy": args.strategy,
         "task": args.task,
         "seed": args.seed,
-        "labels": history.get("labels"),
+        "labels": (labels.manifest["training"] or {}).get("labels"),  # behind the teacher
         "unlabeled": len(labels),
         "parameters": model.num_parameters(),
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "examples_seen": round(trainer.state.epoch * len(labels)),
         "train_loss": result.training_loss,
-        "truncated_sources": summary["truncated_sources"],
-        "truncated_targets": summary["truncated_targets"],
-        "residual": summary["residual"],
-        "seconds": {
-            "load": loaded - ready,
-            "train": progress.before + time.monotonic() - loaded,
-            "teacher_pass": summary["seconds"],
-        },
+        "seconds": {**seconds, "teacher_pass": summary.pop("seconds")},
+        **summary,
         "teacher": labels.manifest,
         **describe_run(args.unlabeled),
     }
@@ -811,36 +836,22 @@ def parse_args(argv=None):
     add("--student", default="google/t5-v1_1-small", help="T5 folder or hub name (%(default)s)")
     add("--unlabeled", type=Path, required=True, help="JSONL file of source")
     add("--num-unlabeled", type=int, help="rows to sample from it (default: all)")
-    add("--labels", type=Path, help="folder of the soft labels (default: OUTPUT/labels)")
+    add("--labels", type=Path, help="folder of the teacher's labels (default: OUTPUT/labels)")
     add("--labels-only", action=argparse.BooleanOptionalAction, help="stop after the teacher pass")
     add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
     add("--output", type=Path, help="run folder")
     add("--task", help="name recorded in training.json")
-    add("--strategy", default="dist", help="name recorded: dist or self (%(default)s)")
-    add("--top-k", type=int, default=64, help="logits kept a token; 0 keeps all (%(default)s)")
-    add("--temperature", type=float, default=2.0, help="of both distributions (%(default)s)")
-    add(
-        "--temperatures",
-        type=float,
-        nargs="+",
-        default=[1.0, 2.0],
-        help="those that can be chosen later without a new teacher pass (default: 1 2)",
-    )
-    add(
-        "--loss",
-        choices=["kl", "paper"],
-        default="kl",
-        help="kl: Eq. 1 from the kept labels, over real tokens; paper: as released, the teacher "
-        "run again in every step, the mean over padding too (%(default)s, far faster)",
-    )
-    add("--ce-weight", type=float, default=0.0, help="share of cross-entropy, 0 to 1 (%(default)s)")
+    add("--strategy", default="dist", help="name recorded in training.json (%(default)s)")
+    add("--top-k", type=int, default=64, help="logits kept a token, 0 = all (%(default)s)")
+    add("--temperature", type=float, default=2.0, help="T of Eq. 1's distributions (%(default)s)")
+    kept = "that a student can choose without a new teacher pass (default: 1 2)"
+    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=f"those {kept}")
+    paper = "paper = as released: teacher run in every step, mean over padding too"
+    add("--loss", choices=["kl", "paper"], default="kl", help=f"{paper} (%(default)s)")
+    add("--ce-weight", type=float, default=0, help="share of cross-entropy, 0 to 1 (%(default)s)")
     add("--teacher-batch-size", type=int, default=64, help="rows decoded at once (%(default)s)")
-    add("--shard-rows", type=int, default=1024, help="rows a shard of labels (%(default)s)")
-    add(
-        "--teacher-dtype",
-        choices=["float32", "bfloat16"],
-        help="of the teacher; the paper used float32 (default: bfloat16 where a GPU has it)",
-    )
+    add("--teacher-dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 on a GPU)")
+    add("--shard-rows", type=int, default=1024, help="rows a file of labels (%(default)s)")
     add("--max-source-length", type=int, default=128, help="tokens (%(default)s)")
     add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
     add("--epochs", type=float, default=50, help="passes over the rows (%(default)s)")
@@ -860,12 +871,15 @@ def parse_args(argv=None):
     add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
     add("--seed", type=int, default=0, help="rows drawn and training (%(default)s)")
     args = parser.parse_args(argv)
-    if args.num_unlabeled is not None and args.num_unlabeled < 1:
-        parser.error("--num-unlabeled must be at least 1")
     if not (args.teacher or args.labels):
         parser.error("give --teacher, or --labels made before")
     if not args.output and not (args.labels_only and args.labels):
-        parser.error("give --output (with --labels-only, --labels is enough)")
+        parser.error("give --output (with --labels-only, --labels will do)")
+    for name in ("num_unlabeled", "teacher_batch_size", "shard_rows"):
+        if (getattr(args, name) or 1) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.ce_weight <= 1 or min(args.temperature, *args.temperatures) <= 0:
+        parser.error("--ce-weight must be 0 to 1, temperatures above 0")
     return args
 
 
