@@ -13,8 +13,8 @@ Reads:  LABELED, a JSONL file of {"source", "target"}; UNLABELED, one of {"sourc
 Writes: OUTPUT/answers.jsonl, every call and raw answer: it was paid for, never delete it;
         OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it;
         OUTPUT/annotation.json last: counts, tokens, dollars
-Copy:   gpt_annotate.py costs.py and data/ (__init__.py, llm_calls.py, llm_store.py,
-        llm_batches.py, tasks.json, prices.csv; for --simulate annotator_server.py)
+Copy:   gpt_annotate.py costs.py and data/ (__init__.py, llm_prompts.py, llm_calls.py,
+        llm_store.py, llm_batches.py, tasks.json, prices.csv; for --simulate annotator_server.py)
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
 The budget is for the store: all that OUTPUT ever paid, with the worst case of each call set aside
@@ -176,7 +176,6 @@ def summarize(args, prompter, store, rows, calls, prices):
         "usd_possible": costs.to_json(money.sum(store.held)),  # lost answers, if they were billed
         "usd_per_million_tokens": {k: costs.to_json(v * 10**6) for k, v in money.usd.items()},
         "prices": money.rows or ["given by flag"],
-        "budget": costs.to_json(args.budget) if args.budget else None,
         "prompt_tokens": {
             "estimated": round(store.estimated[0]), "counted": store.estimated[1],
             "estimate_by": prompter.tokenizer,
@@ -210,6 +209,7 @@ def describe_run(args):
     files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
     return {
         "command": shlex.join(sys.argv),
+        "budget": costs.to_json(args.budget) if args.budget else None,
         "versions": versions,
         "git_commit": commit or None,
         "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
@@ -406,6 +406,8 @@ def annotate(args):
         if todo:
             print(*todo, sep="\n")
             return 0 if args.batch == "submit" else 1
+    if not store.answers:
+        raise UserError(f"{path}: no answers yet")
     labels, summary = summarize(args, prompter, store, sources, calls, prices)
     if not summary["valid"]:
         raise UserError(f"{path}: no label in its {len(store.answers):,} answers; read them there")

@@ -318,7 +318,8 @@ class AnnotatorServer:
         if fault:
             self.fired[fault] += 1
         if self.api_key and headers.get("authorization") != f"Bearer {self.api_key}":
-            return await send(writer, *refuse(401, "Incorrect API key provided", "invalid_api_key"))
+            message = f"Incorrect API key provided: {headers.get('authorization')}"
+            return await send(writer, *refuse(401, message, "invalid_api_key"))
         if fault in ("429", "429-after", "500", "503"):
             wait = {"Retry-After": self.retry_after} if fault == "429-after" else {}
             status = int(fault[:3])

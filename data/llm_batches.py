@@ -85,7 +85,7 @@ async def find_batch(caller, nonce, name):
     async for batch in caller.client.batches.list(limit=100):
         if (batch.metadata or {}).get("nonce") == nonce:
             await caller.store.append({"type": "batch-id", "nonce": nonce, "id": batch.id})
-            return batch
+            return await caller.client.batches.retrieve(batch.id)
     return None
 
 

@@ -314,9 +314,9 @@ class Caller:
         """(raw reply, whether the server names our key); a Fault on anything else."""
         name = f"{self.store.header['id']}-{key}"
         api = self.client if self.path == "completions" else self.client.chat
-        known = {k: body[k] for k in ("model", "messages", "prompt") if k in body}
-        rest = {k: v for k, v in body.items() if k not in known}
-        options = {"extra_headers": {"Idempotency-Key": name}, "extra_body": rest}
+        known = {"prompt": ""} if self.path == "completions" else {"messages": []}
+        known["model"] = body["model"]  # the body goes as it is stored, over these
+        options = {"extra_headers": {"Idempotency-Key": name}, "extra_body": body}
         try:
             async with api.completions.with_streaming_response.create(**known, **options) as reply:
                 self.heard = True

@@ -1,0 +1,857 @@
+"""gpt_annotate.py: nothing lost, nothing paid twice, no budget passed, on a server with faults."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import costs
+import gpt_annotate
+from data import annotator_server, llm_calls, mini_world
+from data.annotator_server import FAULTS, Annotator, AnnotatorServer
+from data.llm_prompts import Prompter, estimate_tokens
+from data.llm_store import Money, Store
+
+ROOT = costs.ROOT
+KEY = "sk-test-0123456789"
+PRICES = ("3", "1.5", "7")  # USD per million prompt, cached and answer tokens
+FAST = "--shots 3 --backoff 0.001 --timeout 5 --structured off --price-in 3 --price-cached 1.5"
+FAST = [*FAST.split(), "--price-out", "7", "--model", "simulated"]
+PRICE_LIST = costs.load_prices()
+LABELS = costs.load_task("stanceosaurus")["labels"]
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_world(folder, count, labeled=100):
+    """Files of a stance task; {source: target} of the unlabeled rows."""
+    rng = random.Random(count)
+    rows = [
+        {"source": f"claim: {i} is odd tweet: is {i} odd?", "target": rng.choice(LABELS)}
+        for i in range(count + labeled)
+    ]
+    write_rows(folder / "labeled.jsonl", rows[:labeled])
+    write_rows(folder / "gold.jsonl", rows[labeled:])
+    write_rows(folder / "unlabeled.jsonl", [{"source": row["source"]} for row in rows[labeled:]])
+    return {row["source"]: row["target"] for row in rows[labeled:]}
+
+
+def open_annotator(gold, accuracy=1.0, metric="classes", labels=LABELS, **options):
+    rows = [{"source": source, "target": target} for source, target in gold.items()]
+    return AnnotatorServer(Annotator(rows, metric, labels, accuracy), prices=PRICES, **options)
+
+
+def make_args(folder, url=None, *flags, task="stanceosaurus", out="out"):
+    command = ["--task", task, "--labeled", folder / "labeled.jsonl"]
+    command += ["--unlabeled", folder / "unlabeled.jsonl", "--output", folder / out]
+    command += ["--base-url", url] if url else []
+    return [str(part) for part in [*command, *FAST, *flags]]
+
+
+def annotate(folder, url=None, *flags, **options):
+    return gpt_annotate.main(make_args(folder, url, *flags, **options))
+
+
+def read_results(folder, out="out"):
+    summary = json.loads((folder / out / "annotation.json").read_text())
+    return costs.read_jsonl(folder / out / "labels.jsonl"), summary
+
+
+def read_money(folder, out="out"):
+    """The store's own account, exactly: (paid, possibly paid besides)."""
+    given = dict(zip(("in", "cached", "out"), PRICES, strict=True))
+    path = folder / out / "answers.jsonl"
+    settings = json.loads(path.open().readline())["settings"]
+    store = Store(path, settings, Money("simulated", PRICE_LIST, given), write=False)
+    return store.money.sum(store.used), store.money.sum(store.held)
+
+
+def spread_faults(count, first, kinds=FAULTS):
+    """A schedule with `count` faults over the first `first` requests, each kind as often."""
+    at = random.Random(0).sample(range(first), count)
+    schedule = {n: kinds[i % len(kinds)] for i, n in enumerate(at)}
+    return schedule.get
+
+
+# --- faults --------------------------------------------------------------------------------
+
+
+def test_1000_faults_over_2000_items(tmp_path):
+    """Each item labeled once and paid once, to the last fraction of a cent, at concurrency 64."""
+    gold = make_world(tmp_path, 2000)
+    faults = spread_faults(1000, 2400)
+    options = {"retry_after": "0.01", "slow": 0.6, "faults": faults}
+    with open_annotator(gold, **options) as server:
+        flags = "--budget 2 --concurrency 64 --timeout 0.5 --attempts 20".split()
+        assert annotate(tmp_path, server.url, *flags) == 0
+    labels, summary = read_results(tmp_path)
+    assert sum(server.fired.values()) == 1000
+    assert set(server.fired) == set(FAULTS)
+    assert len(labels) == 2000
+    assert {row["source"]: row["target"] for row in labels} == gold
+    assert len(server.charges) == len({charge[0] for charge in server.charges}) == 2000
+    assert read_money(tmp_path) == (Fraction(server.usd), 0)
+    assert summary["usd"] == float(server.usd) < 2
+    assert summary["usd_possible"] == 0
+    assert summary["llm_tokens"]["out"] == server.show_books()["completion_tokens"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 64])
+@pytest.mark.parametrize("honour_keys", [True, False])
+def test_budget_is_never_passed(tmp_path, honour_keys, concurrency, capsys):
+    """Even where the server bills every lost answer again; a larger budget continues."""
+    gold = make_world(tmp_path, 120)
+    kinds = [kind for kind in FAULTS if kind not in ("slow", "repeated", "twice", "usage-huge")]
+    options = {"honour_keys": honour_keys, "faults": spread_faults(60, 180, kinds)}
+    with open_annotator(gold, retry_after="0", **options) as server:
+        spent = []
+        for budget in ("0.005", "0.02", "0.03"):
+            flags = ["--budget", budget, "--concurrency", str(concurrency), "--attempts", "20"]
+            assert annotate(tmp_path, server.url, *flags) == 0
+            assert "reached" in capsys.readouterr().err
+            known, possible = read_money(tmp_path)
+            assert known <= Fraction(server.usd) <= known + possible <= Fraction(budget)
+            spent.append(server.usd)
+        assert 0 < spent[0] < spent[1] < spent[2]
+        assert annotate(tmp_path, server.url, "--budget", "9", "--attempts", "20") == 0
+    labels, _ = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels} == gold
+    known, possible = read_money(tmp_path)
+    assert known <= Fraction(server.usd) <= known + possible
+    if honour_keys:
+        assert (known, possible) == (Fraction(server.usd), 0)
+
+
+def test_unknown_usage_counts_at_its_worst(tmp_path):
+    gold = make_world(tmp_path, 20)
+    options = {"honour_keys": False, "faults": {3: "usage-null"}.get}
+    with open_annotator(gold, **options) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+    labels, summary = read_results(tmp_path)
+    known, possible = read_money(tmp_path)
+    assert len(labels) == len(server.charges) == 20  # not asked again: that would cost
+    assert known < Fraction(server.usd) < known + possible
+    assert summary["usd_possible"] > 0
+
+
+def test_usage_above_the_worst_case_ends_the_run(tmp_path):
+    gold = make_world(tmp_path, 20)
+    options = {"honour_keys": False, "faults": {3: "usage-huge"}.get}
+    with (
+        open_annotator(gold, **options) as server,
+        pytest.raises(costs.UserError, match=r"billed .* possible"),
+    ):
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+    assert server.requests == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "text"),
+    [
+        (None, {"api_key": "other"}, "refuses the key"),
+        (None, {"model": "another"}, "no such model"),
+        ("quota", {}, "no quota left"),
+    ],
+)
+def test_hopeless_errors_end_the_run_at_once(tmp_path, monkeypatch, fault, options, text):
+    gold = make_world(tmp_path, 20)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with (
+        open_annotator(gold, faults=lambda n: fault, **options) as server,
+        pytest.raises(costs.UserError, match=text) as error,
+    ):
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+    assert server.requests == 1
+    assert KEY not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_key_is_never_written(tmp_path, monkeypatch):
+    gold = make_world(tmp_path, 10)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    gold = {source: f"{target} {KEY}" for source, target in gold.items()}  # repeats what it hears
+    with open_annotator(gold, api_key=KEY) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--keep-invalid", task="nq")
+    with open_annotator(gold, api_key="other") as server, pytest.raises(costs.UserError):
+        annotate(tmp_path, server.url, "--budget", "1", task="nq", out="refused")
+    written = [path.read_text() for path in tmp_path.glob("*/*.json*")]
+    assert "[key]" in "".join(written)
+    assert not any(KEY in text for text in written)
+
+
+def test_retry_after_is_kept(tmp_path):
+    gold = make_world(tmp_path, 5)
+    with open_annotator(gold, faults={0: "429-after"}.get, retry_after="1") as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "5")
+    assert min(server.times[5:]) - server.times[0] >= 1
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    assert 25 < llm_calls.read_wait({"retry-after": date}) <= 30
+    assert llm_calls.read_wait({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert llm_calls.read_wait({"retry-after": "soon"}) is None
+
+
+def test_long_retry_after_ends_the_run(tmp_path):
+    gold = make_world(tmp_path, 5)
+    options = {"faults": {0: "429-after"}.get, "retry_after": "86400"}
+    with (
+        open_annotator(gold, **options) as server,
+        pytest.raises(costs.UserError, match="asks to wait 86,400 s"),
+    ):
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+
+
+def test_ill_server_ends_the_run(tmp_path):
+    gold = make_world(tmp_path, 50)
+    with (
+        open_annotator(gold, faults=lambda n: "503") as server,
+        pytest.raises(costs.UserError, match=r"no answer after 3 tries \(the last: HTTP 503\)"),
+    ):
+        annotate(tmp_path, server.url, "--budget", "9", "--attempts", "3", "--concurrency", "5")
+    assert server.requests < 50
+    assert not (tmp_path / "out" / "labels.jsonl").exists()
+
+
+def test_rates_are_kept(tmp_path):
+    gold = make_world(tmp_path, 20)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--rpm", "1200")
+    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    assert sum(gaps) >= 0.9 * 19 * 60 / 1200
+    limiter = llm_calls.Limiter(tpm=6000)
+    assert [round(limiter.take(100)) for _ in range(4)] == [0, 1, 2, 3]
+
+
+# --- killed, repeated, shared --------------------------------------------------------------
+
+NURSERY = """
+import json, os, sys
+import openai, gpt_annotate
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        gpt_annotate.costs.run_cli(lambda: gpt_annotate.main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""  # forks, so that many runs import once
+
+
+@pytest.mark.parametrize(("honour_keys", "times"), [(True, 20), (False, 8)])
+def test_killed_many_times(tmp_path, honour_keys, times):
+    """One pass is paid, and at most the calls in flight at each kill."""
+    gold, rng = make_world(tmp_path, 200), random.Random(1)
+    command = [sys.executable, "-c", NURSERY]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with (
+        open_annotator(gold, honour_keys=honour_keys, latency=0.02) as server,
+        subprocess.Popen(command, **pipes) as nursery,
+    ):
+        args = make_args(tmp_path, server.url, "--budget", "1", "--concurrency", "8")
+        assert nursery.stdout.readline() == "ready\n"
+
+        def run(requests=None):
+            """Kill a random moment after so many requests; (exit status, requests of the run)."""
+            before = server.requests
+            nursery.stdin.write(json.dumps(args) + "\n")
+            nursery.stdin.flush()
+            child = int(nursery.stdout.readline())
+            if requests is not None:
+                while server.requests < before + requests:
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.03))
+                os.kill(child, signal.SIGKILL)
+            return int(nursery.stdout.readline()), server.requests - before
+
+        kills = [run(rng.randrange(0, 8)) for _ in range(times)]
+        assert all(status == signal.SIGKILL for status, _ in kills)
+        assert len({requests for _, requests in kills}) >= times // 4  # at different moments
+        assert run()[0] == 0
+        nursery.stdin.close()
+    labels, _ = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels} == gold
+    known, possible = read_money(tmp_path)
+    paid = len(server.charges)
+    assert paid == 200 if honour_keys else 200 <= paid <= 200 + times * 8
+    assert known <= Fraction(server.usd) <= known + possible
+    assert possible == 0 or not honour_keys
+
+
+def test_finished_job_makes_no_call(tmp_path, capsys):
+    gold = make_world(tmp_path, 30)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    first = capsys.readouterr().out
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    annotate(tmp_path, server.url, "--budget", "1")  # the server is gone
+    annotate(tmp_path, None, "--replay")
+    assert capsys.readouterr().out == first * 2
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert {path.name for path in kept} == {"answers.jsonl", "labels.jsonl", "annotation.json"}
+    assert kept == files
+
+
+def test_more_rows_keep_the_former(tmp_path):
+    gold = make_world(tmp_path, 40)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--num", "15")
+        few, _ = read_results(tmp_path)
+        annotate(tmp_path, server.url, "--budget", "1", "--num", "40")
+    many, _ = read_results(tmp_path)
+    assert many[:15] == few
+    assert len(server.charges) == len(many) == 40
+
+
+def test_equal_rows_are_paid_once(tmp_path):
+    gold = make_world(tmp_path, 10)
+    rows = [{"source": source} for source in gold] * 3
+    write_rows(tmp_path / "unlabeled.jsonl", rows)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    labels, summary = read_results(tmp_path)
+    assert len(labels) == summary["items"] == 30
+    assert len(server.charges) == 10
+
+
+def test_torn_line_is_dropped(tmp_path):
+    gold = make_world(tmp_path, 10)
+    path = tmp_path / "out" / "answers.jsonl"
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+        lines = path.read_bytes().splitlines(keepends=True)
+        answers = [i for i, line in enumerate(lines) if b'"type": "answer"' in line]
+        path.write_bytes(b"".join(lines[: answers[-1]]) + lines[answers[-1]][:-30])
+        annotate(tmp_path, server.url, "--budget", "1")
+        assert len(server.charges) == 10
+        assert server.replays == 1
+        path.write_bytes(path.read_bytes() + b"not json\n")
+        with pytest.raises(costs.UserError, match=r"answers.jsonl line \d+: not a record"):
+            annotate(tmp_path, server.url, "--budget", "1")
+
+
+def test_one_writer_at_a_time(tmp_path):
+    gold = make_world(tmp_path, 10)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--num", "5")
+        path = tmp_path / "out" / "answers.jsonl"
+        settings = json.loads(path.open().readline())["settings"]
+        other = Store(path, settings, None)
+        with pytest.raises(costs.UserError, match="another process is writing it"):
+            annotate(tmp_path, server.url, "--budget", "1")
+        other.close()
+        assert annotate(tmp_path, server.url, "--budget", "1") == 0
+
+
+def test_interrupted_run_takes_its_answers_home(tmp_path):
+    gold = make_world(tmp_path, 200)
+    with open_annotator(gold, latency=0.05) as server:
+        args = make_args(tmp_path, server.url, "--budget", "1")
+        command = [sys.executable, "gpt_annotate.py", *args]
+        run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while len(server.charges) < 20:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert errors.endswith("run the same command again to continue\n")
+    assert len(server.charges) < 200
+    assert read_money(tmp_path) == (Fraction(server.usd), 0)
+
+
+# --- prompts and answers -------------------------------------------------------------------
+
+
+def make_prompter(task="wlp", count=100, **options):
+    entry = task if isinstance(task, dict) else costs.load_task(task)
+    pool = [
+        {"source": f"mix {i} ml", "target": f"mix [Action] {i} ml [Amount]"} for i in range(count)
+    ]
+    given = {"seed": 0, "shots": 32, "fixed_examples": False, "tiktoken": False, "base_url": None}
+    given |= {"simulate": None, "model": "m", "temperature": 0.0, "max_tokens": 64, "extra": {}}
+    given |= {"endpoint": "chat", "structured": "off"}
+    return Prompter(Namespace(**{**given, **options}), entry, pool)
+
+
+def test_examples_are_drawn_and_shuffled_anew():
+    prompter = make_prompter()
+    parts = {f"stir {i}": prompter.write_parts(f"stir {i}") for i in range(200)}
+    for source, (instruction, *examples, last) in parts.items():
+        assert instruction.startswith(
+            "Classify named entities into one of the following categories: {Amount, Reagent, "
+        )
+        assert len(set(examples)) == 32
+        assert last == f"Input: {source}\nOutput:"
+        assert make_prompter().write_parts(source) == parts[source]  # on resumption
+    used = Counter(example for part in parts.values() for example in part[1:-1])
+    assert len(used) == 100
+    assert max(used.values()) < 2 * min(used.values())
+    first = Counter(part[1] for part in parts.values())
+    assert len(first) > 70  # order too
+    assert make_prompter(seed=1).write_parts("stir 1") != parts["stir 1"]
+
+
+def test_own_source_is_no_example():
+    for options in ({}, {"fixed_examples": True}):
+        parts = make_prompter(count=33, **options).write_parts("mix 7 ml")
+        assert len(parts) == 34
+        assert sum("mix 7 ml" in part for part in parts) == 1
+
+
+def test_fixed_examples_keep_the_prefix(tmp_path):
+    prompter = make_prompter(fixed_examples=True)
+    assert len({tuple(prompter.write_parts(f"stir {i}")[:-1]) for i in range(20)}) == 1
+    gold = {f"stir {i}": "stir [Action]" for i in range(30)}
+    write_rows(tmp_path / "labeled.jsonl", prompter.pool)
+    write_rows(tmp_path / "unlabeled.jsonl", [{"source": source} for source in gold])
+    labels = costs.load_task("wlp")["labels"]
+    with open_annotator(gold, metric="entities", labels=labels) as server:
+        flags = "--budget 1 --shots 80 --fixed-examples --concurrency 1".split()
+        annotate(tmp_path, server.url, *flags, task="wlp")
+    _, summary = read_results(tmp_path)
+    assert summary["llm_tokens"]["cached"] == server.show_books()["cached_tokens"] > 29 * 1024
+    assert summary["usd"] == float(server.usd)
+
+
+def test_completion_endpoint(tmp_path):
+    body = make_prompter(endpoint="completions").write_request("stir")
+    assert body["prompt"].endswith("\n\nInput: stir\nOutput:")
+    assert "messages" not in body
+    gold = make_world(tmp_path, 10)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--endpoint", "completions")
+    assert read_results(tmp_path)[1]["valid"] == 10
+    assert all(b'"prompt"' in body for body in server.bodies)
+
+
+def test_own_task_has_a_prompt():
+    entry = {"metric": "classes", "labels": ["spam", "ham"]}
+    prompter = make_prompter(entry)
+    assert prompter.instruction.endswith("categories: {spam, ham}")
+    assert prompter.parse("Spam.", "x") == ("spam", None)
+    text = make_prompter({"metric": "answers", "labels": []})
+    assert text.parse(" two  words\n", "x") == ("two words", None)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "finish", "expected"),
+    [
+        ("stanceosaurus", "Supporting", "stop", ("Supporting", None)),
+        ("stanceosaurus", ' "refuting".\nBecause', "stop", ("Refuting", None)),
+        ("stanceosaurus", '{"label": "Querying"}', "stop", ("Querying", None)),
+        ("stanceosaurus", '```json\n{"label": "Querying"}\n```', "stop", ("Querying", None)),
+        ("stanceosaurus", "not Supporting", "stop", (None, "unparseable")),
+        ("stanceosaurus", "Supporting or Refuting", "stop", (None, "unparseable")),
+        ("stanceosaurus", '{"label": "Agreeing"}', "stop", (None, "unparseable")),
+        ("stanceosaurus", '{"answer": "Querying"}', "stop", (None, "unparseable")),
+        ("stanceosaurus", "Sup", "length", (None, "unparseable")),
+        ("stanceosaurus", " \n", "stop", (None, "empty")),
+        ("stanceosaurus", "I'm sorry, but I can't help.", "stop", (None, "refusal")),
+        ("stanceosaurus", "Querying", "refusal", (None, "refusal")),
+        ("wlp", "Add [Action]\n1 ml [amount]", "stop", ("Add [Action] 1 ml [Amount]", None)),
+        (
+            "wlp",
+            '{"entities": [{"text": "Add", "label": "Action"}]}',
+            "stop",
+            ("Add [Action]", None),
+        ),
+        ("wlp", "Add [viral] [Action]", "stop", ("Add [viral] [Action]", None)),
+        ("wlp", "Add [Food] 1 ml [Amount]", "stop", (None, "unparseable")),
+        ("wlp", "Add [Action] 1 ml", "stop", (None, "unparseable")),
+        ("wlp", "[Action]", "stop", (None, "unparseable")),
+        ("wlp", "Add [Action] 1", "length", (None, "truncated")),
+        ("wlp", '{"entities": []}', "stop", (None, "empty")),
+        ("nq", "I cannot answer that.", "stop", (None, "refusal")),
+        ("nq", '{"a": 1}', "stop", ('{"a": 1}', None)),
+        ("multipit_gen", "cut of", "length", (None, "truncated")),
+    ],
+)
+def test_answers_are_read_or_counted(task, text, finish, expected):
+    """Never made into a class: an answer that is no label is a count."""
+    assert make_prompter(task).parse(text, "Add [viral] 1 ml", finish) == expected
+
+
+def test_odd_answers_are_left_out_or_kept(tmp_path, capsys):
+    gold = make_world(tmp_path, 30)
+    odd = dict(zip(list(gold)[:6], ["", "I cannot say.", "yes"] * 2, strict=True))
+    with open_annotator({**gold, **odd}) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    labels, summary = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels} == {
+        source: target for source, target in gold.items() if source not in odd
+    }
+    assert summary["invalid_reasons"] == {"empty": 2, "refusal": 2, "unparseable": 2}
+    assert summary["usd"] == float(server.usd)  # paid for all the same
+    assert "6 answers are no label" in capsys.readouterr().out
+    annotate(tmp_path, None, "--replay", "--keep-invalid")
+    kept = {row["source"]: row["target"] for row in read_results(tmp_path)[0]}
+    assert kept == {**gold, **odd}
+
+
+@pytest.mark.parametrize("structured", ["yes", "reject", "ignore"])
+@pytest.mark.parametrize("task", ["stanceosaurus", "wlp"])
+def test_schema_where_the_server_knows_it(tmp_path, structured, task):
+    gold, entry = make_world(tmp_path, 12), costs.load_task(task)
+    if task == "wlp":
+        gold = dict.fromkeys(gold, "claim [Action] is odd [Modifier]")
+    options = {"structured": structured, "metric": entry["metric"], "labels": entry["labels"]}
+    with open_annotator(gold, **options) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--structured", "auto", task=task)
+    labels, summary = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels} == gold
+    assert summary["structured"] == (structured == "yes")
+    assert len(server.charges) == 12
+    asked = sum(b"json_schema" in body for body in server.bodies)
+    assert asked == (12 if structured == "yes" else 1)
+    assert server.requests == 12 + (structured == "reject")
+
+
+# --- estimates and the paper's counts ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "labels"), [("wlp", "4,347"), ("stanceosaurus", "2,739")])
+def test_200_dollars_buy_the_papers_labels(tmp_path, capsys, task, labels):
+    make_world(tmp_path, 3)
+    flags = ["--dry-run", "--budget", "200", "--model", "text-davinci-003"]
+    annotate(tmp_path, None, *flags, task="stanceosaurus")
+    text = capsys.readouterr().out
+    assert "$200.00 bought 2,739 labels at $0.073 in the paper, 3,650 tokens each" in text
+    entry = costs.load_task(task)
+    line = gpt_annotate.count_paper(Namespace(budget=Fraction(200)), entry, costs.load_prices())
+    assert f"bought {labels} labels" in line
+    assert not (tmp_path / "out").exists()  # a dry run leaves nothing behind
+
+
+def test_budget_buys_what_the_price_says(tmp_path):
+    """At 2.3K tokens and $0.02 per 1K, spent to the last label that surely fits."""
+    words = " ".join(["pipette"] * 70)
+    rows = [{"source": f"{words} {i}", "target": LABELS[0]} for i in range(200)]
+    write_rows(tmp_path / "labeled.jsonl", rows[:100])
+    write_rows(tmp_path / "unlabeled.jsonl", rows[100:])
+    gold = {row["source"]: row["target"] for row in rows[100:]}
+    with AnnotatorServer(
+        Annotator(rows, "classes", LABELS, 1.0), prices=("20", "20", "20")
+    ) as server:
+        flags = "--shots 32 --budget 2 --price-in 20 --price-out 20 --price-cached 20".split()
+        annotate(tmp_path, server.url, *flags)
+    assert len(gold) == 100
+    labels, summary = read_results(tmp_path)
+    each = server.usd / len(labels)
+    worst = Fraction(20 * (35 * (len(words) + 40)), 10**6)
+    assert 2 - worst < server.usd <= 2
+    assert int(2 / each) - len(labels) <= worst / Fraction(each)
+    assert summary["missing"] == 100 - len(labels)
+
+
+def read_wlp():
+    path = ROOT.parent / "shared" / "data" / "official" / "wlp" / "wlp_test_all.json"
+    if not path.exists():
+        pytest.skip("the released wlp file is not at hand")
+    return [row for row in costs.read_jsonl(path) if row["target"].strip()]
+
+
+def make_mini_rows():
+    sizes = {"train": 150, "dev": 1, "test": 100, "unlabeled": 1}
+    splits = mini_world.draw_splits(sizes=sizes)
+    return [*splits["train"], *splits["test"]]
+
+
+@pytest.mark.parametrize("read", [read_wlp, make_mini_rows])
+def test_estimate_is_near_the_servers_count(tmp_path, read, capsys):
+    """Within 5% of the tokens that the server bills, by another rule, before any call."""
+    rows = read()
+    write_rows(tmp_path / "labeled.jsonl", rows[:150])
+    write_rows(tmp_path / "unlabeled.jsonl", rows[150:250])
+    labels = costs.load_task("wlp")["labels"]
+    gold = {row["source"]: row["target"] for row in rows[150:250]}
+    with open_annotator(gold, metric="entities", labels=labels) as server:
+        flags = ["--budget", "9", "--shots", "32"]
+        annotate(tmp_path, server.url, *flags, "--dry-run", task="wlp")
+        prompt = re.search(r"([\d,.]+) prompt and", capsys.readouterr().out)[1].replace(",", "")
+        annotate(tmp_path, server.url, *flags, task="wlp")
+    counted = server.show_books()["prompt_tokens"] / len(server.charges)
+    assert abs(float(prompt) / counted - 1) < 0.05
+
+
+def test_estimate_follows_the_answers(tmp_path, capsys, monkeypatch):
+    """A tokenizer of another kind: after a few answers, the estimate is within 5% again."""
+    gold, count = make_world(tmp_path, 120), annotator_server.count_tokens
+    monkeypatch.setattr(annotator_server, "count_tokens", lambda text: round(1.4 * count(text)))
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--num", "20")
+        capsys.readouterr()
+        annotate(tmp_path, server.url, "--budget", "1", "--dry-run")
+        text = capsys.readouterr().out
+        assert "100 calls" in text
+        prompt = re.search(r"([\d,.]+) prompt and", text)[1].replace(",", "")
+        annotate(tmp_path, server.url, "--budget", "1")
+    counted = server.show_books()["prompt_tokens"] / 120
+    assert abs(float(prompt) / counted - 1) < 0.05
+
+
+def test_no_tokenizer_makes_more_tokens_than_the_bound():
+    prompter = make_prompter()
+    for source in ("stir", "µ" * 300, "東京" * 200, "a b " * 500, "\U0001f9ea" * 100):
+        call = prompter.make_call("row", source)
+        text = "".join(prompter.write_parts(source))
+        assert len(text.encode()) <= call.worst[0]
+        assert call.estimate <= call.worst[0]
+    assert estimate_tokens("") == 0
+
+
+def test_prices_are_named(tmp_path, capsys):
+    make_world(tmp_path, 3)
+    args = make_args(tmp_path)
+    args = [
+        *args[: args.index("--price-in")],
+        "--model",
+        "gpt-4o-mini",
+        "--no-tiktoken",
+        "--dry-run",
+    ]
+    gpt_annotate.main(args)
+    text = capsys.readouterr().out
+    assert "for gpt-4o-mini" in text
+    assert "at the paper's price" in text
+    assert "with --batch" in text
+
+
+# --- batches -------------------------------------------------------------------------------
+
+
+def test_batch_is_half_the_price(tmp_path, capsys):
+    """Submitted, left, collected; what failed is sent again; nothing twice."""
+    gold = make_world(tmp_path, 40)
+    fails = dict.fromkeys(range(3), "missing") | dict.fromkeys(range(3, 8), "error")
+    names = {}
+
+    def fail(custom_id):
+        return (
+            fails.get(names.setdefault(custom_id, len(names))) if len(server.batches) == 1 else None
+        )
+
+    with open_annotator(gold, batch_fails=fail, batch_delay=1) as server:
+
+        def run(mode, **options):
+            return annotate(tmp_path, server.url, "--budget", "1", "--batch", mode, **options)
+
+        assert run("submit") == 0
+        assert "40 of 40 calls submitted" in capsys.readouterr().out
+        assert run("submit") == 0  # nothing left to send
+        assert "0 of 40 calls submitted" in capsys.readouterr().out
+        with pytest.raises(costs.UserError, match="a batch is under way"):
+            annotate(tmp_path, server.url, "--budget", "1")
+        assert run("collect") == 1
+        assert "batch batch_1 is in_progress, 0 of 40 done" in capsys.readouterr().out
+        assert run("collect") == 1
+        assert "8 calls have no answer (in a batch: 500 failed)" in capsys.readouterr().out
+        assert read_money(tmp_path) == (Fraction(server.usd), 0)
+        assert run("submit") == 0
+        assert "8 of 8 calls submitted" in capsys.readouterr().out
+        assert run("collect") == 1
+        assert run("collect") == 0
+    labels, summary = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels} == gold
+    assert len(server.charges) == 40
+    assert read_money(tmp_path) == (Fraction(server.usd), 0)
+    assert all(charge[-1] == Fraction(1, 2) for charge in server.charges)
+    assert summary["tokens_of_batches"]["prompt"] == server.show_books()["prompt_tokens"]
+
+
+def test_batch_whose_name_was_lost_is_found(tmp_path):
+    gold = make_world(tmp_path, 10)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--batch", "submit")
+        path = tmp_path / "out" / "answers.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        assert '"batch-id"' in lines[-1]
+        path.write_text("".join(lines[:-1]))  # killed before the reply
+        assert annotate(tmp_path, server.url, "--budget", "1", "--batch", "collect") == 0
+    assert len(server.charges) == 10
+    assert read_results(tmp_path)[1]["valid"] == 10
+
+
+def test_batch_holds_the_budget(tmp_path, capsys):
+    gold = make_world(tmp_path, 100)
+    with open_annotator(gold) as server:
+        for _ in range(3):
+            annotate(tmp_path, server.url, "--budget", "0.01", "--batch", "submit")
+            annotate(tmp_path, server.url, "--budget", "0.01", "--batch", "collect")
+            known, possible = read_money(tmp_path)
+            assert known == Fraction(server.usd) <= Fraction("0.01")
+            assert possible == 0
+    assert 0 < len(server.charges) < 100
+
+
+# --- bad input -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--budget", "1"], "no key and no server: set OPENAI_API_KEY"),
+        ([], "no --budget"),
+        (["--budget", "0"], "--budget 0: buys nothing"),
+        (["--budget", "-3"], "--budget -3: buys nothing"),
+        (["--budget", "much"], "--budget: 'much' is not a number"),
+        (["--budget", "1", "--shots", "101"], r"101 examples go into a prompt, and 100 labeled"),
+        (["--budget", "1", "--num", "11"], r"unlabeled.jsonl: 11 rows asked for, 10 are there"),
+        (["--budget", "1", "--context", "60"], r"unlabeled.jsonl row \d+: a prompt of about"),
+        (["--budget", "1", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
+        (["--replay"], "no answers yet"),
+        (["--budget", "1", "--unlabeled", "none.jsonl"], "none.jsonl: no such file"),
+        (["--budget", "1", "--task", "unknown"], "unknown task 'unknown'"),
+        (["--budget", "1", "--extra", '{"max_tokens": null}'], "no budget can be held"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, flags, text):
+    make_world(tmp_path, 10)
+    with pytest.raises(costs.UserError, match=text) as error:
+        annotate(tmp_path, None, *flags)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/*.json"))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--concurrency", "0"], ["--simulate", "0.5"], ["--extra", "[]"]]
+)
+def test_wrong_flags_are_argparse_errors(tmp_path, flags):
+    make_world(tmp_path, 10)
+    with pytest.raises(SystemExit) as error:
+        annotate(tmp_path, None, "--budget", "1", *flags)
+    assert error.value.code == 2
+
+
+def test_fewer_than_32_examples(tmp_path):
+    make_world(tmp_path, 5, labeled=31)
+    with pytest.raises(costs.UserError, match="32 examples go into a prompt, and 31 labeled rows"):
+        annotate(tmp_path, None, "--budget", "1", "--shots", "32")
+
+
+def test_missing_label_set_and_price(tmp_path, monkeypatch):
+    make_world(tmp_path, 5)
+    entry = {**costs.load_task("fever"), "labels": []}
+    with monkeypatch.context() as patch:
+        patch.setattr(costs, "load_task", lambda name: entry)
+        with pytest.raises(costs.UserError, match="task 'stanceosaurus': no label set"):
+            annotate(tmp_path, None, "--budget", "1")
+    args = make_args(tmp_path)
+    args = [*args[: args.index("--price-in")], "--model", "brand-new", "--budget", "1"]
+    with pytest.raises(costs.UserError, match="no token prices for model 'brand-new'"):
+        gpt_annotate.main(args)
+
+
+def test_label_outside_the_set(tmp_path):
+    make_world(tmp_path, 5)
+    with pytest.raises(costs.UserError, match="is no label of task 'fever'"):
+        annotate(tmp_path, None, "--budget", "1", task="fever")
+
+
+def test_store_of_another_model(tmp_path):
+    gold = make_world(tmp_path, 5)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+        for flags, text in (
+            (["--model", "b"], 'by model "simulated", not "b"'),
+            (["--temperature", "1"], "with temperature 0.0, not 1.0"),
+            (["--seed", "1"], "with seed 0, not 1"),
+        ):
+            with pytest.raises(costs.UserError, match=f"answers.jsonl: written {text}"):
+                annotate(tmp_path, server.url, "--budget", "1", *flags)
+    assert server.requests == 5
+
+
+# --- as a command --------------------------------------------------------------------------
+
+
+def test_copied_files_label_with_the_simulated_annotator(tmp_path):
+    """The docstring's Copy line, the offline default, and error lines of the command."""
+    copied = tmp_path / "copied"
+    (copied / "data").mkdir(parents=True)
+    named = re.search(r"Copy:(.*?)Paper:", gpt_annotate.__doc__, re.S)[1]
+    for name in re.findall(r"[\w.]+\.(?:py|json|csv)", named):
+        path = Path(name if (ROOT / name).exists() else f"data/{name}")
+        shutil.copy(ROOT / path, copied / path)
+    gold = make_world(tmp_path, 200)
+    simulate = ["--simulate", "0.8", "--gold", str(tmp_path / "gold.jsonl")]
+    command = [sys.executable, "gpt_annotate.py", *make_args(tmp_path), *simulate]
+
+    def run(*flags):
+        return subprocess.run([*command, *flags], cwd=copied, capture_output=True, text=True)
+
+    done = run("--budget", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("simulated annotator (80% correct): 200 of 200 rows labeled\n")
+    assert "no key is used" in done.stderr
+    labels, summary = read_results(tmp_path)
+    right = sum(gold[row["source"]] == row["target"] for row in labels) / 200
+    assert summary["accuracy"]["exact"] == right
+    assert abs(right - 0.8) < 0.1
+    failed = run("--budget", "0")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: --budget 0")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_corruption_is_at_the_stated_rate():
+    gold = {f"stir {i}": "stir [Action] buffer [Reagent]" for i in range(1000)}
+    rows = [{"source": source, "target": target} for source, target in gold.items()]
+    labels = costs.load_task("wlp")["labels"]
+    annotator = Annotator(rows, "entities", labels, 0.9)
+    answers = [annotator.answer(source) for source in gold]
+    assert answers == [annotator.answer(source) for source in gold]
+    right = sum(
+        answer.count("stir [Action]") + answer.count("buffer [Reagent]") for answer in answers
+    )
+    assert abs(right / 2000 - 0.9) < 0.02
+
+
+def test_help_is_the_docstring(capsys):
+    with pytest.raises(SystemExit) as stop:
+        gpt_annotate.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Copy:   gpt_annotate.py" in text
+    assert "--fixed-examples, --no-fixed-examples" in text
+
+
+def test_store_survives_a_full_disk(tmp_path, monkeypatch):
+    """What cannot be written ends the run; nothing is appended to the torn line."""
+    gold = make_world(tmp_path, 30)
+    write, count = Store.write, iter(range(1000))
+
+    def fail(store, text, number):
+        if next(count) == 4:
+            store.file.write(text.encode()[:10])
+            store.file.flush()
+            store.file.close()
+            raise OSError(28, "No space left on device", str(store.path))
+        write(store, text, number)
+
+    with open_annotator(gold) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write", fail)
+            with pytest.raises((OSError, costs.UserError)):
+                annotate(tmp_path, server.url, "--budget", "1")
+        assert annotate(tmp_path, server.url, "--budget", "1") == 0
+    assert len(server.charges) == 30
