@@ -39,10 +39,22 @@ ifneq ($(DATA),)
   endif
 endif
 
+# How many rows a folder of real data has limits what can be run, so it is split first (seconds).
+LIMITS := $(if $(DATA),--prepared $(PREPARED))
+define split
+  SAID := $$(shell $(PYTHON) data/prepare.py --task '$(1)' --scale '$(SCALE)' --data '$(DATA)' \
+    $(PREPARE_FLAGS) --output $(PREPARED)/$(1) 2>&1 > /dev/null)
+  ifneq ($$(.SHELLSTATUS),0)
+    $$(error $$(SAID))
+  endif
+endef
+$(foreach t,$(if $(DATA),$(if $(ASKED),$(TASK))),$(if $(wildcard $(PREPARED)/$(t)/about.json),,\
+  $(eval $(call split,$(t)))))
+
 # The runs behind the tables asked for, as TASK/RUN; costs.py refuses a bad TASK, SCALE or SEEDS.
 define add_runs
   FOUND := $$(shell $(PYTHON) costs.py grid --for $(1) --task '$(2)' --scale '$(SCALE)' \
-    --seeds '$(SEEDS)' 2>&1)
+    --seeds '$(SEEDS)' $(LIMITS) 2>&1)
   ifneq ($$(.SHELLSTATUS),0)
     $$(error $$(FOUND))
   endif
@@ -150,8 +162,8 @@ $(ASKED): %: $(OUTPUT)/%.md
 
 $(patsubst %,$(OUTPUT)/%.md,$(ASKED)): $(OUTPUT)/%.md: $$(call metrics,$$*) $(OUTPUT)/%.list \
     plots.py costs.py data/paper_scores.csv
-	@$(PYTHON) plots.py $* --task $(TASK) --scale $(SCALE) --seeds "$(SEEDS)" --runs $(RUNS) \
-	  --output $(OUTPUT) > /dev/null
+	@$(PYTHON) plots.py $* --task "$(TASK)" --scale $(SCALE) --seeds "$(SEEDS)" --runs $(RUNS) \
+	  $(if $(DATA),--data $(DATA) $(LIMITS)) --output $(OUTPUT) > /dev/null
 
 table1: ## prices of labels
 table5: ## sizes of the data sets

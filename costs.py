@@ -905,10 +905,20 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
 }
 
 
-def cells(table, task, scale="mini", seeds=(0,), terms=None, tasks=DATA / "tasks.json", llm=False):
+def cells(
+    table,
+    task,
+    scale="mini",
+    seeds=(0,),
+    terms=None,
+    tasks=DATA / "tasks.json",
+    llm=False,
+    prepared=None,
+):
     """The Cells of a table or figure for one task, in reading order.
 
-    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars.
+    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars;
+    `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought.
     """
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
@@ -916,6 +926,12 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, tasks=DATA / "tasks
     study = read_study(task, entry)
     terms = terms or make_terms(task, entry, load_prices())
     sizes = load_scale("paper")["million_parameters"]
+    if prepared:
+        rows = read_json(Path(prepared) / task / "about.json")["rows"]
+        unit = 1 if study.own else divide_by
+        study = study._replace(
+            train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit
+        )
     return TABLES[table][0](Layout(study, terms, tuple(seeds), divide_by, sizes, llm))
 
 
@@ -1368,6 +1384,7 @@ def run_grid(args):
     for name in names:
         args.task = name
         place = (args.table, name, args.scale, seeds, read_terms(args), args.tasks, args.llm)
+        place += (args.prepared,)
         runs = grid(*place)
         results.append({"task": name, "runs": runs, "cells": cells(*place)})
         for run in () if args.json else runs:
@@ -1455,6 +1472,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "for": ("TABLE", f"one of {', '.join(TABLES)}"),
     "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
     "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
+    "prepared": ("DIR", "folder of data/prepare.py: its row counts limit the runs"),
     "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
     "strategy": ("NAME", "small, teacher, dist, self or llm"),
     "run": ("NAME", "name of a run: its strategy, counts and seed"),
@@ -1489,7 +1507,7 @@ TERMS = "tasks prices price-list rates runs " + " ".join(ASKED).replace("_", "-"
 COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
     "plan": (run_plan, f"!task !labels !budget json {TERMS}"),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
-    "grid": (run_grid, f"!for !task scale seeds llm json {TERMS}"),
+    "grid": (run_grid, f"!for !task scale seeds llm prepared json {TERMS}"),
     "flags": (run_flags, "!task scale strategy run real-text tasks"),
     "needs": (run_needs, ""),
     "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),

@@ -492,12 +492,14 @@ def note_table2(scale, seeds, folder, found, data):
 def build_table2(args):
     """Table 2 in the paper's layout, and its cells one by one."""
     seeds = [costs.parse_count(seed, "--seeds") for seed in args.seeds.split()]
-    rows, details, found, budgets = [], [], [], []
+    rows, details, found, budgets, shown = [], [], [], [], []
     unit, tasks = costs.load_scale(args.scale)["divide_by"], read_tasks(args)
     for name, entry in tasks:
         folder = Path(args.runs) / name
-        cells = costs.cells("table2", name, args.scale, seeds, tasks=args.tasks)
+        limits = {"tasks": args.tasks, "prepared": args.prepared}
+        cells = costs.cells("table2", name, args.scale, seeds, **limits)
         own = 1 if "labels_n" in entry else unit
+        shown += cells
         for labels in dict.fromkeys(cell.labels for cell in cells):
             group = [cell for cell in cells if cell.labels == labels]
             budgets.append([f"+{show_usd(cell.budget_usd)}" for cell in group])
@@ -518,6 +520,7 @@ def build_table2(args):
     title = "Table 2. Annotation (Ann.) against distillation (Dist.) at equal dollars"
     title += f", {tasks[0][1]['title']}" if same else ""
     notes = note_table2(args.scale, seeds, args.runs, found, args.data)
+    notes += dict.fromkeys(note for cell in shown for note in cell.notes)
     main = Table("table2", title, columns, rows, tuple(notes), left=2 if same else 3)
     columns = "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Invalid %,Constant"
     columns = [*columns.split(","), "Paper", "Planned $", "Seconds"]
@@ -537,6 +540,7 @@ def add_score_flags(parser):
     add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
     add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
     add("--data", default="", help="name of the data if not the scale's own, for a note")
+    add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
 
 
 TABLES = {

@@ -822,16 +822,16 @@ def test_copied_as_its_docstring_says(tmp_path):
     assert call("plan", "--task", "wlp", "--labels", "1", "--budget", "5", folder=tmp_path)
 
 
-def test_standard_library_only_and_quick_to_import():
+def test_standard_library_only():
     code = (
-        "import sys, time; old = set(sys.modules); t = time.perf_counter(); import costs; "
-        "print(time.perf_counter() - t, *{m.split('.')[0] for m in set(sys.modules) - old})"
+        "import sys; old = set(sys.modules); import costs; "
+        "print(*{m.split('.')[0] for m in set(sys.modules) - old})"
     )
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, *modules = done.stdout.split()
-    assert float(seconds) < 0.5  # some 20 ms; the rest is for a busy machine
-    assert set(modules) - {"costs"} <= set(sys.stdlib_module_names)
+    modules = set(done.stdout.split())
+    assert "costs" in modules
+    assert modules - {"costs"} <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize(
