@@ -286,6 +286,23 @@ def finish_run(trainer, tokenizer, output, record):
 # end same
 
 
+# same in: train_small.py, train_teacher.py
+def compute_loss(outputs, labels, num_items_in_batch=None):
+    """Cross-entropy of logits (B, T, V), nats per target token of the whole step.
+
+    T5 averages over each batch it is given and Trainer adds these up, so without this the gradient
+    would grow with the number of batches and processes, and short batches would count too much.
+    """
+    logits = outputs.logits.float().flatten(0, 1)
+    labels = labels.to(logits.device).flatten()
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return loss / torch.as_tensor(count, device=loss.device)
+
+
+# end same
+
+
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with batches of similar length that a resumed run sees again."""
 
@@ -342,6 +359,7 @@ def train(args):
         args=build_arguments(args),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        compute_loss_func=compute_loss,
         callbacks=[progress],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
