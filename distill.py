@@ -259,20 +259,20 @@ class Labels(torch.utils.data.Dataset):
     def select(self, keys):
         """Keep these rows in this order, 20 bytes each. Returns what is known about them."""
         places = self.find(keys)
-        rows, once = self.table[places], np.unique(places)
-        share = [s["seconds"] / s["processes"] / s["rows"] for s in self.shards]
+        if count := int((places < 0).sum()):
+            fail(f"{self.folder}: {count:,} of the rows have no labels; run the teacher pass")
+        rows, once, count = self.table[places], np.unique(places), self.key["temperatures"]
+        share = np.array([s["seconds"] / s["processes"] / s["rows"] for s in self.shards])
         residual = rows["residual"].sum(0, dtype=np.float64) / rows["target"].sum(dtype=np.int64)
-        self.source, self.target = rows["source"].copy(), rows["target"].copy()
-        self.shard, start, self.starts = self.shard[places], self.starts[places], None
         summary = {
             "truncated_sources": int((rows["cut"] & 1).sum()),
             "truncated_targets": int((rows["cut"] >> 1).sum()),
-            "residual": dict(
-                zip(map(str, self.key["temperatures"]), residual.tolist(), strict=True)
-            ),
-            "seconds": float(np.array(share)[self.shard[once]].sum()),
+            "residual": dict(zip(map(str, count), residual.tolist(), strict=True)),
+            "seconds": float(share[self.shard[once]].sum()),
         }
-        self.starts, self.table, self.order = start, None, None
+        self.source, self.target = rows["source"].copy(), rows["target"].copy()
+        self.shard, self.starts = self.shard[places], self.starts[places]
+        self.table = self.order = None
         return summary
 
     def __len__(self):
@@ -708,6 +708,7 @@ def build_arguments(args):
     bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(args.output / "checkpoints"),
+        use_cpu=not torch.accelerator.is_available(),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=args.batch_size,
@@ -723,6 +724,7 @@ def build_arguments(args):
         save_steps=args.save_steps,
         save_total_limit=1,
         dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -735,17 +737,15 @@ def prepare_labels(args, labels, teacher, sources):
     """Make the labels that are missing or damaged, then choose the rows. Returns their summary."""
     state, damaged = PartialState(), labels.load()
     for name in damaged if state.is_main_process else []:
-        remedy = "its rows are labeled again" if teacher else "run the teacher pass again"
-        print(f"{labels.folder / name}.bin is damaged: {remedy}", file=sys.stderr)
+        remedy = "; its rows are labeled again" if teacher else ""
+        print(f"[labels] {labels.folder / name}.bin is damaged{remedy}", file=sys.stderr)
     once = np.sort(np.unique(sources.keys, return_index=True)[1])
     missing = once[labels.find(sources.keys[once]) < 0]
-    if len(missing) and not teacher:
-        fail(f"{labels.folder}: {len(missing):,} of {args.unlabeled}'s rows have no labels there")
     state.wait_for_everyone()  # all have seen the same rows missing
     for file in [labels.folder / f"{name}{end}" for name in damaged for end in (".json", ".bin")]:
         if teacher:
             file.unlink(missing_ok=True)
-    if len(missing):
+    if len(missing) and teacher:
         make_labels(labels, args, sources, missing)
         state.wait_for_everyone()
         labels.load()
@@ -775,7 +775,7 @@ def check_student(args, labels, teacher):
 
 def distill(args):
     """Both halves, or the teacher pass alone. Returns the record in training.json."""
-    PartialState()  # joins the other processes, if any
+    PartialState(cpu=not torch.accelerator.is_available())  # joins the other processes, if any
     sources = Sources(args.unlabeled, args.num_unlabeled, args.seed)
     labels, teacher = open_labels(args)
     if args.labels_only:
@@ -876,7 +876,7 @@ def parse_args(argv=None):
     if not args.output and not (args.labels_only and args.labels):
         parser.error("give --output (with --labels-only, --labels will do)")
     for name in ("num_unlabeled", "teacher_batch_size", "shard_rows"):
-        if (getattr(args, name) or 1) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= args.ce_weight <= 1 or min(args.temperature, *args.temperatures) <= 0:
         parser.error("--ce-weight must be 0 to 1, temperatures above 0")
@@ -891,7 +891,7 @@ def main(argv=None):
         record = distill(args)
     except OSError as error:
         fail(f"{error.filename or args.output}: {error.strerror or error}")
-    if record:
+    if record and PartialState().is_main_process:
         print(
             f"[{args.output.name}] {record['unlabeled']:,} rows, {record['steps']:,} steps, "
             f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s",
