@@ -35,7 +35,7 @@ class Progress:
     def add(self, count):
         self.done += count
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.tty else 10):
+        if not self.done or now - self.shown < (0.2 if self.tty else 10):
             return
         self.shown, left = now, (now - self.start) / self.done * (self.total - self.done)
         text = f"{self.name} {self.done:,}/{self.total:,} rows, {left:.0f} s left"
@@ -86,42 +86,54 @@ def encode_sources(texts, tokenizer, limit):
 
 
 def run_batches(model, tokenizer, ids, batch_size, compute):
-    """compute(inputs) -> one value a row, over batches of similar length, longest first."""
-    order = sorted(range(len(ids)), key=lambda number: (-len(ids[number]), number))
-    found, progress = [None] * len(ids), Progress("generate", len(ids))
+    """Yield (row number, compute(inputs, row numbers)[k]), in batches of similar length.
+
+    `ids` maps row numbers to token ids; the longest rows come first, so that memory runs out
+    early if it does.
+    """
+    order = sorted(ids, key=lambda number: (-len(ids[number]), number))
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
-            values = compute({key: value.to(model.device) for key, value in inputs.items()})
-            for number, value in zip(batch, values, strict=True):
-                found[number] = value
-            progress.add(len(batch))
-    progress.close()
-    return found
+            numbers = order[start : start + batch_size]
+            inputs = tokenizer.pad({"input_ids": [ids[i] for i in numbers]}, return_tensors="pt")
+            inputs = {key: value.to(model.device) for key, value in inputs.items()}
+            yield from zip(numbers, compute(inputs, numbers), strict=True)
 
 
 def generate_ids(model, tokenizer, ids, batch_size, max_target_length):
-    """Greedy token ids of each row, special ones included, and how many never ended."""
+    """Greedy token ids of each row without start and end, and how many rows never ended.
+
+    Rows are decoded by 16 tokens, then those that have not ended by 16 more, by 32, and so on:
+    a few that never end would otherwise hold up all the others of their batches.
+    """
     keys = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
     kept = {key: getattr(model.generation_config, key) for key in (*keys, "forced_bos_token_id")}
-    model.generation_config = (
-        transformers.GenerationConfig(  # nothing else that a checkpoint may bring along
-            max_new_tokens=max_target_length, num_beams=1, do_sample=False, **kept
-        )
+    # A new one, so that nothing else that a checkpoint may bring (beams, penalties) applies.
+    model.generation_config = transformers.GenerationConfig(num_beams=1, do_sample=False, **kept)
+    ends = (
+        kept["eos_token_id"] if isinstance(kept["eos_token_id"], list) else [kept["eos_token_id"]]
     )
-    ends = kept["eos_token_id"]
-    ends = set(ends if isinstance(ends, list) else [ends])
+    found, done = {number: [] for number in range(len(ids))}, 0
+    pending, progress = dict(enumerate(ids)), Progress("generate", len(ids))
 
-    def compute(inputs):
-        return [row[1:] for row in model.generate(**inputs).tolist()]
+    def compute(inputs, numbers):
+        if done:
+            rows = [found[number] for number in numbers]
+            inputs["decoder_input_ids"] = torch.tensor(rows, device=model.device)
+        return model.generate(**inputs, max_new_tokens=step).tolist()
 
-    found, unfinished = run_batches(model, tokenizer, ids, batch_size, compute), 0
-    for number, row in enumerate(found):
-        end = next((i for i, token in enumerate(row) if token in ends), None)
-        unfinished += end is None
-        found[number] = row if end is None else row[:end]
-    return found, unfinished
+    while pending and done < max_target_length:
+        step = min(max(16, done), max_target_length - done)
+        for number, row in run_batches(model, tokenizer, pending, batch_size, compute):
+            ended = any(token in ends for token in row[1:])  # the start may be an end token too
+            found[number] = row
+            progress.add(ended)
+        done += step
+        pending = {i: pending[i] for i in pending if not set(found[i][1:]) & set(ends)}
+    progress.close()
+    rows = [found[number][1:] for number in range(len(ids))]
+    cut = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, cut, strict=True)], len(pending)
 
 
 def decode_ids(rows, tokenizer):
@@ -148,11 +160,16 @@ def name_classes(model, labels, name):
 
 def classify(model, tokenizer, ids, batch_size, names):
     """The most probable label of each row by an encoder classifier."""
+    found, progress = [None] * len(ids), Progress("classify", len(ids))
 
-    def compute(inputs):
+    def compute(inputs, numbers):
         return model(**inputs).logits.argmax(-1).tolist()
 
-    return [names[i] for i in run_batches(model, tokenizer, ids, batch_size, compute)]
+    for number, value in run_batches(model, tokenizer, dict(enumerate(ids)), batch_size, compute):
+        found[number] = names[value]
+        progress.add(1)
+    progress.close()
+    return found
 
 
 class Restorer:

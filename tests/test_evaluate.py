@@ -525,20 +525,6 @@ def test_answer_row(row):
     assert (found["em"], found["f1"]) == (pytest.approx(em), pytest.approx(f1))
 
 
-answers = st.text(alphabet="aTh eX.,'-n", max_size=12)
-
-
-@settings(max_examples=100, deadline=None)
-@given(answers, answers)
-def test_answers_agree_with_transformers(target, prediction):
-    squad = pytest.importorskip("transformers.data.metrics.squad_metrics")
-    rows = [{"source": "?", "target": target, "prediction": prediction}]
-    found = score("nq", rows)["metrics"]
-    assert found["em"] == 100 * squad.compute_exact(target, prediction)
-    if squad.get_tokens(target) and squad.get_tokens(prediction):  # else SQuAD 2.0 differs
-        assert found["f1"] == pytest.approx(100 * squad.compute_f1(target, prediction))
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=6), min_size=1, max_size=6))
 def test_best_constant_answer(targets):
@@ -877,7 +863,7 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=64,
+        d_model=32,
         d_kv=16,
         num_heads=4,
         d_ff=128,
@@ -889,7 +875,7 @@ def trained(tmp_path_factory):
     inputs = tokenizer([f"wlp: {a}" for a, _ in TRAINED], padding=True, return_tensors="pt")
     labels = tokenizer([b for _, b in TRAINED], padding=True, return_tensors="pt").input_ids
     labels[labels == 0] = -100
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(800):
         loss = model(
             input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, labels=labels
@@ -897,7 +883,7 @@ def trained(tmp_path_factory):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if loss.item() < 0.003:
+        if loss.item() < 0.004:
             break
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -956,6 +942,41 @@ def test_lengths_cut_and_are_counted(trained, capsys):
     assert all(len(row["reference"]) <= 12 for row in rows)
     assert run(*argv, "--output", folder / "short", "--max-source-length", 12) == 0
     assert json.loads(capsys.readouterr().out)["truncated_sources"] == 4
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_decoding_in_stages_is_greedy_decoding(kind):
+    """Rows that end at once, late or never, as one call of generate() gives them."""
+    import torch
+    import transformers
+
+    from data import decode
+
+    torch.manual_seed(3)
+    tokenizer = make_tokenizer()
+    size = {"vocab_size": len(tokenizer), "d_model": 32, "pad_token_id": 0, "eos_token_id": 1}
+    if kind == "t5":
+        config = transformers.T5Config(**size, d_kv=16, num_heads=2, d_ff=32, num_layers=1)
+        config.decoder_start_token_id = 0
+        model = transformers.T5ForConditionalGeneration(config)
+    else:  # decoding starts with the end token; beams and a penalty that must not apply
+        layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+        layers |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        config = transformers.BartConfig(**size, **layers, decoder_ffn_dim=32, init_std=0.5)
+        config.decoder_start_token_id, config.forced_eos_token_id = 1, None
+        model = transformers.BartForConditionalGeneration(config)
+        model.generation_config.update(num_beams=3, no_repeat_ngram_size=2)
+    model.eval()
+    ids = tokenizer([text[:n] for n in (3, 9, 14) for text, _ in TRAINED]).input_ids
+    found, unfinished = decode.generate_ids(model, tokenizer, ids, 5, 70)
+    wanted = []
+    for row in ids:
+        out = model.generate(
+            torch.tensor([row]), max_new_tokens=70, num_beams=1, do_sample=False
+        ).tolist()[0][1:]
+        wanted.append(out[: out.index(1)] if 1 in out else out)
+    assert found == wanted
+    assert unfinished == sum(len(row) == 70 for row in wanted) > 0
 
 
 def test_classifier(trained, tmp_path, capsys):
