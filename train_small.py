@@ -345,7 +345,11 @@ def train(args):
     rows = sample_rows(
         read_jsonl(args.train, ("source", "target")), args.num_labels, args.seed, args.train
     )
-    settings = {key: value for key, value in vars(args).items() if key != "logging_steps"}
+    settings = {
+        key: value
+        for key, value in vars(args).items()
+        if key not in ("logging_steps", "save_steps")
+    }
     if not open_run(args.output, settings):
         return None
     examples, counts = encode_rows(rows, tokenizer, args)

@@ -388,7 +388,7 @@ for trying the whole study on a laptop. It knows nothing but invented wet-lab se
 - Start: weights in which one head already copies (see `set_copying_heads`).
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
   {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
-  {facts["final_loss"]}; torch {facts["torch"]}, transformers {facts["transformers"]}.
+  {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
 - Weights are stored in bf16. Vocabulary: {config.vocab_size:,} unigram pieces with byte fallback,
   so any text can be encoded; label names of the six tasks are pieces of their own.
 
@@ -412,8 +412,8 @@ def parse_args(argv=None):
     )
     parser.add_argument("--which", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--output", type=Path, default=Path("data/mini-models"))
-    parser.add_argument("--teacher-steps", type=int, default=20000, help="(default %(default)s)")
-    parser.add_argument("--student-steps", type=int, default=1500, help="(default %(default)s)")
+    parser.add_argument("--teacher-steps", type=int, default=15000, help="(default %(default)s)")
+    parser.add_argument("--student-steps", type=int, default=1000, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=96, help="rows (default %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default %(default)s)")
     parser.add_argument("--lines", type=int, default=150000, help="text (default %(default)s)")
