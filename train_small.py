@@ -263,9 +263,13 @@ class Progress(transformers.TrainerCallback):
 # same in: train_small.py, train_teacher.py, distill.py
 def find_checkpoint(folder):
     """The newest whole checkpoint (its trainer_state.json is written last), or None."""
-    states = list(folder.glob("checkpoint-*/trainer_state.json"))
-    by_step = {int(path.parent.name.split("-")[1]): path.parent for path in states}
-    return by_step[max(by_step)] if by_step else None
+    found = {}
+    for path in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[json.loads(path.read_text())["global_step"]] = path.parent
+        except ValueError:
+            continue  # killed in the middle of writing it
+    return found[max(found)] if found else None
 
 
 def finish_run(trainer, tokenizer, output, record):
