@@ -37,10 +37,12 @@ What a vocabulary cannot write. T5's lacks 'μ', '×', '≥', '<' and others in 
 and writes '²' as 2. With --model, entities are copied from the source, so each generated entity is
 aligned with its source and the source's own characters are given back ("25 <unk>l" -> "25 μl"):
 `prediction` is this text, which a user of the model gets and which the right rule compares with
-the target as it was annotated. `output` is what was generated (unknown characters vanish), and
-`reference` the target decoded from its token ids, cut to --max-target-length: the paper's rule
-compares these two. entity_f1_unrestored is the strict score of `output`. Without a model, the
-_paper keys compare the texts as given, or as --paper-vocabulary spiece.model would decode them.
+the target as it was annotated. `generated` is the raw output (unknown characters vanish), and
+`target_decoded` the target as its token ids give it back, cut to --max-target-length: the paper's
+rule compares these two. entity_f1_unrestored is the strict score of `generated`. Real targets sent
+through T5's vocabulary and back score 95.9 unrestored and 100.0 restored on WLP's test set. Without
+a model, the _paper keys compare the texts as given, or as --paper-vocabulary spiece.model, with
+--max-target-length if that is given, would decode them.
 """
 
 import argparse
@@ -105,12 +107,13 @@ def make_rows(rows, vocabulary=None, max_target_length=None):
     made = []
     for row in rows:
         target, prediction = row["target"], row["prediction"]
-        output = row.get("output", prediction)
-        output = prediction if output == prediction else output  # one object: nothing restored
-        paper = row.get("reference", target), output
+        generated = row.get("generated", prediction)
+        if generated == prediction:  # one object: nothing was restored
+            generated = prediction
+        paper = row.get("target_decoded", target), generated
         if written and isinstance(target, str):
-            paper = written(target, max_target_length), written(prediction)
-        made.append(Row(row["source"], target, prediction, output, *paper))
+            paper = written(target, max_target_length), written(generated)
+        made.append(Row(row["source"], target, prediction, generated, *paper))
     return made
 
 
@@ -145,7 +148,7 @@ def bootstrap_sums(columns, samples, seed):
     return np.concatenate(sums)
 
 
-def interval(values):
+def find_interval(values):
     """The central 95% of bootstrap values, [low, high]."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
@@ -188,7 +191,7 @@ def summarize(scores, task, options, rows):
     if options.bootstrap:
         sums = bootstrap_sums(scores.columns, options.bootstrap, options.seed)
         values = scores.finish(sums, n)
-        result["intervals"] = {key: interval(value) for key, value in values.items()}
+        result["intervals"] = {key: find_interval(value) for key, value in values.items()}
     return result | {"signature": show_signature(scores, options, rows)}
 
 
@@ -219,7 +222,7 @@ def compare_runs(options, task):
             "a": float(a[0]),
             "b": float(b[0]),
             "difference": float(observed),
-            "interval": interval(drawn),
+            "interval": find_interval(drawn),
             "p_value": float((extreme + 1) / (len(drawn) + 1)),
         }
     metrics = {key: metrics[key] for key in scores[0] if key in metrics}
@@ -254,9 +257,9 @@ def generate_rows(options, task, rows, model, tokenizer, ids):
             prediction = restore_entities(marked, row["source"], brackets, restorer)
             same = prediction.split() == output.split()
             prediction, restored = (output if same else prediction), restored + (not same)
-        made.append({**row, "prediction": prediction, "output": output})
+        made.append({**row, "prediction": prediction, "generated": output})
         if task["metric"] in ("entities", "classes"):
-            made[-1]["reference"] = decode.decode_target(row["target"], tokenizer, limit)
+            made[-1]["target_decoded"] = decode.decode_target(row["target"], tokenizer, limit)
     return made, {"truncated_outputs": unfinished, "restored_outputs": restored}
 
 
@@ -271,7 +274,7 @@ def predict(options, task, rows):
         raise UserError(f"{options.model}: a classifier cannot do the {task['metric']} of a task")
     prefix = options.prefix
     if prefix is None:
-        prefix = "" if classifier else task["prefix"]
+        prefix = "" if classifier else task.get("prefix", "")
     texts = [prefix + row["source"] for row in rows]
     ids, cut = decode.encode_sources(texts, tokenizer, options.max_source_length)
     counts = {"truncated_sources": cut, "parameters": model.num_parameters()}
@@ -279,7 +282,7 @@ def predict(options, task, rows):
         names = decode.name_classes(model, task["labels"], options.model)
         outputs = decode.classify(model, tokenizer, ids, options.batch_size, names)
         pairs = zip(rows, outputs, strict=True)
-        rows = [{**row, "prediction": output, "output": output} for row, output in pairs]
+        rows = [{**row, "prediction": output, "generated": output} for row, output in pairs]
     else:
         rows, more = generate_rows(options, task, rows, model, tokenizer, ids)
         counts |= more
@@ -390,6 +393,7 @@ def parse_args(argv=None):
 
 
 def add_decoding_flags(add):
+    """The flags that only decoding needs."""
     add("--split", help="name in metrics.json (default: the data file's, without its ending)")
     add("--prefix", help="put before sources (default: the task's; nothing for a classifier)")
     add("--max-source-length", type=int, help="tokens (default: the task's, Table 8)")
@@ -409,6 +413,15 @@ def choose_output(options):
     return folder.parent if (folder.parent / "training.json").exists() else folder
 
 
+def fill_from_task(options, task):
+    """The task's lengths where no flag gives them."""
+    for name in ("max_source_length", "max_target_length"):
+        setattr(options, name, getattr(options, name) or task.get(name))
+        if not getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: needed, as {options.task} has none in data/tasks.json")
+
+
 def main(argv=None):
     options = parse_args(argv)
     task = load_task(options.task)
@@ -416,8 +429,7 @@ def main(argv=None):
         result = compare_runs(options, task)
     elif options.model:
         options.output = options.output or choose_output(options)
-        options.max_source_length = options.max_source_length or task["max_source_length"]
-        options.max_target_length = options.max_target_length or task["max_target_length"]
+        fill_from_task(options, task)
         result = evaluate_model(options, task)
     else:
         rows = read_rows(options.predictions, options.data, task)

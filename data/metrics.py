@@ -27,7 +27,7 @@ class Row(NamedTuple):
     source: str
     target: str  # a list where a task of answers has several
     prediction: str
-    output: str  # as generated, before restoring; the prediction where there is no such text
+    generated: str  # before restoring; the prediction itself where there is no such text
     paper_target: str
     paper_output: str
 
@@ -46,10 +46,18 @@ class Scores(NamedTuple):
     settings: dict
 
 
+def find_default(task):
+    """The label that the paper's rule takes for an output without one; the first if none is set."""
+    default = task.get("paper_default_label") or task["labels"][0]
+    if default not in task["labels"]:
+        raise UserError(f"paper_default_label {default!r} in data/tasks.json: not one of labels")
+    return default
+
+
 # --- arithmetic -----------------------------------------------------------------------------
 
 
-def percent(part, whole):
+def to_percent(part, whole):
     """100 * part / whole elementwise; 0 where the whole is 0, as scikit-learn and seqeval do."""
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     zeros = np.zeros(np.broadcast(part, whole).shape)
@@ -58,7 +66,7 @@ def percent(part, whole):
 
 def average_f1(hits, predicted, gold):
     """Macro F1, 0-100, of counts (..., classes), over classes with a target or an output."""
-    scores = percent(2 * hits, predicted + gold)
+    scores = to_percent(2 * hits, predicted + gold)
     return scores.sum(-1) / np.maximum((predicted + gold > 0).sum(-1), 1)
 
 
@@ -124,8 +132,8 @@ def match_entities(rows, golds, brackets):
         predicted, leftover = parse_entities(row.prediction, brackets)
         invalid = is_invalid(predicted, leftover, row.source)
         raw, hits = predicted, count_shared(gold, predicted)
-        if row.output is not row.prediction:
-            raw, _ = parse_entities(row.output, brackets)
+        if row.generated is not row.prediction:
+            raw, _ = parse_entities(row.generated, brackets)
         raw_hits = hits if raw is predicted else count_shared(gold, raw)
         counts.append((hits, len(predicted), len(gold), invalid, raw_hits, len(raw)))
     return np.array(counts)
@@ -153,7 +161,7 @@ def choose_constant_entity(golds):
         return "", 0.0
     (text, label), hits = min(sentences.items(), key=lambda item: (-item[1], item[0]))
     total = len(golds) + sum(len(gold) for gold in golds)
-    return f"{text} [{label}]", float(percent(2 * hits, total))
+    return f"{text} [{label}]", float(to_percent(2 * hits, total))
 
 
 def choose_constant_paper(golds, default, names):
@@ -164,7 +172,7 @@ def choose_constant_paper(golds, default, names):
     (text, label), gain = min(
         gains.items(), key=lambda item: (-item[1], item[0]), default=(("", default), 0)
     )
-    score = float(percent(free.total() + max(gain, 0), pairs.total()))
+    score = float(to_percent(free.total() + max(gain, 0), pairs.total()))
     if gain <= 0:
         return "", score
     return f"{text} _ [{names[label]}]" if text else f"[{names[label]}]", score
@@ -172,8 +180,8 @@ def choose_constant_paper(golds, default, names):
 
 def score_entities(rows, task, options):
     """Strict entity F1 and the released scorer's, for targets 'Entity [Label] ...'."""
-    labels, restored = task["labels"], any(row.output is not row.prediction for row in rows)
-    default = task.get("paper_default_label") or labels[0]
+    labels, restored = task["labels"], any(row.generated is not row.prediction for row in rows)
+    default = find_default(task)
     brackets = {f"[{label}]": label for label in labels}
     names = {label.upper(): label for label in labels}
     index = {label: i for i, label in enumerate(names)}
@@ -188,14 +196,14 @@ def score_entities(rows, task, options):
         hits, predicted, gold, invalid, raw_hits, raw = np.moveaxis(sums[..., :6], -1, 0)
         paper = np.split(sums[..., 6:], 3, axis=-1)  # targets, outputs, hits
         scores = {
-            "f1_paper": percent(paper[2].sum(-1), paper[0].sum(-1)),
+            "f1_paper": to_percent(paper[2].sum(-1), paper[0].sum(-1)),
             "macro_f1_paper": average_f1(paper[2], paper[1], paper[0]),
-            "entity_f1": percent(2 * hits, predicted + gold),
-            "entity_precision": percent(hits, predicted),
-            "entity_recall": percent(hits, gold),
-            "invalid_rate": percent(invalid, n),
+            "entity_f1": to_percent(2 * hits, predicted + gold),
+            "entity_precision": to_percent(hits, predicted),
+            "entity_recall": to_percent(hits, gold),
+            "invalid_rate": to_percent(invalid, n),
         }
-        unrestored = percent(2 * raw_hits, raw + gold)
+        unrestored = to_percent(2 * raw_hits, raw + gold)
         return scores | ({"entity_f1_unrestored": unrestored} if restored else {})
 
     constants = {"": choose_constant_entity(golds)}
@@ -222,11 +230,12 @@ def score_classes(rows, task, options):
     """Accuracy, or micro and macro F1, of outputs that are one label of the task."""
     labels, numbers = task["labels"], range(len(rows))
     index = {label.upper(): i for i, label in enumerate(labels)}
-    default = task.get("paper_default_label") or labels[0]
+    default = find_default(task)
     gold = [index.get(row.target.strip().upper()) for row in rows]
     if None in gold:
         target = rows[gold.index(None)].target
-        raise UserError(f"target {target!r} is no label of this task; known: {', '.join(labels)}")
+        where = f"row {gold.index(None) + 1}: target {target!r}"
+        raise UserError(f"{where} is no label of this task; known: {', '.join(labels)}")
     correct = [index.get(row.prediction.strip().upper(), len(labels)) for row in rows]
     paper = [index.get(row.paper_output.strip().upper(), index[default.upper()]) for row in rows]
     counts = [gold]
@@ -236,8 +245,8 @@ def score_classes(rows, task, options):
 
     def finish(sums, n):
         gold, predicted, hits, paper, paper_hits = np.split(sums, 5, axis=-1)
-        right, paper_right = percent(hits.sum(-1), n), percent(paper_hits.sum(-1), n)
-        invalid = percent(n - predicted.sum(-1), n)
+        right, paper_right = to_percent(hits.sum(-1), n), to_percent(paper_hits.sum(-1), n)
+        invalid = to_percent(n - predicted.sum(-1), n)
         if task.get("report") == "accuracy":
             return {"accuracy_paper": paper_right, "accuracy": right, "invalid_rate": invalid}
         return {
@@ -251,7 +260,7 @@ def score_classes(rows, task, options):
     headline = "accuracy" if task.get("report") == "accuracy" else "micro_f1"
     headline += {"correct": "", "paper": "_paper"}[options.rule]
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
-    constant = labels[best], float(percent(count, len(rows)))
+    constant = labels[best], float(to_percent(count, len(rows)))
     settings = {"case": "ignored", "invalid_paper": default}
     return Scores(columns, finish, headline, {"": constant, "_paper": constant}, settings)
 
@@ -283,7 +292,7 @@ def score_answers(rows, task, options):
         columns[number] = np.max([match_answer(words, gold) for gold in several], axis=0)
 
     def finish(sums, n):
-        return {"em": percent(sums[..., 0], n), "f1": percent(sums[..., 1], n)}
+        return {"em": to_percent(sums[..., 0], n), "f1": to_percent(sums[..., 1], n)}
 
     constants = {"": choose_constant_answer(targets, golds)}
     return Scores(columns, finish, "f1", constants, {"normalization": "squad1.1"})
@@ -305,7 +314,7 @@ def choose_constant_answer(targets, golds):
         scores = (max(match_answer(words, gold)[1] for gold in several) for several in golds)
         found.append((sum(scores), answer))
     score, answer = min(found, key=lambda item: (-item[0], item[1]))
-    return answer, float(percent(score, n))
+    return answer, float(to_percent(score, n))
 
 
 # --- paraphrase -----------------------------------------------------------------------------

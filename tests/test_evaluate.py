@@ -719,7 +719,7 @@ def spoil(tmp_path):
         "null": ([*at, file["null"]], "row 1: 'prediction' is no text"),
         "zero rows": ([*at, file["empty"]], "no rows"),
         "bytes": ([*at, file["bytes"]], "not UTF-8"),
-        "unknown label": ([*at, file["label"]], "'MAYBE' is no label"),
+        "unknown label": ([*at, file["label"]], "row 1: target 'MAYBE' is no label"),
         "list": ([*at, file["several"]], "row 1: 'target' is no text"),
         "no answer": (["--task", "nq", "--predictions", file["none"]], "'target' is no text"),
         "fewer": ([*at, file["fewer"], "--data", file["good"]], "7 predictions for the 20 rows"),
@@ -762,10 +762,13 @@ def test_odd_target_is_noted(capsys):
     assert "1 targets have words without a label, first in row 2" in capsys.readouterr().err
 
 
-def test_unknown_metric_names_the_known_ones():
+def test_faulty_task_entries():
     options = SimpleNamespace(rule="correct")
     with pytest.raises(costs.UserError, match="entities, classes, answers, paraphrase"):
         evaluate.score_rows([], {"metric": "rouge"}, options)
+    task = {"metric": "classes", "labels": ["up", "down"], "paper_default_label": "left"}
+    with pytest.raises(costs.UserError, match="paper_default_label 'left'"):
+        evaluate.score_rows(evaluate.make_rows(make([("up", "up")])), task, options)
 
 
 def test_task_of_ones_own():
@@ -914,8 +917,8 @@ def test_model(trained, capsys):
     assert result["provenance"]["data_sha256"] and result["hardware"]["cpu_threads"]
     rows = costs.read_jsonl(folder / "predictions.jsonl")
     assert [row["prediction"] for row in rows] == [target for _, target in TRAINED]
-    assert rows[0]["output"].split()[2:4] == ["25", "l"]  # what the model could write
-    assert rows[0]["reference"].split() == rows[0]["output"].split()
+    assert rows[0]["generated"].split()[2:4] == ["25", "l"]  # what the model could write
+    assert rows[0]["target_decoded"].split() == rows[0]["generated"].split()
 
 
 def test_predictions_of_a_model_score_the_same_again(trained, capsys):
@@ -939,7 +942,7 @@ def test_lengths_cut_and_are_counted(trained, capsys):
     # The fourth row has no entity, so its output ends at once.
     assert (result["truncated_sources"], result["truncated_outputs"]) == (0, 3)
     rows = costs.read_jsonl(folder / "short" / "predictions.jsonl")
-    assert all(len(row["reference"]) <= 12 for row in rows)
+    assert all(len(row["target_decoded"]) <= 12 for row in rows)
     assert run(*argv, "--output", folder / "short", "--max-source-length", 12) == 0
     assert json.loads(capsys.readouterr().out)["truncated_sources"] == 4
 
