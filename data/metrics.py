@@ -311,7 +311,7 @@ def choose_constant_answer(targets, golds):
         words.update(best)
     answers = Counter(target for several in targets for target in several)
     found = [(score, word) for word, score in words.items()]
-    for answer, _ in answers.most_common(5):
+    for answer in sorted(answers, key=lambda answer: (-answers[answer], answer))[:5]:
         words = normalize_answer(answer)
         scores = (max(match_answer(words, gold)[1] for gold in several) for several in golds)
         found.append((sum(scores), answer))
