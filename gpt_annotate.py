@@ -42,7 +42,7 @@ from pathlib import Path
 import costs
 from costs import UserError
 from data import llm_batches
-from data.llm_calls import Caller, Progress
+from data.llm_calls import Caller, Progress, clean_url
 from data.llm_prompts import FORMATS, GENERIC, Prompter
 from data.llm_store import Money, Store
 
@@ -208,7 +208,7 @@ def describe_run(args):
         versions["openai"] = metadata.version("openai")
     files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(clean_url(x) if "://" in x else x for x in sys.argv),
         "budget": costs.to_json(args.budget) if args.budget else None,
         "versions": versions,
         "git_commit": commit or None,
@@ -360,8 +360,9 @@ async def make_calls_left(args, store, url, key, calls):
                 f"{store.path}: a batch is under way; first take it in: --batch collect"
             )
         if not await caller.run(left):
-            budget = costs.show_usd(args.budget)
-            print(f"budget of {budget} reached; a larger --budget continues", file=sys.stderr)
+            held = costs.show_usd(store.money.sum(store.held))
+            budget = f"{costs.show_usd(args.budget)} is reached ({held} of it for lost answers)"
+            print(f"the budget of {budget}; a larger one continues", file=sys.stderr)
         return []
     finally:
         await caller.client.close()
@@ -430,7 +431,8 @@ def parse_args(argv=None):
     add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
     # fmt: off
     add("--base-url", default=os.environ.get("OPENAI_BASE_URL"),
-        help="server, such as http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL, else OpenAI)")
+        help="server that gets the calls and the key, such as http://127.0.0.1:8000/v1 (default: "
+        "$OPENAI_BASE_URL, else OpenAI)")
     add("--endpoint", choices=("chat", "completions"),
         help="(default: completions for text-davinci-003 and *-instruct, else chat)")
     add("--shots", type=int, default=32, help="examples in a prompt (%(default)s)")

@@ -104,7 +104,8 @@ class AnnotatorServer:
 
     `faults(n)` names the fault of the n-th completion request (from 0), or None. `prices` are USD
     per million tokens: prompt, cached, completion. `structured` says what becomes of a JSON schema:
-    "yes" follows it, "reject" answers 400, "ignore" answers in plain text.
+    "yes" follows it, "reject" refuses it by a 400 and "reject-500" by a 500, as some servers do,
+    "ignore" answers in plain text.
     """
 
     def __init__(self, annotator, model="simulated", prices=("0", "0", "0"), faults=None, port=0,
@@ -159,9 +160,9 @@ class AnnotatorServer:
         chat = path.endswith("/chat/completions")
         text = "\n".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
         schema = body.get("response_format", {}).get("json_schema")
-        if schema and self.structured == "reject":
+        if schema and self.structured.startswith("reject"):
             return refuse(
-                400, "response_format of type json_schema is not supported", "invalid_request"
+                int(self.structured[7:] or 400), "response_format: no json_schema here", "invalid"
             )
         prompt = count_tokens(text) + 4 * len(body.get("messages", ()))
         limit = body.get("max_tokens") or 16

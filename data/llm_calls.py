@@ -160,7 +160,7 @@ class Caller:
             await self.store.append({"type": "session", "seconds": seconds, "url": self.url})
         if self.error:
             raise self.error
-        if self.failed and not self.reached:
+        if self.failed and not (self.reached and self.store.answers):
             call, why = self.failed[-1]
             raise UserError(
                 f"{call.name}: no answer after {self.args.attempts} tries (the last: {why}); so "
@@ -193,16 +193,18 @@ class Caller:
 
     async def try_schema(self, call):
         """Find out by one call whether the server follows a JSON schema; the store keeps it."""
-        self.structured = True
+        self.structured, failed = True, len(self.failed)
         try:
             await self.answer(call)
         except UserError as error:
-            if getattr(error.__cause__, "status", None) not in (400, 422):
+            if not is_schema_refused(error.__cause__):
                 raise
+        if call.key not in self.store.answers:  # refused, or a server that fails at it
             self.structured = False
+            del self.failed[failed:]
             await self.answer(call)
         reply = self.store.answers.get(call.key)
-        if reply:  # else it failed, and the next one will tell
+        if reply:  # else the next one will tell
             self.structured = self.structured and is_json_object(reply["text"])
             await self.store.append({"type": "decision", "structured": self.structured})
 
@@ -215,7 +217,8 @@ class Caller:
             await self.reserve(call, attempt)
             try:
                 record = {"type": "call", "key": call.key, "attempt": attempt}
-                await self.store.append({**record, "worst": call.worst})
+                record |= {"worst": call.worst, "schema": self.structured}
+                await self.store.append(record)
                 await self.call_once(call, attempt, last)
                 self.failing = 0
                 return self.show()
@@ -243,7 +246,7 @@ class Caller:
             if self.stopping.is_set():
                 raise Stopped
             self.busy += 1
-            self.store.hold(call.key, attempt, call.worst, "call")
+            self.store.hold(call.key, attempt, call.worst, "call", self.structured)
 
     async def settle(self):
         async with self.change:
@@ -297,13 +300,16 @@ class Caller:
 
     async def take(self, call, attempt, raw, status, usage, once=False, **extra):
         record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}
-        record |= {"once": once, "usage": usage, "estimate": round(call.estimate, 1), **extra}
+        record |= {"once": once, "schema": self.structured, "usage": usage}
+        record |= {"estimate": round(call.estimate, 1), **extra}
         await self.store.append({**record, "raw": raw})
 
     async def take_fault(self, call, attempt, fault):
         """Record a call without an answer; raise if a retry cannot help."""
         if fault.code in FILTERED | TOO_LONG and fault.free:  # this row has none, others may
             return await self.take(call, attempt, fault.raw, fault.status, [0, 0, 0])
+        if self.structured and self.store.structured is None and is_schema_refused(fault):
+            fault.free, fault.advice = True, fault.advice or "the server refuses a JSON schema"
         record = {"type": "free" if fault.free else "lost", "key": call.key, "attempt": attempt}
         await self.store.append({**record, "why": fault.why, "raw": fault.raw})
         if fault.advice:
@@ -312,7 +318,7 @@ class Caller:
 
     async def send(self, key, body):
         """(raw reply, whether the server names our key); a Fault on anything else."""
-        name = f"{self.store.header['id']}-{key}"
+        name = f"{self.store.header['id']}-{key}{'-schema' * self.structured}"
         api = self.client if self.path == "completions" else self.client.chat
         known = {"prompt": ""} if self.path == "completions" else {"messages": []}
         known["model"] = body["model"]  # the body goes as it is stored, over these
@@ -351,6 +357,12 @@ class Caller:
     def hide(self, text):
         """`text` without the key, should a server repeat it."""
         return text.replace(self.secret, "[key]") if self.secret else text
+
+
+def is_schema_refused(fault):
+    """Whether an error is about response_format: a 400 or 422, from some servers a 500."""
+    status = getattr(fault, "status", None)
+    return status in (400, 422) or (status and "response_format" in (fault.raw or ""))
 
 
 def is_json_object(text):

@@ -177,7 +177,7 @@ class Store:
             self.header = record
         elif kind == "call":
             self.attempts[key] = record["attempt"]
-            self.hold(key, record["attempt"], record["worst"], "call")
+            self.hold(key, record["attempt"], record["worst"], "call", record["schema"])
         elif kind == "answer":
             self.take_answer(record)
         elif kind in ("free", "lost"):
@@ -203,8 +203,10 @@ class Store:
         key, attempt, usage = record["key"], record["attempt"], record["usage"]
         self.answers[key] = read_choice(record["raw"], record["status"])
         if record["once"]:
-            for call in [call for call in self.open if call[0] == key and call[1] != attempt]:
-                self.release(*call)
+            same = [call for call in self.open if call[0] == key]  # under one Idempotency-Key
+            for call in same:
+                if call[1] != attempt and self.open[call][2] == record["schema"]:
+                    self.release(*call)
         if usage:  # else it is unknown, and the worst case stays
             self.release(key, attempt)
             used = self.used["batch" if attempt in self.batches else "call"]
@@ -213,14 +215,14 @@ class Store:
                 self.estimated[0] += record["estimate"]
                 self.estimated[1] += usage[0]
 
-    def hold(self, key, attempt, worst, kind):
+    def hold(self, key, attempt, worst, kind, schema=False):
         if (key, attempt) in self.open:  # set aside before its record was written
             return
-        self.open[key, attempt] = worst, kind
+        self.open[key, attempt] = worst, kind, schema
         self.held[kind] = [a + b for a, b in zip(self.held[kind], worst, strict=True)]
 
     def release(self, key, attempt):
-        worst, kind = self.open.pop((key, attempt), ([0, 0, 0], "call"))
+        worst, kind, _ = self.open.pop((key, attempt), ([0, 0, 0], "call", False))
         self.held[kind] = [a - b for a, b in zip(self.held[kind], worst, strict=True)]
 
     def fits(self, worst, kind="call"):
@@ -249,9 +251,9 @@ def read_choice(raw, status=200):
         return {"text": "", "finish": "too long" if code in TOO_LONG else "refusal", "model": None}
     try:
         choice = reply["choices"][0]
-        message = choice.get("message") or {"content": choice.get("text")}
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
         finish = "refusal" if message.get("refusal") else choice.get("finish_reason")
-        text = message.get("refusal") or message["content"] or ""
+        text = message.get("refusal") or message.get("content") or ""
         if not isinstance(text, str):
             raise TypeError
     except (LookupError, TypeError, AttributeError):

