@@ -788,8 +788,9 @@ class Trainer(Seq2SeqTrainer):
 def build_arguments(args, plan):
     """Table 8's settings (or the flags') as Trainer arguments; a batch in the plan's passes."""
     lora = plan["memory"] == "lora"
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(args.output / "checkpoints"),
+        use_cpu=not torch.accelerator.is_available(),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=plan["micro_batch"],
@@ -809,9 +810,12 @@ def build_arguments(args, plan):
         save_steps=args.save_steps,
         save_total_limit=1,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would multiply the batch unasked
+    return arguments
 
 
 def choose_plan(args, tokens, rows):
@@ -891,7 +895,7 @@ def train(args):
     }
     trainer.model = restore_model(model, plan)
     finish_run(trainer, tokenizer, args.output, record)
-    return record
+    return record if trainer.is_world_process_zero() else None
 
 
 def parse_args(argv=None):
