@@ -318,6 +318,7 @@ def compute_loss(outputs, labels, num_items_in_batch=None):
 # end same
 
 
+HEAD = ("tie_word_embeddings", "scale_decoder_outputs")  # what a config says of the output head
 # Bytes per weight: the weight itself, its gradient, what the optimiser keeps beside it.
 BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 2), "lora": (2, 0, 0)}
 KINDS = ("weights", "gradients", "optimiser")
@@ -460,9 +461,7 @@ class Footprint:
             encoder, decoder = encoder - one, decoder - one
             kept = encoder, decoder, one - encoder - decoder
             self.known[settings] = [size / self.rows for size in kept]
-        encoder, decoder, rest = self.known[settings]
-        logits = 10 * self.lengths[1] * self.config.vocab_size  # fp32 copy, gradients: in passing
-        return encoder, decoder, rest + logits
+        return self.known[settings]
 
     def list_costs(self, way, rows, recompute, autocast, rank):
         """(bytes of each piece with its share of the activations, bytes any GPU needs besides)."""
@@ -471,6 +470,8 @@ class Footprint:
         each = sum(BYTES[way]) + 2 * autocast  # autocast keeps bf16 copies for the backward pass
         each += 16 * rank * self.adapters / self.weights
         kept = {"encoder.block": encoder, "decoder.block": decoder, "lm_head": rest}
+        # the logits come back to the first GPU: copies in fp32, their softmax and gradients
+        kept["shared"] = 14 * self.lengths[1] * self.config.vocab_size
         costs = [
             weights * each + rows * kept.get(name.rpartition(".")[0] or name, 0)
             for name, weights in self.pieces
@@ -736,7 +737,8 @@ def place_model(args, plan):
     if torch.cuda.is_available() and plan["memory"] == "fp32":
         torch.backends.cuda.matmul.allow_tf32 = True  # fp32 storage, 10 bits of fraction in matmuls
     model = fuse_gelu(load_model(args.model, **kwargs))
-    plan["use_cache"], model.config.use_cache = model.config.use_cache, False
+    plan["config"] = {key: getattr(model.config, key) for key in ("use_cache", *HEAD)}
+    model.config.use_cache = False
     plan["head"] = check_head(model)
     return add_adapters(model, args.lora_rank) if plan["memory"] == "lora" else model
 
@@ -749,10 +751,13 @@ def check_head(model):
 def restore_model(model, plan):
     """The model to save: adapters merged in fp32 (bf16 would round them away), config as it was."""
     if plan["memory"] == "lora":
-        model = model.to("cpu").float().merge_and_unload()
+        with warnings.catch_warnings():  # peft takes the head for tied, and says so
+            warnings.simplefilter("ignore", UserWarning)
+            model = model.to("cpu").float().merge_and_unload()
     if check_head(model) != plan["head"]:
         raise RuntimeError(f"the head was {plan['head']} before training and is not any more")
-    model.config.use_cache = plan["use_cache"]
+    for key, value in plan["config"].items():
+        setattr(model.config, key, value)
     return model
 
 
