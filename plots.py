@@ -414,7 +414,7 @@ def lay_group(cells, folder, unit):
             f"{d.show()} ({c.gpu_hours}h/{show_count(c.unlabeled)})" if d.runs else "N/A"
             for c, _, d in scores
         ],
-        "Dist. - Ann.": [f"{d - s:+.1f}" if d and s else None for d, s in gap],
+        "Dist. - Ann.": [f"{d - s:+.1f}" if None not in (d, s) else None for d, s in gap],
     }
     if paper_key:
         lines["Ann., paper's rule"] = [s.show(paper_key) for _, s, _ in scores]
