@@ -278,6 +278,8 @@ def read_inputs(args):
         raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {args.task!r}")
     rows = costs.read_jsonl(args.unlabeled, ("source",))
     rows = [row["source"] for row in check_texts(args.unlabeled, rows, ("source",))]
+    if args.gold:
+        check_texts(args.gold, costs.read_jsonl(args.gold), ("source", "target"))
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
     return entry, pool, rows
@@ -430,7 +432,7 @@ def parse_args(argv=None):
     add("--budget", help="USD that the store may ever cost; needed unless --dry-run or --replay")
     add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
     # fmt: off
-    add("--base-url", default=os.environ.get("OPENAI_BASE_URL"),
+    add("--base-url", metavar="URL",
         help="server that gets the calls and the key, such as http://127.0.0.1:8000/v1 (default: "
         "$OPENAI_BASE_URL, else OpenAI)")
     add("--endpoint", choices=("chat", "completions"),
@@ -501,6 +503,8 @@ def check_args(parser, args):
         parser.error("--simulate must be a share from 0 to 1")
     if args.simulate is not None and (args.base_url or args.batch or not args.gold):
         parser.error("--simulate needs --gold, and goes with neither --base-url nor --batch")
+    if args.simulate is None:
+        args.base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
     if not args.endpoint:
         old = args.model == PAPER_MODEL or args.model.endswith("-instruct")
         args.endpoint = "completions" if old else "chat"

@@ -108,7 +108,7 @@ class Store:
             raise
 
     def load(self, settings):
-        """Read all records; a last line torn by a kill is cut off."""
+        """Read all records, cut off a last line torn by a kill, begin an empty store."""
         data = self.path.read_bytes() if self.path.exists() else b""
         whole = data.rfind(b"\n") + 1
         if self.file and whole < len(data):
@@ -119,19 +119,23 @@ class Store:
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 where = f"{self.path} line {number}"
                 raise UserError(f"{where}: not a record of such a store ({error!r})") from None
-            if number == 1:
-                self.check_settings(settings)
-        if self.header is None and self.file:
+            if self.header is None:
+                raise UserError(f"{self.path} line 1: not the heading of a store; choose another")
+        if self.answers or self.open:
+            self.check_settings(settings)
+        elif self.file:
+            self.file.truncate(0)  # at most refused calls: other settings are welcome
             header = {"type": "store", "version": 1, "id": uuid.uuid4().hex, "settings": settings}
+            self.attempts, self.faults = Counter(), Counter()
+            self.structured, self.seconds = None, 0.0
             self.write(json.dumps(header, ensure_ascii=False) + "\n", 0)
             self.apply(header)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(folder)  # its name, too
+            os.close(folder)
 
     def check_settings(self, settings):
         """Refuse a store made with other settings: all its answers would be paid for again."""
-        if self.header is None:
-            raise UserError(
-                f"{self.path} line 1: not the heading of a store; name another --output"
-            )
         for key, value in json.loads(json.dumps(settings)).items():
             before = self.header["settings"].get(key)
             if before != value:

@@ -722,6 +722,7 @@ def test_batch_holds_the_budget(tmp_path, capsys):
         (["--replay"], "no answers yet"),
         (["--budget", "1", "--unlabeled", "none.jsonl"], "none.jsonl: no such file"),
         (["--budget", "1", "--task", "unknown"], "unknown task 'unknown'"),
+        (["--budget", "1", "--simulate", "1", "--gold", "no.jsonl"], "no.jsonl: no such file"),
         (["--budget", "1", "--extra", '{"max_tokens": null}'], "no budget can be held"),
     ],
 )
@@ -771,6 +772,8 @@ def test_label_outside_the_set(tmp_path):
 def test_store_of_another_model(tmp_path):
     gold = make_world(tmp_path, 5)
     with open_annotator(gold) as server:
+        with pytest.raises(costs.UserError, match="no such model"):  # paid nothing, binds nothing
+            annotate(tmp_path, server.url, "--budget", "1", "--model", "c", "--concurrency", "1")
         annotate(tmp_path, server.url, "--budget", "1")
         for flags, text in (
             (["--model", "b"], 'by model "simulated", not "b"'),
@@ -779,7 +782,7 @@ def test_store_of_another_model(tmp_path):
         ):
             with pytest.raises(costs.UserError, match=f"answers.jsonl: written {text}"):
                 annotate(tmp_path, server.url, "--budget", "1", *flags)
-    assert server.requests == 5
+    assert server.requests == 6
 
 
 # --- as a command --------------------------------------------------------------------------
