@@ -216,24 +216,43 @@ class Labels(torch.utils.data.Dataset):
         facts = [("cut", "u1"), ("residual", "<f4", (len(count),))]  # residual: sum over tokens
         self.row = np.dtype([("key", "<u8"), ("source", "<u2"), ("target", "<u2"), *facts])
 
-    def load(self):
-        """Read the row tables of all shards, checking every byte. Returns the damaged shards."""
-        self.shards, tables, damaged = [], [np.empty(0, self.row)], []
+    def load(self, keys):
+        """Index the rows with these keys, 16 bytes each, checking every byte of the shards.
+
+        Sets `summary`, what is known about the rows. Returns the names of damaged shards, and the
+        places in `keys` of rows without labels, each row once.
+        """
+        wanted, first, inverse, times = np.unique(keys, True, True, True)
+        self.shards, damaged, empty = [], [], np.zeros(len(wanted), np.uint16)
+        self.shard, self.start = np.full(len(wanted), -1, np.int32), np.zeros(len(wanted), int)
+        self.source, self.target = empty, empty.copy()
+        total = dict.fromkeys(["truncated_sources", "truncated_targets", "tokens", "seconds"], 0)
+        residual = np.zeros(len(self.key["temperatures"]))
         for path in sorted(self.folder.glob("shard-*.json")):
             try:
                 shard = {**json.loads(path.read_text()), "path": path.with_suffix(".bin")}
-                tables.append(self.read_table(shard))
-                self.shards.append(shard)
+                table = self.read_table(shard)
             except (OSError, ValueError, KeyError, TypeError):
                 damaged.append(path.stem)
-        counts = np.array([len(table) for table in tables[1:]], int)
-        self.table = np.concatenate(tables)
-        self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        sizes = self.measure(self.table["source"], self.table["target"])
-        starts = np.cumsum(sizes) - sizes
-        self.starts = starts - np.repeat(starts[np.cumsum(counts) - counts], counts)
-        self.order = np.argsort(self.table["key"], kind="stable")
-        return damaged
+                continue
+            sizes = self.measure(table["source"], table["target"])
+            place = np.minimum(np.searchsorted(wanted, table["key"]), len(wanted) - 1)
+            new = (wanted[place] == table["key"]) & (self.shard[place] < 0)
+            start, rows, place = (np.cumsum(sizes) - sizes)[new], table[new], place[new]
+            self.shard[place], self.start[place] = len(self.shards), start
+            self.source[place], self.target[place] = rows["source"], rows["target"]
+            self.shards.append(shard)
+            total["truncated_sources"] += int(times[place] @ (rows["cut"] & 1))
+            total["truncated_targets"] += int(times[place] @ (rows["cut"] >> 1))
+            total["tokens"] += int(times[place] @ rows["target"])
+            total["seconds"] += shard["seconds"] / shard["processes"] * len(rows) / shard["rows"]
+            residual += times[place] @ rows["residual"].astype(float)
+        mean = (residual / max(1, total["tokens"])).tolist()
+        self.summary = {**total, "residual": dict(zip(self.key["temperatures"], mean, strict=True))}
+        missing = np.sort(first[self.shard < 0])
+        for name in ("shard", "start", "source", "target"):
+            setattr(self, name, getattr(self, name)[inverse])
+        return damaged, missing
 
     def measure(self, source, target):
         """Bytes of a row's record from its lengths in tokens."""
@@ -248,35 +267,8 @@ class Labels(torch.utils.data.Dataset):
             file.seek(-shard["rows"] * self.row.itemsize, os.SEEK_END)
             return np.frombuffer(file.read(), self.row)
 
-    def find(self, keys):
-        """The place of each row in the table, -1 where it has no labels."""
-        if not len(self.table):
-            return np.full(len(keys), -1)
-        found = np.searchsorted(self.table["key"], keys, sorter=self.order)
-        found = self.order[np.minimum(found, len(self.order) - 1)]
-        return np.where(self.table["key"][found] == keys, found, -1)
-
-    def select(self, keys):
-        """Keep these rows in this order, 20 bytes each. Returns what is known about them."""
-        places = self.find(keys)
-        if count := int((places < 0).sum()):
-            fail(f"{self.folder}: {count:,} of the rows have no labels; run the teacher pass")
-        rows, once, count = self.table[places], np.unique(places), self.key["temperatures"]
-        share = np.array([s["seconds"] / s["processes"] / s["rows"] for s in self.shards])
-        residual = rows["residual"].sum(0, dtype=np.float64) / rows["target"].sum(dtype=np.int64)
-        summary = {
-            "truncated_sources": int((rows["cut"] & 1).sum()),
-            "truncated_targets": int((rows["cut"] >> 1).sum()),
-            "residual": dict(zip(map(str, count), residual.tolist(), strict=True)),
-            "seconds": float(share[self.shard[once]].sum()),
-        }
-        self.source, self.target = rows["source"].copy(), rows["target"].copy()
-        self.shard, self.starts = self.shard[places], self.starts[places]
-        self.table = self.order = None
-        return summary
-
     def __len__(self):
-        return len(self.starts)
+        return len(self.start)
 
     def __getitem__(self, index):
         """A row's source ids and target tokens, read through a memory map of this row alone.
@@ -284,7 +276,7 @@ class Labels(torch.utils.data.Dataset):
         A map of the whole shard would count as memory wherever it was once touched.
         """
         source, target = self.source[index], self.target[index]
-        start, size = int(self.starts[index]), int(self.measure(source, target))
+        start, size = int(self.start[index]), int(self.measure(source, target))
         page = start - start % mmap.ALLOCATIONGRANULARITY
         with open(self.shards[self.shard[index]]["path"], "rb") as file:
             window = mmap.mmap(
@@ -738,28 +730,28 @@ def build_arguments(args):
 
 
 def prepare_labels(args, labels, teacher, sources):
-    """Make the labels that are missing or damaged, then choose the rows. Returns their summary."""
-    state, damaged = PartialState(), labels.load()
-    for name in damaged if state.is_main_process else []:
-        remedy = "; its rows are labeled again" if teacher else ""
-        print(f"[labels] {labels.folder / name}.bin is damaged{remedy}", file=sys.stderr)
-    once = np.sort(np.unique(sources.keys, return_index=True)[1])
-    missing = once[labels.find(sources.keys[once]) < 0]
+    """Make the labels that are missing or damaged, and index them."""
+    state = PartialState()
+    damaged, missing = labels.load(sources.keys)
+    if state.is_main_process:
+        for name in damaged:
+            remedy = "; its rows are labeled again" if teacher else ""
+            print(f"[labels] {labels.folder / name}.bin is damaged{remedy}", file=sys.stderr)
     state.wait_for_everyone()  # all have seen the same rows missing
-    for file in [labels.folder / f"{name}{end}" for name in damaged for end in (".json", ".bin")]:
-        if teacher:
-            file.unlink(missing_ok=True)
     if len(missing) and teacher:
+        for name in damaged:
+            for suffix in (".json", ".bin"):
+                (labels.folder / f"{name}{suffix}").unlink(missing_ok=True)
         make_labels(labels, args, sources, missing)
         state.wait_for_everyone()
-        labels.load()
-    summary = labels.select(sources.keys)
-    for temperature, mass in summary["residual"].items():
-        if state.is_main_process and float(temperature) == args.temperature:
-            text = f"{mass:.2%} of the teacher's mass at T = {temperature} is outside the top k"
-            warning = "; it counts as one word: consider a larger --top-k" if mass > 0.1 else ""
-            print(f"[labels] {text}{warning}", file=sys.stderr)
-    return summary
+        missing = labels.load(sources.keys)[1]
+    if len(missing):
+        fail(f"{labels.folder}: {len(missing):,} of the rows have no labels; run the teacher pass")
+    mass = labels.summary["residual"].get(args.temperature)
+    if mass is not None and labels.key["top_k"] and state.is_main_process:
+        warning = "; it counts as one word: consider a larger --top-k" if mass > 0.1 else ""
+        text = f"{mass:.2%} of the teacher's mass at T = {args.temperature} is outside the top k"
+        print(f"[labels] {text}{warning}", file=sys.stderr)
 
 
 def check_student(args, labels, teacher):
@@ -789,7 +781,8 @@ def distill(args):
     settings = {key: value for key, value in vars(args).items() if key != "logging_steps"}
     if not open_run(args.output, {**settings, "labels_key": labels.key}):
         return None
-    summary = prepare_labels(args, labels, teacher, sources)
+    prepare_labels(args, labels, teacher, sources)
+    del sources
     start = time.monotonic()
     dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
     model = load_model(args.student, **dropout)
@@ -822,8 +815,8 @@ def distill(args):
         "steps": trainer.state.global_step,
         "examples_seen": round(trainer.state.epoch * len(labels)),
         "train_loss": result.training_loss,
-        "seconds": {**seconds, "teacher_pass": summary.pop("seconds")},
-        **summary,
+        "seconds": {**seconds, "teacher_pass": labels.summary.pop("seconds")},
+        **labels.summary,
         "teacher": labels.manifest,
         **describe_run(args.unlabeled),
     }

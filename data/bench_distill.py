@@ -1,0 +1,646 @@
+"""Time distillation, and measure what its shortcuts cost: what `make bench` runs.
+
+Usage:
+    python data/bench_distill.py                         # minutes on one core
+    python data/bench_distill.py --times 145 --rows 128  # the paper's ratio of sizes
+    python data/bench_distill.py --exactness | --losses | --memory
+
+Reads:  data/mini-models (make mini-models) and data/prepared/mini/wlp (make table2, or
+        data/mini_world.py); the teacher is fine-tuned first, once.
+Writes: stdout: tables. OUTPUT: models, labels and runs; OUTPUT/<mode>.json: every measurement.
+Copy:   data/bench_distill.py and the whole project
+Paper:  Table 2's GPU hours of distillation; the released training code's loop.
+
+Speed (the default): one run each of (a) the loop of the released code, (b) distill.py, (c) plain
+fine-tuning of the same student on the same rows (train_small.py), for the same epochs, batches,
+threads and fp32; repeated in turn, so that each ratio is of neighbours in time. (a) is a plain
+loop without the Trainer's overhead: targets decoded once, then in every step of every epoch the
+teacher again, T^2 KL over the whole vocabulary, averaged over padding too, rows in random order.
+The teacher is the mini teacher made larger by feed-forward units that add exactly nothing: its
+outputs stay those of a real teacher, its cost is that of its size.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+import distill  # noqa: E402
+import evaluate  # noqa: E402
+import train_small  # noqa: E402
+import train_teacher  # noqa: E402
+
+LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
+
+
+def quietly(function, *args):
+    """Call a script's main with its progress kept back; shown only where it stops."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+            return function([str(arg) for arg in args])
+    except SystemExit as stop:
+        if stop.code:
+            sys.exit(f"{text.getvalue()}{stop.code}")
+
+
+def say(text):
+    print(f"[bench] {text}", file=sys.stderr, flush=True)
+
+
+# --- a teacher --------------------------------------------------------------------------------
+
+
+def make_teacher(args):
+    """The mini teacher fine-tuned on labeled rows, kept for the next time. Returns its folder."""
+    output = args.output / "teacher"
+    say(f"fine-tuning the teacher: {output}")
+    flags = ["--max-steps", args.teacher_steps, "--batch-size", 16, "--learning-rate", 1e-3]
+    train = ["--train", args.data / "train.jsonl", "--num-labels", 500, "--output", output]
+    quietly(train_teacher.main, "--model", args.models / "teacher", *train, *flags, *LENGTHS)
+    return output / "model"
+
+
+def enlarge(folder, parameters, output):
+    """Save the model with as many more feed-forward units, adding nothing, as make `parameters`."""
+    small = distill.load_model(str(folder))
+    config = small.config
+    layers = config.num_layers + config.num_decoder_layers
+    missing = max(0, parameters - small.num_parameters())
+    config.d_ff += math.ceil(missing / (3 * config.d_model * layers))
+    torch.manual_seed(0)
+    large = type(small)(config)
+    for name, new in large.state_dict().items():
+        old = small.state_dict()[name]
+        if name.endswith("wo.weight"):
+            new.zero_()
+        new[tuple(slice(size) for size in old.shape)] = old
+    shutil.rmtree(output, ignore_errors=True)
+    large.save_pretrained(output)
+    distill.load_tokenizer(str(folder)).save_pretrained(output)
+    return large.num_parameters()
+
+
+# --- speed ------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by phase. A phase ends what runs on the device, if any, before it reads the time."""
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        start = self.read()
+        yield
+        self.seconds[name] += self.read() - start
+
+    def read(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def run_released(args, teacher_folder, rows, clock):
+    """(a): the released loop. `rows` are texts."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with clock.phase("load"):
+        tokenizer = distill.load_tokenizer(str(args.models / "student"))
+        teacher = distill.load_model(str(teacher_folder)).to(device).eval()
+        student = distill.load_model(str(args.models / "student")).to(device).train()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
+    with clock.phase("decode"):
+        cached = []
+        for i in range(0, len(rows), args.batch_size):
+            texts = [LENGTHS[1] + row for row in rows[i : i + args.batch_size]]
+            inputs = tokenizer(
+                texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
+            ).to(device)
+            ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)
+            for k, source in enumerate(inputs.input_ids):
+                target = ids[k, 1:].tolist()
+                end = target.index(1) + 1 if 1 in target else len(target)
+                cached.append((source[inputs.attention_mask[k] > 0].tolist(), target[:end]))
+    for epoch in range(args.epochs):
+        random.Random(epoch).shuffle(cached)
+        for i in range(0, len(cached), args.batch_size):
+            with clock.phase("batch"):
+                sources, targets = zip(*cached[i : i + args.batch_size], strict=True)
+                ids = distill.pad_rows(sources, -1).to(device)
+                labels = distill.pad_rows(targets, -100).to(device)
+                batch = {
+                    "input_ids": ids.clamp(min=0),
+                    "attention_mask": (ids >= 0).long(),
+                    "decoder_input_ids": student.prepare_decoder_input_ids_from_labels(labels),
+                }
+            with clock.phase("teacher, every step"), torch.no_grad():
+                target = (teacher(**batch).logits / 2).softmax(-1)
+            with clock.phase("student"):
+                output = (student(**batch).logits / 2).log_softmax(-1)
+                loss = torch.nn.functional.kl_div(output, target, reduction="none")
+                loss = 4 * loss.sum(-1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+    return cached
+
+
+def run_ours(args, teacher_folder, unlabeled, clock):
+    """(b): both halves of distill.py."""
+    labels, output = args.output / "labels", args.output / "ours"
+    for folder in (labels, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    common = ["--unlabeled", unlabeled, *LENGTHS, "--teacher-dtype", "float32", "--no-bf16"]
+    with clock.phase("teacher, once"):
+        quietly(
+            distill.main, "--teacher", teacher_folder, "--labels", labels, "--labels-only", *common
+        )
+    student = ["--student", args.models / "student", "--output", output, *training(args)]
+    with clock.phase("student"):
+        quietly(distill.main, "--teacher", labels, *student, *common)
+
+
+def run_plain(args, train, clock):
+    """(c): fine-tuning on the same rows with the teacher's targets as if they were labels."""
+    output = args.output / "plain"
+    shutil.rmtree(output, ignore_errors=True)
+    with clock.phase("student"):
+        quietly(
+            train_small.main,
+            "--model",
+            args.models / "student",
+            "--train",
+            train,
+            "--output",
+            output,
+            *training(args),
+            *LENGTHS,
+            "--no-bf16",
+        )
+
+
+def training(args):
+    flags = ["--epochs", args.epochs, "--batch-size", args.batch_size]
+    return [*flags, "--learning-rate", args.learning_rate, "--save-steps", 10**6]
+
+
+def measure_speed(args):
+    teacher, unlabeled = make_teacher(args), args.output / "rows.jsonl"
+    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[: args.rows]
+    unlabeled.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [json.loads(line)["source"] for line in lines]
+    size = distill.load_model(str(args.models / "student")).num_parameters()
+    results = []
+    for times in args.times:
+        folder = args.output / f"teacher-{times}x"
+        parameters = enlarge(teacher, times * size, folder)
+        say(f"teacher of {parameters:,} parameters, {parameters / size:.1f} times the student's")
+        runs = []
+        for repeat in range(args.repeats):
+            clocks = {name: Clock() for name in "abc"}
+            with wall(clocks["a"]):
+                cached = run_released(args, folder, rows, clocks["a"])
+            with wall(clocks["b"]):
+                run_ours(args, folder, unlabeled, clocks["b"])
+            if not repeat:
+                train, tokenizer = args.output / "plain.jsonl", distill.load_tokenizer(str(folder))
+                write_plain(train, unlabeled, args, tokenizer)
+            with wall(clocks["c"]):
+                run_plain(args, train, clocks["c"])
+            runs.append({name: dict(clock.seconds) for name, clock in clocks.items()})
+            say(
+                f"repeat {repeat + 1}: "
+                + ", ".join(f"({n}) {r['whole']:.1f} s" for n, r in runs[-1].items())
+            )
+        results.append(
+            {
+                "times": parameters / size,
+                "teacher": parameters,
+                "student": size,
+                "rows": len(rows),
+                "target_tokens": sum(len(t) for _, t in cached),
+                "runs": runs,
+            }
+        )
+    show_speed(args, results)
+    return results
+
+
+@contextlib.contextmanager
+def wall(clock):
+    """The whole of a run, on the clock of the machine and of the processor."""
+    used, start = time.process_time(), clock.read()
+    yield
+    clock.seconds["whole"] = clock.read() - start
+    clock.seconds["processor"] = time.process_time() - used
+
+
+def write_plain(path, unlabeled, args, tokenizer):
+    """The rows with the teacher's targets as text."""
+    sources = distill.Sources(unlabeled, None, 0)
+    labels = open_labels(args.output / "labels", sources)
+    with open(path, "w", encoding="utf-8") as file:
+        for i, source in enumerate(sources.read(np.arange(len(labels)))):
+            target = tokenizer.decode(labels[i][1]["id"], skip_special_tokens=True)
+            file.write(json.dumps({"source": source, "target": target or "nothing"}) + "\n")
+
+
+def open_labels(folder, sources):
+    labels = distill.Labels(folder, json.loads((folder / "labels.json").read_text()))
+    labels.load(sources.keys)
+    return labels
+
+
+def show_speed(args, results):
+    first = results[0]
+    print(
+        f"{first['rows']:,} rows, {first['target_tokens'] / first['rows']:.1f} target tokens a row,"
+        f" {args.epochs} epochs, batches of {args.batch_size}, {torch.get_num_threads()} thread(s),"
+        f" fp32, {args.repeats} repeats; median (least - most)\n"
+    )
+    for result in results:
+        runs = result["runs"]
+        print(
+            f"Teacher {result['teacher']:,} parameters, {result['times']:.0f} times the student's"
+        )
+        print_row("(a) the released loop", runs, lambda run: run["a"]["whole"], "s")
+        for phase in ("load", "decode", "batch", "teacher, every step", "student"):
+            print_row(f"      {phase}", runs, lambda run, p=phase: run["a"][p], "s")
+        print_row("(b) distill.py", runs, lambda run: run["b"]["whole"], "s")
+        for phase in ("teacher, once", "student"):
+            print_row(f"      {phase}", runs, lambda run, p=phase: run["b"][p], "s")
+        print_row("(c) plain fine-tuning", runs, lambda run: run["c"]["whole"], "s")
+        print_row("(a) / (b)", runs, lambda run: run["a"]["whole"] / run["b"]["whole"], "x")
+        print_row(
+            "   by processor time",
+            runs,
+            lambda run: run["a"]["processor"] / run["b"]["processor"],
+            "x",
+        )
+        print_row(
+            "student half of (b) / (c)",
+            runs,
+            lambda run: run["b"]["student"] / run["c"]["student"],
+            "x",
+        )
+        print()
+
+
+def print_row(name, runs, value, unit):
+    values = [value(run) for run in runs]
+    spread = f"({min(values):.2f} - {max(values):.2f})"
+    print(f"  {name:<28}{statistics.median(values):>9.2f} {unit}   {spread}")
+
+
+# --- exactness --------------------------------------------------------------------------------
+
+
+def measure_exactness(args):
+    """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
+    teacher, unlabeled = make_teacher(args), args.data / "unlabeled.jsonl"
+    folders = {k: args.output / f"labels-k{k}" for k in (8, 32, 64, 0)}
+    for k, folder in folders.items():
+        quietly(
+            distill.main,
+            "--teacher",
+            teacher,
+            "--labels",
+            folder,
+            "--labels-only",
+            "--top-k",
+            k,
+            "--unlabeled",
+            unlabeled,
+            "--num-unlabeled",
+            args.unlabeled,
+            *LENGTHS,
+        )
+    results = []
+    for temperature in (1.0, 2.0):
+        exact = differentiate(args, teacher, folders[0], temperature, live=True)
+        for k, folder in folders.items():
+            loss, gradient, residual = differentiate(args, teacher, folder, temperature)
+            scores = [
+                train_and_score(args, f"k{k}-t{temperature:g}-s{seed}", folder, seed, temperature)
+                for seed in range(args.seeds)
+            ]
+            error = torch.linalg.vector_norm(gradient - exact[1])
+            size = torch.linalg.vector_norm(exact[1])
+            results.append(
+                {
+                    "k": k,
+                    "temperature": temperature,
+                    "residual": residual,
+                    "loss": loss,
+                    "dense_loss": exact[0],
+                    "gradient_error": (error / size).item(),
+                    "gradient_cosine": torch.cosine_similarity(gradient, exact[1], 0).item(),
+                    "scores": scores,
+                }
+            )
+            say(f"T = {temperature:g}, k = {k or 'all'}: {scores}")
+    print(
+        f"{args.unlabeled:,} rows; loss and gradient of the first {args.batch_size * 4} at the"
+        f" student's first step, against the teacher in float64; then {args.steps} steps\n"
+    )
+    print(
+        " T    k   mass outside   loss      relative error   gradient error   cosine     dev score"
+    )
+    for r in results:
+        print(
+            f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['residual']:>13.4%} {r['loss']:>9.5f}"
+            f" {r['loss'] / r['dense_loss'] - 1:>15.1e} {r['gradient_error']:>16.1e}"
+            f" {r['gradient_cosine']:>10.6f}   {show_scores(r['scores'])}"
+        )
+    return results
+
+
+def differentiate(args, teacher, folder, temperature, live=False):
+    """Loss and flat gradient of the student on some rows by distill.py; live: the reference."""
+    sources = distill.Sources(args.data / "unlabeled.jsonl", args.unlabeled, 0)
+    labels = open_labels(folder, sources)
+    student = distill.load_model(str(args.models / "student")).double()
+    collate = distill.Collator(student, labels, temperature)
+    batch = collate([labels[i] for i in range(min(len(labels), args.batch_size * 4))])
+    inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")}
+    real = batch["labels"] != -100
+    logits = student(**inputs).logits[real]
+    if live:
+        with torch.no_grad():
+            target = distill.load_model(str(teacher)).double()(**inputs).logits[real] / temperature
+        p, q = target.softmax(1), (logits / temperature).softmax(1)
+        loss = temperature**2 * (p * (p.log() - q.log())).sum(1)
+    elif "ids" in batch:
+        soft = batch["teacher"].double(), batch["ids"], batch["rest"].double()
+        loss = distill.TopLoss.apply(logits, *soft, temperature)
+    else:
+        loss = distill.dense_loss(logits, batch["teacher"].double(), temperature)
+    loss.mean().backward()
+    key, mass = labels.key, 0.0
+    if key["top_k"]:
+        soft = torch.cat([batch["teacher"] / temperature, batch["rest"][:, None]], 1)
+        mass = soft.softmax(1)[:, -1].mean().item()
+    gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
+    return loss.mean().item(), gradient, mass
+
+
+def train_and_score(args, name, folder, seed, temperature, *flags):
+    """A student's score on dev, in percent."""
+    output = args.output / "students" / name
+    quietly(
+        distill.main,
+        "--teacher",
+        folder,
+        "--student",
+        args.models / "student",
+        "--output",
+        output,
+        "--unlabeled",
+        args.data / "unlabeled.jsonl",
+        "--num-unlabeled",
+        args.unlabeled,
+        "--temperature",
+        temperature,
+        "--max-steps",
+        args.steps,
+        "--learning-rate",
+        args.learning_rate,
+        "--seed",
+        seed,
+        *LENGTHS,
+        *flags,
+    )
+    if not (output / "metrics.json").exists():
+        quietly(
+            evaluate.main,
+            "--task",
+            "wlp",
+            "--model",
+            output / "model",
+            "--data",
+            args.data / "dev.jsonl",
+            "--output",
+            output,
+        )
+    return json.loads((output / "metrics.json").read_text())["score"]
+
+
+def show_scores(scores):
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.1f}{spread} ({' '.join(f'{s:.1f}' for s in scores)})"
+
+
+def measure_losses(args):
+    """--loss paper and ours, the same teacher, rows, steps and seeds: score on dev and seconds."""
+    teacher, results = make_teacher(args), []
+    for temperature in (2.0, 1.0):
+        for loss in ("paper", "kl"):
+            scores, seconds = [], []
+            for seed in range(args.seeds):
+                name, labels = f"{loss}-t{temperature:g}-s{seed}", args.output / f"labels-s{seed}"
+                flags = ["--labels", labels, "--loss", loss]
+                scores.append(train_and_score(args, name, teacher, seed, temperature, *flags))
+                record = json.loads((args.output / "students" / name / "training.json").read_text())
+                seconds.append(record["seconds"]["train"])
+            results.append(
+                {"loss": loss, "temperature": temperature, "scores": scores, "seconds": seconds}
+            )
+            say(f"{loss}, T = {temperature:g}: {scores}")
+    print(f"{args.unlabeled:,} rows, {args.steps} steps, {args.seeds} seeds\n")
+    print("loss     T   training s   dev score")
+    for r in results:
+        print(
+            f"{r['loss']:<6} {r['temperature']:>3g} {statistics.median(r['seconds']):>10.1f}   "
+            f"{show_scores(r['scores'])}"
+        )
+    return results
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import distill
+written, write = [], distill.write_shard
+def stop_early(*args):
+    if len(written) == 2:
+        raise KeyboardInterrupt
+    written.append(1)
+    return write(*args)
+distill.write_shard = stop_early
+try:
+    distill.main(sys.argv[2:])
+except KeyboardInterrupt:
+    pass
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) / 1024)
+"""
+
+
+def measure_memory(args):
+    """Peak memory (VmHWM) of both halves, each in a process of its own, as the rows grow.
+
+    The rows are distinct: real ones with a number appended. The teacher pass stops after two
+    shards, the student after some steps; its labels are real records under the new rows' names.
+    """
+    seed, results = args.output / "seed", []
+    teacher, real = args.models / "teacher", args.output / "seed.jsonl"
+    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[:1024]
+    real.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = ["--top-k", 8, *LENGTHS]
+    quietly(
+        distill.main,
+        "--teacher",
+        teacher,
+        "--labels",
+        seed,
+        "--labels-only",
+        "--unlabeled",
+        real,
+        *flags,
+    )
+    print("      rows   teacher pass   student     labels")
+    for rows in args.memory_rows:
+        unlabeled, labels = args.output / "many.jsonl", args.output / "many"
+        size = write_many(rows, lines, unlabeled, seed, labels)
+        common = ["--unlabeled", unlabeled, "--num-unlabeled", rows, *flags]
+        shutil.rmtree(args.output / "none", ignore_errors=True)
+        shutil.rmtree(args.output / "student", ignore_errors=True)
+        first = ["--teacher", teacher, "--labels", args.output / "none", "--labels-only"]
+        student = ["--teacher", labels, "--student", args.models / "student", "--max-steps", 50]
+        peaks = [
+            run_child(*half, *common)
+            for half in (first, [*student, "--output", args.output / "student"])
+        ]
+        results.append(
+            {
+                "rows": rows,
+                "teacher_pass_mib": peaks[0],
+                "student_mib": peaks[1],
+                "labels_bytes": size,
+            }
+        )
+        print(
+            f"{rows:>10,} {peaks[0]:>10,.0f} MiB {peaks[1]:>6,.0f} MiB {size / 2**20:>6,.0f} MiB",
+            flush=True,
+        )
+    for half in ("teacher_pass_mib", "student_mib"):
+        peaks = [result[half] for result in results]
+        print(f"{half[:-4].replace('_', ' ')}: most / least = {max(peaks) / min(peaks):.3f}")
+    for name in ("many", "none"):
+        shutil.rmtree(args.output / name)
+    return results
+
+
+def write_many(rows, lines, unlabeled, seed, folder):
+    """`rows` distinct rows and labels for them from one real shard. Returns the labels' bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(seed / "labels.json", folder)
+    labels = distill.Labels(seed, json.loads((seed / "labels.json").read_text()))
+    facts = json.loads(next(seed.glob("shard-*.json")).read_text())
+    data = next(seed.glob("shard-*.bin")).read_bytes()
+    table = np.frombuffer(data[-facts["rows"] * labels.row.itemsize :], labels.row).copy()
+    records, size = data[: -table.nbytes], 0
+    texts = [json.loads(line)["source"] for line in lines]
+    with open(unlabeled, "w", encoding="utf-8") as file:
+        for start in range(0, rows, len(texts)):
+            many = [f"{text} {start + i}" for i, text in enumerate(texts[: rows - start])]
+            file.writelines(json.dumps({"source": text}) + "\n" for text in many)
+            table["key"] = 0
+            table["key"][: len(many)] = [distill.hash_text(text) for text in many]
+            path = folder / f"shard-{start:012d}.bin"
+            path.write_bytes(records + table.tobytes())
+            distill.write_json(
+                path.with_suffix(".json"), {**facts, "sha256": distill.hash_file(path)}
+            )
+            size += path.stat().st_size
+    return size
+
+
+def run_child(*args):
+    """Peak resident memory, MiB, of distill.main(args) in a fresh process."""
+    command = [sys.executable, "-c", CHILD, str(ROOT), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return float(done.stdout.split()[-1])
+
+
+# --- command line -----------------------------------------------------------------------------
+
+MODES = {
+    "speed": measure_speed,
+    "exactness": measure_exactness,
+    "losses": measure_losses,
+    "memory": measure_memory,
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    for name in ("exactness", "losses", "memory"):
+        add(
+            f"--{name}",
+            dest="mode",
+            action="store_const",
+            const=name,
+            default="speed",
+            help=f"{MODES[name].__doc__.splitlines()[0]}",
+        )
+    add("--models", type=Path, default=ROOT / "data/mini-models", help="folder (%(default)s)")
+    add("--data", type=Path, default=ROOT / "data/prepared/mini/wlp", help="folder (%(default)s)")
+    add("--output", type=Path, default=ROOT / "runs/bench", help="folder (%(default)s)")
+    add("--times", type=int, nargs="+", default=[10, 40], help="teacher / student (%(default)s)")
+    add("--rows", type=int, default=64, help="unlabeled rows, speed (%(default)s)")
+    add("--epochs", type=int, default=50, help="passes over them (%(default)s)")
+    add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
+    add("--unlabeled", type=int, default=1000, help="rows, exactness and losses (%(default)s)")
+    add("--steps", type=int, default=600, help="of their students (%(default)s)")
+    add("--seeds", type=int, default=3, help="of their students (%(default)s)")
+    add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
+    add("--teacher-steps", type=int, default=600, help="of its fine-tuning (%(default)s)")
+    add("--batch-size", type=int, default=32, help="rows (%(default)s)")
+    add("--learning-rate", type=float, default=3e-3, help="the student's (%(default)s)")
+    add("--threads", type=int, default=1, help="(%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
+        if not path.exists():
+            sys.exit(f"error: {path}: not there; run `make mini-models` and `make table2 -n`")
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = MODES[args.mode](args)
+    settings = {key: str(value) for key, value in vars(args).items()}
+    facts = {"settings": settings, "results": results, "machine": distill.describe_run(__file__)}
+    distill.write_json(args.output / f"{args.mode}.json", facts)
+
+
+if __name__ == "__main__":
+    main()
