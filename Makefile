@@ -19,7 +19,8 @@ SEEDS ?= 0
 DATA ?=
 LAUNCH ?=
 PYTHON ?= python3
-PREPARE_FLAGS ?=
+# Small models are slow on long real sentences: at mini scale a sample of a real test set will do.
+PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 1000))
 TRAIN_FLAGS ?=
 PYTEST_FLAGS ?=
 
