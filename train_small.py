@@ -81,6 +81,15 @@ def write_json(path, value):
     os.replace(temporary, path)
 
 
+def hash_file(path, digest=None):
+    """SHA-256 of a file, or the digest so far continued with it; a large file stays on disk."""
+    digest = digest or hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def describe_run(data):
     """What a reader needs to trust or repeat a run: command, versions, commit, data, machine."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
@@ -101,7 +110,7 @@ def describe_run(data):
             "transformers": transformers.__version__,
         },
         "git_commit": commit or None,
-        "data_sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
+        "data_sha256": hash_file(data),
     }
 
 
