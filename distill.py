@@ -19,10 +19,12 @@ Paper:  section 2.3, equation 1; self-distillation of section 3.2; hyperparamete
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import mmap
 import os
+import re
 import platform
 import shlex
 import shutil
@@ -880,14 +882,35 @@ def parse_args(argv=None):
     return args
 
 
+# same in: train_small.py, train_teacher.py, distill.py
+@contextlib.contextmanager
+def one_error_line(folder):
+    """Turn what the system refuses (full disk, no permission) into one `error:` line.
+
+    torch and safetensors report a full disk in their own ways, not as an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}")
+    except Exception as error:
+        writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
+        while not folder.exists():
+            folder = folder.parent
+        if re.search(writing, str(error)) and shutil.disk_usage(folder).free < 2**24:
+            fail(f"{folder}: the disk is full; make room, then run the same command again")
+        raise
+
+
+# end same
+
+
 def main(argv=None):
     args = parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with one_error_line(args.output or args.labels):
         record = distill(args)
-    except OSError as error:
-        fail(f"{error.filename or args.output}: {error.strerror or error}")
     if record and PartialState().is_main_process:
         print(
             f"[{args.output.name}] {record['unlabeled']:,} rows, {record['steps']:,} steps, "

@@ -24,12 +24,14 @@ offered, and the first that fits the GPUs at hand is taken (--memory chooses ano
 """
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import platform
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -979,16 +981,37 @@ def parse_args(argv=None):
     return args
 
 
+# same in: train_small.py, train_teacher.py, distill.py
+@contextlib.contextmanager
+def one_error_line(folder):
+    """Turn what the system refuses (full disk, no permission) into one `error:` line.
+
+    torch and safetensors report a full disk in their own ways, not as an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}")
+    except Exception as error:
+        writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
+        while not folder.exists():
+            folder = folder.parent
+        if re.search(writing, str(error)) and shutil.disk_usage(folder).free < 2**24:
+            fail(f"{folder}: the disk is full; make room, then run the same command again")
+        raise
+
+
+# end same
+
+
 def main(argv=None):
     args = parse_args(argv)
     if args.fp16:
         fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with one_error_line(args.output):
         record = train(args) if args.train else choose_untrained(args)
-    except OSError as error:
-        fail(f"{error.filename or args.output}: {error.strerror or error}")
     if record:
         print(
             f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "

@@ -1,6 +1,7 @@
 """train_small.py through its command line, on the mini student and the mini world."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,10 +176,25 @@ def test_bad_input_is_one_error_line(world, tmp_path, capsys, changes, message):
         train_small.main(list_flags(world, tmp_path / "run", **changes))
     text = str(stop.value)
     assert text.startswith("error: ") and "\n" not in text
-    import re
-
     assert re.search(message, text), text
     assert not (tmp_path / "run" / "training.json").exists()
+
+
+def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path, monkeypatch):
+    flags = list_flags(world, tmp_path / "run")
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 8896 vs 8788"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", refuse)
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+        with pytest.raises(SystemExit, match=r"error: .*the disk is full"):
+            train_small.main(flags)
+    train_small.main(flags)
+    assert (tmp_path / "run" / "training.json").exists()
 
 
 def test_alone_in_an_empty_folder(world, tmp_path):
