@@ -24,8 +24,8 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import platform
+import re
 import shlex
 import shutil
 import subprocess

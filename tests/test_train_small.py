@@ -70,10 +70,9 @@ def test_it_learns_and_records_what_it_did(world, tmp_path, capsys):
 
     rows = world / "dev100.jsonl"
     rows.write_text("".join((world / "dev.jsonl").read_text().splitlines(True)[:100]))
-    evaluate.main(
-        ["--task", "wlp", "--model", str(run / "model"), "--data", str(rows), "--output", str(run)]
-        + ["--max-source-length", "64", "--max-target-length", "64", "--split", "dev"]
-    )
+    flags = ["--task", "wlp", "--model", str(run / "model"), "--data", str(rows), "--split", "dev"]
+    flags += ["--output", str(run), "--max-source-length", "64", "--max-target-length", "64"]
+    evaluate.main(flags)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["score"] > 10  # the constant predictor gets about 1, the untrained model 0
     assert metrics["training"]["labels"] == 200
