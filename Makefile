@@ -135,6 +135,7 @@ $(RUNS)/%.labels: | $(RUNS)/$$(dir $$*)training.json distill.py
 	@$(LAUNCH) $(PY) distill.py --labels-only --teacher $(@D)/model --labels $(@D)/labels \
 	  $(shell $(PYTHON) costs.py flags --task $(firstword $(subst /, ,$*)) --scale $(SCALE) \
 	    --strategy dist $(if $(DATA),--real-text)) --num-unlabeled $(notdir $*) \
+	  --seed $(lastword $(subst -s, ,$(notdir $(@D)))) \
 	  --unlabeled $(PREPARED)/$(firstword $(subst /, ,$*))/unlabeled.jsonl
 	@touch $@
 

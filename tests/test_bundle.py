@@ -120,3 +120,13 @@ def test_make_n_at_paper_scale_prints_the_papers_commands():
     assert sorted(map(int, distilled)) == [
         *(7000, 19000, 30000, 42000, 53000, 65000, 99000, 111000)
     ]
+
+
+def test_the_teacher_labels_the_rows_that_its_students_draw():
+    """Rows are drawn by seed, so the pass has the seed of the runs that learn from it."""
+    text = run_make("-n", "table2", "SEEDS=0 7").stdout.replace("\\\n", " ")
+    passes = [line for line in text.splitlines() if "--labels-only" in line]
+    assert len(passes) == 4
+    for line in passes:
+        seed = re.search(r"--teacher runs/mini/wlp/teacher-n\d+-s(\d+)/model", line)[1]
+        assert f"--seed {seed} " in line + " "
