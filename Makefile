@@ -20,7 +20,7 @@ DATA ?=
 LAUNCH ?=
 PYTHON ?= python3
 # Small models are slow on long real sentences: at mini scale a sample of a real test set will do.
-PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 1000))
+PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 500))
 TRAIN_FLAGS ?=
 PYTEST_FLAGS ?=
 
