@@ -65,10 +65,10 @@ $(foreach a,$(ASKED),$(eval LIST_$(a) :=)$(foreach t,$(TASK),$(eval $(call add_r
 LIST := $(sort $(foreach a,$(ASKED),$(LIST_$(a))))
 metrics = $(patsubst %,$(RUNS)/%/metrics.json,$(LIST_$(1)))
 
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 # Small models keep one core busy each, so at mini scale independent runs stand side by side.
 ifeq ($(SCALE),mini)
   export OMP_NUM_THREADS ?= 1
-  CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
   ifeq ($(filter -j%,$(MAKEFLAGS)),)
     MAKEFLAGS += -j$(CORES)
   endif
@@ -192,7 +192,7 @@ bench: | $(INSTALLED) ## time distillation against the released loop and plain f
 	@$(PY) data/bench_distill.py
 
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)
-	@$(PY) -m pytest $(PYTEST_FLAGS)
+	@$(PY) -m pytest -n $(CORES) --dist loadfile $(PYTEST_FLAGS)
 
 lint: | $(INSTALLED) ## formatting and common mistakes
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
