@@ -333,6 +333,8 @@ HEAD = ("tie_word_embeddings", "scale_decoder_outputs")  # what a config says of
 # Bytes per weight: the weight itself, its gradient, what the optimiser keeps beside it.
 BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 2), "lora": (2, 0, 0)}
 KINDS = ("weights", "gradients", "optimiser")
+# Bytes per weight on disk: a checkpoint, of which two lie there while one is written; the model.
+DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 4)}
 RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
 MICRO_TOKENS = 1024  # below this many tokens in a pass a big GPU idles: recompute rather
 GPUS = {  # GiB that a program can use, dense bf16 TFLOP/s (data sheets; fp32 here means TF32: half)
@@ -531,6 +533,7 @@ def plan_way(footprint, gpus, way, rows, recompute, autocast, rank):
         "recompute": recompute,
         "autocast": autocast,
         "gpus": len(shares),
+        "disk_gb": footprint.weights * max(2 * DISK[way][0], sum(DISK[way])) / 1e9,
         "gib": gib,
         "gib_per_gpu": needs,
         "fits": all(need <= free for need, (_, free, _) in zip(needs, gpus, strict=False)),
@@ -622,6 +625,7 @@ def show_plan(args, footprint, gpus, chosen, plans, rows, tokens):
         return
     each = ", ".join(f"{need:.1f}" for need in chosen["gib_per_gpu"])
     print(f"GiB by GPU: {each} (activations are an upper estimate, at the longest rows)")
+    print(f"disk: {chosen['disk_gb']:,.1f} GB for checkpoints and the model")
     hours = estimate_hours(args, footprint, gpus, chosen, rows, tokens)
     if hours is None:
         print("hours: not estimated for this device")
@@ -852,7 +856,20 @@ def choose_plan(args, tokens, rows):
             "rows or a smaller model"
         )
     plan["tied"] = not footprint.untied
+    if not args.dry_run:
+        check_disk(plan, args.output)
     return plan
+
+
+def check_disk(plan, output):
+    """Refuse a run whose checkpoints would fill the disk, before hours are spent."""
+    folder = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < plan["disk_gb"]:
+        fail(
+            f"{folder}: {free:,.1f} GB free, {plan['disk_gb']:,.1f} GB needed for checkpoints and "
+            "the model; make room or choose another --output"
+        )
 
 
 def choose_untrained(args):
@@ -1010,8 +1027,12 @@ def main(argv=None):
         fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with one_error_line(args.output):
-        record = train(args) if args.train else choose_untrained(args)
+    with one_error_line(args.output or Path(".")):
+        try:
+            record = train(args) if args.train else choose_untrained(args)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            fail(f"out of GPU memory ({reason}); try a smaller --micro-batch, or --recompute")
     if record:
         print(
             f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "
