@@ -203,6 +203,9 @@ def hash_text(text):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
+SUMMARY = "truncated_sources", "truncated_targets", "tokens", "seconds"
+
+
 class Labels(torch.utils.data.Dataset):
     """A folder of the teacher's labels, as a data set that holds only an index in memory.
 
@@ -233,42 +236,27 @@ class Labels(torch.utils.data.Dataset):
         Sets `summary`, what is known about the rows. Returns the names of damaged shards, and the
         places in `keys` of rows without labels, each row once.
         """
-        wanted, first, inverse, times = np.unique(keys, True, True, True)
-        self.shards, damaged, empty = [], [], np.zeros(len(wanted), np.uint16)
-        self.shard, self.start = np.full(len(wanted), -1, np.int32), np.zeros(len(wanted), int)
-        self.source, self.target = empty, empty.copy()
-        total = dict.fromkeys(["truncated_sources", "truncated_targets", "tokens", "seconds"], 0)
-        residual = np.zeros(len(self.key["temperatures"]))
+        wanted, place = np.unique(keys, return_inverse=True)
+        place, times = place.astype(np.int32), np.bincount(place).astype(np.int32)
+        count, temperatures, damaged = len(wanted), self.key["temperatures"], []
+        self.shards, self.shard = [], np.full(count, -1, np.int32)
+        self.start, self.source = np.zeros(count, np.int64), np.zeros(count, np.uint16)
+        self.target, self.summary = np.zeros(count, np.uint16), dict.fromkeys(SUMMARY, 0)
+        self.residual = np.zeros(len(temperatures))
         for path in sorted(self.folder.glob("shard-*.json")):
             try:
                 shard = {**json.loads(path.read_text()), "path": path.with_suffix(".bin")}
                 table = self.read_table(shard)
             except (OSError, ValueError, KeyError, TypeError):
                 damaged.append(path.stem)
-                continue
-            sizes = self.measure(table["source"], table["target"])
-            place = np.minimum(np.searchsorted(wanted, table["key"]), len(wanted) - 1)
-            new = (wanted[place] == table["key"]) & (self.shard[place] < 0)
-            start, rows, place = (np.cumsum(sizes) - sizes)[new], table[new], place[new]
-            self.shard[place], self.start[place] = len(self.shards), start
-            self.source[place], self.target[place] = rows["source"], rows["target"]
-            self.shards.append(shard)
-            total["truncated_sources"] += int(times[place] @ (rows["cut"] & 1))
-            total["truncated_targets"] += int(times[place] @ (rows["cut"] >> 1))
-            total["tokens"] += int(times[place] @ rows["target"])
-            total["seconds"] += shard["seconds"] / shard["processes"] * len(rows) / shard["rows"]
-            residual += times[place] @ rows["residual"].astype(float)
-        mean = (residual / max(1, total["tokens"])).tolist()
-        self.summary = {**total, "residual": dict(zip(self.key["temperatures"], mean, strict=True))}
-        missing = np.sort(first[self.shard < 0])
+            else:
+                self.add_shard(shard, table, wanted, times)
+        mean = (self.residual / max(1, self.summary["tokens"])).tolist()
+        self.summary["residual"] = dict(zip(temperatures, mean, strict=True))
+        lost = np.flatnonzero((self.shard < 0)[place])
         for name in ("shard", "start", "source", "target"):
-            setattr(self, name, getattr(self, name)[inverse])
-        return damaged, missing
-
-    def measure(self, source, target):
-        """Bytes of a row's record from its lengths in tokens."""
-        source, target = source.astype(np.int64), target.astype(np.int64)
-        return source * self.id.itemsize + target * self.token.itemsize
+            setattr(self, name, getattr(self, name)[place])
+        return damaged, lost[np.sort(np.unique(place[lost], return_index=True)[1])]
 
     def read_table(self, shard):
         """A shard's table of rows; ValueError where its bytes are not those written."""
@@ -277,6 +265,27 @@ class Labels(torch.utils.data.Dataset):
         with open(shard["path"], "rb") as file:
             file.seek(-shard["rows"] * self.row.itemsize, os.SEEK_END)
             return np.frombuffer(file.read(), self.row)
+
+    def add_shard(self, shard, table, wanted, times):
+        """Index the rows of one shard that are `wanted`; each is wanted so many `times`."""
+        sizes = self.measure(table["source"], table["target"])
+        place = np.minimum(np.searchsorted(wanted, table["key"]), len(wanted) - 1)
+        new = (wanted[place] == table["key"]) & (self.shard[place] < 0)
+        place, rows = place[new], table[new]
+        self.shard[place], self.start[place] = len(self.shards), (np.cumsum(sizes) - sizes)[new]
+        self.source[place], self.target[place] = rows["source"], rows["target"]
+        self.shards.append(shard["path"])
+        share = len(rows) / shard["rows"] / shard["processes"]
+        facts = rows["cut"] & 1, rows["cut"] >> 1, rows["target"]
+        for name, value in zip(SUMMARY[:3], facts, strict=True):
+            self.summary[name] += int(times[place] @ value)
+        self.summary["seconds"] += shard["seconds"] * share
+        self.residual += times[place] @ rows["residual"].astype(float)
+
+    def measure(self, source, target):
+        """Bytes of a row's record from its lengths in tokens."""
+        source, target = source.astype(np.int64), target.astype(np.int64)
+        return source * self.id.itemsize + target * self.token.itemsize
 
     def __len__(self):
         return len(self.start)
@@ -288,15 +297,15 @@ class Labels(torch.utils.data.Dataset):
         """
         source, target = self.source[index], self.target[index]
         start, size = int(self.start[index]), int(self.measure(source, target))
-        page = start - start % mmap.ALLOCATIONGRANULARITY
-        with open(self.shards[self.shard[index]]["path"], "rb") as file:
-            window = mmap.mmap(
-                file.fileno(), start - page + size, offset=page, access=mmap.ACCESS_READ
-            )
-        with window:
-            data = window[start - page :]
-        ids = np.frombuffer(data, self.id, source)
-        return ids, np.frombuffer(data, self.token, offset=ids.nbytes)
+        page = start % mmap.ALLOCATIONGRANULARITY
+        window = {"length": page + size, "offset": start - page, "access": mmap.ACCESS_READ}
+        with (
+            open(self.shards[self.shard[index]], "rb") as file,
+            mmap.mmap(file.fileno(), **window) as data,
+        ):
+            record = data[page:]
+        ids = np.frombuffer(record, self.id, source)
+        return ids, np.frombuffer(record, self.token, offset=ids.nbytes)
 
 
 def hash_vocabulary(tokenizer):
@@ -323,16 +332,13 @@ def describe_teacher(model):
     }
 
 
-def describe_targets(args):
-    """What the student has to agree with."""
-    names = "prefix", "max_source_length", "max_target_length"
-    return {name: getattr(args, name) for name in names}
-
-
-def describe_pass(args):
-    """What else changes a label."""
+def describe_labels(args):
+    """What else a label depends on; the first three are what the student has to agree with."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
+        "prefix": args.prefix,
+        "max_source_length": args.max_source_length,
+        "max_target_length": args.max_target_length,
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
         "shard_rows": args.shard_rows,
@@ -353,11 +359,12 @@ def open_labels(args):
         manifest = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     except ValueError:
         fail(f"{file}: not JSON; remove {folder} to make the labels again")
+    wanted = describe_labels(args)
     if given:
-        wanted = describe_targets(args)
         manifest = manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
+        wanted = dict(list(wanted.items())[:3])
     else:
-        wanted = {**describe_teacher(args.teacher), **describe_targets(args), **describe_pass(args)}
+        wanted = {**describe_teacher(args.teacher), **wanted}
         if not 0 <= args.top_k < wanted["vocabulary_size"]:
             fail(f"--top-k {args.top_k}: the vocabulary has {wanted['vocabulary_size']:,} ids")
     if not manifest:
@@ -405,22 +412,20 @@ def make_labels(labels, args, sources, indices):
 
 def write_shard(labels, name, model, tokenizer, sources, piece):
     """Label some rows, longest first, and write their .bin. Returns what its .json needs."""
-    keys, limit, size = (
-        sources.keys[piece],
-        *(labels.key[n] for n in ("max_source_length", "batch_size")),
-    )
-    encoded = tokenizer([labels.key["prefix"] + text for text in sources.read(piece)]).input_ids
+    key, keys = labels.key, sources.keys[piece]
+    limit, size = key["max_source_length"], key["batch_size"]
+    encoded = tokenizer([key["prefix"] + text for text in sources.read(piece)]).input_ids
     order = sorted(range(len(piece)), key=lambda i: -len(encoded[i]))
     table, temporary = [], labels.folder / f".{name}.{os.getpid()}.new"
     with open(temporary, "wb") as file:
         for i in range(0, len(order), size):
             batch = [encoded[j] for j in order[i : i + size]]
             batch = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in batch]
-            decoded = decode(model, batch, labels)
-            for j, ids, (tokens, *facts) in zip(order[i : i + size], batch, decoded, strict=True):
+            decoded = zip(order[i : i + size], batch, decode(model, batch, labels), strict=True)
+            for j, ids, (tokens, cut, residual) in decoded:
                 file.write(np.array(ids, labels.id).tobytes() + tokens.tobytes())
-                cut = 2 * facts[0] + (len(ids) < len(encoded[j]))
-                table.append((keys[j], len(ids), len(tokens), cut, facts[1]))
+                cut = 2 * cut + (len(ids) < len(encoded[j]))
+                table.append((keys[j], len(ids), len(tokens), cut, residual))
         file.write(np.array(table, labels.row).tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -695,7 +700,7 @@ class Trainer(Seq2SeqTrainer):
         return loss * self.args.world_size / num_items_in_batch
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = np.add(self.train_dataset.source, self.train_dataset.target, dtype=np.int32)
+        lengths = self.train_dataset.source + self.train_dataset.target  # below 2^16
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
 
@@ -874,6 +879,8 @@ def parse_args(argv=None):
         parser.error("give --teacher, or --labels made before")
     if not args.output and not (args.labels_only and args.labels):
         parser.error("give --output (with --labels-only, --labels will do)")
+    if max(args.max_source_length, args.max_target_length) > 32767:
+        parser.error("--max-source-length and --max-target-length must be below 32,768")
     for name in ("num_unlabeled", "teacher_batch_size", "shard_rows"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
