@@ -130,3 +130,20 @@ def test_the_teacher_labels_the_rows_that_its_students_draw():
     for line in passes:
         seed = re.search(r"--teacher runs/mini/wlp/teacher-n\d+-s(\d+)/model", line)[1]
         assert f"--seed {seed} " in line + " "
+
+
+def test_the_readmes_table_is_the_measured_one():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- table2 -->\n(.*?)<!-- end of table2 -->", text, re.DOTALL)[1]
+    assert shown == (ROOT / "data" / "results" / "mini-table2.md").read_text(encoding="utf-8")
+
+
+def test_readme_names_every_target_and_script():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(
+        r"^(table\d+|fig\d+|bench|test|lint|data|mini-models):.*## ", makefile, re.MULTILINE
+    ):
+        assert f"make {target}" in text, target
+    for name in SCRIPTS:
+        assert name in text, name
