@@ -83,8 +83,8 @@ SHA := import hashlib; print(hashlib.sha256(open("requirements.txt", "rb").read(
 INSTALLED := $(VENV)/installed-$(shell $(PYTHON) -c '$(SHA)')
 
 $(INSTALLED):
-	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit( \
-	  f"error: Python {v[0]}.{v[1]} found, 3.10 to 3.13 needed; say for example PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
+	  f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; say for example PYTHON=python3.12")'
 	@echo "installing requirements.txt into $(VENV): some minutes, about 1.5 GB" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
