@@ -113,6 +113,19 @@ class Clock:
         yield
         self.seconds[name] += self.read() - start
 
+    @contextlib.contextmanager
+    def watch(self, owner, name, phase):
+        """Count what a function or method takes as a phase."""
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            with self.phase(phase):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, timed)
+        yield
+        setattr(owner, name, function)
+
     def read(self):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -165,37 +178,32 @@ def run_released(args, teacher_folder, rows, clock):
 
 
 def run_ours(args, teacher_folder, unlabeled, clock):
-    """(b): both halves of distill.py."""
+    """(b): both halves of distill.py, with what they spend their time on."""
     labels, output = args.output / "labels", args.output / "ours"
     for folder in (labels, output):
         shutil.rmtree(folder, ignore_errors=True)
     common = ["--unlabeled", unlabeled, *LENGTHS, "--teacher-dtype", "float32", "--no-bf16"]
-    with clock.phase("teacher, once"):
-        quietly(
-            distill.main, "--teacher", teacher_folder, "--labels", labels, "--labels-only", *common
-        )
-    student = ["--student", args.models / "student", "--output", output, *training(args)]
-    with clock.phase("student"):
-        quietly(distill.main, "--teacher", labels, *student, *common)
+    teacher = ["--teacher", teacher_folder, "--labels", labels, "--labels-only"]
+    student = ["--teacher", labels, "--student", args.models / "student", "--output", output]
+    with clock.phase("teacher, once"), clock.watch(distill, "decode", "decode and keep"):
+        quietly(distill.main, *teacher, *common)
+    with (
+        clock.phase("student"),
+        clock.watch(distill.Labels, "__getitem__", "labels from disk"),
+        clock.watch(distill.Collator, "__call__", "batch"),
+        clock.watch(distill.Trainer, "compute_loss", "forward and loss"),
+        clock.watch(distill.Trainer, "train", "train"),
+    ):
+        quietly(distill.main, *student, *training(args), *common)
 
 
 def run_plain(args, train, clock):
     """(c): fine-tuning on the same rows with the teacher's targets as if they were labels."""
     output = args.output / "plain"
     shutil.rmtree(output, ignore_errors=True)
-    with clock.phase("student"):
-        quietly(
-            train_small.main,
-            "--model",
-            args.models / "student",
-            "--train",
-            train,
-            "--output",
-            output,
-            *training(args),
-            *LENGTHS,
-            "--no-bf16",
-        )
+    files = ["--model", args.models / "student", "--train", train, "--output", output]
+    with clock.phase("student"), clock.watch(train_small.Trainer, "train", "train"):
+        quietly(train_small.main, *files, *training(args), *LENGTHS, "--no-bf16")
 
 
 def training(args):
@@ -214,35 +222,30 @@ def measure_speed(args):
         folder = args.output / f"teacher-{times}x"
         parameters = enlarge(teacher, times * size, folder)
         say(f"teacher of {parameters:,} parameters, {parameters / size:.1f} times the student's")
+        once = argparse.Namespace(**{**vars(args), "epochs": 1})
+        run_all(once, folder, rows, unlabeled)  # what is loaded or compiled only once
         runs = []
         for repeat in range(args.repeats):
-            clocks = {name: Clock() for name in "abc"}
-            with wall(clocks["a"]):
-                cached = run_released(args, folder, rows, clocks["a"])
-            with wall(clocks["b"]):
-                run_ours(args, folder, unlabeled, clocks["b"])
-            if not repeat:
-                train, tokenizer = args.output / "plain.jsonl", distill.load_tokenizer(str(folder))
-                write_plain(train, unlabeled, args, tokenizer)
-            with wall(clocks["c"]):
-                run_plain(args, train, clocks["c"])
-            runs.append({name: dict(clock.seconds) for name, clock in clocks.items()})
-            say(
-                f"repeat {repeat + 1}: "
-                + ", ".join(f"({n}) {r['whole']:.1f} s" for n, r in runs[-1].items())
-            )
-        results.append(
-            {
-                "times": parameters / size,
-                "teacher": parameters,
-                "student": size,
-                "rows": len(rows),
-                "target_tokens": sum(len(t) for _, t in cached),
-                "runs": runs,
-            }
-        )
+            runs.append(run_all(args, folder, rows, unlabeled))
+            seconds = [f"({name}) {run['whole']:.1f} s" for name, run in runs[-1].items()]
+            say(f"repeat {repeat + 1}: {', '.join(seconds)}")
+        about = {"teacher": parameters, "student": size, "times": parameters / size}
+        results.append({**about, "rows": len(rows), "runs": runs})
     show_speed(args, results)
     return results
+
+
+def run_all(args, teacher, rows, unlabeled):
+    """One run each of (a), (b) and (c). Returns the seconds of each by phase."""
+    clocks = {name: Clock() for name in "abc"}
+    with wall(clocks["a"]):
+        run_released(args, teacher, rows, clocks["a"])
+    with wall(clocks["b"]):
+        run_ours(args, teacher, unlabeled, clocks["b"])
+    train = write_plain(args, unlabeled)
+    with wall(clocks["c"]):
+        run_plain(args, train, clocks["c"])
+    return {name: dict(clock.seconds) for name, clock in clocks.items()}
 
 
 @contextlib.contextmanager
@@ -254,14 +257,16 @@ def wall(clock):
     clock.seconds["processor"] = time.process_time() - used
 
 
-def write_plain(path, unlabeled, args, tokenizer):
-    """The rows with the teacher's targets as text."""
-    sources = distill.Sources(unlabeled, None, 0)
+def write_plain(args, unlabeled):
+    """A file of the rows with the teacher's targets as text."""
+    path, sources = args.output / "plain.jsonl", distill.Sources(unlabeled, None, 0)
+    tokenizer = distill.load_tokenizer(str(args.models / "student"))
     labels = open_labels(args.output / "labels", sources)
     with open(path, "w", encoding="utf-8") as file:
         for i, source in enumerate(sources.read(np.arange(len(labels)))):
             target = tokenizer.decode(labels[i][1]["id"], skip_special_tokens=True)
             file.write(json.dumps({"source": source, "target": target or "nothing"}) + "\n")
+    return path
 
 
 def open_labels(folder, sources):
@@ -270,45 +275,42 @@ def open_labels(folder, sources):
     return labels
 
 
+OURS = "teacher, once", "decode and keep", "student", "train", "labels from disk", "batch"
+PHASES = {
+    "a": ("load", "decode", "batch", "teacher, every step", "student"),
+    "b": (*OURS, "forward and loss"),
+    "c": ("train",),
+}
+
+
 def show_speed(args, results):
-    first = results[0]
     print(
-        f"{first['rows']:,} rows, {first['target_tokens'] / first['rows']:.1f} target tokens a row,"
-        f" {args.epochs} epochs, batches of {args.batch_size}, {torch.get_num_threads()} thread(s),"
-        f" fp32, {args.repeats} repeats; median (least - most)\n"
+        f"{results[0]['rows']:,} rows, {args.epochs} epochs, batches of {args.batch_size}, "
+        f"{torch.get_num_threads()} thread(s), fp32; median of {args.repeats} (least - most)\n"
     )
+    names = {"a": "the released loop", "b": "distill.py", "c": "plain fine-tuning"}
     for result in results:
         runs = result["runs"]
         print(
-            f"Teacher {result['teacher']:,} parameters, {result['times']:.0f} times the student's"
+            f"A teacher of {result['teacher']:,} parameters, {result['times']:.0f} times the"
+            f" student's {result['student']:,}"
         )
-        print_row("(a) the released loop", runs, lambda run: run["a"]["whole"], "s")
-        for phase in ("load", "decode", "batch", "teacher, every step", "student"):
-            print_row(f"      {phase}", runs, lambda run, p=phase: run["a"][p], "s")
-        print_row("(b) distill.py", runs, lambda run: run["b"]["whole"], "s")
-        for phase in ("teacher, once", "student"):
-            print_row(f"      {phase}", runs, lambda run, p=phase: run["b"][p], "s")
-        print_row("(c) plain fine-tuning", runs, lambda run: run["c"]["whole"], "s")
-        print_row("(a) / (b)", runs, lambda run: run["a"]["whole"] / run["b"]["whole"], "x")
-        print_row(
-            "   by processor time",
-            runs,
-            lambda run: run["a"]["processor"] / run["b"]["processor"],
-            "x",
-        )
-        print_row(
-            "student half of (b) / (c)",
-            runs,
-            lambda run: run["b"]["student"] / run["c"]["student"],
-            "x",
-        )
+        for letter, name in names.items():
+            print_row(f"({letter}) {name}, s", [run[letter]["whole"] for run in runs])
+            for phase in PHASES[letter]:
+                print_row(f"      {phase}", [run[letter][phase] for run in runs])
+        for clock in ("whole", "processor"):
+            by = "" if clock == "whole" else ", processor time"
+            ratios = [run["a"][clock] / run["b"][clock] for run in runs]
+            print_row(f"(a) / (b){by}", ratios)
+        ratios = [run["b"]["student"] / run["c"]["student"] for run in runs]
+        print_row("student half of (b) / (c)", ratios)
         print()
 
 
-def print_row(name, runs, value, unit):
-    values = [value(run) for run in runs]
+def print_row(name, values):
     spread = f"({min(values):.2f} - {max(values):.2f})"
-    print(f"  {name:<28}{statistics.median(values):>9.2f} {unit}   {spread}")
+    print(f"  {name:<30}{statistics.median(values):>9.2f}   {spread}")
 
 
 # --- exactness --------------------------------------------------------------------------------
@@ -316,60 +318,36 @@ def print_row(name, runs, value, unit):
 
 def measure_exactness(args):
     """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
-    teacher, unlabeled = make_teacher(args), args.data / "unlabeled.jsonl"
+    teacher, results = make_teacher(args), []
+    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     folders = {k: args.output / f"labels-k{k}" for k in (8, 32, 64, 0)}
     for k, folder in folders.items():
-        quietly(
-            distill.main,
-            "--teacher",
-            teacher,
-            "--labels",
-            folder,
-            "--labels-only",
-            "--top-k",
-            k,
-            "--unlabeled",
-            unlabeled,
-            "--num-unlabeled",
-            args.unlabeled,
-            *LENGTHS,
-        )
-    results = []
+        labels = ["--labels", folder, "--labels-only", "--top-k", k]
+        quietly(distill.main, "--teacher", teacher, *labels, *rows, *LENGTHS)
     for temperature in (1.0, 2.0):
         exact = differentiate(args, teacher, folders[0], temperature, live=True)
         for k, folder in folders.items():
-            loss, gradient, residual = differentiate(args, teacher, folder, temperature)
-            scores = [
-                train_and_score(args, f"k{k}-t{temperature:g}-s{seed}", folder, seed, temperature)
-                for seed in range(args.seeds)
-            ]
+            loss, gradient, mass = differentiate(args, teacher, folder, temperature)
+            names = [f"k{k}-t{temperature:g}-s{seed}" for seed in range(args.seeds)]
+            flags = ["--temperature", temperature]
+            scores = [train_and_score(args, n, folder, i, flags)[0] for i, n in enumerate(names)]
             error = torch.linalg.vector_norm(gradient - exact[1])
-            size = torch.linalg.vector_norm(exact[1])
-            results.append(
-                {
-                    "k": k,
-                    "temperature": temperature,
-                    "residual": residual,
-                    "loss": loss,
-                    "dense_loss": exact[0],
-                    "gradient_error": (error / size).item(),
-                    "gradient_cosine": torch.cosine_similarity(gradient, exact[1], 0).item(),
-                    "scores": scores,
-                }
-            )
+            error = (error / torch.linalg.vector_norm(exact[1])).item()
+            cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
+            result = {"k": k, "temperature": temperature, "mass_outside": mass, "loss": loss}
+            result |= {"dense_loss": exact[0], "gradient_error": error, "cosine": cosine}
+            results.append({**result, "scores": scores})
             say(f"T = {temperature:g}, k = {k or 'all'}: {scores}")
     print(
-        f"{args.unlabeled:,} rows; loss and gradient of the first {args.batch_size * 4} at the"
-        f" student's first step, against the teacher in float64; then {args.steps} steps\n"
+        f"{args.unlabeled:,} rows. Loss, gradient: the untrained student on {args.batch_size * 4} "
+        f"rows, against the teacher in float64. Score: dev, after {args.steps} steps.\n"
     )
-    print(
-        " T    k   mass outside   loss      relative error   gradient error   cosine     dev score"
-    )
+    print(" T    k  mass outside      loss  loss error  gradient error    cosine  score")
     for r in results:
         print(
-            f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['residual']:>13.4%} {r['loss']:>9.5f}"
-            f" {r['loss'] / r['dense_loss'] - 1:>15.1e} {r['gradient_error']:>16.1e}"
-            f" {r['gradient_cosine']:>10.6f}   {show_scores(r['scores'])}"
+            f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['mass_outside']:>13.3%}"
+            f" {r['loss']:>9.5f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
+            f" {r['gradient_error']:>15.1e} {r['cosine']:>9.6f}  {show_scores(r['scores'])}"
         )
     return results
 
@@ -403,45 +381,18 @@ def differentiate(args, teacher, folder, temperature, live=False):
     return loss.mean().item(), gradient, mass
 
 
-def train_and_score(args, name, folder, seed, temperature, *flags):
-    """A student's score on dev, in percent."""
-    output = args.output / "students" / name
-    quietly(
-        distill.main,
-        "--teacher",
-        folder,
-        "--student",
-        args.models / "student",
-        "--output",
-        output,
-        "--unlabeled",
-        args.data / "unlabeled.jsonl",
-        "--num-unlabeled",
-        args.unlabeled,
-        "--temperature",
-        temperature,
-        "--max-steps",
-        args.steps,
-        "--learning-rate",
-        args.learning_rate,
-        "--seed",
-        seed,
-        *LENGTHS,
-        *flags,
-    )
+def train_and_score(args, name, teacher, seed, flags):
+    """A student's score on dev, in percent, and the seconds of its training."""
+    output = args.output / f"students-u{args.unlabeled}-{args.steps}" / name
+    files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
+    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
+    train = ["--max-steps", args.steps, "--learning-rate", args.learning_rate, "--seed", seed]
+    quietly(distill.main, *files, *rows, *train, *LENGTHS, *flags)
     if not (output / "metrics.json").exists():
-        quietly(
-            evaluate.main,
-            "--task",
-            "wlp",
-            "--model",
-            output / "model",
-            "--data",
-            args.data / "dev.jsonl",
-            "--output",
-            output,
-        )
-    return json.loads((output / "metrics.json").read_text())["score"]
+        score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
+        quietly(evaluate.main, "--task", "wlp", *score, "--output", output)
+    score = json.loads((output / "metrics.json").read_text())["score"]
+    return score, json.loads((output / "training.json").read_text())["seconds"]["train"]
 
 
 def show_scores(scores):
@@ -450,28 +401,26 @@ def show_scores(scores):
 
 
 def measure_losses(args):
-    """--loss paper and ours, the same teacher, rows, steps and seeds: score on dev and seconds."""
+    """--loss paper and ours on the same teacher, rows, steps and seeds: dev score and seconds."""
     teacher, results = make_teacher(args), []
     for temperature in (2.0, 1.0):
         for loss in ("paper", "kl"):
-            scores, seconds = [], []
+            runs = []
             for seed in range(args.seeds):
-                name, labels = f"{loss}-t{temperature:g}-s{seed}", args.output / f"labels-s{seed}"
-                flags = ["--labels", labels, "--loss", loss]
-                scores.append(train_and_score(args, name, teacher, seed, temperature, *flags))
-                record = json.loads((args.output / "students" / name / "training.json").read_text())
-                seconds.append(record["seconds"]["train"])
-            results.append(
-                {"loss": loss, "temperature": temperature, "scores": scores, "seconds": seconds}
-            )
+                flags = ["--labels", args.output / f"labels-s{seed}", "--loss", loss]
+                flags += ["--temperature", temperature]
+                name = f"{loss}-t{temperature:g}-s{seed}"
+                runs.append(train_and_score(args, name, teacher, seed, flags))
+            scores, seconds = map(list, zip(*runs, strict=True))
+            result = {"loss": loss, "temperature": temperature, "scores": scores}
+            results.append({**result, "seconds": seconds})
             say(f"{loss}, T = {temperature:g}: {scores}")
     print(f"{args.unlabeled:,} rows, {args.steps} steps, {args.seeds} seeds\n")
     print("loss     T   training s   dev score")
     for r in results:
-        print(
-            f"{r['loss']:<6} {r['temperature']:>3g} {statistics.median(r['seconds']):>10.1f}   "
-            f"{show_scores(r['scores'])}"
-        )
+        seconds = statistics.median(r["seconds"])
+        head = f"{r['loss']:<6} {r['temperature']:>3g} {seconds:>12.1f}"
+        print(f"{head}   {show_scores(r['scores'])}")
     return results
 
 
@@ -634,7 +583,10 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
         if not path.exists():
-            sys.exit(f"error: {path}: not there; run `make mini-models` and `make table2 -n`")
+            prepare = (
+                "python data/prepare.py --task wlp --scale mini --output data/prepared/mini/wlp"
+            )
+            sys.exit(f"error: {path}: not there; run `make mini-models` and `{prepare}`")
     args.output.mkdir(parents=True, exist_ok=True)
     results = MODES[args.mode](args)
     settings = {key: str(value) for key, value in vars(args).items()}
