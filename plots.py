@@ -394,7 +394,8 @@ def show_usd(amount):
 
 
 def show_count(count):
-    return f"{count / 1000:g}K" if count >= 1000 or count % 100 == 0 else str(count)
+    """Thousands as the paper prints them, where a count is round enough."""
+    return f"{count / 1000:g}K" if count % 100 == 0 else f"{count:,}"
 
 
 def lay_group(cells, folder, unit):
