@@ -255,7 +255,7 @@ class Labels(torch.utils.data.Dataset):
         self.summary["residual"] = dict(zip(temperatures, mean, strict=True))
         lost = np.flatnonzero((self.shard < 0)[place])
         for name in ("shard", "start", "source", "target"):
-            setattr(self, name, getattr(self, name)[place])
+            setattr(self, name, None if len(lost) else getattr(self, name)[place])
         return damaged, lost[np.sort(np.unique(place[lost], return_index=True)[1])]
 
     def read_table(self, shard):
@@ -392,9 +392,9 @@ def make_labels(labels, args, sources, indices):
     rows: a continued pass, or one by several processes, writes the same labels.
     """
     start, state, key = time.monotonic(), PartialState(), labels.key
+    pieces = np.split(indices, np.flatnonzero(np.diff(indices // key["shard_rows"])) + 1)
     model = load_model(args.teacher, dtype=getattr(torch, key["dtype"])).to(state.device).eval()
     tokenizer = load_tokenizer(args.teacher)
-    pieces = np.split(indices, np.flatnonzero(np.diff(indices // key["shard_rows"])) + 1)
     done, begun = 0, start
     for piece in pieces[state.process_index :: state.num_processes]:
         name = f"shard-{hashlib.sha256(sources.keys[piece].tobytes()).hexdigest()[:12]}"

@@ -73,7 +73,7 @@ def make_teacher(args):
     output = args.output / "teacher"
     say(f"fine-tuning the teacher: {output}")
     flags = ["--max-steps", args.teacher_steps, "--batch-size", 16, "--learning-rate", 1e-3]
-    train = ["--train", args.data / "train.jsonl", "--num-labels", 500, "--output", output]
+    train = ["--train", args.data / "train.jsonl", "--output", output]
     quietly(train_teacher.main, "--model", args.models / "teacher", *train, *flags, *LENGTHS)
     return output / "model"
 

@@ -1,0 +1,97 @@
+"""data/bench_distill.py: what it compares is what it says; its parts run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "data")]
+import bench_distill as bench  # noqa: E402
+
+import distill  # noqa: E402
+
+MODELS = ROOT / "data" / "mini-models"
+ROWS = [f"add {i} ml of buffer and mix for {i} minutes" for i in range(1, 41)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [{"source": row, "target": "buffer [Reagent]"} for row in ROWS]
+    for name in ("train", "dev", "unlabeled"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_larger_teacher_says_exactly_the_same(tmp_path):
+    parameters = bench.enlarge(MODELS / "teacher", 3_000_000, tmp_path / "large")
+    assert 3_000_000 <= parameters < 3_010_000
+    inputs = {
+        "input_ids": torch.arange(5, 25)[None],
+        "decoder_input_ids": torch.arange(9, 15)[None],
+    }
+    with torch.no_grad():
+        small, large = (
+            distill.load_model(str(folder)).double()(**inputs).logits
+            for folder in (MODELS / "teacher", tmp_path / "large")
+        )
+    assert torch.equal(small.argmax(-1), large.argmax(-1))
+    assert torch.allclose(small, large, rtol=0, atol=1e-10)
+
+
+def test_released_loop_and_ours_decode_the_same_targets(tmp_path, data):
+    """All three are given the same rows, and (a)'s targets are those in (b)'s labels."""
+    args = bench.parse_args(
+        ["--models", str(MODELS), "--output", str(tmp_path), "--epochs", "1", "--batch-size", "16"]
+    )
+    unlabeled = data / "unlabeled.jsonl"
+    cached = bench.run_released(args, MODELS / "teacher", ROWS, bench.Clock())
+    clock = bench.Clock()
+    bench.run_ours(args, MODELS / "teacher", unlabeled, clock)
+    sources = distill.Sources(unlabeled, None, 0)
+    labels = bench.open_labels(tmp_path / "labels", sources)
+    ours = sorted(
+        (ids.tolist(), tokens["id"].tolist())
+        for ids, tokens in map(labels.__getitem__, range(len(labels)))
+    )
+    assert ours == sorted(cached)
+    plain = bench.write_plain(args, unlabeled).read_text(encoding="utf-8").splitlines()
+    assert sorted(json.loads(line)["source"] for line in plain) == sorted(ROWS)
+    assert set(bench.OURS) <= set(clock.seconds)
+    assert clock.seconds["student"] > clock.seconds["train"] > clock.seconds["forward and loss"]
+
+
+def test_labels_of_many_rows_are_found(tmp_path, data):
+    seed = tmp_path / "seed"
+    flags = ["--unlabeled", data / "unlabeled.jsonl", "--top-k", 8, *bench.LENGTHS]
+    teacher = ["--teacher", MODELS / "teacher", "--labels", seed, "--labels-only"]
+    bench.quietly(distill.main, *teacher, *flags)
+    lines = (data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()
+    bench.write_many(1000, lines, tmp_path / "many.jsonl", seed, tmp_path / "many")
+    sources = distill.Sources(tmp_path / "many.jsonl", None, 0)
+    labels = bench.open_labels(tmp_path / "many", sources)
+    assert len(labels) == 1000 == len(np.unique(sources.keys))
+    assert (labels.shard >= 0).all()
+
+
+def test_every_mode_runs(tmp_path, data, capsys):
+    """The command line from end to end at the smallest size, a table on stdout."""
+    flags = ["--models", MODELS, "--data", data, "--output", tmp_path / "out", "--batch-size", 8]
+    flags += ["--teacher-steps", 2, "--steps", 2, "--unlabeled", 16, "--seeds", 1, "--rows", 8]
+    flags += ["--epochs", 1, "--repeats", 1, "--times", 5]
+    for mode, sign in (
+        ("speed", "(a) / (b)"),
+        ("exactness", "gradient error"),
+        ("losses", "paper"),
+    ):
+        bench.main([str(flag) for flag in [*flags, *([] if mode == "speed" else [f"--{mode}"])]])
+        assert sign in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / f"{mode}.json").read_text())["results"]
+    exact = json.loads((tmp_path / "out" / "exactness.json").read_text())["results"]
+    dense = [row for row in exact if row["k"] == 0]
+    assert all(abs(row["loss"] / row["dense_loss"] - 1) < 1e-5 for row in dense)
+    assert all(row["gradient_error"] < 1e-4 for row in dense)
