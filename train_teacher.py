@@ -28,6 +28,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import platform
 import random
@@ -336,16 +337,16 @@ KINDS = ("weights", "gradients", "optimiser")
 # Bytes per weight on disk: a checkpoint, of which two lie there while one is written; the model.
 DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 4)}
 RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
-MICRO_TOKENS = 1024  # below this many tokens in a pass a big GPU idles: recompute rather
-GPUS = {  # GiB that a program can use, dense bf16 TFLOP/s (data sheets; fp32 here means TF32: half)
-    "A100-80GB": (79.1, 312),
-    "H100": (79.1, 989),
-    "A100-40GB": (39.4, 312),
-    "A40": (44.4, 150),
-    "L40S": (44.4, 362),
-    "RTX4090": (23.5, 165),
-    "A10G": (22.1, 70),
-    "H200": (139.8, 989),
+MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
+GPUS = {  # GiB that a program can use, dense bf16 TFLOP/s (fp32 is TF32 here: half), TB/s of memory
+    "A100-80GB": (79.1, 312, 2.0),
+    "H100": (79.1, 989, 3.35),
+    "A100-40GB": (39.4, 312, 1.55),
+    "A40": (44.4, 150, 0.7),
+    "L40S": (44.4, 362, 0.86),
+    "RTX4090": (23.5, 165, 1.0),
+    "A10G": (22.1, 70, 0.6),
+    "H200": (139.8, 989, 4.8),
 }
 SIZES = {"80": "A100-80GB", "40": "A100-40GB", "48": "A40", "24": "RTX4090", "141": "H200"}
 T5_SHAPES = {  # d_model, d_ff, heads, layers a side of T5 v1.1
@@ -373,7 +374,7 @@ def read_config(model, dry_run):
 
 
 def list_gpus(spec):
-    """[(name, free GiB, TFLOP/s or None)] of `4x48` or `1xH100`, else of what this machine has."""
+    """[(name, free GiB, TFLOP/s, TB/s)] of `4x48` or `1xH100`, else of what this machine has."""
     if spec:
         count, _, name = spec.partition("x")
         name = SIZES.get(name, name)
@@ -390,14 +391,14 @@ def list_gpus(spec):
         free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return [("CPU", free / 2**30, None)]
+    return [("CPU", free / 2**30, None, None)]
 
 
 def describe_gpu(index):
-    """(name, free GiB, TFLOP/s or None) of one of this machine's GPUs."""
-    name = torch.cuda.get_device_name(index)
-    speeds = [flops for key, (_, flops) in GPUS.items() if key.split("-")[0] in name]
-    return name, torch.cuda.mem_get_info(index)[0] / 2**30, speeds[0] if speeds else None
+    """(name, free GiB, TFLOP/s, TB/s) of one of this machine's GPUs; None where not known."""
+    name, free = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[0] / 2**30
+    speeds = [speed for key, (_, *speed) in GPUS.items() if key.split("-")[0] in name]
+    return name, free, *(speeds[0] if speeds else (None, None))
 
 
 def build_empty(config, layers=None):
@@ -536,7 +537,7 @@ def plan_way(footprint, gpus, way, rows, recompute, autocast, rank):
         "disk_gb": footprint.weights * max(2 * DISK[way][0], sum(DISK[way])) / 1e9,
         "gib": gib,
         "gib_per_gpu": needs,
-        "fits": all(need <= free for need, (_, free, _) in zip(needs, gpus, strict=False)),
+        "fits": all(need <= gpu[1] for need, gpu in zip(needs, gpus, strict=False)),
         "places": {name: place for (name, _), place in zip(footprint.pieces, places, strict=True)},
     }
 
@@ -561,14 +562,15 @@ def list_tries(args, way, cpu, tokens):
     ]
 
 
-def plan_memory(args, footprint, gpus):
+def plan_memory(args, footprint, gpus, tokens):
     """(the plan to run or None, plans by way): the fastest settings that fit, else the leanest.
 
     One GPU is used where it suffices, otherwise all of them. A dry run plans all ways, to compare.
+    tokens: mean source and target tokens of a row.
     """
     plans, wanted = {}, [*BYTES] if args.memory == "auto" else [args.memory]
     for way in BYTES if args.dry_run else wanted:
-        tries = list_tries(args, way, gpus[0][0] == "CPU", sum(footprint.lengths))
+        tries = list_tries(args, way, gpus[0][0] == "CPU", sum(tokens))
         for devices in (gpus[:1], gpus)[: len(gpus)]:
             for settings in tries:
                 plans[way] = plan_way(footprint, devices, way, *settings, args.lora_rank)
@@ -582,26 +584,30 @@ def plan_memory(args, footprint, gpus):
 
 
 def estimate_hours(args, footprint, gpus, plan, rows, tokens):
-    """Hours of training, from 6 FLOP a weight and token; None where the GPU's speed isn't known.
+    """Hours of training; None where the GPU's speed isn't known.
 
-    tokens: mean source and target tokens of a row. Layers on several GPUs work one after the other.
+    6 FLOP a weight and real token, a third more with recompute, and for each step the optimiser
+    reads and writes all it keeps. Layers on several GPUs work one after the other, optimisers at
+    the same time.
     """
-    if not gpus[0][2]:
+    _, _, speed, bandwidth = gpus[0]
+    if not speed:
         return None
     flops = 0
     for name, weights in footprint.pieces[1:]:
         flops += 6 * weights * (tokens[0] if name.startswith("encoder") else tokens[1])
     flops *= (4 / 3 if plan["recompute"] else 1) * (2 / 3 if plan["memory"] == "lora" else 1)
-    passes = rows * args.epochs
-    if args.max_steps > 0:
-        passes = args.max_steps * args.batch_size * args.gradient_accumulation
-    speed = gpus[0][2] * 1e12 * (0.5 if plan["memory"] == "fp32" and not plan["autocast"] else 1)
-    return flops * passes / (speed * args.utilisation) / 3600
+    speed *= 0.5 if plan["memory"] == "fp32" and not plan["autocast"] else 1
+    batch = args.batch_size * args.gradient_accumulation
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(rows / batch) * args.epochs
+    kept = 0 if plan["memory"] == "lora" else 2 * sum(BYTES[plan["memory"]]) * footprint.weights
+    seconds = batch * flops / (speed * 1e12 * args.utilisation)
+    return steps * (seconds + kept / plan["gpus"] / (bandwidth * 1e12)) / 3600
 
 
 def show_plan(args, footprint, gpus, chosen, plans, rows, tokens):
     """Print what each way needs beside what is there, then time and dollars of the chosen one."""
-    name, free, _ = gpus[0]
+    name, free = gpus[0][:2]
     print(
         f"{args.model}: {footprint.weights / 1e9:.2f}B weights, head "
         f"{'untied' if footprint.untied else 'tied'}; {footprint.lengths[0]} + "
@@ -842,8 +848,8 @@ def choose_plan(args, tokens, rows):
     """The plan to train by; with --dry-run it is shown; exit code 1 where nothing fits."""
     config, gpus = read_config(args.model, args.dry_run), list_gpus(args.gpus)
     footprint = Footprint(config, [max(lengths) for lengths in tokens])
-    plan, plans = plan_memory(args, footprint, gpus)
     means = [sum(lengths) / len(lengths) for lengths in tokens]
+    plan, plans = plan_memory(args, footprint, gpus, means)
     if args.dry_run:
         show_plan(args, footprint, gpus, plan, plans, rows, means)
     if not plan:

@@ -163,7 +163,7 @@ def bench_tune(args, lengths, device):
     settings.dry_run, settings.output = False, Path(args.scratch) / "tune"
     footprint = train_teacher.Footprint(config, np.max(lengths, axis=0).tolist())
     gpus = train_teacher.list_gpus(None)[:1]
-    plan, plans = train_teacher.plan_memory(settings, footprint, gpus)
+    plan, plans = train_teacher.plan_memory(settings, footprint, gpus, np.mean(lengths, axis=0))
     if not plan:
         return {"skipped": f"does not fit: {[max(p['gib_per_gpu']) for p in plans.values()]} GiB"}
     dtype = torch.float32 if plan["memory"] == "fp32" else torch.bfloat16

@@ -280,13 +280,6 @@ def test_small_updates_are_kept_where_plain_bf16_loses_them(world):
 # --- the plan ----------------------------------------------------------------------------------
 
 
-def plan(spec, *flags, model="google/t5-v1_1-xxl", lengths=(128, 128)):
-    """(the plan chosen, all plans) for GPUs `spec`."""
-    args = train_teacher.parse_args(["--dry-run", "--gpus", spec, "--model", model, *flags])
-    footprint = train_teacher.Footprint(train_teacher.read_config(model, True), lengths)
-    return train_teacher.plan_memory(args, footprint, train_teacher.list_gpus(spec))
-
-
 @pytest.fixture(scope="module")
 def xxl():
     args = train_teacher.parse_args(["--dry-run"])
@@ -309,7 +302,7 @@ def test_weights_of_the_published_sizes():
 def test_xxl_on_rented_gpus(xxl, spec, way, gpus):
     args = train_teacher.parse_args(["--dry-run", "--gpus", spec])
     found = train_teacher.list_gpus(spec)
-    chosen, plans = train_teacher.plan_memory(args, xxl, found)
+    chosen, plans = train_teacher.plan_memory(args, xxl, found, xxl.lengths)
     assert (chosen["memory"], chosen["gpus"]) == (way, gpus)
     assert max(chosen["gib_per_gpu"]) <= found[0][1]
     fp32, bf16 = plans["fp32"], plans["bf16"]
@@ -331,8 +324,9 @@ def test_dry_run_prints_hours_and_dollars(capsys):
     printed = capsys.readouterr().out
     assert "11.14B weights, head untied" in printed and "<- this one" in printed
     assert "5,000 rows of 128 + 128 tokens, 20 epochs" in printed and "$" in printed
-    flops = 6 * 128 * 5000 * 20 * 11.004e9  # all but the input embeddings
-    hours = flops / (0.5 * 989e12) / 3600
+    flops = 4 / 3 * 6 * 128 * 32 * 11.004e9  # recomputed; all but the input embeddings
+    steps = 157 * 20  # the optimiser reads and writes 6 bytes a weight
+    hours = steps * (flops / (0.5 * 989e12) + 12 * 11.135e9 / 3.35e12) / 3600
     assert f"{hours:.2f} GPU-hours, ${4 * hours:.2f}" in printed
     train_teacher.main(flags)
     assert "$" not in capsys.readouterr().out
@@ -384,7 +378,7 @@ def test_split_has_the_least_largest_share():
 
 def test_every_module_has_a_place_in_running_order(xxl):
     args = train_teacher.parse_args(["--dry-run"])
-    chosen, _ = train_teacher.plan_memory(args, xxl, train_teacher.list_gpus("4x48"))
+    chosen, _ = train_teacher.plan_memory(args, xxl, train_teacher.list_gpus("4x48"), xxl.lengths)
     places = train_teacher.expand_places(chosen["places"])
     model = train_teacher.build_empty(xxl.config)
     for name, _ in model.named_parameters():
@@ -456,7 +450,7 @@ def test_refusals(world, tmp_path, capsys):
 
 
 def test_too_little_memory_or_disk_is_refused_before_loading(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_teacher, "list_gpus", lambda spec: [("CPU", 1e-4, None)])
+    monkeypatch.setattr(train_teacher, "list_gpus", lambda spec: [("CPU", 1e-4, None, None)])
     with fails("does not fit 1 x CPU"):
         run(world, tmp_path / "run")
     monkeypatch.undo()
