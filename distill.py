@@ -20,6 +20,7 @@ Paper:  section 2.3, equation 1; self-distillation of section 3.2; hyperparamete
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import mmap
@@ -333,7 +334,7 @@ def describe_teacher(model):
 
 
 def describe_labels(args):
-    """What else a label depends on; the first three are what the student has to agree with."""
+    """What else a label depends on."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
         "prefix": args.prefix,
@@ -342,7 +343,7 @@ def describe_labels(args):
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
         "shard_rows": args.shard_rows,
-        "top_k": args.top_k,
+        "top_k": 64 if args.top_k is None else args.top_k,
         "temperatures": sorted({*args.temperatures, args.temperature}),
     }
 
@@ -353,6 +354,8 @@ def open_labels(args):
     Returns Labels and the teacher that can make more, None where only labels were given.
     """
     given = not args.teacher or (Path(args.teacher) / "labels.json").exists()
+    if given and args.teacher and args.labels and args.labels != Path(args.teacher):
+        fail(f"--teacher {args.teacher} is a folder of labels itself; leave --labels out")
     folder = Path(args.teacher or args.labels) if given else args.labels or args.output / "labels"
     file = folder / "labels.json"
     try:
@@ -362,10 +365,12 @@ def open_labels(args):
     wanted = describe_labels(args)
     if given:
         manifest = manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
-        wanted = dict(list(wanted.items())[:3])
+        names = ["prefix", "max_source_length", "max_target_length"]
+        names += [] if args.top_k is None else ["top_k"]
+        wanted = {name: wanted[name] for name in names}
     else:
         wanted = {**describe_teacher(args.teacher), **wanted}
-        if not 0 <= args.top_k < wanted["vocabulary_size"]:
+        if not 0 <= wanted["top_k"] < wanted["vocabulary_size"]:
             fail(f"--top-k {args.top_k}: the vocabulary has {wanted['vocabulary_size']:,} ids")
     if not manifest:
         manifest = {"key": wanted, "model": args.teacher, "training": read_training(args.teacher)}
@@ -475,11 +480,13 @@ def capture(logits, ids, labels):
     """What Labels keeps of logits (B, V), and the residual mass (B, temperatures), 0 to 1."""
     top_k, temperatures = labels.key["top_k"], labels.key["temperatures"]
     tokens = np.zeros(len(logits), labels.token)
-    tokens["id"] = ids[:, 0].cpu()
+    tokens["id"], first = ids[:, 0].cpu(), logits.amax(1, keepdim=True)
+    if not first.isfinite().all():
+        fail("the teacher's logits are not finite: are its weights whole, its dtype bf16 or fp32?")
     if not top_k:
         tokens["logits"] = logits.cpu()
         return tokens, np.zeros((len(logits), len(temperatures)))
-    top, first = logits.topk(top_k), logits.amax(1, keepdim=True)
+    top = logits.topk(top_k)
     others = (logits - first).scatter(1, top.indices, float("-inf"))
     near = (top.values - first).clamp(min=-6e4)  # within fp16
     rest = torch.stack([(others / t).logsumexp(1) for t in temperatures], 1)
@@ -750,15 +757,18 @@ def prepare_labels(args, labels, teacher, sources):
             for suffix in (".json", ".bin"):
                 (labels.folder / f"{name}{suffix}").unlink(missing_ok=True)
         make_labels(labels, args, sources, missing)
+        gc.collect()  # the teacher is gone before the student comes
+        torch.cuda.empty_cache()
         state.wait_for_everyone()
         missing = labels.load(sources.keys)[1]
     if len(missing):
         fail(f"{labels.folder}: {len(missing):,} of the rows have no labels; run the teacher pass")
-    mass = labels.summary["residual"].get(args.temperature)
-    if mass is not None and labels.key["top_k"] and state.is_main_process:
-        warning = "; it counts as one word: consider a larger --top-k" if mass > 0.1 else ""
-        text = f"{mass:.2%} of the teacher's mass at T = {args.temperature} is outside the top k"
-        print(f"[labels] {text}{warning}", file=sys.stderr)
+    if labels.key["top_k"] and state.is_main_process:
+        mass = labels.summary["residual"]
+        text = ", ".join(f"{value:.2%} at T = {t:g}" for t, value in mass.items())
+        large = mass.get(args.temperature, 0) > 0.1
+        advice = "; all that counts as one word: consider a larger --top-k" if large else ""
+        print(f"[labels] teacher's mass outside the top k: {text}{advice}", file=sys.stderr)
 
 
 def check_student(args, labels, teacher):
@@ -846,7 +856,7 @@ def parse_args(argv=None):
     add("--output", type=Path, help="run folder")
     add("--task", help="name recorded in training.json")
     add("--strategy", default="dist", help="name recorded in training.json (%(default)s)")
-    add("--top-k", type=int, default=64, help="logits kept a token, 0 = all (%(default)s)")
+    add("--top-k", type=int, help="logits kept a token, 0 = all (default: 64, or as in LABELS)")
     add("--temperature", type=float, default=2.0, help="T of Eq. 1's distributions (%(default)s)")
     kept = "that a student can choose without a new teacher pass (default: 1 2)"
     add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=f"those {kept}")

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -587,6 +588,20 @@ def test_seconds_of_the_pass_are_those_of_the_rows_used(world):
     assert 0 < part < whole
 
 
+def test_the_teacher_is_gone_before_the_student_comes(world, tmp_path, monkeypatch):
+    loaded, load = [], distill.load_model
+
+    def remember(*args, **kwargs):
+        assert all(model() is None for model in loaded), "two models in memory"
+        model = load(*args, **kwargs)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(distill, "load_model", remember)
+    train_student(world, tmp_path / "run", teacher="teacher")
+    assert len(loaded) == 2
+
+
 def test_a_finished_run_is_left_alone(world, tmp_path, capsys):
     train_student(world, tmp_path / "run")
     stamp = (tmp_path / "run" / "training.json").stat().st_mtime_ns
@@ -692,9 +707,22 @@ def test_mistakes_get_one_line(world, tmp_path):
         train_student(world, tmp_path / "run", "--loss", "paper")
     with fails("60 of the rows have no labels"):
         train_student(world, tmp_path / "run", count=120)
+    with fails(r"holds other labels \(top_k 8 -> 4\)"):
+        train_student(world, tmp_path / "run", "--top-k", "4")
+    with fails("is a folder of labels itself"):
+        train_student(world, tmp_path / "run", "--labels", str(tmp_path / "other"))
     for flags in (["--top-k", "63"], ["--top-k", "-1"]):
         with fails("the vocabulary has 63 ids"):
             make_labels(world, tmp_path / "labels", flags=flags)
+
+
+def test_a_broken_teacher_is_refused(world, tmp_path):
+    model = distill.load_model(str(world / "teacher"))
+    model.shared.weight.data[5, 0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    distill.load_tokenizer(str(world / "teacher")).save_pretrained(tmp_path / "broken")
+    with fails("logits are not finite"):
+        make_labels(world, tmp_path / "labels", teacher=tmp_path / "broken")
 
 
 @pytest.mark.parametrize(
