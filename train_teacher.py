@@ -28,6 +28,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -386,12 +387,17 @@ def list_gpus(spec):
         count = torch.cuda.device_count()
         here = [int(os.environ.get("LOCAL_RANK", 0))] if several else range(count)
         return [describe_gpu(i) for i in here]
+    return [("CPU", measure_ram(), None, None)]
+
+
+def measure_ram():
+    """GiB of memory that is free, or all there is where the system doesn't tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return [("CPU", free / 2**30, None, None)]
+    return free / 2**30
 
 
 def describe_gpu(index):
@@ -863,12 +869,18 @@ def choose_plan(args, tokens, rows):
         )
     plan["tied"] = not footprint.untied
     if not args.dry_run:
-        check_disk(plan, args.output)
+        check_host(plan, footprint, args.output)
     return plan
 
 
-def check_disk(plan, output):
-    """Refuse a run whose checkpoints would fill the disk, before hours are spent."""
+def check_host(plan, footprint, output):
+    """Refuse a run that could not be saved, for lack of disk or RAM, before hours are spent."""
+    merging = 4.2 * footprint.weights / 2**30 if plan["memory"] == "lora" else 0
+    if measure_ram() < merging:
+        fail(
+            f"{measure_ram():.1f} GiB of RAM free, {merging:.1f} GiB needed to merge the adapters "
+            "in fp32; free some or take another machine"
+        )
     folder = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
     if free < plan["disk_gb"]:
@@ -1032,6 +1044,7 @@ def main(argv=None):
     if args.fp16:
         fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
     transformers.utils.logging.disable_progress_bar()
     with one_error_line(args.output or Path(".")):
         try:

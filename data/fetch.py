@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import logging
 import os
 import sys
 import tarfile
@@ -200,6 +201,7 @@ def read_public(name, task, sources):
     try:
         import datasets
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
         rows = datasets.load_dataset(entry["path"], entry.get("name"), split=entry["split"])
         return [str(text) for text in rows[entry["column"]]]
     except ImportError:

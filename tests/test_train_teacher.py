@@ -458,6 +458,11 @@ def test_too_little_memory_or_disk_is_refused_before_loading(world, tmp_path, mo
     monkeypatch.setattr(train_teacher.shutil, "disk_usage", lambda folder: free)
     with fails("0.0 GB free, 0.0 GB needed for checkpoints"):
         run(world, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(train_teacher, "measure_ram", lambda: 1e-5)
+    monkeypatch.setattr(train_teacher, "list_gpus", lambda spec: [("CPU", 1.0, None, None)])
+    with fails("GiB needed to merge the adapters"):
+        run(world, tmp_path / "run", "--memory", "lora")
     assert not (tmp_path / "run").exists()
 
 
