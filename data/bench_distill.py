@@ -1,7 +1,7 @@
 """Time distillation, and measure what its shortcuts cost: what `make bench` runs.
 
 Usage:
-    python data/bench_distill.py                         # minutes on one core
+    python data/bench_distill.py                         # five minutes on one core
     python data/bench_distill.py --times 145 --rows 128  # the paper's ratio of sizes
     python data/bench_distill.py --exactness | --losses | --memory
 
@@ -133,7 +133,7 @@ class Clock:
 
 
 def run_released(args, teacher_folder, rows, clock):
-    """(a): the released loop. `rows` are texts."""
+    """(a): the released loop. `rows` are texts. Returns the source and target ids it trained on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with clock.phase("load"):
         tokenizer = distill.load_tokenizer(str(args.models / "student"))
@@ -141,17 +141,7 @@ def run_released(args, teacher_folder, rows, clock):
         student = distill.load_model(str(args.models / "student")).to(device).train()
         optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
     with clock.phase("decode"):
-        cached = []
-        for i in range(0, len(rows), args.batch_size):
-            texts = [LENGTHS[1] + row for row in rows[i : i + args.batch_size]]
-            inputs = tokenizer(
-                texts, padding=True, truncation=True, max_length=64, return_tensors="pt"
-            ).to(device)
-            ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)
-            for k, source in enumerate(inputs.input_ids):
-                target = ids[k, 1:].tolist()
-                end = target.index(1) + 1 if 1 in target else len(target)
-                cached.append((source[inputs.attention_mask[k] > 0].tolist(), target[:end]))
+        cached = decode_once(args, teacher, tokenizer, rows)
     for epoch in range(args.epochs):
         random.Random(epoch).shuffle(cached)
         for i in range(0, len(cached), args.batch_size):
@@ -159,21 +149,33 @@ def run_released(args, teacher_folder, rows, clock):
                 sources, targets = zip(*cached[i : i + args.batch_size], strict=True)
                 ids = distill.pad_rows(sources, -1).to(device)
                 labels = distill.pad_rows(targets, -100).to(device)
-                batch = {
-                    "input_ids": ids.clamp(min=0),
-                    "attention_mask": (ids >= 0).long(),
-                    "decoder_input_ids": student.prepare_decoder_input_ids_from_labels(labels),
-                }
+                batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
+                shifted = student.prepare_decoder_input_ids_from_labels(labels)
             with clock.phase("teacher, every step"), torch.no_grad():
-                target = (teacher(**batch).logits / 2).softmax(-1)
+                target = (teacher(**batch, decoder_input_ids=shifted).logits / 2).softmax(-1)
             with clock.phase("student"):
-                output = (student(**batch).logits / 2).log_softmax(-1)
+                output = (student(**batch, decoder_input_ids=shifted).logits / 2).log_softmax(-1)
                 loss = torch.nn.functional.kl_div(output, target, reduction="none")
-                loss = 4 * loss.sum(-1).mean()
                 optimizer.zero_grad()
-                loss.backward()
+                (4 * loss.sum(-1).mean()).backward()
                 torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
+    return cached
+
+
+def decode_once(args, teacher, tokenizer, rows):
+    """The ids of each row and of its greedy target, by generate()."""
+    cached = []
+    for i in range(0, len(rows), args.batch_size):
+        texts = [LENGTHS[1] + row for row in rows[i : i + args.batch_size]]
+        flags = {"padding": True, "truncation": True, "max_length": 64, "return_tensors": "pt"}
+        inputs = tokenizer(texts, **flags).to(teacher.device)
+        ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)
+        for source, real, target in zip(
+            inputs.input_ids, inputs.attention_mask, ids[:, 1:].tolist(), strict=True
+        ):
+            end = target.index(1) + 1 if 1 in target else len(target)
+            cached.append((source[real > 0].tolist(), target[:end]))
     return cached
 
 
@@ -306,6 +308,7 @@ def show_speed(args, results):
         ratios = [run["b"]["student"] / run["c"]["student"] for run in runs]
         print_row("student half of (b) / (c)", ratios)
         print()
+    print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
 
 
 def print_row(name, values):
@@ -456,46 +459,26 @@ def measure_memory(args):
     teacher, real = args.models / "teacher", args.output / "seed.jsonl"
     lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[:1024]
     real.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    flags = ["--top-k", 8, *LENGTHS]
-    quietly(
-        distill.main,
-        "--teacher",
-        teacher,
-        "--labels",
-        seed,
-        "--labels-only",
-        "--unlabeled",
-        real,
-        *flags,
-    )
+    flags, first = ["--top-k", 8, *LENGTHS], ["--teacher", teacher, "--labels-only", "--labels"]
+    quietly(distill.main, *first, seed, "--unlabeled", real, *flags)
     print("      rows   teacher pass   student     labels")
     for rows in args.memory_rows:
-        unlabeled, labels = args.output / "many.jsonl", args.output / "many"
+        unlabeled, labels, output = (args.output / n for n in ("many.jsonl", "many", "student"))
         size = write_many(rows, lines, unlabeled, seed, labels)
+        for folder in (args.output / "none", output):
+            shutil.rmtree(folder, ignore_errors=True)
         common = ["--unlabeled", unlabeled, "--num-unlabeled", rows, *flags]
-        shutil.rmtree(args.output / "none", ignore_errors=True)
-        shutil.rmtree(args.output / "student", ignore_errors=True)
-        first = ["--teacher", teacher, "--labels", args.output / "none", "--labels-only"]
-        student = ["--teacher", labels, "--student", args.models / "student", "--max-steps", 50]
-        peaks = [
-            run_child(*half, *common)
-            for half in (first, [*student, "--output", args.output / "student"])
-        ]
-        results.append(
-            {
-                "rows": rows,
-                "teacher_pass_mib": peaks[0],
-                "student_mib": peaks[1],
-                "labels_bytes": size,
-            }
-        )
-        print(
-            f"{rows:>10,} {peaks[0]:>10,.0f} MiB {peaks[1]:>6,.0f} MiB {size / 2**20:>6,.0f} MiB",
-            flush=True,
-        )
-    for half in ("teacher_pass_mib", "student_mib"):
-        peaks = [result[half] for result in results]
-        print(f"{half[:-4].replace('_', ' ')}: most / least = {max(peaks) / min(peaks):.3f}")
+        second = ["--teacher", labels, "--student", args.models / "student", "--output", output]
+        peaks = {
+            "teacher pass": run_child(*first, args.output / "none", *common),
+            "student": run_child(*second, "--max-steps", 50, *common),
+        }
+        results.append({"rows": rows, "labels_bytes": size, "peak_mib": peaks})
+        peaks = f"{peaks['teacher pass']:>10,.0f} MiB {peaks['student']:>6,.0f} MiB"
+        print(f"{rows:>10,} {peaks} {size / 2**20:>6,.0f} MiB", flush=True)
+    for half in ("teacher pass", "student"):
+        peaks = [result["peak_mib"][half] for result in results]
+        print(f"{half}: most / least = {max(peaks) / min(peaks):.3f}")
     for name in ("many", "none"):
         shutil.rmtree(args.output / name)
     return results
