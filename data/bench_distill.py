@@ -326,7 +326,8 @@ def measure_exactness(args):
     folders = {k: args.output / f"labels-k{k}" for k in (8, 32, 64, 0)}
     for k, folder in folders.items():
         labels = ["--labels", folder, "--labels-only", "--top-k", k]
-        quietly(distill.main, "--teacher", teacher, *labels, *rows, *LENGTHS)
+        for seed in range(args.seeds):  # each draws rows of its own
+            quietly(distill.main, "--teacher", teacher, *labels, *rows, "--seed", seed, *LENGTHS)
     for temperature in (1.0, 2.0):
         exact = differentiate(args, teacher, folders[0], temperature, live=True)
         for k, folder in folders.items():
@@ -390,6 +391,7 @@ def train_and_score(args, name, teacher, seed, flags):
     files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     train = ["--max-steps", args.steps, "--learning-rate", args.learning_rate, "--seed", seed]
+    train += ["--warmup-steps", 50]
     quietly(distill.main, *files, *rows, *train, *LENGTHS, *flags)
     if not (output / "metrics.json").exists():
         score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
@@ -550,8 +552,8 @@ def parse_args(argv=None):
     add("--rows", type=int, default=64, help="unlabeled rows, speed (%(default)s)")
     add("--epochs", type=int, default=50, help="passes over them (%(default)s)")
     add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
-    add("--unlabeled", type=int, default=1000, help="rows, exactness and losses (%(default)s)")
-    add("--steps", type=int, default=600, help="of their students (%(default)s)")
+    add("--unlabeled", type=int, default=2000, help="rows, exactness and losses (%(default)s)")
+    add("--steps", type=int, default=1200, help="of their students (%(default)s)")
     add("--seeds", type=int, default=3, help="of their students (%(default)s)")
     add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
     add("--teacher-steps", type=int, default=600, help="of its fine-tuning (%(default)s)")
