@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 import bench_gpu
 
+ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = json.loads(bench_gpu.LENGTHS.read_text())["lengths"]
 MINI = ["--teacher", "mini", "--student", "mini", "--vocabulary", "300", "--seconds", "0.2"]
 
@@ -64,3 +65,28 @@ def test_the_head_is_untied_as_in_the_published_models():
     )
     assert model.lm_head.weight is not model.shared.weight
     assert model.dtype == bench_gpu.torch.bfloat16 and not model.config.scale_decoder_outputs
+
+
+def test_optimisers_are_compared(tmp_path, capsys):
+    """A few steps of each way; the kept figures say what the README says."""
+    import bench_optimisers
+    import mini_world
+
+    mini_world.write_splits(tmp_path, 1)
+    flags = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl", "--seeds", 0]
+    flags += ["--rates", "3e-5", "--steps", 2, "--labels", 16, "--dev-rows", 8, "--batch-size", 4]
+    bench_optimisers.main([str(flag) for flag in [*flags, "--output", tmp_path / "o.json"]])
+    runs = json.loads((tmp_path / "o.json").read_text())["runs"]
+    assert [run["way"] for run in runs] == list(bench_optimisers.WAYS)
+    assert all(0 < run["dev_loss"] < 30 for run in runs)
+    assert "bf16 split" in capsys.readouterr().out
+
+    kept = json.loads((ROOT / "data" / "results" / "optimisers.json").read_text())["runs"]
+    for rate in {run["rate"] for run in kept}:
+        loss = {way: [] for way in bench_optimisers.WAYS}
+        for run in kept:
+            if run["rate"] == rate:
+                loss[run["way"]].append(run["dev_loss"])
+        mean = {way: np.mean(values) for way, values in loss.items()}
+        assert mean["bf16 split"] < 1.05 * mean["fp32 adamw"]
+        assert mean["bf16 adamw"] > mean["bf16 split"]
