@@ -1,6 +1,6 @@
 """train_teacher.py: the memory plan, the three ways to hold a model, resume, placement, refusals.
 
-Models are random T5s of 40,000 weights with a word vocabulary. SLOW=1 adds the two-process run
+Models are random T5s of 25,000 weights with a word vocabulary. SLOW=1 adds the two-process run
 and the genuine-size model.
 """
 
@@ -34,7 +34,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def save_model(folder, seed=1, untied=True, layers=2):
+def save_model(folder, seed=1, untied=True, layers=1):
     """A random T5 v1.1 with a word vocabulary and, as the published ones have, its own head."""
     pieces = {piece: i for i, piece in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     backend = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
@@ -328,8 +328,6 @@ def test_dry_run_prints_hours_and_dollars(capsys):
     steps = 157 * 20  # the optimiser reads and writes 6 bytes a weight
     hours = steps * (flops / (0.5 * 989e12) + 12 * 11.135e9 / 3.35e12) / 3600
     assert f"{hours:.2f} GPU-hours, ${4 * hours:.2f}" in printed
-    train_teacher.main(flags)
-    assert "$" not in capsys.readouterr().out
 
 
 def test_plan_counts_what_a_real_forward_pass_keeps(world):
@@ -358,7 +356,7 @@ def test_plan_counts_what_a_real_forward_pass_keeps(world):
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             output = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
             train_teacher.compute_loss(output, ids)
-        planned = 8 * (2 * encoder + 2 * decoder + rest)
+        planned = 8 * (encoder + decoder + rest)
         assert planned == pytest.approx(sum(saved.values()), rel=0.15), recompute
 
 
