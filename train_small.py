@@ -331,8 +331,9 @@ def build_arguments(args):
     """Table 8's settings (or the flags') as Trainer arguments."""
     cuda = torch.cuda.is_available()
     bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(args.output / "checkpoints"),
+        use_cpu=not torch.accelerator.is_available(),
         num_train_epochs=args.epochs,
         max_steps=args.max_steps,
         per_device_train_batch_size=args.batch_size,
@@ -351,6 +352,8 @@ def build_arguments(args):
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would multiply the batch unasked
+    return arguments
 
 
 def train(args):
