@@ -574,7 +574,7 @@ def main(argv=None):
             sys.exit(f"error: {path}: not there; run `make mini-models` and `{prepare}`")
     args.output.mkdir(parents=True, exist_ok=True)
     results = MODES[args.mode](args)
-    settings = {key: str(value) for key, value in vars(args).items()}
+    settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     facts = {"settings": settings, "results": results, "machine": distill.describe_run(__file__)}
     distill.write_json(args.output / f"{args.mode}.json", facts)
 
