@@ -379,18 +379,15 @@ class Score:
         return statistics.fmean(spent) if spent else None
 
 
-def find_reported(task, strategy, labels, budget, table=2):
-    """The paper's score of a cell, None where it prints none."""
-    for cell in costs.load_scores():
-        same = (cell["table"], cell["task"], cell["strategy"]) == (table, task, strategy)
-        if same and cell["labels"] == labels and cell["budget_usd"] in (budget, None):
-            return cell["score"]
-    return None
+def load_reported(task):
+    """{(strategy, N, additional dollars): score} of the paper's Table 2; the teacher's has None."""
+    cells = [c for c in costs.load_scores() if (c["table"], c["task"]) == (2, task)]
+    return {(c["strategy"], c["labels"], c["budget_usd"]): c["score"] for c in cells}
 
 
 def show_usd(amount):
     """Dollars without cents where there are none."""
-    return f"${float(amount):,.0f}" if amount == int(amount) else f"${float(amount):,.2f}"
+    return costs.show_usd(amount).removesuffix(".00")
 
 
 def show_count(count):
@@ -399,15 +396,16 @@ def show_count(count):
 
 
 def lay_group(cells, folder, unit):
-    """The rows of Table 2 for one task and N, and its cells one by one."""
-    first, name = cells[0], cells[0].task
+    """The rows of Table 2 for one task and N, its cells one by one, and the metrics behind them."""
+    first, printed = cells[0], load_reported(cells[0].task)
     teacher = Score(next((c.runs["teacher"] for c in cells if c.runs["teacher"]), None), folder)
     scores = [(c, Score(c.runs["small"], folder), Score(c.runs["dist"], folder)) for c in cells]
     paper_key = next((s.paper_key() for _, *both in scores for s in both if s.found), None)
     reported = {
-        kind: [find_reported(name, kind, first.labels * unit, c.budget_usd * unit) for c in cells]
+        kind: [printed.get((kind, first.labels * unit, c.budget_usd * unit)) for c in cells]
         for kind in ("small", "dist")
     }
+    theirs = printed.get(("teacher", first.labels * unit, None))
     gap = [(d.mean(), s.mean()) for _, s, d in scores]
     lines = {
         "Ann.": [f"{s.show()} (+{c.extra_labels:,})" for c, s, _ in scores],
@@ -424,22 +422,20 @@ def lay_group(cells, folder, unit):
         ]
     if any(reported["small"]):
         labels = show_count(first.labels * unit)
-        theirs = find_reported(name, "teacher", first.labels * unit, None)
         lines[f"paper: Ann., N={labels}"] = reported["small"]
         lines[f"paper: Dist. from [{theirs}]"] = [x or "N/A" for x in reported["dist"]]
     head = f"{first.labels:,} ({show_usd(first.initial_usd)})"
     rows = [[head if i == 0 else "", label, *line] for i, (label, line) in enumerate(lines.items())]
-    details = [lay_detail(first, "teacher", teacher, None, paper_key)] if teacher.runs else []
-    for index, (cell, small, dist) in enumerate(scores):
-        details.append(lay_detail(cell, "small", small, reported["small"][index], paper_key))
+    details = [lay_detail(first, "teacher", teacher, theirs, paper_key)] if teacher.runs else []
+    for (cell, small, dist), ann, distilled in zip(scores, *reported.values(), strict=True):
+        details.append(lay_detail(cell, "small", small, ann, paper_key))
         if dist.runs:
             spent = (teacher.seconds() or 0) + (dist.seconds() or 0) if dist.found else None
-            theirs = reported["dist"][index]
-            details.append(lay_detail(cell, "dist", dist, theirs, paper_key, spent))
-    if teacher.runs and any(reported["small"]):
-        theirs = find_reported(name, "teacher", first.labels * unit, None)
-        details[0][details[0].index(None)] = theirs
-    return rows, details
+            details.append(lay_detail(cell, "dist", dist, distilled, paper_key, spent))
+    found = [
+        m for score in (teacher, *(s for _, *both in scores for s in both)) for m in score.found
+    ]
+    return rows, details, found
 
 
 def lay_detail(cell, strategy, score, reported, paper_key, seconds=None):
@@ -465,7 +461,7 @@ def lay_detail(cell, strategy, score, reported, paper_key, seconds=None):
     ]
 
 
-def note_table2(scale, seeds, folder, found, data):
+def note_table2(scale, seeds, found, data):
     """What a reader must know to read the numbers."""
     metrics = sorted({m["metric"] for m in found})
     rows = sorted({m["n"] for m in found})
@@ -492,7 +488,7 @@ def note_table2(scale, seeds, folder, found, data):
 
 def build_table2(args):
     """Table 2 in the paper's layout, and its cells one by one."""
-    seeds = [costs.parse_count(seed, "--seeds") for seed in args.seeds.split()]
+    seeds = costs.parse_seeds(args.seeds)
     rows, details, found, budgets, shown = [], [], [], [], []
     unit, tasks = costs.load_scale(args.scale)["divide_by"], read_tasks(args)
     for name, entry in tasks:
@@ -504,14 +500,12 @@ def build_table2(args):
         for labels in dict.fromkeys(cell.labels for cell in cells):
             group = [cell for cell in cells if cell.labels == labels]
             budgets.append([f"+{show_usd(cell.budget_usd)}" for cell in group])
-            lines, cellwise = lay_group(group, folder, own)
+            lines, cellwise, metrics = lay_group(group, folder, own)
             if len(tasks) > 1:
                 title = entry["title"] if labels == cells[0].labels else ""
                 lines = [["", "Additional $", *budgets[-1]], *lines]
                 lines = [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
-            rows, details = rows + lines, details + cellwise
-            for cell in group:
-                found += [m for runs in cell.runs.values() for m in Score(runs, folder).found]
+            rows, details, found = rows + lines, details + cellwise, found + metrics
     same = len(tasks) == 1
     width = max(map(len, budgets))
     if not same:
@@ -520,7 +514,7 @@ def build_table2(args):
     columns = [*([] if same else ["Task"]), "N (initial $)", "Strategy", *heads]
     title = "Table 2. Annotation (Ann.) against distillation (Dist.) at equal dollars"
     title += f", {tasks[0][1]['title']}" if same else ""
-    notes = note_table2(args.scale, seeds, args.runs, found, args.data)
+    notes = note_table2(args.scale, seeds, found, args.data)
     notes += dict.fromkeys(note for cell in shown for note in cell.notes)
     main = Table("table2", title, columns, rows, tuple(notes), left=2 if same else 3)
     columns = "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Invalid %,Constant"
