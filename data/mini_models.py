@@ -50,10 +50,23 @@ RESTORE, LIST = SENTINELS - 1, SENTINELS - 2  # sentinels that announce the firs
 GAP = SENTINELS - 3  # closes a run of listed words
 COMMON_WORDS = 60  # the most frequent words are not listed
 SIZES = {
-    "teacher": {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2},
-    "student": {"d_model": 64, "d_kv": 32, "num_heads": 2, "d_ff": 128, "num_layers": 2},
+    "teacher": {
+        "d_model": 128,
+        "d_kv": 32,
+        "num_heads": 4,
+        "d_ff": 256,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+    },
+    "student": {
+        "d_model": 64,
+        "d_kv": 32,
+        "num_heads": 2,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_decoder_layers": 1,
+    },
 }
-DECODER_LAYERS = {"teacher": 2, "student": 1}
 
 
 def train_vocabulary(lines, labels, folder):
@@ -230,7 +243,6 @@ def build_model(which, vocabulary_size, seed):
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=vocabulary_size,
-        num_decoder_layers=DECODER_LAYERS[which],
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         relative_attention_max_distance=64,
@@ -312,11 +324,10 @@ def pretrain(which, tokenizer, lines, args):
     seconds = read_seconds(work)
     start = time.monotonic()
     trainer.add_callback(SaveSeconds(work, seconds, start))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds += time.monotonic() - start
     history = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     save(which, model, tokenizer, args, steps, seconds, history[-1] if history else None)
-    return result
 
 
 class SaveSeconds(transformers.TrainerCallback):
