@@ -21,40 +21,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from tiny import WORDS, build_word_tokenizer, slow  # noqa: E402
+
 import distill  # noqa: E402
-
-WORDS = [f"w{i}" for i in range(60)]
-slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes minutes: run with SLOW=1")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
 
 # --- models and data ---------------------------------------------------------------------------
 
 
 def save_model(folder, seed, words=WORDS, d_model=16, vocabulary_size=None, factor=2.0, ending=2.0):
     """A random T5 v1.1 with a word vocabulary, sure of itself by `factor`, fond of ending rows."""
-    pieces = {piece: i for i, piece in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    backend = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = build_word_tokenizer(words)
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=vocabulary_size or len(pieces),
+        vocab_size=vocabulary_size or len(tokenizer),
         d_model=d_model,
         d_kv=8,
         num_heads=2,

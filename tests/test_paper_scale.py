@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "data"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import prepare  # noqa: E402
+from tiny import slow  # noqa: E402
 
 import distill  # noqa: E402
 import evaluate  # noqa: E402
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.skipif(
     not (SHARED / "t5_vocab" / "spiece.model").exists() or not (SHARED / "official").is_dir(),
     reason="T5's vocabulary and the authors' files are not beside the repository",
 )
-slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes minutes: run with SLOW=1")
 TINY = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 1}
 SMALL = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6, "num_layers": 8}
 LARGER = {**SMALL, "d_model": 640}
@@ -55,11 +55,6 @@ HUB = {
     "use_cache": True,
     "vocab_size": 32128,
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def save_as_hub(folder, sizes, form="safetensors", seed=0):

@@ -28,11 +28,6 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def list_flags(world, output, **changes):
     """Flags of a short run; a change of None leaves the flag out."""
     flags = {

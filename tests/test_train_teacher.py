@@ -16,38 +16,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config
+from transformers import AutoTokenizer, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from tiny import WORDS, build_word_tokenizer, slow  # noqa: E402
+
 import train_teacher  # noqa: E402
-
-WORDS = [f"w{i}" for i in range(60)]
-slow = pytest.mark.skipif(not os.environ.get("SLOW"), reason="takes minutes: run with SLOW=1")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def save_model(folder, seed=1, untied=True, layers=1):
     """A random T5 v1.1 with a word vocabulary and, as the published ones have, its own head."""
-    pieces = {piece: i for i, piece in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    backend = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = build_word_tokenizer(WORDS)
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=len(pieces),
+        vocab_size=len(tokenizer),
         d_model=32,
         d_kv=8,
         num_heads=4,
