@@ -155,12 +155,12 @@ data: $(patsubst %,$(PREPARED)/%/about.json,$(TASK)) ## prepare the splits of TA
 OUTPUT := $(RUNS)/tables
 LISTS := $(patsubst %,$(OUTPUT)/%.list,$(ASKED))
 $(foreach a,$(ASKED),$(shell mkdir -p $(OUTPUT); printf '%s\n' $(call metrics,$(a)) > $(OUTPUT)/.new; \
-  cmp -s $(OUTPUT)/.new $(OUTPUT)/$(a).list || mv $(OUTPUT)/.new $(OUTPUT)/$(a).list))
+  cmp -s $(OUTPUT)/.new $(OUTPUT)/$(a).list && rm $(OUTPUT)/.new || mv $(OUTPUT)/.new $(OUTPUT)/$(a).list))
 
 .PHONY: $(TRAINED) $(PRINTED)
 table2: ## annotation against distillation at equal dollars (main results)
 $(ASKED): %: $(OUTPUT)/%.md
-	@cat $<
+	@cat $< && echo && cat $(OUTPUT)/$@-cells.md
 
 $(patsubst %,$(OUTPUT)/%.md,$(ASKED)): $(OUTPUT)/%.md: $$(call metrics,$$*) $(OUTPUT)/%.list \
     plots.py costs.py data/paper_scores.csv
