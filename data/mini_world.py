@@ -255,7 +255,10 @@ class World:
 
 
 def draw_splits(seed=WORLD_SEED, sizes=None):
-    """{split: rows}, no source in two splits or twice in one; the same seed gives the same rows."""
+    """{split: rows}, no source in two splits or twice in one; the same seed gives the same rows.
+
+    Unlabeled rows have targets too, for a simulated annotator; nothing else may see these.
+    """
     world, rng, seen, splits = World(seed), random.Random(f"splits {seed}"), set(), {}
     for split, size in {**SIZES, **(sizes or {})}.items():
         rows = splits[split] = []
@@ -263,8 +266,7 @@ def draw_splits(seed=WORLD_SEED, sizes=None):
             source, target = world.draw_labeled(rng)
             if source not in seen:
                 seen.add(source)
-                row = {"source": source}
-                rows.append(row if split == "unlabeled" else {**row, "target": target})
+                rows.append({"source": source, "target": target})
     return splits
 
 
@@ -318,9 +320,11 @@ def format_stats(seed=WORLD_SEED):
 
 
 def write_splits(folder, seed):
-    """Write the splits as JSONL, each file whole or not at all."""
+    """Write the splits as JSONL, each whole or not at all; unlabeled rows lose their targets."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in draw_splits(seed).items():
+        if split == "unlabeled":
+            rows = [{"source": row["source"]} for row in rows]
         temporary = folder / f".{split}.jsonl.new"
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

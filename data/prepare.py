@@ -11,7 +11,9 @@ Reads:  data/tasks.json and scales.json; the mini world's generator (scale mini 
         layout, TASK/TASK_train_all.json and TASK_test_all.json; at scale paper without --data the
         authors' public repository.
 Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which files, with
-        sha256, how many rows, and what was left out.
+        sha256, how many rows, and what was left out. OUTPUT/unlabeled_gold.jsonl, the answers to
+        the unlabeled rows where all of them are known (mini world, rows taken from train): for
+        the simulated annotator of gpt_annotate.py alone, no training script reads it.
 Copy:   data/prepare.py data/fetch.py data/sources.json data/tasks.json data/scales.json
         data/mini_world.py data/mini_lexicon.json costs.py
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
@@ -156,11 +158,13 @@ def take_rows(rows, count, seed, notes, what):
 
 
 def list_sources(rows, notes):
-    """One row per distinct source, the source alone."""
-    distinct = dict.fromkeys(row["source"] for row in rows)
+    """One row per distinct source, the first; its target stays where it has one."""
+    distinct = {}
+    for row in rows:
+        distinct.setdefault(row["source"], row)
     if len(distinct) < len(rows):
         notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
-    return [{"source": source} for source in distinct]
+    return list(distinct.values())
 
 
 def split_rows(rows, sizes, seed):
@@ -293,12 +297,25 @@ def hash_file(name):
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+def separate_gold(splits):
+    """The files to write, {name: rows}: unlabeled rows lose their targets, which go to a file of
+    their own if every row has one."""
+    unlabeled = splits["unlabeled"]
+    files = {**splits, "unlabeled": [{"source": row["source"]} for row in unlabeled]}
+    if all(isinstance(row.get("target"), str) for row in unlabeled):
+        files["unlabeled_gold"] = [
+            {key: row[key] for key in ("source", "target")} for row in unlabeled
+        ]
+    return files
+
+
 def write_splits(output, splits, about):
-    """Write the four JSONL files, each whole or not at all, and about.json last."""
-    (output / "about.json").unlink(missing_ok=True)
-    for split in ("dev", "test", "unlabeled", "train"):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in splits[split]]
-        write_atomic(output / f"{split}.jsonl", "".join(lines))
+    """Write the JSONL files, each whole or not at all, and about.json last."""
+    for name in ("about.json", "unlabeled_gold.jsonl"):
+        (output / name).unlink(missing_ok=True)
+    for name, rows in separate_gold(splits).items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_atomic(output / f"{name}.jsonl", "".join(lines))
     write_json(output / "about.json", about)
 
 
@@ -346,7 +363,7 @@ def parse_args(argv=None):
         help="unlabeled rows, may be given several times (default: the folder's unlabeled file, "
         "else, at scale mini, the rest of train)",
     )
-    add("--output", type=Path, help="folder for the four JSONL files")
+    add("--output", type=Path, help="folder for the JSONL files")
     add("--check", action="store_true", help="validate and count only, write nothing")
     add("--train-rows", type=int, help="labeled rows (default: all, or Table 5's / the scale's 10)")
     add("--dev-rows", type=int, help="rows drawn as dev where no dev file is (a tenth at most)")

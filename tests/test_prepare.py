@@ -75,6 +75,26 @@ def test_mini_world_is_the_generators(tmp_path, capsys):
     assert about["rows"] == sizes and about["seed"] == 0
 
 
+def test_answers_to_unlabeled_rows_lie_apart(tmp_path):
+    """Known for the mini world and for rows taken from train; no file where any is not known."""
+    splits = run(tmp_path / "mini")
+    gold = read_rows(tmp_path / "mini" / "unlabeled_gold.jsonl")
+    assert [row["source"] for row in gold] == [row["source"] for row in splits["unlabeled"]]
+    assert all("[" in row["target"] for row in gold)
+    assert all(set(row) == {"source"} for row in splits["unlabeled"])
+    rows = [{"source": f"s {i}", "target": f"s {i} [Action]"} for i in range(300)]
+    data = make_folder(tmp_path / "mine", train=rows, test=make_rows(20))
+    splits = run(tmp_path / "out", data=data)
+    gold = read_rows(tmp_path / "out" / "unlabeled_gold.jsonl")
+    assert [row["source"] for row in gold] == [row["source"] for row in splits["unlabeled"]]
+    assert all(row in rows for row in gold)
+    assert all(set(row) == {"source"} for row in splits["unlabeled"])
+    write_rows(data / "unlabeled.jsonl", [{"source": "a"}, {"source": "b", "target": "x"}])
+    splits = run(tmp_path / "out", data=data)
+    assert all(set(row) == {"source"} for row in splits["unlabeled"])
+    assert not (tmp_path / "out" / "unlabeled_gold.jsonl").exists()
+
+
 def test_plain_folder_keeps_files_and_removes_overlap(tmp_path, capsys):
     data = make_folder(
         tmp_path / "mine",
