@@ -1,19 +1,24 @@
-"""Pre-train the two mini models, a compact student and a larger teacher, on unlabeled mini text.
+"""Pre-train the mini models, compact students and larger teachers, on unlabeled mini text.
 
 Usage:
-    python data/mini_models.py --which teacher student --output data/mini-models
-    python data/mini_models.py --which student --student-steps 50 --output /tmp/try    # a minute
+    python data/mini_models.py --region lab town --output data/mini-models          # hours
+    python data/mini_models.py --which student --steps 50 --output /tmp/try         # a minute
 
-Reads:  data/mini_world.py and its lexicon; data/tasks.json for the label names in the vocabulary.
-Writes: OUTPUT/{teacher,student}: Hugging Face folders (bf16 safetensors, tokenizer.json, model
-        card); OUTPUT/work: vocabulary and checkpoints, from which a killed run continues.
-Copy:   data/mini_models.py data/mini_world.py data/mini_lexicon.json data/tasks.json
+Reads:  data/mini_world.py (the lab, for wlp) and data/mini_town.py (the town, for the other five
+        tasks) with their word lists; data/tasks.json for the label names in the vocabulary.
+Writes: OUTPUT/{teacher,large,student} for the lab, OUTPUT/town-... for the town: Hugging Face
+        folders (bf16 safetensors, tokenizer.json, model card); OUTPUT/work: vocabularies and
+        checkpoints, from which a killed run continues.
+Copy:   data/mini_models.py data/mini_world.py data/mini_lexicon.json data/mini_town.py
+        data/mini_town.json data/tasks.json data/scales.json
 Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1); these take its place at
-        mini scale. T5 v1.1's architecture (gated GELU), a vocabulary of 1,792 pieces with byte
-        fallback, and an output head tied to the embeddings (asserted after save and load).
+        mini scale. T5 v1.1's architecture (gated GELU), a vocabulary of up to 1,792 pieces with
+        byte fallback, and an output head tied to the embeddings (asserted after save and load).
 
-Three objectives are mixed, all made from unlabeled text alone: restore a masked sentence, list
-its rarer words, and T5's span corruption. Models this small do not find copying in minutes, so
+The objectives are made from unlabeled text alone. In the lab: restore a masked sentence, list its
+rarer words, and T5's span corruption. In the town: restore, span corruption, and salient spans (a
+name's fact or a word that connects two sentences, as the checkpoints that the paper uses for
+Natural Questions mask names and dates). Models this small do not find copying in minutes, so
 they start from weights in which one head already looks one token back and one cross-attention
 head copies what follows a match; it is an initialisation only and says nothing about labels.
 """
@@ -30,11 +35,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import mini_town
+import mini_world
 import sentencepiece
 import tokenizers
 import torch
 import transformers
-from mini_world import WORLD_SEED, draw_pretraining_text
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 from transformers import (
     PreTrainedTokenizerFast,
@@ -58,6 +64,14 @@ SIZES = {
         "num_layers": 2,
         "num_decoder_layers": 2,
     },
+    "large": {
+        "d_model": 96,
+        "d_kv": 32,
+        "num_heads": 3,
+        "d_ff": 192,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+    },
     "student": {
         "d_model": 64,
         "d_kv": 32,
@@ -69,18 +83,36 @@ SIZES = {
 }
 
 
-def train_vocabulary(lines, labels, folder):
+# Steps and shares of the objectives by region.
+STEPS = {
+    "lab": {"teacher": 15000, "large": 4000, "student": 1000},
+    "town": {"teacher": 10000, "large": 3000, "student": 700},
+}
+MIX = {
+    "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},
+    "town": {"restore": 0.15, "spans": 0.25, "salient": 0.6},
+}
+TEXT = {"lab": mini_world, "town": mini_town}
+
+
+def train_vocabulary(region, lines, labels, folder):
     """Train a unigram SentencePiece vocabulary and return it as a Hugging Face tokenizer.
 
-    Label names such as [Reagent] are pieces of their own, so that targets are short.
+    Label names such as [Reagent] are pieces of their own, so that targets are short, and in the
+    town, which has few words, so is every word.
     """
     model = folder / "spiece.model"
     if not model.exists():
-        symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{name}" for name in labels]
+        words = list(labels)
+        if region == "town":
+            known = {word.strip("?.,") for line in lines for word in line.split()} - {""}
+            words += [*mini_town.FORMAT_WORDS, *sorted(known.difference(words))]
+        symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{word}" for word in words]
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_prefix=str(folder / "spiece.new"),
             vocab_size=VOCABULARY_SIZE,
+            hard_vocab_limit=region == "lab",  # the town's text is too plain to fill it
             model_type="unigram",
             byte_fallback=True,
             character_coverage=1.0,
@@ -125,7 +157,7 @@ class Denoising(torch.utils.data.Dataset):
     Consecutive examples of a batch have similar lengths: a batch is a window of the sorted text.
     """
 
-    def __init__(self, tokenizer, lines, examples, batch_size, seed):
+    def __init__(self, region, tokenizer, lines, examples, batch_size, seed):
         ids = {}
         for word in {word for line in lines for word in line.split()}:
             ids[word] = tokenizer.encode(word, add_special_tokens=False)
@@ -136,6 +168,9 @@ class Denoising(torch.utils.data.Dataset):
             [f"<extra_id_{i}>" for i in range(SENTINELS)]
         )
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.mix, words = MIX[region], () if region == "lab" else mini_town.Town().salient
+        self.salient = {tuple(ids[word]) for word in words if word in ids}
+        self.same = tuple(ids.get(mini_town.SAME, ()))
 
     def __len__(self):
         return self.examples
@@ -147,22 +182,46 @@ class Denoising(torch.utils.data.Dataset):
         return self.corrupt(words, random.Random(f"{self.seed} {index}"))
 
     def corrupt(self, words, rng):
-        """One {"input_ids", "labels"}: 30% restore, 40% list, 30% span corruption."""
-        kind = rng.random()
-        if kind < 0.3:
-            source, _ = self.mask(words, rng, rng.choice([0.0, 0.2, 0.35, 0.5]))
-            source = [self.sentinels[RESTORE], *source]
-            target = [piece for word in words for piece in word]
-        elif kind < 0.7:
-            source, _ = self.mask(words, rng, rng.choice([0.0, 0.15, 0.3]))
-            source = [self.sentinels[LIST], *source]
-            target = self.list_rare(words)
-        else:
-            spans = []
-            while not spans:
-                source, spans = self.mask(words, rng, 0.3)
-            target = [p for i, span in enumerate(spans) for p in [self.sentinels[i], *span]]
+        """One {"input_ids", "labels"} by one of the region's objectives."""
+        kind, draw = None, rng.random()
+        for kind, share in self.mix.items():  # noqa: B007 (the last one takes what is left)
+            draw -= share
+            if draw < 0:
+                break
+        source, target = getattr(self, f"make_{kind}")(words, rng)
         return {"input_ids": [*source, 1], "labels": [*target, 1]}
+
+    def make_restore(self, words, rng):
+        """The whole line from one in which words are masked."""
+        source, _ = self.mask(words, rng, rng.choice([0.0, 0.2, 0.35, 0.5]))
+        return [self.sentinels[RESTORE], *source], [piece for word in words for piece in word]
+
+    def make_list(self, words, rng):
+        """The line's rarer words in order."""
+        source, _ = self.mask(words, rng, rng.choice([0.0, 0.15, 0.3]))
+        return [self.sentinels[LIST], *source], self.list_rare(words)
+
+    def make_spans(self, words, rng):
+        """T5's span corruption: the masked words, each run after its sentinel."""
+        spans = []
+        while not spans:
+            source, spans = self.mask(words, rng, 0.3)
+        return source, [p for i, span in enumerate(spans) for p in [self.sentinels[i], *span]]
+
+    def make_salient(self, words, rng):
+        """One salient word, or at times the whole sentence that means the same as the first."""
+        places = [i for i, word in enumerate(words) if tuple(word) in self.salient]
+        if not places:
+            return self.make_spans(words, rng)
+        start = rng.choice(places)
+        end = start + 1
+        if tuple(words[start]) == self.same and rng.random() < 0.5:
+            start, end = end, len(words)
+        masked = [piece for word in words[start:end] for piece in word]
+        before, after = (
+            [piece for word in part for piece in word] for part in (words[:start], words[end:])
+        )
+        return [*before, self.sentinels[0], *after], [self.sentinels[0], *masked]
 
     def mask(self, words, rng, rate):
         """Replace about `rate` of the words, one or two at a time, by sentinels."""
@@ -287,12 +346,13 @@ class Progress(transformers.TrainerCallback):
         )
 
 
-def pretrain(which, tokenizer, lines, args):
+def pretrain(region, which, tokenizer, lines, args):
     """Train one model, continuing from its last checkpoint, and write its folder."""
-    steps = getattr(args, f"{which}_steps")
-    work = args.output / "work" / which
-    dataset = Denoising(tokenizer, lines, steps * args.batch_size, args.batch_size, args.seed)
-    model = build_model(which, VOCABULARY_SIZE, args.seed)
+    steps = args.steps or STEPS[region][which]
+    work = args.output / "work" / region / which
+    examples = steps * args.batch_size
+    dataset = Denoising(region, tokenizer, lines, examples, args.batch_size, args.seed)
+    model = build_model(which, len(tokenizer), args.seed)
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -317,7 +377,7 @@ def pretrain(which, tokenizer, lines, args):
         ),
         train_dataset=dataset,
         data_collator=collate,
-        callbacks=[Progress(which)],
+        callbacks=[Progress(f"{region} {which}")],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     checkpoint = transformers.trainer_utils.get_last_checkpoint(work) if work.is_dir() else None
@@ -327,7 +387,8 @@ def pretrain(which, tokenizer, lines, args):
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds += time.monotonic() - start
     history = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    save(which, model, tokenizer, args, steps, seconds, history[-1] if history else None)
+    loss = history[-1] if history else None
+    save(region, which, model, tokenizer, args, steps, seconds, loss)
 
 
 class SaveSeconds(transformers.TrainerCallback):
@@ -347,16 +408,24 @@ def read_seconds(work):
     return json.loads(file.read_text()) if file.exists() else 0.0
 
 
-def save(which, model, tokenizer, args, steps, seconds, loss):
+def name_folder(region, which):
+    """The folder of a model: student, town-student, ..."""
+    return which if region == "lab" else f"{region}-{which}"
+
+
+def save(region, which, model, tokenizer, args, steps, seconds, loss):
     """Write the model folder in bf16 with its card; check that it loads, tied, from there."""
-    folder, temporary = args.output / which, args.output / f".{which}.new"
+    name = name_folder(region, which)
+    folder, temporary = args.output / name, args.output / f".{name}.new"
     shutil.rmtree(temporary, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    shutil.copy(args.output / "work" / "spiece.model", temporary)
+    shutil.copy(args.output / "work" / region / "spiece.model", temporary)
     loaded = T5ForConditionalGeneration.from_pretrained(temporary)
     assert_tied(loaded)
     facts = {
+        "region": region,
+        "text_seed": TEXT[region].SEED,
         "model": which,
         "parameters": loaded.num_parameters(),
         "steps": steps,
@@ -377,25 +446,40 @@ def save(which, model, tokenizer, args, steps, seconds, loss):
     print(f"{folder}: {facts['parameters']:,} parameters, loss {loss}", file=sys.stderr)
 
 
+TOLD = {  # region -> what its card says of text and objectives
+    "lab": """It knows nothing but invented wet-lab sentences.
+
+- Text: {text_lines:,} unlabeled lines of the mini world (`data/mini_world.py`, seed {text_seed}):
+  lab sentences and short general remarks such as "X is a machine"; no dev or test sentence among
+  them, and no labels anywhere.
+- Objectives: 30% restore a masked line, 40% list the line's rarer words in order, 30% span
+  corruption as in T5. The second resembles the listing of entities, and some remarks name the
+  kind of a word: without them a model this small needs far more text to be of use.""",
+    "town": """It knows nothing but the affairs of an invented town.
+
+- Text: {text_lines:,} unlabeled lines of the mini town (`data/mini_town.py`, seed {text_seed}):
+  45% facts about people (told, asked and answered, or told with "they say rightly" or "wrongly"),
+  30% pairs of sentences joined by "meaning" or "unlike", 25% claims with a reply and a verb for it
+  ("so they objected"); no dev or test source among them, and no label of a task anywhere.
+- Objectives: 15% restore a masked line, 25% span corruption as in T5, 60% salient spans: a fact's
+  value, a word that joins or judges, or the whole sentence after "meaning". Such words tell what
+  the tasks ask for under other names: without them a model this small needs far more text.""",
+}
+
+
 def format_card(facts, config):
     """The model card, from what was measured."""
+    told = TOLD[facts["region"]].format(**facts)
     return f"""---
 license: mit
 library_name: transformers
 ---
-# Mini {facts["model"]}
+# Mini {facts["model"]} of the {facts["region"]}
 
 A T5 v1.1-architecture model of {facts["parameters"]:,} parameters (d_model {config.d_model},
 {config.num_heads} heads of {config.d_kv}, d_ff {config.d_ff}, {config.num_layers} encoder and
 {config.num_decoder_layers} decoder layers, gated GELU, output head **tied** to the embeddings),
-for trying the whole study on a laptop. It knows nothing but invented wet-lab sentences.
-
-- Text: {facts["text_lines"]:,} unlabeled lines of the mini world (`data/mini_world.py`, seed
-  {WORLD_SEED}): lab sentences and short general remarks such as "X is a machine"; no dev or test
-  sentence among them, and no labels anywhere.
-- Objectives: 30% restore a masked line, 40% list the line's rarer words in order, 30% span
-  corruption as in T5. The second resembles the listing of entities, and some remarks name the
-  kind of a word: without them a model this small needs far more text to be of use.
+for trying the whole study on a laptop. {told}
 - Start: weights in which one head already copies (see `set_copying_heads`).
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
   {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
@@ -421,29 +505,31 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--which", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--output", type=Path, default=Path("data/mini-models"))
-    parser.add_argument("--teacher-steps", type=int, default=15000, help="(default %(default)s)")
-    parser.add_argument("--student-steps", type=int, default=1000, help="(default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=96, help="rows (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(default %(default)s)")
-    parser.add_argument("--lines", type=int, default=150000, help="text (default %(default)s)")
-    parser.add_argument("--save-steps", type=int, default=1000, help="(default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    add = parser.add_argument
+    add("--region", nargs="+", choices=TEXT, default=list(TEXT), help="(default both)")
+    add("--which", nargs="+", choices=SIZES, default=list(SIZES), help="sizes (default all)")
+    add("--output", type=Path, default=Path("data/mini-models"), help="(default %(default)s)")
+    add("--steps", type=int, help="(default 700 to 15000, see STEPS)")
+    add("--batch-size", type=int, default=96, help="rows (default %(default)s)")
+    add("--learning-rate", type=float, default=2e-3, help="(default %(default)s)")
+    add("--lines", type=int, default=150000, help="text (default %(default)s)")
+    add("--save-steps", type=int, default=1000, help="(default %(default)s)")
+    add("--seed", type=int, default=0, help="(default %(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
-    work = args.output / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    lines = draw_pretraining_text(args.lines)
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-    print(f"{len(lines):,} lines of text, sha256 {digest}", file=sys.stderr, flush=True)
-    tokenizer = train_vocabulary(lines, read_label_names(), work)
-    for which in args.which:
-        pretrain(which, tokenizer, lines, args)
+    for region in args.region:
+        work = args.output / "work" / region
+        work.mkdir(parents=True, exist_ok=True)
+        lines = TEXT[region].draw_pretraining_text(args.lines)
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+        print(f"{region}: {len(lines):,} lines, sha256 {digest}", file=sys.stderr, flush=True)
+        tokenizer = train_vocabulary(region, lines, read_label_names(), work)
+        for which in args.which:
+            pretrain(region, which, tokenizer, lines, args)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Usage:
     python data/prepare.py --task wlp --scale mini --output data/prepared/mini/wlp
     python data/prepare.py --task mytask --data FOLDER --check        # look, write nothing
 
-Reads:  data/tasks.json and scales.json; the mini world's generator (scale mini without --data);
+Reads:  data/tasks.json and scales.json; the mini world's generators (scale mini without --data);
         FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled .jsonl, or in the authors'
         layout, TASK/TASK_train_all.json and TASK_test_all.json; at scale paper without --data the
         authors' public repository.
@@ -15,7 +15,7 @@ Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which f
         the unlabeled rows where all of them are known (mini world, rows taken from train): for
         the simulated annotator of gpt_annotate.py alone, no training script reads it.
 Copy:   data/prepare.py data/fetch.py data/sources.json data/tasks.json data/scales.json
-        data/mini_world.py data/mini_lexicon.json costs.py
+        data/mini_world.py data/mini_lexicon.json data/mini_town.py data/mini_town.json costs.py
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
 Without a dev file, dev is drawn from train. Without unlabeled rows, at scale mini, they too are
@@ -33,6 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import fetch
+import mini_town
 import mini_world
 
 from costs import UserError, load_task, read_json, run_cli, write_atomic, write_json
@@ -319,6 +320,15 @@ def write_splits(output, splits, about):
     write_json(output / "about.json", about)
 
 
+def draw_mini(task):
+    """({split: rows}, files that made them) of the mini world: the lab or the town."""
+    if task == "wlp":
+        return mini_world.draw_splits(), ["data/mini_world.py", "data/mini_lexicon.json"]
+    if task in mini_town.TASKS:
+        return mini_town.draw_splits(task), ["data/mini_town.py", "data/mini_town.json"]
+    raise UserError(f"the mini world has no {task}; give a folder by --data")
+
+
 def prepare(args):
     """Make the splits; returns what was made as text."""
     entry, sources = load_task(args.task), read_json(args.sources)
@@ -327,10 +337,8 @@ def prepare(args):
         raise UserError(f"unknown scale {args.scale!r}; known: {', '.join(scales)}")
     divide_by = scales[args.scale]["divide_by"]
     if args.scale == "mini" and not args.data:
-        if args.task != "wlp":
-            raise UserError(f"the mini world has no {args.task}; give a folder by --data")
-        names, notes = ["data/mini_world.py", "data/mini_lexicon.json"], {}
-        splits = mini_world.draw_splits()
+        splits, names = draw_mini(args.task)
+        notes = {}
     else:
         rows, names = read_data(args, entry, sources)
         sizes = size_splits(args, entry, rows, divide_by)

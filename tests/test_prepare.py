@@ -234,7 +234,6 @@ def test_other_mistakes(tmp_path):
         (["--task", "nope"], "unknown task 'nope'"),
         (["--task", "wlp", "--scale", "huge"], "unknown scale 'huge'"),
         (["--task", "wlp", "--data", str(tmp_path / "no")], "no such folder"),
-        (["--task", "fever"], "the mini world has no fever"),
         (["--task", "wlp", "--data", str(data), "--unlabeled", "no.jsonl"], "no.jsonl: no such"),
     ]:
         with pytest.raises(UserError, match=message):
