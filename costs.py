@@ -13,8 +13,8 @@ Usage:
         the runs behind a table, each once, what it depends on before it
     python costs.py flags --task nq --scale paper --strategy dist
         Table 8 as flags for distill.py
-    python costs.py needs dist-n100-u1900-s0
-        the run it learns from: teacher-n100-s0, and the rows that this one must label: 1900
+    python costs.py rules --for "table2 fig2" --task all --scale mini
+        the same for make: each run's flags, and the labels that it learns from
     python costs.py report runs/
         what the runs of a folder cost, at the paper's prices and at today's
     python costs.py prices
@@ -29,6 +29,7 @@ Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
@@ -718,17 +719,27 @@ def parse_run(name):
 
 
 class Layout:
-    """Lays out the cells of one task: takes the paper's counts, gives those of a scale."""
+    """Lays out the cells of one task: takes the paper's counts, gives those of a scale.
 
-    def __init__(self, study, terms, seeds, divide_by, parameters, llm=False):
+    `missing` maps a kind of model that the paper has (a size, distilbert, bert) to why this task
+    has none at this scale; its runs are left out, and `notes` say so.
+    """
+
+    def __init__(self, study, terms, seeds, divide_by, parameters, llm=False, missing=None):
         self.study, self.terms, self.seeds, self.llm = study, terms, seeds, llm
         self.parameters = parameters  # size -> million parameters
+        self.missing, self.notes = missing or {}, {}  # in order, each once
         self.unit = 1 if study.own else divide_by
         # The paper's rates are for the paper's N, measured ones for the N of our runs.
         self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
     def make_runs(self, strategy, labels, **kind):
         return tuple(make_run(strategy, labels, seed, **kind) for seed in self.seeds)
+
+    def keep_known(self, kinds):
+        """Those of `kinds` that this task has at this scale; a note for each other one."""
+        self.notes |= {self.missing[kind]: None for kind in kinds if kind in self.missing}
+        return [kind for kind in kinds if kind not in self.missing]
 
     def cap(self, count, rows, what):
         """(`count`, or the rows there are if those are fewer; a note if so)."""
@@ -842,8 +853,8 @@ def lay_table9(at):
 
 
 def lay_table10(at):
-    usd = at.study.budgets[-1]
-    return [at.at_budget(n, usd, ("distilbert", "bert")) for n in at.study.labels_n]
+    usd, also = at.study.budgets[-1], at.keep_known(("distilbert", "bert"))
+    return [at.at_budget(n, usd, also) for n in at.study.labels_n]
 
 
 def lay_table11(at):
@@ -861,7 +872,7 @@ def lay_fig3(at):
 
 def lay_sizes(at, figure, role, sizes):
     usd = at.study.figure_usd.get(figure, at.study.budgets[-1])
-    counts = (at.study.few_shot_n, *at.study.labels_n)
+    counts, sizes = (at.study.few_shot_n, *at.study.labels_n), at.keep_known(sizes)
     return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
 
 
@@ -888,6 +899,7 @@ def lay_fig7(at):
     return [at.at_counts(n, 0, ("small",)) for n in FIGURE_N]
 
 
+CLASSIFIERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # Table 10
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table2": (lay_table2, ALL),
@@ -903,6 +915,42 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "fig6": (lay_fig6, "wlp stanceosaurus"),
     "fig7": (lay_fig7, "wlp stanceosaurus"),
 }
+
+
+def find_missing(entry, scale, settings):
+    """{kind of model: why there are no runs of it} for one task at one scale."""
+    models, missing = {**settings["models"], **entry.get(scale, {}).get("models", {})}, {}
+    for kind in (*load_scale("paper")["million_parameters"], *CLASSIFIERS):
+        name = CLASSIFIERS.get(kind, f"T5 of size {kind}")
+        if kind in CLASSIFIERS and entry["metric"] != "classes":
+            missing[kind] = f"{entry['title']}: {name} only tells classes, so it is left out"
+        elif kind not in models or (kind in CLASSIFIERS and kind not in settings["flags"]):
+            missing[kind] = f"{entry['title']}: no {name} at scale {scale}, so it is left out"
+    return missing
+
+
+def list_tasks(asked, tasks=DATA / "tasks.json"):
+    """The names in a text such as "wlp fever", or for "all" the paper's six, each once."""
+    names = ALL.split() if asked == "all" else list(dict.fromkeys(asked.split()))
+    if not names:
+        raise UserError("--task: no task given; write for example wlp, 'wlp fever' or all")
+    for name in names:
+        load_task(name, tasks)
+    return names
+
+
+def shows(table, task):
+    """Whether the paper shows `task` in `table`; a task of one's own goes with all six."""
+    if table not in TABLES:
+        raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
+    shown = TABLES[table][1]
+    return task in shown.split() or (shown == ALL and task not in ALL.split())
+
+
+def choose_tasks(table, asked, tasks=DATA / "tasks.json"):
+    """The tasks of `asked` ("all" or names) that `table` shows, or if it shows none, all asked."""
+    names = list_tasks(asked, tasks)
+    return [name for name in names if shows(table, name)] or names
 
 
 def cells(
@@ -922,8 +970,8 @@ def cells(
     """
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
-    entry, divide_by = load_task(task, tasks), load_scale(scale)["divide_by"]
-    study = read_study(task, entry)
+    entry, settings = load_task(task, tasks), load_scale(scale)
+    study, divide_by = read_study(task, entry), settings["divide_by"]
     terms = terms or make_terms(task, entry, load_prices())
     sizes = load_scale("paper")["million_parameters"]
     if prepared:
@@ -932,7 +980,10 @@ def cells(
         study = study._replace(
             train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit
         )
-    return TABLES[table][0](Layout(study, terms, tuple(seeds), divide_by, sizes, llm))
+    missing = find_missing(entry, scale, settings)
+    layout = Layout(study, terms, tuple(seeds), divide_by, sizes, llm, missing)
+    first, *others = TABLES[table][0](layout)
+    return [first._replace(notes=(*first.notes, *layout.notes)), *others]
 
 
 def grid(*args, **options):
@@ -987,6 +1038,11 @@ def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", 
     return {**flags, "seed": run.seed}
 
 
+def make_evaluation_flags(task, scale, tasks=DATA / "tasks.json"):
+    """{flag: value} for evaluate.py: the "evaluate" of a task's entry for `scale`."""
+    return load_task(task, tasks).get(scale, {}).get("evaluate", {})
+
+
 def show_flags(flags):
     """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out."""
     words = []
@@ -995,6 +1051,52 @@ def show_flags(flags):
             words.append(f"--no-{name}" if value is False else f"--{name}")
             words += [] if isinstance(value, bool) else [str(value)]
     return shlex.join(words)
+
+
+# --- the runs as make sees them ------------------------------------------------------------
+
+
+def name_pass(run, runs):
+    """The file that says that enough rows are labeled for `run`, e.g. teacher-n100-s0/1900.labels:
+    as many as any of `runs` needs, so that one pass of the teacher serves them all."""
+    (needed,) = run.needs
+    return f"{needed}/{max(r.unlabeled for r in runs if needed in r.needs)}.labels"
+
+
+def order_work(task, runs, every):
+    """Files of the finished `runs` of a task, some of its runs in `every` table asked for, in the
+    order in which make should start them.
+
+    Teachers come first, and then half of what doesn't need them: by then they are done, on two
+    cores too, and a run whose files are not there yet would have to wait for make's next round.
+    """
+    learners = [run for run in runs if run.needs]
+    teachers = dict.fromkeys(name for run in learners for name in run.needs)
+    others = [run.name for run in runs if not run.needs and run.name not in teachers]
+    half = len(others) // 2
+    names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
+    names += [*others[half:], *(run.name for run in learners)]
+    return [f"{task}/{n}" + "/metrics.json" * (not n.endswith(".labels")) for n in names]
+
+
+def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
+    """Makefile variables of the `runs` of a task: flags, and the labels that a run learns from."""
+
+    def assign(name, value):
+        return f"{name} := " + value.replace("$", "$$").replace("#", "\\#")
+
+    lines = []
+    for run in runs:
+        flags = make_flags(task, scale, run=run, tasks=tasks, real_text=real_text)
+        lines.append(assign(f"FLAGS_{task}/{run.name}", show_flags(flags)))
+        if run.needs:
+            labels = f"{task}/{name_pass(run, runs)}"
+            lines.append(assign(f"LABELS_{task}/{run.name}", labels))
+            plain = make_run("dist", run.labels, run.seed, int(Path(labels).stem))
+            flags = make_flags(task, scale, run=plain, tasks=tasks, real_text=real_text)
+            lines.append(assign(f"FLAGS_{labels}", show_flags(flags)))
+    evaluation = make_evaluation_flags(task, scale, tasks)
+    return [*dict.fromkeys(lines), assign(f"EVALUATE_{task}", show_flags(evaluation))]
 
 
 # --- the ledger ----------------------------------------------------------------------------
@@ -1378,17 +1480,16 @@ def run_convert(args):
 
 def run_grid(args):
     """the runs of a table or figure, each once, after what it needs"""
-    seeds = parse_seeds(args.seeds)
-    everything, results = args.task == "all", []
-    names = TABLES.get(args.table, ("", ALL))[1].split() if everything else [args.task]
-    for name in names:
+    seeds, results = parse_seeds(args.seeds), []
+    several = args.task == "all" or " " in args.task.strip()
+    for name in choose_tasks(args.table, args.task, args.tasks):
         args.task = name
         place = (args.table, name, args.scale, seeds, read_terms(args), args.tasks, args.llm)
         place += (args.prepared,)
         runs = grid(*place)
         results.append({"task": name, "runs": runs, "cells": cells(*place)})
         for run in () if args.json else runs:
-            print(f"{name}/" * everything + run.name)
+            print(f"{name}/" * several + run.name)
     if args.json:
         print_json({"for": args.table, "scale": args.scale, "seeds": seeds, "tasks": results})
 
@@ -1402,12 +1503,27 @@ def run_flags(args):
     print(show_flags(make_flags(*shared)))
 
 
-def run_needs(args):
-    """the run that a run learns from, and the rows of its labels that the runs among need"""
-    others = [parse_run(name) for name in args.among]
-    for needed in parse_run(args.name).needs:
-        rows = (run.unlabeled for run in [parse_run(args.name), *others] if needed in run.needs)
-        print(needed, max(rows))
+def run_rules(args):
+    """what make must know of the runs of tables and figures: Makefile variables"""
+    seeds, place = parse_seeds(args.seeds), (args.tasks, False, args.prepared)
+    names, wanted = args.table.split(), {}
+    if args.table == "all":
+        asked = list_tasks(args.task, args.tasks)
+        names = [table for table in TABLES if any(shows(table, name) for name in asked)]
+    for table in names:
+        chosen = choose_tasks(table, args.task, args.tasks)
+        wanted[table] = {t: grid(table, t, args.scale, seeds, None, *place) for t in chosen}
+    every = {}
+    for runs in wanted.values():
+        for task in runs:
+            every.setdefault(task, {}).update({run.name: run for run in runs[task]})
+    print(f"ASKED := {' '.join(wanted)}")
+    for task, runs in every.items():
+        rules = list_rules(task, runs.values(), args.scale, args.tasks, args.real_text)
+        print("\n".join(rules))
+    for table, runs in wanted.items():
+        work = (order_work(task, runs[task], every[task].values()) for task in runs)
+        print(f"WORK_{table} := {' '.join(itertools.chain(*work))}")
 
 
 def run_report(args):
@@ -1465,11 +1581,11 @@ def run_prices(args):
 
 LLM_DEFAULT = "(default: text-davinci-003; of today's list gpt-4o-mini)"
 FLAGS = {  # flag -> (its value's name, None for a switch; help); default None unless in DEFAULTS
-    "task": ("NAME", "a task of --tasks, e.g. wlp"),
+    "task": ("NAME", "a task of --tasks, e.g. wlp; grid and rules take several, or all"),
     "labels": ("N", "labels there are already"),
     "budget": ("USD", "additional dollars"),
     "at-labels": ("N", "labels of the teacher (default: the first N of the task)"),
-    "for": ("TABLE", f"one of {', '.join(TABLES)}"),
+    "for": ("TABLE", f"one of {', '.join(TABLES)}; rules takes several, or all"),
     "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
     "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
     "prepared": ("DIR", "folder of data/prepare.py: its row counts limit the runs"),
@@ -1509,7 +1625,7 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm prepared json {TERMS}"),
     "flags": (run_flags, "!task scale strategy run real-text tasks"),
-    "needs": (run_needs, ""),
+    "rules": (run_rules, "!for !task scale seeds prepared real-text tasks"),
     "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
     "prices": (run_prices, "json prices"),
 }
@@ -1549,11 +1665,6 @@ def parse_args(argv=None):
     for name, (function, flags) in COMMANDS.items():
         text = function.__doc__
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        if name == "needs":
-            command.add_argument("name", help="a run, e.g. dist-n100-u1900-s0")
-            command.add_argument(
-                "--among", nargs="*", default=[], help="other runs (default: none)"
-            )
         if name == "report":
             command.add_argument("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
         if name == "convert":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import costs
+from data.figures import FIGURES
 
 # --- one way to show a table ---------------------------------------------------------------
 
@@ -152,11 +153,11 @@ class Notes(list):
 
 
 def read_tasks(args):
-    """[(name, entry)] of --task: those named, or for "all" those that the paper has."""
-    tasks = costs.load_tasks(args.tasks)
-    if args.task != "all":
-        return [(name, costs.load_task(name, args.tasks)) for name in args.task.split()]
-    return [(name, entry) for name, entry in tasks.items() if "paper" in entry]
+    """[(name, entry)] of --task that the paper shows in this table, or of all that are named."""
+    names = costs.list_tasks(args.task, args.tasks)
+    if args.command in costs.TABLES:
+        names = costs.choose_tasks(args.command, args.task, args.tasks)
+    return [(name, costs.load_task(name, args.tasks)) for name in names]
 
 
 def read_table4(strategy, name):
@@ -546,6 +547,8 @@ TABLES = {
     "table8": ("hyperparameters of each task", build_table8, None),
 }
 
+COMMANDS = {**TABLES, **FIGURES}
+
 
 def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
@@ -559,7 +562,7 @@ def parse_args(argv=None):
     path = costs.DATA / "prices.csv"
     add("--prices", default=path, metavar="FILE", help="price list " + data % path.name)
     commands = parser.add_subparsers(dest="command", metavar="TABLE", required=True)
-    for name, (summary, _, add_flags) in TABLES.items():
+    for name, (summary, _, add_flags) in COMMANDS.items():
         command = commands.add_parser(name, parents=[shared], help=summary, description=summary)
         if add_flags:
             add_flags(command)
@@ -568,9 +571,9 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    _, build, _ = TABLES[args.command]
-    built = build(args)
-    for table in [built] if isinstance(built, Table) else built:
+    _, build, _ = COMMANDS[args.command]
+    built = build(args)  # a figure is written by its builder, which returns None
+    for table in [built] if isinstance(built, Table) else built or ():
         render(table, args.output)
 
 

@@ -1,6 +1,8 @@
 """Promises of the bundle: copied blocks stay the same, help lists every target, names are kept."""
 
+import itertools
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import costs  # noqa: E402
+import plots  # noqa: E402
+
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 BLOCK = re.compile(r"# same in: (?P<files>.+)\n(?P<text>(?:.*\n)*?)# end same\n")
 
@@ -77,7 +83,7 @@ def test_make_alone_is_help_and_lists_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^([a-z][a-z0-9-]*):.*## ", text, re.MULTILINE):
         assert re.search(rf"^  {target} ", shown, re.MULTILINE), target
-    for target in ("table1", "table2", "table5", "table6", "table8", "test", "mini-models"):
+    for target in ("table1", "table2", "fig2", "all", "test", "mini-models"):
         assert f"  {target} " in shown
 
 
@@ -92,40 +98,98 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
     assert named in done.stderr
 
 
-def test_make_n_at_paper_scale_prints_the_papers_commands():
-    """Table 8's settings, T5 v1.1 names and Table 2's counts are in the commands."""
-    done = run_make("-n", "table2", "SCALE=paper")
+def list_commands(*args):
+    """Command lines of `make -n ARGS`, each on one line."""
+    done = run_make("-n", *args)
     assert done.returncode == 0, done.stderr
-    text = done.stdout.replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if " --output runs/paper/wlp/" in line]
-    trained = {re.search(r"runs/paper/wlp/(\S+)", c)[1]: c for c in commands if "train_" in c}
-    assert set(trained) == {
-        *(f"small-n{n}-s0" for n in (1000, 1384, 1769, 2153, 2923)),
-        *(f"small-n{n}-s0" for n in (5000, 5384, 5769, 6153, 6923)),
-        *("teacher-n1000-s0", "teacher-n5000-s0"),
+    return done.stdout.replace("\\\n", " ").splitlines()
+
+
+def find_trained(commands, world):
+    """{"wlp/small-n100-s0": its training command}; each run may stand there only once."""
+    found = {}
+    for line in commands:
+        match = re.search(rf" --output runs/{world}/(\S+)", line)
+        if match and " --strategy " in line:
+            assert match[1] not in found, f"{match[1]} is trained twice"
+            found[match[1]] = line
+    return found
+
+
+def read_flags(command):
+    words = shlex.split(command)
+    return {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
+
+
+def test_make_n_at_paper_scale_prints_the_papers_commands():
+    """Table 2's counts and Table 8's settings, as the paper prints them, are in the commands."""
+    trained = find_trained(list_commands("table2", "SCALE=paper", "TASK=all"), "paper")
+    printed = plots.load_printed(8)
+    wanted = set()
+    for cell in (row for row in costs.load_scores() if row["table"] == 2):
+        kind, task, n = cell["strategy"], cell["task"], cell["labels"]
+        counts = {"teacher": f"n{n}", "small": f"n{n + (cell['extra_labels'] or 0)}"}
+        counts["dist"] = cell["unlabeled"] and f"n{n}-u{cell['unlabeled']}"
+        if counts[kind]:
+            wanted.add(f"{task}/{kind}-{counts[kind]}-s0")
+    assert set(trained) == wanted
+    for name, command in trained.items():
+        task, run = name.split("/")
+        flags, teacher = read_flags(command), run.startswith("teacher")
+        for item in ("epochs", "learning_rate"):
+            value, _, for_teacher = printed[task, item].rstrip(")").partition(" (")
+            value = for_teacher if teacher and for_teacher else value
+            assert float(flags[f"--{item.replace('_', '-')}"]) == float(value), name
+        for item in ("batch_size", "max_source_length", "max_target_length"):
+            assert flags[f"--{item.replace('_', '-')}"] == printed[task, item], name
+        assert flags["--prefix"] == f"{task}: "
+        family = "google/t5-{}-ssm" if task == "nq" else "google/t5-v1_1-{}"
+        model = flags.get("--model") or flags["--student"]
+        assert model == family.format("xxl" if teacher else "small"), name
+
+
+def test_a_run_of_several_tables_is_trained_and_labeled_once():
+    lines = list_commands("table2", "table3", "table11", "fig2", "fig3", "TASK=wlp fever")
+    trained = find_trained(lines, "mini")  # which refuses a second time
+    every = {
+        f"{task}/{run.name}"
+        for table in ("table2", "table3", "table11", "fig2", "fig3")
+        for task in ("wlp", "fever")
+        for run in costs.grid(table, task, "mini")
     }
-    small, teacher = trained["small-n1384-s0"], trained["teacher-n1000-s0"]
-    assert "--model google/t5-v1_1-small " in small and "--epochs 50 " in small
-    assert "--model google/t5-v1_1-xxl " in teacher and "--epochs 20 " in teacher
-    for command in (small, teacher):
-        for setting in (
-            "--batch-size 32 ",
-            "--learning-rate 3e-05 ",
-            "--max-source-length 128 ",
-            "--max-target-length 128 ",
-            "--prefix 'wlp: '",
-        ):
-            assert setting in command
-    distilled = re.findall(r"--num-unlabeled (\d+) --seed 0", text)
-    assert sorted(map(int, distilled)) == [
-        *(7000, 19000, 30000, 42000, 53000, 65000, 99000, 111000)
-    ]
+    assert set(trained) == every
+    scored = [line for line in lines if " evaluate.py " in line]
+    assert len(scored) == len(every)
+    passes = [re.search(r"--labels (\S+)", x)[1] for x in lines if "--labels-only" in x]
+    assert len(passes) == len(set(passes)) >= 10
+
+
+def test_make_all_makes_what_the_paper_shows_of_a_task():
+    def list_made(*args):
+        lines = [line for line in list_commands("all", *args) if " plots.py " in line]
+        return {re.search(r"plots.py (\S+)", line)[1] for line in lines}
+
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    made = set(re.findall(r"^((?:table|fig)\d+):.*## ", text, re.MULTILINE))
+    assert list_made() == made
+    unshown = {table for table in costs.TABLES if not costs.shows(table, "fever")}
+    assert list_made("TASK=fever") == made - unshown < made
+
+
+def test_a_run_is_scored_before_the_next_one_is_trained():
+    lines = list_commands("table2", "-j1")
+    kinds = []
+    for line in lines:
+        if " evaluate.py " in line:
+            kinds.append("score")
+        elif " --strategy " in line:
+            kinds.append("train")
+    assert kinds == ["train", "score"] * 20
 
 
 def test_the_teacher_labels_the_rows_that_its_students_draw():
     """Rows are drawn by seed, so the pass has the seed of the runs that learn from it."""
-    text = run_make("-n", "table2", "SEEDS=0 7").stdout.replace("\\\n", " ")
-    passes = [line for line in text.splitlines() if "--labels-only" in line]
+    passes = [x for x in list_commands("table2", "SEEDS=0 7") if "--labels-only" in x]
     assert len(passes) == 4
     for line in passes:
         seed = re.search(r"--teacher runs/mini/wlp/teacher-n\d+-s(\d+)/model", line)[1]

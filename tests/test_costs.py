@@ -376,11 +376,61 @@ def test_grid_command(capsys):
     assert {line.split("/")[0] for line in everything} == {"stanceosaurus", "fever"}
 
 
-def test_needs_command(capsys):
-    others = ("dist-n100-u4200-s0", "dist-n500-u9900-s0", "small-n100-s0")
-    text = run("needs", "dist-n100-u1900-s0", "--among", *others, capsys=capsys)
-    assert text == "teacher-n100-s0 4200\n"
-    assert run("needs", "small-n100-s0", capsys=capsys) == ""
+def test_sizes_that_a_scale_lacks_are_left_out_with_a_note():
+    for table, word in (("fig4", "T5 of size base"), ("fig5", "T5 of size xl")):
+        cells = costs.cells(table, "wlp", "mini")
+        runs = [run for cell in cells for group in cell.runs.values() for run in group or ()]
+        assert {run.student for run in runs} <= {"small", "large"}
+        assert {run.teacher for run in runs} <= {"large", "xxl"}
+        assert any(word in note for note in cells[0].notes)
+        full = {run.name for run in costs.grid(table, "wlp", "paper")}
+        assert any(size in name for name in full for size in ("base", "xl"))
+    cells = costs.cells("table10", "wlp", "paper")
+    assert set(cells[0].runs) == {"small", "teacher", "dist"}
+    assert any("BERT only tells classes" in note for note in cells[0].notes)
+
+
+def test_a_tasks_own_models_of_a_scale_count(tmp_path):
+    entry = {**TASKS["wlp"], "mini": {"models": {"base": "some/folder"}}}
+    tasks = write(tmp_path / "tasks.json", {"wlp": entry})
+    names = {run.name for run in costs.grid("fig4", "wlp", "mini", tasks=tasks)}
+    assert "small-base-n215-s0" in names
+    assert not any("base" in run.name for run in costs.grid("fig4", "wlp", "mini"))
+
+
+def test_several_tasks(capsys):
+    assert costs.choose_tasks("table10", "wlp fever") == ["fever"]
+    assert costs.choose_tasks("table10", "wlp") == ["wlp"]
+    assert costs.choose_tasks("fig2", "fever wlp fever") == ["fever", "wlp"]
+    assert len(costs.choose_tasks("table2", "all")) == 6
+    assert "known" in fail("grid", "--for", "table2", "--task", "wlp nosuch")
+    names = run("grid", "--for", "table2", "--task", "wlp fever", capsys=capsys).split()
+    assert {name.split("/")[0] for name in names} == {"wlp", "fever"} and len(names) == 40
+
+
+def test_rules_for_make(capsys):
+    text = run("rules", "--for", "table2 fig2", "--task", "wlp", capsys=capsys)
+    rules = dict(line.split(" := ", 1) for line in text.splitlines())
+    assert rules["ASKED"] == "table2 fig2"
+    work = rules["WORK_table2"].split()
+    metrics = {name for name in work if name.endswith("/metrics.json")}
+    assert metrics == {f"wlp/{r.name}/metrics.json" for r in costs.grid("table2", "wlp", "mini")}
+    # one pass labels as many rows as any run of the two needs
+    labels = rules["LABELS_wlp/dist-n100-u1000-s0"]
+    assert labels == "wlp/teacher-n100-s0/11100.labels" and labels in work
+    assert "--num-unlabeled 11100 --seed 0" in rules[f"FLAGS_{labels}"]
+    assert rules["FLAGS_wlp/dist-n100-u1000-s0"].endswith("--num-unlabeled 1000 --seed 0")
+    assert work.index("wlp/teacher-n100-s0/metrics.json") < work.index(labels)
+
+
+def test_rules_are_quoted_for_make_and_the_shell(tmp_path, capsys):
+    tasks = write(tmp_path / "tasks.json", {"mine": {**OWN, "prefix": "it's #1 for $5: "}})
+    line = ("--for", "table2", "--task", "mine", "--tasks", tasks)
+    fragment = write(tmp_path / "rules.mk", run("rules", *line, capsys=capsys))
+    text = f"include {fragment}\nall:\n\t@printf '%s\\n' $(FLAGS_mine/small-n200-s0)\n"
+    made = ["make", "-s", "-f", write(tmp_path / "Makefile", text)]
+    done = subprocess.run(made, capture_output=True, text=True, check=True)
+    assert "it's #1 for $5: " in done.stdout.splitlines()
 
 
 # --- flags ---------------------------------------------------------------------------------
@@ -777,7 +827,7 @@ def test_measured_rates(tmp_path, capsys):
         ("flags --task wlp --run small-n100-s0 --strategy small", "--strategy"),
         ("flags --task wlp --run small-n0100-s0", "small-n0100-s0"),
         ("flags --task wlp --run small-base-n100-s0", "base"),
-        ("needs dist", "'dist'"),
+        ("rules --for table2 --task nosuch", "'nosuch'"),
         ("convert --task fever --llm-labels 10", "llm_tokens_per_label"),
     ],
 )
