@@ -8,192 +8,20 @@ Usage:
 Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json),
         data/tasks.json, data/scales.json, data/prices.csv, data/paper_scores.csv
 Writes: NAME.png, NAME.pdf, NAME.csv in --output; missing runs to stderr
-Copy:   plots.py, costs.py and data/ (figures.py, drawing.py, *.json, *.csv); matplotlib
+Copy:   plots.py, costs.py and data/ (figures.py, points.py, drawing.py, *.json, *.csv); matplotlib
 Paper:  Figures 2, 3, 4 and 5, section 4
 """
 
 import csv
 import io
-import statistics
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import costs
 from data import drawing
 from data.drawing import ANN, DIST, DIST_LESS, FRONTIER, Dot, Line, Panel, Style
-
-# --- what the runs say ---------------------------------------------------------------------
-
-PAPER_KEYS = {"entity_f1": "f1_paper"}  # elsewhere the name of the score and _paper
-METRIC_TITLES = {
-    "entity_f1": "Entity F1",
-    "f1": "F1",
-    "micro_f1": "Micro F1",
-    "accuracy": "Accuracy",
-    "bert_ibleu": "BERT-iBLEU",
-}
-
-
-def find_score(metrics, rule):
-    """(name, value) of the score by `rule`, correct or paper; one score where both rules agree."""
-    name, values = metrics["metric"], metrics["metrics"]
-    if name.endswith("_paper"):  # evaluate.py --rule paper
-        back = {paper: correct for correct, paper in PAPER_KEYS.items()}
-        name = back.get(name, name.removesuffix("_paper"))
-    paper = PAPER_KEYS.get(name, f"{name}_paper")
-    name = paper if rule == "paper" and paper in values else name
-    return name, values[name]
-
-
-class Results:
-    """The runs of one task, read once: their scores, what they cost, which of them are missing."""
-
-    def __init__(self, args, task):
-        self.folder, self.rule = Path(args.runs) / task, args.rule
-        self.gpu, self.measured = args.gpu, args.dollars == "measured"
-        self.found, self.missing, self.names = {}, {}, {}
-        if self.measured:
-            tasks = costs.load_tasks(args.tasks)
-            self.ledger = costs.Ledger(costs.load_prices(args.prices), tasks, "paper", args.gpu)
-
-    def read(self, run):
-        """metrics.json of a Run, None where the run is missing or not finished."""
-        if run.name not in self.found:
-            path = self.folder / run.name / "metrics.json"
-            self.found[run.name] = costs.read_json(path) if path.exists() else None
-            if self.found[run.name] is None:
-                self.missing[run.name] = None
-        return self.found[run.name]
-
-    def score(self, run):
-        """The score of a Run in percent, None where it is missing."""
-        metrics = self.read(run)
-        if metrics is None:
-            return None
-        try:
-            name, value = find_score(metrics, self.rule)
-        except (KeyError, TypeError):
-            path = self.folder / run.name / "metrics.json"
-            raise costs.UserError(f"{path}: no score by rule {self.rule}; evaluate again") from None
-        self.names[name] = None
-        return value
-
-    def price(self, run):
-        """Measured dollars of a Run: its labels, its hours and those of the run it learns from."""
-        needed = [self.folder / name for name in run.needs]
-        records = [costs.read_record(place) for place in (self.folder / run.name, *needed)]
-        if None in records:
-            raise costs.UserError(f"{self.folder / run.name}: no training.json; train it again")
-        others = {(record.world, record.task, record.run): record for record in records}
-        usd = self.ledger.price_model(records[0], others)["usd"]
-        if usd is None:
-            raise costs.UserError(
-                f"{self.folder / run.name}: used a CPU, which has no price; pass --gpu NAME to "
-                "count its hours as that GPU's, or --dollars planned"
-            )
-        return usd
-
-
-class Point(NamedTuple):
-    """One point of a figure: the runs of one strategy in one cell of costs.cells, one a seed.
-
-    `labels` is N, `trained` what the run itself trains on. `budget_usd` is additional to
-    `initial_usd`, `planned_usd` what the plan spends of it; `usd` is all that is drawn: initial
-    and planned, or measured. `reported` is the paper's score at this N and budget, if any.
-    """
-
-    task: str
-    strategy: str
-    labels: int
-    trained: int
-    unlabeled: int
-    llm_labels: int
-    student: str
-    teacher: str
-    initial_usd: Fraction
-    budget_usd: Fraction
-    planned_usd: Fraction
-    usd: Fraction
-    runs: tuple
-    scores: tuple
-    reported: float
-    notes: tuple
-
-    @property
-    def mean(self):
-        return statistics.fmean(self.scores) if self.scores else None
-
-    @property
-    def spread(self):
-        """Standard deviation over seeds, None for fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
-
-
-def make_point(cell, strategy, results, planned_usd=None, reported=None):
-    """The Point of `strategy` in a cell, None where the budget doesn't cover it.
-
-    `planned_usd` are the dollars beside the N labels; they need to be given for LLM labels only.
-    """
-    runs = cell.runs.get(strategy)
-    if not runs:
-        return None
-    if planned_usd is None:
-        planned_usd = cell.annotate_usd or 0 if strategy == "small" else cell.distill_usd
-    there = [run for run in runs if results.read(run) is not None]
-    usd = cell.initial_usd + planned_usd
-    if results.measured and there:
-        usd = sum(map(results.price, there), Fraction(0)) / len(there)
-    run = runs[0]
-    return Point(
-        cell.task,
-        strategy,
-        cell.labels,
-        run.labels,
-        run.unlabeled,
-        run.llm_labels,
-        run.student,
-        run.teacher if strategy == "dist" else "",
-        cell.initial_usd,
-        cell.budget_usd,
-        planned_usd,
-        usd,
-        tuple(run.name for run in runs),
-        tuple(map(results.score, there)),
-        reported,
-        cell.notes,
-    )
-
-
-def find_frontier(points):
-    """The points that no other one beats at the same dollars or fewer, by dollars (Figure 2)."""
-    best, kept = None, []
-    for point in sorted(points, key=lambda point: (point.usd, -point.mean)):
-        if best is None or point.mean > best:
-            best = point.mean
-            kept.append(point)
-    return kept
-
-
-class Reported:
-    """The paper's scores of one task, for the points that stand at the same counts and dollars.
-
-    Scales that divide the paper's dollars, and tasks of one's own, have no such points.
-    """
-
-    def __init__(self, task, entry, scale):
-        same = costs.load_scale(scale)["divide_by"] == 1 and "labels_n" not in entry
-        self.cells = [c for c in costs.load_scores() if same and c["task"] == task]
-
-    def find(self, strategy, labels, **counts):
-        """The score in Tables 2, 3 and 11 at N = `labels` and these counts, or None."""
-        for cell in self.cells:
-            found = (cell["strategy"], cell["labels"]) == (strategy, labels)
-            if found and cell["table"] in (2, 3, 11) and counts.items() <= cell.items():
-                return cell["score"]
-        return None
-
+from data.points import TaskPoints, find_frontier, name_metric
 
 # --- from points to panels -----------------------------------------------------------------
 
@@ -216,6 +44,11 @@ def make_line(label, style, points, at=get_usd):
     return Line(label, style, make_dots(points, at))
 
 
+def add_line(part, label, style, points, at=get_usd, best=None):
+    """The Line of a series of a TaskPoints, which keeps its points for the CSV file."""
+    return make_line(label, style, part.keep(label, points, best), at)
+
+
 def make_reported(label, style, points, at=get_usd):
     """The paper's own points beside a series: hollow and grey, with its marker."""
     told = [point for point in points if point and point.reported is not None]
@@ -232,14 +65,6 @@ def name_size(size, scale):
     return f"T5-{shown}" if scale == "paper" else shown
 
 
-def name_metric(results):
-    """Label of the y axis: the metric of the runs, in percent."""
-    rules = {f"{name}_paper": title for name, title in METRIC_TITLES.items()}
-    titles = {**METRIC_TITLES, **{n: f"{t}, paper's rule" for n, t in rules.items()}}
-    names = dict.fromkeys(titles.get(name, name) for name in results.names)
-    return f"{' / '.join(names) or 'Score'} (%)"
-
-
 class Drawing(NamedTuple):
     """A figure before it is drawn: its panels, its points as rows, what a reader must know.
 
@@ -254,67 +79,36 @@ class Drawing(NamedTuple):
     columns: int = None
 
 
-class Study:
-    """One task of a figure: its cells, its results, and the points that are drawn of it."""
-
-    def __init__(self, args, figure, task, entry):
-        self.task, self.title, self.scale = task, entry["title"], args.scale
-        terms = costs.make_terms(task, entry, costs.load_prices(args.prices))
-        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), terms, args.tasks)
-        self.cells = costs.cells(*place, prepared=args.prepared)
-        self.results, self.reported = Results(args, task), Reported(task, entry, args.scale)
-        self.points = []
-
-    def make_point(self, cell, strategy, planned_usd=None):
-        """The Point of a strategy in a cell, the paper's score beside it where one is printed."""
-        usual = all(
-            (run.student, run.teacher) == ("small", "xxl") for run in cell.runs.get(strategy) or ()
-        )
-        counts = {"unlabeled": cell.unlabeled}
-        if cell.budget_usd is not None:
-            counts = {"budget_usd": cell.budget_usd}
-        elif strategy == "small":
-            counts = {"budget_usd": 0}
-        theirs = self.reported.find(strategy, cell.labels, **counts) if usual else None
-        return make_point(cell, strategy, self.results, planned_usd, theirs)
-
-    def add_line(self, label, style, points, at=get_usd, best=None):
-        """The Line of a series; its points are kept for the CSV file."""
-        points = list({point.runs: point for point in points if point}.values())
-        self.points += [(label, point, best and point in best) for point in points]
-        return make_line(label, style, points, at)
-
-
 # --- the four figures ----------------------------------------------------------------------
 
 
-def make_fig2(study, args):
+def make_fig2(part, args):
     """Score against all dollars: a line of L labels for each U, and the Pareto frontier."""
-    small = [study.make_point(c, "small") for c in study.cells if "small" in c.runs]
-    rows = sorted({cell.unlabeled for cell in study.cells if cell.unlabeled})
+    small = [part.make_point(c, "small") for c in part.cells if "small" in c.runs]
+    rows = sorted({cell.unlabeled for cell in part.cells if cell.unlabeled})
     series = [("U=0 (Ann.)", ANN, small)]
     styles = [DIST_LESS, DIST] if len(rows) > 1 else [DIST]
-    for count, style in zip(rows, styles, strict=True):
-        chosen = [cell for cell in study.cells if cell.unlabeled == count]
-        points = [study.make_point(cell, "dist") for cell in chosen]
+    for count, style in zip(rows, styles, strict=False):
+        chosen = [cell for cell in part.cells if cell.unlabeled == count]
+        points = [part.make_point(cell, "dist") for cell in chosen]
         series.append((f"U={drawing.show_count(count)} (Dist.)", style, points))
     drawn = [point for *_, points in series for point in points if point and point.scores]
     best = find_frontier(drawn)
-    lines = [study.add_line(*each, best=best) for each in series]
+    lines = [add_line(part, *each, best=best) for each in series]
     told = [make_reported(*each) for each in series]
     edge = Line("Pareto frontier", FRONTIER, [Dot(float(p.usd), p.mean) for p in best])
-    ylabel = name_metric(study.results)
-    return [Panel(study.title, [*lines, edge, *told], ylabel, "Total dollars")]
+    ylabel = name_metric(part.results)
+    return [Panel(part.title, [*lines, edge, *told], ylabel, "Total dollars")]
 
 
-def make_fig3(study, args):
+def make_fig3(part, args):
     """Score against N, a panel for each additional budget."""
     panels = []
-    for budget in dict.fromkeys(cell.budget_usd for cell in study.cells):
-        cells = [cell for cell in study.cells if cell.budget_usd == budget]
-        points = {s: [study.make_point(c, s) for c in cells] for s in STRATEGIES}
+    for budget in dict.fromkeys(cell.budget_usd for cell in part.cells):
+        cells = [cell for cell in part.cells if cell.budget_usd == budget]
+        points = {s: [part.make_point(c, s) for c in cells] for s in STRATEGIES}
         lines = [
-            study.add_line(name, style, points[strategy], get_labels)
+            add_line(part, name, style, points[strategy], get_labels)
             for strategy, (name, style) in STRATEGIES.items()
         ]
         lines += [
@@ -329,13 +123,13 @@ def make_fig3(study, args):
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
         panels.append(
             Panel(
-                f"{study.title}, +{show_usd(budget)}",
+                f"{part.title}, +{show_usd(budget)}",
                 lines,
-                "" if panels else name_metric(study.results),
+                "" if panels else name_metric(part.results),
                 "N (its dollars below)",
                 tuple(ticks),
                 gaps=tuple(gaps),
-                row=study.task,
+                row=part.task,
                 dodge=True,
             )
         )
@@ -346,13 +140,13 @@ def show_usd(amount):
     return drawing.show_dollars(float(amount))
 
 
-def make_sizes(study, lines):
+def make_sizes(part, lines):
     """The panel of Figures 4 and 5: score against all dollars, N on the upper axis."""
-    full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in study.cells}
+    full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in part.cells}
     return Panel(
-        study.title,
+        part.title,
         lines,
-        name_metric(study.results),
+        name_metric(part.results),
         "Total dollars",
         top=tuple((usd, f"N={drawing.show_count(n)}") for n, usd in full.items()),
         dodge=True,
@@ -376,35 +170,35 @@ SIZE_LOOKS = {  # size -> colour and marker, here and in Figure 5
 }
 
 
-def make_fig4(study, args):
+def make_fig4(part, args):
     """Compact models of several sizes: annotated (hollow) and distilled (filled)."""
     lines, told = [], []
-    for size in dict.fromkeys(cell.runs["small"][0].student for cell in study.cells):
-        cells = [cell for cell in study.cells if cell.runs["small"][0].student == size]
+    for size in dict.fromkeys(cell.runs["small"][0].student for cell in part.cells):
+        cells = [cell for cell in part.cells if cell.runs["small"][0].student == size]
         for strategy, (name, _) in STRATEGIES.items():
             filled = strategy == "dist"
             style = Style(*SIZE_LOOKS[size], "-" if filled else "--", filled)
-            points = [study.make_point(cell, strategy) for cell in cells]
-            label = f"{name_size(size, study.scale)} ({name})"
-            lines.append(study.add_line(label, style, points))
+            points = [part.make_point(cell, strategy) for cell in cells]
+            label = f"{name_size(size, part.scale)} ({name})"
+            lines.append(add_line(part, label, style, points))
             told += points
-    return [make_sizes(study, [*lines, *report_strategies(told)])]
+    return [make_sizes(part, [*lines, *report_strategies(told)])]
 
 
-def make_fig5(study, args):
+def make_fig5(part, args):
     """Teachers of several sizes for one compact model, and that model on labels."""
-    small = name_size("small", study.scale)
-    points = told = [study.make_point(cell, "small") for cell in study.cells]
-    lines = [study.add_line(f"{small} (Ann.)", ANN, points)]
-    sizes = [run[0].teacher for cell in study.cells if (run := cell.runs["dist"])]
+    small = name_size("small", part.scale)
+    points = told = [part.make_point(cell, "small") for cell in part.cells]
+    lines = [add_line(part, f"{small} (Ann.)", ANN, points)]
+    sizes = [run[0].teacher for cell in part.cells if (run := cell.runs["dist"])]
     for size in dict.fromkeys(sizes):
-        cells = [c for c in study.cells if c.runs["dist"] and c.runs["dist"][0].teacher == size]
-        points = [study.make_point(cell, "dist") for cell in cells]
+        cells = [c for c in part.cells if c.runs["dist"] and c.runs["dist"][0].teacher == size]
+        points = [part.make_point(cell, "dist") for cell in cells]
         line = ":" if size == "large" else "-." if size == "xl" else "-"
-        label = f"{name_size(size, study.scale)} ⇒ {small} (Dist.)"
-        lines.append(study.add_line(label, Style(*SIZE_LOOKS[size], line), points))
+        label = f"{name_size(size, part.scale)} ⇒ {small} (Dist.)"
+        lines.append(add_line(part, label, Style(*SIZE_LOOKS[size], line), points))
         told = told + points
-    return [make_sizes(study, [*lines, *report_strategies(told)])]
+    return [make_sizes(part, [*lines, *report_strategies(told)])]
 
 
 CAPTIONS = {
@@ -420,13 +214,13 @@ CAPTIONS = {
 }
 
 
-def write_caption(figure, studies):
+def write_caption(figure, parts):
     """What is drawn, with the counts and the dollars of these cells."""
-    counts = dict.fromkeys(cell.labels for study in studies for cell in study.cells)
+    counts = dict.fromkeys(cell.labels for part in parts for cell in part.cells)
     budgets = [
-        f"{show_usd(study.cells[0].budget_usd)} ({study.title})"
-        for study in studies
-        if study.cells[0].budget_usd is not None
+        f"{show_usd(part.cells[0].budget_usd)} ({part.title})"
+        for part in parts
+        if part.cells[0].budget_usd is not None
     ]
     shown = ", ".join(map(drawing.show_count, counts))
     return CAPTIONS[figure].format(counts=shown, budgets=", ".join(budgets))
@@ -439,10 +233,10 @@ def note_dollars(args):
     return "Dollars: initial labels and what the plan spends beside them, at the paper's prices."
 
 
-def make_notes(args, studies, missing):
+def make_notes(args, parts, missing):
     """What a reader must know to read the points."""
     seeds = costs.parse_seeds(args.seeds)
-    names = dict.fromkeys(name for study in studies for name in study.results.names)
+    names = dict.fromkeys(name for part in parts for name in part.results.names)
     rule = "the released scorer's rule" if args.rule == "paper" else "the correct rule"
     notes = [f"Scores: {', '.join(names)} on test, by {rule};"]
     notes[0] += f" mean and standard deviation over {len(seeds)} seeds." * (len(seeds) > 1)
@@ -454,18 +248,18 @@ def make_notes(args, studies, missing):
             f"Scale {args.scale}: {title}. The paper's points are not drawn: they are T5 on real "
             "text, at other dollars."
         )
-    elif any(point.reported is not None for study in studies for _, point, _ in study.points):
+    elif any(point.reported is not None for part in parts for _, point, _ in part.drawn):
         notes.append("Hollow and grey: printed in the paper at these counts, scored by its rule.")
     if args.command != "fig2":
         notes.append("Dots of one N stand side by side where they would hide each other.")
     if args.data:
         notes.append(f"Text and labels from {args.data}.")
-    told = dict.fromkeys(note for s in studies for _, p, _ in s.points for note in p.notes)
+    told = dict.fromkeys(note for s in parts for _, p, _ in s.drawn for note in p.notes)
     if told:
         last = f"; and {len(told) - 2} more, see column Note of the CSV file" * (len(told) > 2)
         notes.append(f"Plans: {'; '.join(list(told)[:2])}{last}.")
     if missing:
-        runs = {(s.task, run) for s in studies for _, p, _ in s.points for run in p.runs}
+        runs = {(s.task, run) for s in parts for _, p, _ in s.drawn for run in p.runs}
         notes.append(f"{len(missing)} of {len(runs)} runs missing; points are of those there are.")
     return notes
 
@@ -481,19 +275,19 @@ def read_tasks(args, figure):
 
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
-    figure, studies, panels = args.command, [], []
+    figure, parts, panels = args.command, [], []
     for task, entry in read_tasks(args, figure):
-        studies.append(Study(args, figure, task, entry))
-        panels += FIGURE_MAKERS[figure](studies[-1], args)
-    if not any(point.scores for study in studies for _, point, _ in study.points):
-        named = " or ".join(study.task for study in studies)
+        parts.append(TaskPoints(args, figure, task, entry))
+        panels += FIGURE_MAKERS[figure](parts[-1], args)
+    if not any(point.scores for part in parts for _, point, _ in part.drawn):
+        named = " or ".join(part.task for part in parts)
         raise costs.UserError(
             f"{args.runs}: no finished run of {figure} for {named}; `make {figure}` trains them, "
             "--runs DIR names another folder"
         )
-    missing = [f"{study.task}/{run}" for study in studies for run in study.results.missing]
-    notes = [write_caption(figure, studies), *make_notes(args, studies, missing)]
-    points = [each for study in studies for each in study.points]
+    missing = [f"{part.task}/{run}" for part in parts for run in part.results.missing]
+    notes = [write_caption(figure, parts), *make_notes(args, parts, missing)]
+    points = [each for part in parts for each in part.drawn]
     columns = 3 if figure == "fig3" else None
     return Drawing(figure, panels, points, notes, missing, columns)
 

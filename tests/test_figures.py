@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
 from data import drawing, figures
+from data.points import find_frontier
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
@@ -146,7 +147,7 @@ def test_the_frontier_holds_what_nothing_beats(pairs):
             self.usd, self.mean = usd, mean
 
     points = [Pair(*pair) for pair in pairs]
-    kept = figures.find_frontier(points)
+    kept = find_frontier(points)
     assert [p.usd for p in kept] == sorted({p.usd for p in kept})
     assert [p.mean for p in kept] == sorted({p.mean for p in kept})
     for point in points:
