@@ -98,18 +98,18 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
     assert named in done.stderr
 
 
-def list_commands(*args):
-    """Command lines of `make -n ARGS`, each on one line."""
-    done = run_make("-n", *args)
+def list_commands(runs, *args):
+    """Command lines of `make -n ARGS`, each on one line; `runs` is a folder without runs."""
+    done = run_make("-n", f"RUNS={runs}", *args)
     assert done.returncode == 0, done.stderr
     return done.stdout.replace("\\\n", " ").splitlines()
 
 
-def find_trained(commands, world):
+def find_trained(commands, runs):
     """{"wlp/small-n100-s0": its training command}; each run may stand there only once."""
     found = {}
     for line in commands:
-        match = re.search(rf" --output runs/{world}/(\S+)", line)
+        match = re.search(rf" --output {runs}/(\S+)", line)
         if match and " --strategy " in line:
             assert match[1] not in found, f"{match[1]} is trained twice"
             found[match[1]] = line
@@ -121,9 +121,9 @@ def read_flags(command):
     return {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
 
 
-def test_make_n_at_paper_scale_prints_the_papers_commands():
+def test_make_n_at_paper_scale_prints_the_papers_commands(tmp_path):
     """Table 2's counts and Table 8's settings, as the paper prints them, are in the commands."""
-    trained = find_trained(list_commands("table2", "SCALE=paper", "TASK=all"), "paper")
+    trained = find_trained(list_commands(tmp_path, "table2", "SCALE=paper", "TASK=all"), tmp_path)
     printed = plots.load_printed(8)
     wanted = set()
     for cell in (row for row in costs.load_scores() if row["table"] == 2):
@@ -148,12 +148,13 @@ def test_make_n_at_paper_scale_prints_the_papers_commands():
         assert model == family.format("xxl" if teacher else "small"), name
 
 
-def test_a_run_of_several_tables_is_trained_and_labeled_once():
-    lines = list_commands("table2", "table3", "table11", "fig2", "fig3", "TASK=wlp fever")
-    trained = find_trained(lines, "mini")  # which refuses a second time
+def test_a_run_of_several_tables_is_trained_and_labeled_once(tmp_path):
+    asked = ("table2", "table3", "table11", "fig2", "fig3")
+    lines = list_commands(tmp_path, *asked, "TASK=wlp fever")
+    trained = find_trained(lines, tmp_path)  # which refuses a second time
     every = {
         f"{task}/{run.name}"
-        for table in ("table2", "table3", "table11", "fig2", "fig3")
+        for table in asked
         for task in ("wlp", "fever")
         for run in costs.grid(table, task, "mini")
     }
@@ -164,9 +165,9 @@ def test_a_run_of_several_tables_is_trained_and_labeled_once():
     assert len(passes) == len(set(passes)) >= 10
 
 
-def test_make_all_makes_what_the_paper_shows_of_a_task():
+def test_make_all_makes_what_the_paper_shows_of_a_task(tmp_path):
     def list_made(*args):
-        lines = [line for line in list_commands("all", *args) if " plots.py " in line]
+        lines = [line for line in list_commands(tmp_path, "all", *args) if " plots.py " in line]
         return {re.search(r"plots.py (\S+)", line)[1] for line in lines}
 
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -176,8 +177,8 @@ def test_make_all_makes_what_the_paper_shows_of_a_task():
     assert list_made("TASK=fever") == made - unshown < made
 
 
-def test_a_run_is_scored_before_the_next_one_is_trained():
-    lines = list_commands("table2", "-j1")
+def test_a_run_is_scored_before_the_next_one_is_trained(tmp_path):
+    lines = list_commands(tmp_path, "table2", "-j1")
     kinds = []
     for line in lines:
         if " evaluate.py " in line:
@@ -187,12 +188,12 @@ def test_a_run_is_scored_before_the_next_one_is_trained():
     assert kinds == ["train", "score"] * 20
 
 
-def test_the_teacher_labels_the_rows_that_its_students_draw():
+def test_the_teacher_labels_the_rows_that_its_students_draw(tmp_path):
     """Rows are drawn by seed, so the pass has the seed of the runs that learn from it."""
-    passes = [x for x in list_commands("table2", "SEEDS=0 7") if "--labels-only" in x]
+    passes = [x for x in list_commands(tmp_path, "table2", "SEEDS=0 7") if "--labels-only" in x]
     assert len(passes) == 4
     for line in passes:
-        seed = re.search(r"--teacher runs/mini/wlp/teacher-n\d+-s(\d+)/model", line)[1]
+        seed = re.search(r"--teacher \S+/wlp/teacher-n\d+-s(\d+)/model", line)[1]
         assert f"--seed {seed} " in line + " "
 
 
