@@ -1,12 +1,12 @@
 """Time distillation, and measure what its shortcuts cost: what `make bench` runs.
 
 Usage:
-    python data/bench_distill.py                         # five minutes on one core
-    python data/bench_distill.py --times 145 --rows 128  # the paper's ratio of sizes
-    python data/bench_distill.py --exactness | --losses | --memory
+    python data/bench_distill.py              # speed: about 5 minutes on one core
+    python data/bench_distill.py --times 145  # the paper's ratio of sizes: 7 minutes
+    python data/bench_distill.py --exactness | --losses | --memory  # minutes: 15, 15, 5
 
 Reads:  data/mini-models (make mini-models) and data/prepared/mini/wlp (make table2, or
-        data/mini_world.py); the teacher is fine-tuned first, once.
+        data/mini_world.py); the teacher is fine-tuned first, once, as Table 2's with N = 100.
 Writes: stdout: tables. OUTPUT: models, labels and runs; OUTPUT/<mode>.json: every measurement.
 Copy:   data/bench_distill.py and the whole project
 Paper:  Table 2's GPU hours of distillation; the released training code's loop.
@@ -17,7 +17,8 @@ threads and fp32; repeated in turn, so that each ratio is of neighbours in time.
 loop without the Trainer's overhead: targets decoded once, then in every step of every epoch the
 teacher again, T^2 KL over the whole vocabulary, averaged over padding too, rows in random order.
 The teacher is the mini teacher made larger by feed-forward units that add exactly nothing: its
-outputs stay those of a real teacher, its cost is that of its size.
+outputs stay those of a real teacher, its cost is that of its size. The process keeps to as many
+cores as threads (--threads), which steadies the times.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -42,12 +44,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+import costs  # noqa: E402
 import distill  # noqa: E402
 import evaluate  # noqa: E402
 import train_small  # noqa: E402
 import train_teacher  # noqa: E402
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
+
+
+def read_recipe(strategy):
+    """Table 2's settings at mini scale for "teacher" or "dist", as command-line words."""
+    return shlex.split(costs.show_flags(costs.make_flags("wlp", "mini", strategy)))
 
 
 def quietly(function, *args):
@@ -61,6 +69,21 @@ def quietly(function, *args):
             sys.exit(f"{text.getvalue()}{stop.code}")
 
 
+@contextlib.contextmanager
+def hold_cores(threads):
+    """As many threads, and where the system can, kept to as many of its cores."""
+    torch.set_num_threads(threads)
+    pin = getattr(os, "sched_setaffinity", None)
+    cores = os.sched_getaffinity(0) if pin else ()
+    if pin:
+        pin(0, sorted(cores)[-threads:])
+    try:
+        yield
+    finally:
+        if pin:
+            pin(0, cores)
+
+
 def say(text):
     print(f"[bench] {text}", file=sys.stderr, flush=True)
 
@@ -70,11 +93,12 @@ def say(text):
 
 def make_teacher(args):
     """The mini teacher fine-tuned on labeled rows, kept for the next time. Returns its folder."""
-    output = args.output / "teacher"
+    output = args.output / f"teacher-n{args.labels}"
     say(f"fine-tuning the teacher: {output}")
-    flags = ["--max-steps", args.teacher_steps, "--batch-size", 16, "--learning-rate", 1e-3]
-    train = ["--train", args.data / "train.jsonl", "--output", output]
-    quietly(train_teacher.main, "--model", args.models / "teacher", *train, *flags, *LENGTHS)
+    flags = [*read_recipe("teacher"), "--model", args.models / "teacher"]
+    flags += ["--num-labels", args.labels]
+    flags += ["--max-steps", args.teacher_steps] if args.teacher_steps else []
+    quietly(train_teacher.main, *flags, "--train", args.data / "train.jsonl", "--output", output)
     return output / "model"
 
 
@@ -334,26 +358,34 @@ def measure_exactness(args):
             loss, gradient, mass = differentiate(args, teacher, folder, temperature)
             names = [f"k{k}-t{temperature:g}-s{seed}" for seed in range(args.seeds)]
             flags = ["--temperature", temperature]
-            scores = [train_and_score(args, n, folder, i, flags)[0] for i, n in enumerate(names)]
+            runs = [train_and_score(args, n, folder, i, flags) for i, n in enumerate(names)]
             error = torch.linalg.vector_norm(gradient - exact[1])
             error = (error / torch.linalg.vector_norm(exact[1])).item()
             cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
             result = {"k": k, "temperature": temperature, "mass_outside": mass, "loss": loss}
             result |= {"dense_loss": exact[0], "gradient_error": error, "cosine": cosine}
-            results.append({**result, "scores": scores})
-            say(f"T = {temperature:g}, k = {k or 'all'}: {scores}")
+            results.append({**result, **collect(runs)})
+            say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1]['scores']}")
+    show_exactness(args, results)
+    return results
+
+
+def show_exactness(args, results):
     print(
         f"{args.unlabeled:,} rows. Loss, gradient: the untrained student on {args.batch_size * 4} "
-        f"rows, against the teacher in float64. Score: dev, after {args.steps} steps.\n"
+        f"rows, against the teacher in float64.\nScore: dev, after {results[0]['steps']:,} steps, "
+        "mean ± spread (each seed); difference: to k = all with the same seeds.\n"
     )
-    print(" T    k  mass outside      loss  loss error  gradient error    cosine  score")
+    print(" T    k  mass outside    loss  loss error  gradient error   cosine  difference  score")
+    dense = {r["temperature"]: statistics.mean(r["scores"]) for r in results if not r["k"]}
     for r in results:
+        difference = statistics.mean(r["scores"]) - dense[r["temperature"]]
         print(
             f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['mass_outside']:>13.3%}"
-            f" {r['loss']:>9.5f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
-            f" {r['gradient_error']:>15.1e} {r['cosine']:>9.6f}  {show_scores(r['scores'])}"
+            f" {r['loss']:>7.4f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
+            f" {r['gradient_error']:>15.1e} {r['cosine']:>8.6f} {difference:>+11.1f}"
+            f"  {show_scores(r['scores'])}"
         )
-    return results
 
 
 def differentiate(args, teacher, folder, temperature, live=False):
@@ -386,18 +418,24 @@ def differentiate(args, teacher, folder, temperature, live=False):
 
 
 def train_and_score(args, name, teacher, seed, flags):
-    """A student's score on dev, in percent, and the seconds of its training."""
-    output = args.output / f"students-u{args.unlabeled}-{args.steps}" / name
+    """A student's score on dev, in percent, and the steps and seconds of its training."""
+    output = args.output / "students" / name
     files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
-    train = ["--max-steps", args.steps, "--learning-rate", args.learning_rate, "--seed", seed]
-    train += ["--warmup-steps", 50]
-    quietly(distill.main, *files, *rows, *train, *LENGTHS, *flags)
+    train = ["--max-steps", args.steps] if args.steps else []
+    quietly(distill.main, *read_recipe("dist"), *files, *rows, *train, "--seed", seed, *flags)
     if not (output / "metrics.json").exists():
         score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
         quietly(evaluate.main, "--task", "wlp", *score, "--output", output)
     score = json.loads((output / "metrics.json").read_text())["score"]
-    return score, json.loads((output / "training.json").read_text())["seconds"]["train"]
+    record = json.loads((output / "training.json").read_text())
+    return {"score": score, "steps": record["steps"], "seconds": record["seconds"]["train"]}
+
+
+def collect(runs):
+    """The runs of several seeds in one entry."""
+    scores, seconds = ([run[name] for run in runs] for name in ("score", "seconds"))
+    return {"scores": scores, "seconds": seconds, "steps": runs[0]["steps"]}
 
 
 def show_scores(scores):
@@ -416,11 +454,10 @@ def measure_losses(args):
                 flags += ["--temperature", temperature]
                 name = f"{loss}-t{temperature:g}-s{seed}"
                 runs.append(train_and_score(args, name, teacher, seed, flags))
-            scores, seconds = map(list, zip(*runs, strict=True))
-            result = {"loss": loss, "temperature": temperature, "scores": scores}
-            results.append({**result, "seconds": seconds})
-            say(f"{loss}, T = {temperature:g}: {scores}")
-    print(f"{args.unlabeled:,} rows, {args.steps} steps, {args.seeds} seeds\n")
+            results.append({"loss": loss, "temperature": temperature, **collect(runs)})
+            say(f"{loss}, T = {temperature:g}: {results[-1]['scores']}")
+    steps = results[0]["steps"]
+    print(f"{args.unlabeled:,} rows, {steps:,} steps; dev score: mean ± spread (each seed)\n")
     print("loss     T   training s   dev score")
     for r in results:
         seconds = statistics.median(r["seconds"])
@@ -548,24 +585,26 @@ def parse_args(argv=None):
     add("--models", type=Path, default=ROOT / "data/mini-models", help="folder (%(default)s)")
     add("--data", type=Path, default=ROOT / "data/prepared/mini/wlp", help="folder (%(default)s)")
     add("--output", type=Path, default=ROOT / "runs/bench", help="folder (%(default)s)")
-    add("--times", type=int, nargs="+", default=[10, 40], help="teacher / student (%(default)s)")
+    add(
+        "--times", type=int, nargs="+", default=[10, 20, 40], help="teacher / student (%(default)s)"
+    )
     add("--rows", type=int, default=64, help="unlabeled rows, speed (%(default)s)")
     add("--epochs", type=int, default=50, help="passes over them (%(default)s)")
     add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
-    add("--unlabeled", type=int, default=2000, help="rows, exactness and losses (%(default)s)")
-    add("--steps", type=int, default=1200, help="of their students (%(default)s)")
+    add("--unlabeled", type=int, default=4200, help="rows, exactness and losses (%(default)s)")
+    add("--steps", type=int, help="of their students (default: Table 2's)")
     add("--seeds", type=int, default=3, help="of their students (%(default)s)")
     add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
-    add("--teacher-steps", type=int, default=600, help="of its fine-tuning (%(default)s)")
-    add("--batch-size", type=int, default=32, help="rows (%(default)s)")
-    add("--learning-rate", type=float, default=3e-3, help="the student's (%(default)s)")
-    add("--threads", type=int, default=1, help="(%(default)s)")
+    add("--labels", type=int, default=100, help="the teacher's (%(default)s)")
+    add("--teacher-steps", type=int, help="of its fine-tuning (default: Table 2's)")
+    add("--batch-size", type=int, default=32, help="rows, speed (%(default)s)")
+    add("--learning-rate", type=float, default=3e-3, help="the students', speed (%(default)s)")
+    add("--threads", type=int, default=1, help="and cores (%(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.set_num_threads(args.threads)
     for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
         if not path.exists():
             prepare = (
@@ -573,7 +612,8 @@ def main(argv=None):
             )
             sys.exit(f"error: {path}: not there; run `make mini-models` and `{prepare}`")
     args.output.mkdir(parents=True, exist_ok=True)
-    results = MODES[args.mode](args)
+    with hold_cores(args.threads):
+        results = MODES[args.mode](args)
     settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     facts = {"settings": settings, "results": results, "machine": distill.describe_run(__file__)}
     distill.write_json(args.output / f"{args.mode}.json", facts)

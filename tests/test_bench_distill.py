@@ -81,7 +81,20 @@ def test_labels_of_many_rows_are_found(tmp_path, data):
 def test_every_mode_runs(tmp_path, data, capsys):
     """The command line from end to end at the smallest size, a table on stdout."""
     flags = ["--models", MODELS, "--data", data, "--output", tmp_path / "out", "--batch-size", 8]
-    flags += ["--teacher-steps", 2, "--steps", 2, "--unlabeled", 16, "--seeds", 1, "--rows", 8]
+    flags += [
+        "--teacher-steps",
+        2,
+        "--labels",
+        8,
+        "--steps",
+        2,
+        "--unlabeled",
+        16,
+        "--seeds",
+        1,
+        "--rows",
+        8,
+    ]
     flags += ["--epochs", 1, "--repeats", 1, "--times", 5]
     for mode, sign in (
         ("speed", "(a) / (b)"),
