@@ -314,23 +314,27 @@ def hash_vocabulary(tokenizer):
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-def describe_teacher(model):
-    """What names a teacher: its weights (of a hub model, the commit) and its vocabulary."""
-    tokenizer = load_tokenizer(model)
+def load_config(model):
+    """The configuration of a model folder or hub name."""
     try:
-        config = AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model)
     except Exception as error:
         fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
-    weights = hashlib.sha256()
-    files = Path(model).iterdir() if Path(model).is_dir() else []
-    for path in sorted(files):
-        if path.suffix in (".safetensors", ".bin") or path.name == "config.json":
-            hash_file(path, weights)
-    return {
-        "teacher": weights.hexdigest() if Path(model).is_dir() else config._commit_hash,
-        "vocabulary": hash_vocabulary(tokenizer),
-        "vocabulary_size": config.vocab_size,
-    }
+
+
+def describe_teacher(model):
+    """What names a teacher: its weights and tokenizer (of a hub model, the commit)."""
+    vocabulary, config = hash_vocabulary(load_tokenizer(model)), load_config(model)
+    name, digest = getattr(config, "_commit_hash", None), hashlib.sha256()
+    if Path(model).is_dir():
+        for path in sorted(Path(model).iterdir()):
+            weights = path.suffix == ".safetensors" or path.name.startswith("pytorch_model")
+            if weights or path.suffix in (".json", ".model"):
+                name = hash_file(path, digest)
+    if not name:
+        fail(f"{model}: which version of the model this is cannot be told; give a local folder")
+    size = config.vocab_size
+    return {"teacher": name, "vocabulary": vocabulary, "vocabulary_size": size}
 
 
 def describe_labels(args):
@@ -371,7 +375,8 @@ def open_labels(args):
     else:
         wanted = {**describe_teacher(args.teacher), **wanted}
         if not 0 <= wanted["top_k"] < wanted["vocabulary_size"]:
-            fail(f"--top-k {args.top_k}: the vocabulary has {wanted['vocabulary_size']:,} ids")
+            size = f"{wanted['vocabulary_size']:,}"
+            fail(f"--top-k {wanted['top_k']}: the vocabulary has {size} ids; 0 keeps all of them")
     if not manifest:
         manifest = {"key": wanted, "model": args.teacher, "training": read_training(args.teacher)}
         manifest.update(describe_run(args.unlabeled))
@@ -672,6 +677,8 @@ class TopLoss(torch.autograd.Function):
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with soft labels, and batches of similar length that a resumed run sees again.
 
+    Several processes share a batch; the last of an epoch, where short, is filled up with rows seen
+    before (accelerate's rule), so there alone their step differs from that of one process.
     `released` is the teacher that --loss paper runs again in every step.
     """
 
@@ -749,13 +756,14 @@ def prepare_labels(args, labels, teacher, sources):
     damaged, missing = labels.load(sources.keys)
     if state.is_main_process:
         for name in damaged:
-            remedy = "; its rows are labeled again" if teacher else ""
+            remedy = "; its rows are labeled again" if teacher and len(missing) else ""
             print(f"[labels] {labels.folder / name}.bin is damaged{remedy}", file=sys.stderr)
     state.wait_for_everyone()  # all have seen the same rows missing
     if len(missing) and teacher:
-        for name in damaged:
+        for name in damaged if state.is_main_process else ():
             for suffix in (".json", ".bin"):
                 (labels.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        state.wait_for_everyone()  # none of the new shards is taken for a damaged one
         make_labels(labels, args, sources, missing)
         gc.collect()  # the teacher is gone before the student comes
         torch.cuda.empty_cache()
@@ -776,7 +784,7 @@ def check_student(args, labels, teacher):
     tokenizer, key = load_tokenizer(args.student), labels.key
     if hash_vocabulary(tokenizer) != key["vocabulary"]:
         fail(f"{args.student} and the teacher differ in vocabulary; soft labels need the same one")
-    if AutoConfig.from_pretrained(args.student).vocab_size < key["vocabulary_size"]:
+    if load_config(args.student).vocab_size < key["vocabulary_size"]:
         fail(f"{args.student} has fewer output ids than the teacher ({key['vocabulary_size']:,})")
     if key["top_k"] and args.temperature not in key["temperatures"]:
         known = " and ".join(map(str, key["temperatures"]))
@@ -891,11 +899,14 @@ def parse_args(argv=None):
         parser.error("give --output (with --labels-only, --labels will do)")
     if max(args.max_source_length, args.max_target_length) > 32767:
         parser.error("--max-source-length and --max-target-length must be below 32,768")
-    for name in ("num_unlabeled", "teacher_batch_size", "shard_rows"):
+    lengths = ("max_source_length", "max_target_length")
+    for name in ("num_unlabeled", "teacher_batch_size", "shard_rows", *lengths):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= args.ce_weight <= 1 or min(args.temperature, *args.temperatures) <= 0:
         parser.error("--ce-weight must be 0 to 1, temperatures above 0")
+    if args.loss == "paper" and args.ce_weight:
+        parser.error("--loss paper has no cross-entropy: leave --ce-weight out")
     return args
 
 

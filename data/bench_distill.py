@@ -346,12 +346,7 @@ def print_row(name, values):
 def measure_exactness(args):
     """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
     teacher, results = make_teacher(args), []
-    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
-    folders = {k: args.output / f"labels-k{k}" for k in (8, 32, 64, 0)}
-    for k, folder in folders.items():
-        labels = ["--labels", folder, "--labels-only", "--top-k", k]
-        for seed in range(args.seeds):  # each draws rows of its own
-            quietly(distill.main, "--teacher", teacher, *labels, *rows, "--seed", seed, *LENGTHS)
+    folders = {k: label_rows(args, teacher, k) for k in (8, 32, 64, 0)}
     for temperature in (1.0, 2.0):
         exact = differentiate(args, teacher, folders[0], temperature, live=True)
         for k, folder in folders.items():
@@ -368,6 +363,16 @@ def measure_exactness(args):
             say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1]['scores']}")
     show_exactness(args, results)
     return results
+
+
+def label_rows(args, teacher, k):
+    """The teacher pass for all seeds, each of which draws rows of its own. Returns the labels."""
+    folder = args.output / f"labels-k{k}"
+    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
+    flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
+    for seed in range(args.seeds):
+        quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
+    return folder
 
 
 def show_exactness(args, results):
@@ -446,14 +451,15 @@ def show_scores(scores):
 def measure_losses(args):
     """--loss paper and ours on the same teacher, rows, steps and seeds: dev score and seconds."""
     teacher, results = make_teacher(args), []
+    labels = label_rows(args, teacher, 64)
+    sources = {"paper": (teacher, ["--loss", "paper", "--labels", labels]), "kl": (labels, [])}
+    names = {"paper": "paper", "kl": "k64"}  # the students of --exactness, if they are there
     for temperature in (2.0, 1.0):
-        for loss in ("paper", "kl"):
-            runs = []
+        for loss, (source, flags) in sources.items():
+            flags, runs = [*flags, "--temperature", temperature], []
             for seed in range(args.seeds):
-                flags = ["--labels", args.output / f"labels-s{seed}", "--loss", loss]
-                flags += ["--temperature", temperature]
-                name = f"{loss}-t{temperature:g}-s{seed}"
-                runs.append(train_and_score(args, name, teacher, seed, flags))
+                name = f"{names[loss]}-t{temperature:g}-s{seed}"
+                runs.append(train_and_score(args, name, source, seed, flags))
             results.append({"loss": loss, "temperature": temperature, **collect(runs)})
             say(f"{loss}, T = {temperature:g}: {results[-1]['scores']}")
     steps = results[0]["steps"]
