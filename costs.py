@@ -683,6 +683,7 @@ class Cell(NamedTuple):
     llm_labels: int = None
 
 
+ENCODERS = ("distilbert", "bert")  # strategies that train an encoder as a classifier
 RUN_NAME = re.compile(
     r"(?P<strategy>small|teacher|dist|self|llm|distilbert|bert)(?:-(?P<size>base|large|xl))?"
     r"(?:-from-(?P<teacher>large|xl))?-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?"
@@ -1013,7 +1014,8 @@ def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", 
     if run.strategy not in known:
         raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
     models = {**settings["models"], **own.get("models", {})}
-    size = run.teacher if run.strategy == "teacher" else run.student
+    encoder = run.strategy in ENCODERS
+    size = run.teacher if run.strategy == "teacher" else run.strategy if encoder else run.student
     if size not in models:
         raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
     distilled = run.strategy in ("dist", "self")
@@ -1031,6 +1033,10 @@ def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", 
         **own.get(run.strategy, {}),
         **(own.get("real-text", {}) if real_text else {}),
     }
+    if encoder:  # it has one output a class, so nothing to write and no task to be told
+        if entry["metric"] != "classes":
+            raise UserError(f"task {task!r}: no classes, so nothing for {run.strategy} to learn")
+        flags |= {"max-target-length": None, "prefix": None, "labels": entry["labels"]}
     if strategy:
         return flags
     if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
@@ -1044,12 +1050,14 @@ def make_evaluation_flags(task, scale, tasks=DATA / "tasks.json"):
 
 
 def show_flags(flags):
-    """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out."""
+    """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out; a list
+    is several values of one flag."""
     words = []
     for name, value in flags.items():
         if value is not None:
             words.append(f"--no-{name}" if value is False else f"--{name}")
-            words += [] if isinstance(value, bool) else [str(value)]
+            values = value if isinstance(value, list) else [value]
+            words += [] if isinstance(value, bool) else map(str, values)
     return shlex.join(words)
 
 
@@ -1590,7 +1598,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
     "prepared": ("DIR", "folder of data/prepare.py: its row counts limit the runs"),
     "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
-    "strategy": ("NAME", "small, teacher, dist, self or llm"),
+    "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert or bert"),
     "run": ("NAME", "name of a run: its strategy, counts and seed"),
     "real-text": (
         None,

@@ -1,4 +1,4 @@
-"""Fine-tune a compact T5 on labeled examples: Strategy 1, annotation (Ann.).
+"""Fine-tune a compact T5, or an encoder as a classifier, on labels: Strategy 1, annotation (Ann.).
 
 Usage:
     python train_small.py --train data/prepared/paper/wlp/train.jsonl --num-labels 1000 \\
@@ -6,12 +6,17 @@ Usage:
     python train_small.py --model data/mini-models/student --num-labels 100 --max-steps 200 \\
         --train data/prepared/mini/wlp/train.jsonl --prefix "wlp: " --learning-rate 3e-3 \\
         --output /tmp/small
+    python train_small.py --model distilbert-base-uncased --labels REFUTES SUPPORTS \\
+        --train data/prepared/paper/fever/train.jsonl --output runs/paper/fever/distilbert-n5000-s0
 
-Reads:  TRAIN, a JSONL file of {"source", "target"}; a Hugging Face T5 folder or hub name.
+Reads:  TRAIN, a JSONL file of {"source", "target"}; a Hugging Face folder or hub name of a T5 or
+        of an encoder (BERT, DistilBERT, ...): the model's own config says which. An encoder gets a
+        new head with one logit a class, and its model folder names the classes in id2label.
 Writes: OUTPUT/config.json first, log.jsonl, checkpoints/ (a killed run continues from there),
         model/, and training.json last: what was trained, on what, in how many seconds.
 Copy:   train_small.py alone
-Paper:  section 2.2; input and output formats of Appendix B; hyperparameters of Table 8.
+Paper:  section 2.2; input and output formats of Appendix B; hyperparameters of Table 8; encoders
+        in Table 10, whose own hyperparameters are not stated: Table 8's are the defaults.
 """
 
 import argparse
@@ -34,8 +39,10 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
@@ -174,24 +181,76 @@ def load_model(model, **kwargs):
 # end same
 
 
+def is_encoder(model):
+    """Whether a model folder or hub name is an encoder, which can only classify."""
+    try:
+        return not AutoConfig.from_pretrained(model).is_encoder_decoder
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+
+
+def name_classes(args, rows):
+    """The classes of an encoder: --labels, else every target of TRAIN, in alphabetical order."""
+    targets = {row["target"].strip() for row in rows} - {""}
+    classes = args.labels or sorted(targets)
+    if unknown := sorted(targets - set(classes)):
+        fail(f"{args.train}: target {unknown[0]!r} is none of --labels {', '.join(classes)}")
+    if len(classes) < 2:
+        fail(
+            f"{args.train}: a classifier needs two classes, found {classes}; name them by --labels"
+        )
+    if not args.labels and len(classes) > len(rows) / 2:
+        fail(f"{args.train}: {len(classes):,} different targets, so no classes; take a T5 model")
+    return classes
+
+
+def load_classifier(args):
+    """An encoder with a new head over args.labels, in fp32; the seed draws the head."""
+    torch.manual_seed(args.seed)
+    names = dict(enumerate(args.labels))
+    try:
+        config = AutoConfig.from_pretrained(
+            args.model, id2label=names, label2id={name: i for i, name in names.items()}
+        )
+        for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
+            if args.dropout is not None:
+                setattr(config, key, args.dropout)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            args.model, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        fail(f"{args.model}: no encoder can be loaded ({str(error).splitlines()[0]})")
+    inner = f"{model.base_model_prefix}."
+    missing = [k for k in found["missing_keys"] if k.startswith(inner) and ".pooler." not in k]
+    if missing:  # they would be random, and only the scores would show it
+        fail(f"{args.model}: {len(missing)} weights of the encoder are missing, as {missing[0]}")
+    longest = getattr(config, "max_position_embeddings", args.max_source_length)
+    if args.max_source_length > longest:
+        fail(f"--max-source-length {args.max_source_length}: {args.model} reads {longest} tokens")
+    return model
+
+
 def encode_rows(rows, tokenizer, args):
-    """Token ids of prefixed sources and of targets; counts what the maximum lengths cut off."""
-    encoded = []
-    sources = tokenizer([args.prefix + row["source"] for row in rows]).input_ids
-    targets = tokenizer(text_target=[row["target"] for row in rows]).input_ids
-    limits = args.max_source_length, args.max_target_length
-    for source, target in zip(sources, targets, strict=True):
-        cut = [cut_ids(ids, limit) for ids, limit in zip((source, target), limits, strict=True)]
-        encoded.append({"input_ids": cut[0], "labels": cut[1]})
-    return encoded, {
-        "truncated_sources": sum(len(ids) > limits[0] for ids in sources),
-        "truncated_targets": sum(len(ids) > limits[1] for ids in targets),
-    }
+    """Token ids of prefixed sources, token ids or class of targets; counts what the limits cut.
+
+    A class is one id, its place in args.labels, which an encoder has and a T5 has not.
+    """
+    counts, texts = {}, [args.prefix + row["source"] for row in rows]
+    sources = tokenizer(texts).input_ids
+    sources, counts["truncated_sources"] = cut_rows(sources, args.max_source_length)
+    if args.labels:
+        targets = [[args.labels.index(row["target"].strip())] for row in rows]
+    else:
+        targets = tokenizer(text_target=[row["target"] for row in rows]).input_ids
+        targets, counts["truncated_targets"] = cut_rows(targets, args.max_target_length)
+    pairs = zip(sources, targets, strict=True)
+    return [{"input_ids": source, "labels": target} for source, target in pairs], counts
 
 
-def cut_ids(ids, limit):
-    """At most `limit` ids, the last one (end of sequence) kept."""
-    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
+def cut_rows(rows, limit):
+    """(rows of at most `limit` ids, the last one, end of sequence, kept; how many were cut)."""
+    cut = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in rows]
+    return cut, sum(len(ids) > limit for ids in rows)
 
 
 def sample_rows(rows, count, seed, path):
@@ -318,6 +377,14 @@ def compute_loss(outputs, labels, num_items_in_batch=None):
 # end same
 
 
+def compute_class_loss(outputs, labels, num_items_in_batch=None):
+    """Cross-entropy of logits (B, C) and labels (B, 1), nats per row of the whole step."""
+    logits, labels = outputs.logits.float(), labels.flatten().to(outputs.logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    count = len(labels) if num_items_in_batch is None else num_items_in_batch
+    return loss / torch.as_tensor(count, device=loss.device)
+
+
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with batches of similar length that a resumed run sees again."""
 
@@ -356,13 +423,30 @@ def build_arguments(args):
     return arguments
 
 
+def load_parts(args, tokenizer):
+    """(model, collator, loss function) of a T5, or of an encoder where args.labels has classes."""
+    if args.labels:
+        return load_classifier(args), DataCollatorWithPadding(tokenizer), compute_class_loss
+    dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
+    model = load_model(args.model, **dropout)
+    return model, DataCollatorForSeq2Seq(tokenizer, model=model), compute_loss
+
+
+def read_rows(args):
+    """The labeled rows to learn from; settles args.labels, the classes of an encoder."""
+    rows = read_jsonl(args.train, ("source", "target"))
+    if is_encoder(args.model):
+        args.labels = name_classes(args, rows)
+    elif args.labels:
+        fail(f"--labels: {args.model} is no encoder; a T5 model learns to write the labels")
+    return sample_rows(rows, args.num_labels, args.seed, args.train)
+
+
 def train(args):
     """Fine-tune and write the run folder. Returns the record in training.json."""
     start = time.monotonic()
     tokenizer = load_tokenizer(args.model)
-    rows = sample_rows(
-        read_jsonl(args.train, ("source", "target")), args.num_labels, args.seed, args.train
-    )
+    rows = read_rows(args)
     settings = {
         key: value
         for key, value in vars(args).items()
@@ -371,8 +455,7 @@ def train(args):
     if not open_run(args.output, settings):
         return None
     examples, counts = encode_rows(rows, tokenizer, args)
-    dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
-    model = load_model(args.model, **dropout)
+    model, collator, loss = load_parts(args, tokenizer)
     checkpoint = find_checkpoint(args.output / "checkpoints")
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     progress = Progress(args.output, step)
@@ -380,8 +463,8 @@ def train(args):
         model=model,
         args=build_arguments(args),
         train_dataset=examples,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-        compute_loss_func=compute_loss,
+        data_collator=collator,
+        compute_loss_func=loss,
         callbacks=[progress],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -412,8 +495,13 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="google/t5-v1_1-small", help="T5 folder or hub name (%(default)s)")
+    add(
+        "--model",
+        default="google/t5-v1_1-small",
+        help="T5 or encoder; folder or hub name (%(default)s)",
+    )
     add("--train", type=Path, required=True, help="JSONL file of source and target")
+    add("--labels", nargs="+", help="class names of an encoder (default: the targets in --train)")
     add("--num-labels", type=int, help="labels to sample from it (default: all)")
     add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
     add("--output", type=Path, required=True, help="run folder")
@@ -440,6 +528,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.num_labels is not None and args.num_labels < 1:
         parser.error("--num-labels must be at least 1")
+    if args.labels and len(set(args.labels)) < len(args.labels):
+        parser.error("--labels names a class twice")
     return args
 
 
@@ -473,9 +563,12 @@ def main(argv=None):
     with one_error_line(args.output):
         record = train(args)
     if record:
+        cut = record["truncated_sources"]
         print(
             f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "
-            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s",
+            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s"
+            + f", {cut:,} sources cut at {args.max_source_length} tokens"
+            * (cut > 0),
             file=sys.stderr,
         )
 
