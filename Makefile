@@ -203,7 +203,8 @@ $(patsubst %,$(MADE)/%.md,$(filter table%,$(ASKED))): $(MADE)/%.md: $$(call need
 	@$(PYTHON) $(plot) $(runs) > /dev/null
 
 $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call needed,$$*) \
-    $(MADE)/%.list plots.py costs.py $(wildcard data/figures.py) | $(INSTALLED)
+    $(MADE)/%.list plots.py costs.py data/figures.py data/points.py \
+    data/drawing.py data/paper_scores.csv | $(INSTALLED)
 	@$(PY) $(plot) $(runs) > /dev/null
 
 $(filter-out table7,$(PRINTED)):

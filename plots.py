@@ -3,6 +3,7 @@
 Usage:
   python plots.py table1                           annotation prices of the six data sets
   python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
+  python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv (data/figures.py)
 Reads:  data/tasks.json, data/scales.json, data/prices.csv, data/paper_tables.csv
 Writes: stdout (Markdown); with --output also NAME.md, NAME.csv and NAME.tex in that folder
 Copy:   plots.py, costs.py and data/*.json, data/*.csv; standard library only for tables
@@ -561,9 +562,11 @@ def parse_args(argv=None):
     add("--tasks", default=path, metavar="FILE", help="task entries " + data % path.name)
     path = costs.DATA / "prices.csv"
     add("--prices", default=path, metavar="FILE", help="price list " + data % path.name)
-    commands = parser.add_subparsers(dest="command", metavar="TABLE", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
     for name, (summary, _, add_flags) in COMMANDS.items():
         command = commands.add_parser(name, parents=[shared], help=summary, description=summary)
+        if name in FIGURES:
+            add_score_flags(command)
         if add_flags:
             add_flags(command)
     return parser.parse_args(argv)

@@ -7,7 +7,8 @@ Usage:
         the released scorer's scores, and the GPU time that was used in place of what was planned
 Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json),
         data/tasks.json, data/scales.json, data/prices.csv, data/paper_scores.csv
-Writes: NAME.png, NAME.pdf, NAME.csv in --output; missing runs to stderr
+Writes: NAME.png, NAME.pdf, NAME.csv in --output, or without it the points to stdout; missing
+        runs to stderr
 Copy:   plots.py, costs.py and data/ (figures.py, points.py, drawing.py, *.json, *.csv); matplotlib
 Paper:  Figures 2, 3, 4 and 5, section 4
 """
@@ -267,17 +268,11 @@ def make_notes(args, parts, missing):
 FIGURE_MAKERS = {"fig2": make_fig2, "fig3": make_fig3, "fig4": make_fig4, "fig5": make_fig5}
 
 
-def read_tasks(args, figure):
-    """[(name, entry)] of --task; "all" are those that the paper shows in this figure."""
-    names = args.task.split() if args.task != "all" else costs.TABLES[figure][1].split()
-    return [(name, costs.load_task(name, args.tasks)) for name in names]
-
-
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
     figure, parts, panels = args.command, [], []
-    for task, entry in read_tasks(args, figure):
-        parts.append(TaskPoints(args, figure, task, entry))
+    for task in costs.choose_tasks(figure, args.task, args.tasks):
+        parts.append(TaskPoints(args, figure, task, costs.load_task(task, args.tasks)))
         panels += FIGURE_MAKERS[figure](parts[-1], args)
     if not any(point.scores for part in parts for _, point, _ in part.drawn):
         named = " or ".join(part.task for part in parts)
@@ -324,11 +319,16 @@ def to_csv(drawn):
     return text.getvalue()
 
 
-def render(drawn, output="."):
-    """Write a Drawing as PNG, PDF and CSV; the paths go to stdout, missing runs to stderr."""
+def render(drawn, output=None):
+    """Write a Drawing as PNG, PDF and CSV and print the paths; without `output` print the points.
+
+    Missing runs go to stderr.
+    """
     for run in drawn.missing:
         print(f"missing: {run}", file=sys.stderr)
-    place = Path(output or ".") / drawn.name
+    if not output:
+        return print(to_csv(drawn), end="")
+    place = Path(output) / drawn.name
     costs.write_atomic(place.with_suffix(".csv"), to_csv(drawn))
     figure = drawing.draw(drawn.panels, drawn.notes, drawn.columns)
     for path in [*drawing.write(figure, place), place.with_suffix(".csv")]:
@@ -342,11 +342,6 @@ def write_figure(args):
 
 def add_flags(parser):
     add = parser.add_argument
-    add("--scale", default="mini", help="mini or paper (default: mini)")
-    add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
-    add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
-    add("--data", default="", help="name of the data if not the scale's own, for a note")
-    add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
     rule = "score by the correct rule or by the released scorer's (default: correct)"
     add("--rule", choices=("correct", "paper"), default="correct", help=rule)
     dollars = "of the plan, or of the GPU time that the runs used (default: planned)"

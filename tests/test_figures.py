@@ -1,6 +1,5 @@
 """Figures 2 to 5: each drawn point is in the CSV file and in the runs; no text is cut off."""
 
-import argparse
 import csv
 import itertools
 import json
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
+import plots
 from data import drawing, figures
 from data.points import find_frontier
 
@@ -62,18 +62,8 @@ def write_runs(folder, figure, tasks="wlp", scale="mini", seeds=(0,), gpu=None):
 
 
 def parse(figure, folder, *flags):
-    parser = argparse.ArgumentParser()
-    for name, default in {
-        "task": "wlp",
-        "output": None,
-        "tasks": costs.DATA / "tasks.json",
-    }.items():
-        parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--prices", default=costs.DATA / "prices.csv")
-    figures.add_flags(parser)
-    args = parser.parse_args(["--runs", str(folder), *flags])
-    args.command = figure
-    return args
+    task = () if "--task" in flags else ("--task", "wlp")
+    return plots.parse_args([figure, "--runs", str(folder), *task, *flags])
 
 
 def build(figure, folder, *flags):
@@ -270,8 +260,13 @@ def test_mistakes_are_one_line(tmp_path):
         build("fig2", tmp_path)
 
 
-def test_help_and_tables_load_no_matplotlib():
-    code = "import sys; from data import figures; print('matplotlib' in sys.modules)"
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+def test_mistakes_on_the_command_line(tmp_path):
+    def call(*argv):
+        line = [sys.executable, "plots.py", *map(str, argv)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    empty = call("fig3", "--task", "wlp", "--runs", tmp_path, "--output", tmp_path / "out")
+    assert (empty.returncode, empty.stdout) == (1, "") and not (tmp_path / "out").exists()
+    assert empty.stderr.startswith("error: ") and empty.stderr.count("\n") == 1
+    assert call("fig3", "--rule", "nosuch").returncode == 2
+    assert call("fig3", "--nosuch").returncode == 2
