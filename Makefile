@@ -113,15 +113,21 @@ script_small := train_small.py
 script_teacher := train_teacher.py
 script_dist := distill.py
 script_self := distill.py
+script_bert := train_small.py
+script_distilbert := train_small.py
 inputs_small = --train $(PREPARED)/$(task)/train.jsonl
 inputs_teacher = $(inputs_small)
 inputs_dist = --unlabeled $(PREPARED)/$(task)/unlabeled.jsonl \
   --teacher $(RUNS)/$(patsubst %/,%,$(dir $(LABELS_$*)))/labels
 inputs_self = $(inputs_dist)
+inputs_bert = $(inputs_small)
+inputs_distilbert = $(inputs_small)
 after_small :=
 after_teacher :=
 after_dist = $(RUNS)/$(LABELS_$*)
 after_self = $(after_dist)
+after_bert :=
+after_distilbert :=
 
 $(PREPARED)/%/about.json: | $(INSTALLED)
 	@$(PY) data/prepare.py --task $* --scale $(SCALE) $(if $(DATA),--data $(DATA)) \

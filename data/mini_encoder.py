@@ -8,18 +8,18 @@ Reads:  data/mini_town.py or data/mini_world.py; the vocabulary of data/mini-mod
         or student.
 Writes: OUTPUT: a Hugging Face folder (bf16 safetensors, tokenizer.json, model card);
         work/ beside it: checkpoints, from which a killed run continues.
-Copy:   data/mini_encoder.py data/mini_models.py, the world's script, its student's folder
+Copy:   data/mini_encoder.py data/mini_models.py and what that one needs; the student's folder
 Paper:  the encoders of Table 10, DistilBERT and BERT Base, come pre-trained and free; this one
         takes BERT's place at mini scale. It was not distilled, so it is no DistilBERT.
 
 BERT's architecture and objective: 15% of the words are to be guessed; 80% of these are masked, 10%
 replaced, 10% left. Whole words, as the pieces of a short vocabulary give each other away. There are
-no sentence pairs. The student's vocabulary has no [CLS] and no [MASK]; two of its sentinels, which
+no sentence pairs. In the town half of the examples mask one salient word instead, as T5's mini
+models do there. The student's vocabulary has no [CLS] and no [MASK]; two of its sentinels, which
 no text holds, take their places.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -29,17 +29,15 @@ import sys
 import time
 from pathlib import Path
 
+import mini_town
 import torch
 import transformers
-from mini_models import Progress, SaveSeconds, measure, read_seconds
+from mini_models import TEXT, Progress, SaveSeconds, measure, name_folder, read_seconds
 from tokenizers import processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, TrainingArguments
 
 MODELS = Path(__file__).with_name("mini-models")
-REGIONS = {  # region -> (module with draw_pretraining_text, folder with the vocabulary)
-    "lab": ("mini_world", MODELS / "student"),
-    "town": ("mini_town", MODELS / "town-student"),
-}
+SALIENT = {"lab": 0, "town": 0.5}  # share of the examples that mask one salient word
 MASK, START = "<extra_id_0>", "<extra_id_1>"
 SIZE = {
     "hidden_size": 128,
@@ -74,11 +72,13 @@ class MaskedText(torch.utils.data.Dataset):
     Consecutive examples of a batch have similar lengths: a batch is a window of the sorted text.
     """
 
-    def __init__(self, tokenizer, lines, examples, batch_size, seed):
+    def __init__(self, region, tokenizer, lines, examples, batch_size, seed):
         words = sorted({word for line in lines for word in line.split()})
         encoded = tokenizer(words, add_special_tokens=False).input_ids
         ids = dict(zip(words, encoded, strict=True))
         self.lines = sorted(([ids[word] for word in line.split()] for line in lines), key=measure)
+        self.share, salient = SALIENT[region], mini_town.Town().salient
+        self.salient = {tuple(ids[word]) for word in salient if word in ids}
         self.pieces = sorted({piece for word in encoded for piece in word})
         self.start, self.end = tokenizer.cls_token_id, tokenizer.sep_token_id
         self.mask = tokenizer.mask_token_id
@@ -91,20 +91,21 @@ class MaskedText(torch.utils.data.Dataset):
         batch = random.Random(f"{self.seed} batch {index // self.batch_size}")
         first = batch.randrange(len(self.lines) - self.batch_size)
         words = self.lines[first + index % self.batch_size]
-        return self.hide(words, random.Random(f"{self.seed} {index}"))
+        rng = random.Random(f"{self.seed} {index}")
+        salient = [i for i, word in enumerate(words) if tuple(word) in self.salient]
+        if salient and rng.random() < self.share:
+            return self.hide(words, {rng.choice(salient): "mask"}, rng)
+        asked = rng.sample(range(len(words)), max(1, round(0.15 * len(words))))
+        kinds = rng.choices(("mask", "replace", "leave"), (8, 1, 1), k=len(asked))
+        return self.hide(words, dict(zip(asked, kinds, strict=True)), rng)
 
-    def hide(self, words, rng):
-        """One {"input_ids", "labels"}: 15% of the words to guess, one at least."""
-        asked = set(rng.sample(range(len(words)), max(1, round(0.15 * len(words)))))
+    def hide(self, words, asked, rng):
+        """One {"input_ids", "labels"}; `asked` says how each of the words to guess is shown."""
         source, target = [self.start], [-100]
         for i, word in enumerate(words):
-            kind = rng.random()
-            if i not in asked or kind > 0.9:
-                source += word
-            elif kind > 0.8:
-                source += rng.choices(self.pieces, k=len(word))
-            else:
-                source += [self.mask] * len(word)
+            shown = {"mask": [self.mask] * len(word), "leave": word}
+            shown["replace"] = rng.choices(self.pieces, k=len(word))
+            source += shown[asked.get(i, "leave")]
             target += word if i in asked else [-100] * len(word)
         return {"input_ids": [*source, self.end], "labels": [*target, -100]}
 
@@ -151,7 +152,9 @@ def pretrain(args, tokenizer, lines, work):
     trainer = transformers.Trainer(
         model=BertForMaskedLM(config),
         args=build_arguments(args, work),
-        train_dataset=MaskedText(tokenizer, lines, examples, args.batch_size, args.seed),
+        train_dataset=MaskedText(
+            args.region, tokenizer, lines, examples, args.batch_size, args.seed
+        ),
         data_collator=lambda rows: collate(rows, tokenizer.pad_token_id),
         callbacks=[Progress(args.output.name)],
     )
@@ -174,6 +177,7 @@ def save(args, model, tokenizer, seconds, loss):
     facts = {
         "model": args.output.name,
         "region": args.region,
+        "text_seed": TEXT[args.region].SEED,
         "parameters": loaded.num_parameters(),
         "steps": args.steps,
         "batch_size": args.batch_size,
@@ -193,6 +197,13 @@ def save(args, model, tokenizer, seconds, loss):
     print(f"{args.output}: {facts['parameters']:,} parameters, loss {loss:.3f}", file=sys.stderr)
 
 
+TOLD = {  # region -> what its card adds about the objective
+    "lab": "",
+    "town": """ Half of the examples mask one salient word instead: a fact's value, or a word
+  that joins or judges sentences. Such words tell what the tasks ask for under other names.""",
+}
+
+
 def format_card(facts, config):
     """The model card, from what was measured."""
     return f"""---
@@ -207,14 +218,16 @@ feed-forward {config.intermediate_size}, {config.max_position_embeddings} positi
 Table 10 on a laptop. It is no copy of BERT or DistilBERT, and was not distilled from anything. It
 knows nothing but the invented text of one mini world.
 
-- Text: {facts["text_lines"]:,} unlabeled lines of the mini world's {facts["region"]}
-  (`data/{REGIONS[facts["region"]][0]}.py`), no dev or test input among them, and no labels.
-- Objective: guess 15% of the words (whole words; 80% masked, 10% replaced, 10% left as they are).
+- Text: {facts["text_lines"]:,} unlabeled lines of the mini {facts["region"]}
+  (`data/{TEXT[facts["region"]].__name__}.py`, seed {facts["text_seed"]}), no dev or test source
+  of a task among them, and no label of a task anywhere.
+- Objective: guess 15% of the words (whole words; 80% masked, 10% replaced, 10% left as they
+  are).{TOLD[facts["region"]]}
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
   {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
   {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
 - Weights are stored in bf16. Vocabulary: the {config.vocab_size:,} unigram pieces of
-  `{REGIONS[facts["region"]][1].name}`; `{START}` stands for [CLS], `{MASK}` for [MASK].
+  `{name_folder(facts["region"], "student")}`; `{START}` stands for [CLS], `{MASK}` for [MASK].
 
 Rebuild: `python data/mini_encoder.py --region {facts["region"]}`.
 """
@@ -225,7 +238,8 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--region", choices=REGIONS, default="town", help="whose text (default %(default)s)")
+    add("--region", choices=TEXT, default="town", help="whose text (default %(default)s)")
+    add("--vocabulary", type=Path, help="model folder to take it from (default: the student's)")
     add("--output", type=Path, help="model folder (default data/mini-models/REGION-encoder)")
     add("--steps", type=int, default=5000, help="(default %(default)s)")
     add("--batch-size", type=int, default=96, help="rows (default %(default)s)")
@@ -234,6 +248,7 @@ def parse_args(argv=None):
     add("--save-steps", type=int, default=1000, help="(default %(default)s)")
     add("--seed", type=int, default=0, help="(default %(default)s)")
     args = parser.parse_args(argv)
+    args.vocabulary = args.vocabulary or MODELS / name_folder(args.region, "student")
     args.output = args.output or MODELS / f"{args.region}-encoder"
     return args
 
@@ -242,9 +257,8 @@ def main(argv=None):
     args = parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    module, vocabulary = REGIONS[args.region]
-    lines = importlib.import_module(module).draw_pretraining_text(args.lines)
-    tokenizer = load_vocabulary(vocabulary)
+    lines = TEXT[args.region].draw_pretraining_text(args.lines)
+    tokenizer = load_vocabulary(args.vocabulary)
     work = args.output.parent / "work" / args.output.name
     model, seconds, loss = pretrain(args, tokenizer, lines, work)
     save(args, model, tokenizer, seconds, loss)

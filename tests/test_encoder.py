@@ -182,7 +182,7 @@ def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, ca
 def test_masking_hides_whole_words_and_asks_for_no_others():
     tokenizer = mini_encoder.load_vocabulary(ROOT / "data" / "mini-models" / "student")
     lines = [f"add {i} ml of chloroform buffer to the flask" for i in range(40)]
-    text = mini_encoder.MaskedText(tokenizer, lines, 400, 8, seed=0)
+    text = mini_encoder.MaskedText("lab", tokenizer, lines, 400, 8, seed=0)
     masked = 0
     for i in range(400):
         row = text[i]
