@@ -162,8 +162,8 @@ def report_strategies(points):
     ]
 
 
-SIZE_LOOKS = {  # size -> colour and marker, here and in Figure 5
-    "small": (drawing.BLUE, "s"),
+SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the paper's
+    "small": (drawing.BLUE, "v"),
     "base": (drawing.ORANGE, "^"),
     "large": (drawing.GREEN, "D"),
     "xl": (drawing.PURPLE, "v"),
@@ -230,8 +230,21 @@ def write_caption(figure, parts):
 def note_dollars(args):
     if args.dollars == "measured":
         gpu = f", hours on a CPU as those of one {args.gpu}" if args.gpu else ""
-        return f"Dollars: labels, and measured GPU time at the paper's prices{gpu}."
+        mine = "labels and measured GPU time, the compact model's own included"
+        return f"Dollars: {mine}, at the paper's prices{gpu}."
     return "Dollars: initial labels and what the plan spends beside them, at the paper's prices."
+
+
+def note_plans(points):
+    """What differs from the paper's plan: said once, and counted where rows ran out."""
+    told = dict.fromkeys(note for point in points for note in point.notes)
+    short = [note for note in told if note.endswith(" exist")]
+    notes = ["Plans: " + "; ".join(n for n in told if n not in short) + "."]
+    if short:
+        capped = sum(any(note in short for note in point.notes) for point in points)
+        what = f"{capped} of {len(points)} points have fewer labels or unlabeled rows"
+        notes.append(f"{what} than planned, all that exist (column Note of the CSV file).")
+    return notes[1:] if notes[0] == "Plans: ." else notes
 
 
 def make_notes(args, parts, missing):
@@ -255,13 +268,12 @@ def make_notes(args, parts, missing):
         notes.append("Dots of one N stand side by side where they would hide each other.")
     if args.data:
         notes.append(f"Text and labels from {args.data}.")
-    told = dict.fromkeys(note for s in parts for _, p, _ in s.drawn for note in p.notes)
-    if told:
-        last = f"; and {len(told) - 2} more, see column Note of the CSV file" * (len(told) > 2)
-        notes.append(f"Plans: {'; '.join(list(told)[:2])}{last}.")
+    notes += note_plans([point for part in parts for _, point, _ in part.drawn])
     if missing:
         runs = {(s.task, run) for s in parts for _, p, _ in s.drawn for run in p.runs}
-        notes.append(f"{len(missing)} of {len(runs)} runs missing; points are of those there are.")
+        notes.append(
+            f"{len(missing)} of {len(runs)} runs missing; a point is the mean of those there are."
+        )
     return notes
 
 

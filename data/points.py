@@ -46,7 +46,7 @@ class Results:
 
     def __init__(self, args, task):
         self.folder, self.rule = Path(args.runs) / task, args.rule
-        self.gpu, self.measured = args.gpu, args.dollars == "measured"
+        self.measured = args.dollars == "measured"
         self.found, self.missing, self.names = {}, {}, {}
         if self.measured:
             tasks = costs.load_tasks(args.tasks)
@@ -76,10 +76,11 @@ class Results:
 
     def price(self, run):
         """Measured dollars of a Run: its labels, its hours and those of the run it learns from."""
-        needed = [self.folder / name for name in run.needs]
-        records = [costs.read_record(place) for place in (self.folder / run.name, *needed)]
-        if None in records:
-            raise costs.UserError(f"{self.folder / run.name}: no training.json; train it again")
+        records = []
+        for place in (self.folder / run.name, *(self.folder / name for name in run.needs)):
+            records.append(costs.read_record(place))
+            if records[-1] is None:
+                raise costs.UserError(f"{place}: no training.json, so no hours to price; train it")
         others = {(record.world, record.task, record.run): record for record in records}
         usd = self.ledger.price_model(records[0], others)["usd"]
         if usd is None:

@@ -176,6 +176,12 @@ def test_a_missing_run_is_said(tmp_path, capsys):
     assert sum(len(line.dots) for line in drawn.panels[0].lines[:3]) == 14
 
 
+def test_what_differs_from_the_paper_is_said_on_the_figure(tmp_path):
+    notes = build("fig5", write_runs(tmp_path, "fig5")).notes
+    assert any("no T5 of size xl at scale mini" in note for note in notes)
+    assert any(note.startswith("3 of 9 points have fewer labels or unlabeled") for note in notes)
+
+
 def test_what_a_budget_does_not_cover_is_said_in_the_panel(tmp_path):
     drawn = build("fig3", write_runs(tmp_path, "fig3"))
     assert [panel.gaps[0][:2] for panel in drawn.panels if panel.gaps] == [(1000, "N/A")]
