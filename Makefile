@@ -111,12 +111,16 @@ flags = $(FLAGS_$*) $(TRAIN_FLAGS)
 
 script_small := train_small.py
 script_teacher := train_teacher.py
+script_bert := train_small.py
+script_distilbert := train_small.py
 script_dist := distill.py
 script_self := distill.py
 script_bert := train_small.py
 script_distilbert := train_small.py
 inputs_small = --train $(PREPARED)/$(task)/train.jsonl
 inputs_teacher = $(inputs_small)
+inputs_bert = $(inputs_small)
+inputs_distilbert = $(inputs_small)
 inputs_dist = --unlabeled $(PREPARED)/$(task)/unlabeled.jsonl \
   --teacher $(RUNS)/$(patsubst %/,%,$(dir $(LABELS_$*)))/labels
 inputs_self = $(inputs_dist)
@@ -124,6 +128,8 @@ inputs_bert = $(inputs_small)
 inputs_distilbert = $(inputs_small)
 after_small :=
 after_teacher :=
+after_bert :=
+after_distilbert :=
 after_dist = $(RUNS)/$(LABELS_$*)
 after_self = $(after_dist)
 after_bert :=
@@ -199,13 +205,13 @@ fig4: ## compact models of three sizes
 fig5: ## teachers of three sizes
 
 $(filter table%,$(ASKED)): %: $(MADE)/%.md
-	@cat $< && echo && cat $(MADE)/$@-cells.md
+	@cat $<; echo; $(if $(word 2,$(TASKS)),echo "cell by cell: $(MADE)/$@-cells.md",cat $(MADE)/$@-cells.md)
 
 $(filter fig%,$(ASKED)): %: $(MADE)/%.png
 	@echo $<
 
 $(patsubst %,$(MADE)/%.md,$(filter table%,$(ASKED))): $(MADE)/%.md: $$(call needed,$$*) \
-    $(MADE)/%.list plots.py costs.py $(wildcard data/tables.py) data/paper_scores.csv
+    $(MADE)/%.list plots.py costs.py data/tables.py data/points.py data/paper_scores.csv
 	@$(PYTHON) $(plot) $(runs) > /dev/null
 
 $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call needed,$$*) \

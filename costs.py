@@ -679,11 +679,12 @@ class Cell(NamedTuple):
     annotate_usd: Fraction = None
     gpu_hours: int = None
     unlabeled: int = None
-    distill_usd: Fraction = None
+    distill_usd: Fraction = None  # the teacher's training in it
+    teacher_usd: Fraction = None
     llm_labels: int = None
 
 
-ENCODERS = ("distilbert", "bert")  # strategies that train an encoder as a classifier
+ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # strategies that train a classifier
 RUN_NAME = re.compile(
     r"(?P<strategy>small|teacher|dist|self|llm|distilbert|bert)(?:-(?P<size>base|large|xl))?"
     r"(?:-from-(?P<teacher>large|xl))?-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?"
@@ -794,6 +795,7 @@ class Layout:
         runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size) if rows else None
         plans = {"budget_usd": usd, "extra_labels": extra}
         plans["annotate_usd"] = extra * terms.usd_per_label
+        plans["teacher_usd"] = self.price_distilling(terms, n, 0)
         if rows:
             plans["gpu_hours"] = math.ceil(usd / terms.usd_per_gpu_hour)
             plans["unlabeled"] = rows
@@ -816,6 +818,10 @@ class Layout:
             usd = self.price_distilling(self.terms, n, rows)
             plans = {"unlabeled": rows, "distill_usd": usd}
             plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
+        if "small" in strategies:
+            plans["annotate_usd"] = Fraction(0)
+        if "teacher" in strategies and self.terms.teacher_hours:
+            plans["teacher_usd"] = self.price_distilling(self.terms, n, 0)
         initial = n * self.terms.usd_per_label
         return Cell(self.terms.task, n, initial, runs, (*note, *cut), **plans)
 
@@ -841,12 +847,18 @@ def lay_table3(at):
 
 
 def lay_table4(at):
+    """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
     n, ann_only = at.study.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
-    catch_up = [at.at_budget(n, usd) for usd in at.study.catch_up_usd]
-    catch_up = [
-        cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in catch_up
+    budgets = (0, *at.study.budgets, *at.study.catch_up_usd)
+    bought = [at.at_budget(n, usd) for usd in budgets]
+    bought = [
+        cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in bought
     ]
-    return [at.at_counts(n, 100_000, ("teacher", "dist")), *catch_up, at.at_all_labels("small")]
+    first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
+    extra = whole.labels - first.labels
+    plans = {"extra_labels": extra, "annotate_usd": extra * at.terms.usd_per_label}
+    whole = whole._replace(labels=first.labels, initial_usd=first.initial_usd, **plans)
+    return [first, *bought, whole]
 
 
 def lay_table9(at):
@@ -900,7 +912,6 @@ def lay_fig7(at):
     return [at.at_counts(n, 0, ("small",)) for n in FIGURE_N]
 
 
-CLASSIFIERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # Table 10
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table2": (lay_table2, ALL),
@@ -921,11 +932,11 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
 def find_missing(entry, scale, settings):
     """{kind of model: why there are no runs of it} for one task at one scale."""
     models, missing = {**settings["models"], **entry.get(scale, {}).get("models", {})}, {}
-    for kind in (*load_scale("paper")["million_parameters"], *CLASSIFIERS):
-        name = CLASSIFIERS.get(kind, f"T5 of size {kind}")
-        if kind in CLASSIFIERS and entry["metric"] != "classes":
+    for kind in (*load_scale("paper")["million_parameters"], *ENCODERS):
+        name = ENCODERS.get(kind, f"T5 of size {kind}")
+        if kind in ENCODERS and entry["metric"] != "classes":
             missing[kind] = f"{entry['title']}: {name} only tells classes, so it is left out"
-        elif kind not in models or (kind in CLASSIFIERS and kind not in settings["flags"]):
+        elif kind not in models or (kind in ENCODERS and kind not in settings["flags"]):
             missing[kind] = f"{entry['title']}: no {name} at scale {scale}, so it is left out"
     return missing
 

@@ -107,12 +107,11 @@ def make_rows(rows, vocabulary=None, max_target_length=None):
     made = []
     for row in rows:
         target, prediction = row["target"], row["prediction"]
-        generated = row.get("generated", prediction)
-        if generated == prediction:  # one object: nothing was restored
-            generated = prediction
-        paper = row.get("target_decoded", target), generated
+        generated = row.get("generated")
+        output = prediction if generated is None else generated
+        paper = row.get("target_decoded", target), output
         if written and isinstance(target, str):
-            paper = written(target, max_target_length), written(generated)
+            paper = written(target, max_target_length), written(output)
         made.append(Row(row["source"], target, prediction, generated, *paper))
     return made
 

@@ -1,350 +1,91 @@
-"""Tables of the paper beside the paper's own values, as Markdown, CSV and LaTeX.
+"""Tables and figures of the paper beside the paper's own values.
 
 Usage:
-  python plots.py table1                           annotation prices of the six data sets
-  python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
-  python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv (data/figures.py)
-Reads:  data/tasks.json, data/scales.json, data/prices.csv, data/paper_tables.csv
-Writes: stdout (Markdown); with --output also NAME.md, NAME.csv and NAME.tex in that folder
-Copy:   plots.py, costs.py and data/*.json, data/*.csv; standard library only for tables
-Paper:  Tables 1, 5, 6 and 8
+    python plots.py table2 --task wlp --seeds "0 1 2"          scores of the runs in runs/mini
+    python plots.py table11 --task all --scale paper --runs runs/paper --output out
+    python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
+    python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv (data/figures.py)
+Reads:  metrics.json (and training.json) of runs; data/tasks.json, data/scales.json,
+        data/prices.csv, data/paper_scores.csv, data/paper_tables.csv
+Writes: stdout (Markdown); with --output also NAME.md, NAME.csv and NAME.tex in that folder, and
+        for a table of scores NAME-cells, which lists its cells one by one
+Copy:   plots.py, costs.py, data/*.py, data/*.json, data/*.csv; standard library only for tables
+Paper:  Tables 1 to 11, Figures 2 to 5
 """
 
 import argparse
-import csv
-import io
-import math
-import re
 import statistics
 from pathlib import Path
-from typing import NamedTuple
 
 import costs
+from data import printed_tables
 from data.figures import FIGURES
+from data.points import METRIC_TITLES, PAPER_KEYS
+from data.tables import Table, read_tasks, render, show_count, show_usd
 
-# --- one way to show a table ---------------------------------------------------------------
-
-
-class Table(NamedTuple):
-    """A table before it has a format.
-
-    `rows` hold one cell per column: text is shown as it is, numbers by `str`, None as missing.
-    The first `left` columns are text and stand left; all others are numbers and stand right.
-    `notes` are printed below, one per line.
-    """
-
-    name: str
-    title: str
-    columns: list
-    rows: list
-    notes: tuple = ()
-    left: int = 1
-
-
-MISSING = "–"
-TEX = {
-    "\\": r"\textbackslash{}",
-    **{mark: "\\" + mark for mark in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "⇒": r"$\Rightarrow$",
-    "→": r"$\rightarrow$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "−": "$-$",
-    "–": "--",
-    "§": r"\S{}",
+STRATEGIES = {
+    "small": "Ann.",
+    "teacher": "Teacher",
+    "dist": "Dist.",
+    "self": "Self-Dist.",
+    "distilbert": "DistilBERT",
+    "bert": "BERT",
+    "llm": "LLM",
 }
+# --- finished runs -------------------------------------------------------------------------
 
 
-def show_cell(cell):
-    """A cell as text; a missing value shows, it is never an empty or zero cell."""
-    return MISSING if cell is None else str(cell)
+class Study:
+    """One task of a table: its cells, its finished runs and what the paper prints for it."""
 
+    def __init__(self, args, name, entry, books):
+        self.task, self.title, self.books = name, entry["title"], books
+        self.number = int(args.command.removeprefix("table"))
+        self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
+        seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared}
+        self.cells = costs.cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
+        own = "labels_n" in entry  # its counts stand at any scale
+        self.unit = 1 if own else costs.load_scale(args.scale)["divide_by"]
+        rows = costs.load_scores()
+        self.printed = [c for c in rows if (c["table"], c["task"]) == (self.number, name)]
 
-def check_shape(table):
-    """A row that is longer or shorter than the heading is our own mistake: stop."""
-    for row in table.rows:
-        if len(row) != len(table.columns):
-            raise ValueError(f"{table.name}: {len(row)} cells under {len(table.columns)} columns")
+    def load(self, run):
+        """metrics.json of a run, None where the run is missing or not finished."""
+        if run not in self.read:
+            path = self.folder / run / "metrics.json"
+            self.read[run] = costs.read_json(path) if path.exists() else None
+        return self.read[run]
 
+    def record(self, run):
+        """What a run used as costs.py reads it, None where that isn't recorded."""
+        if run not in self.records:
+            there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
+            self.records[run] = costs.read_record(self.folder / run) if there else None
+        return self.records[run]
 
-def to_markdown(table):
-    """A Markdown table, padded so that it reads as well in a terminal."""
-    lines = [table.columns, *table.rows]
-    cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(table.columns))]
+    def score(self, cell, strategy):
+        return Score(cell.runs.get(strategy), self)
 
-    def pad(line):
-        sides = ("<" if i < table.left else ">" for i in range(len(line)))
-        padded = (f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True))
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * w if i < table.left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    body = [pad(cells[0]), "| " + " | ".join(rule) + " |", *map(pad, cells[1:])]
-    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([f"**{table.title}**", "", *body, *notes]) + "\n"
-
-
-def to_csv(table):
-    """Comma-separated values: `$1,300` becomes 1300, a missing cell is empty; no notes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        cells = ("" if cell is None else str(cell) for cell in row)
-        writer.writerow(
-            re.sub(r"[$,]", "", c) if re.fullmatch(r"[$+-]*[\d,.]+", c) else c for c in cells
-        )
-    return text.getvalue()
-
-
-def to_tex(table):
-    """A LaTeX table for the booktabs package, notes under it."""
-
-    def escape(cell):
-        return "".join(TEX.get(mark, mark) for mark in show_cell(cell))
-
-    def line(cells):
-        return " & ".join(map(escape, cells)) + r" \\"
-
-    sides = "l" * table.left + "r" * (len(table.columns) - table.left)
-    text = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}"]
-    text += [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", line(table.columns), r"\midrule"]
-    text += [*map(line, table.rows), r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        text += [r"\par\smallskip\footnotesize", *(escape(n) + r"\par" for n in table.notes)]
-    return "\n".join([*text, r"\end{table}"]) + "\n"
-
-
-def render(table, output=None):
-    """Print `table` as Markdown; with a folder `output`, write it as .md, .csv and .tex too."""
-    check_shape(table)
-    if output:
-        formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
-        for suffix, convert in formats.items():
-            costs.write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
-    print(to_markdown(table), end="")
-
-
-# --- the paper's tables of prices and settings ---------------------------------------------
-
-
-def load_printed(table, path=costs.DATA / "paper_tables.csv"):
-    """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
-
-
-def read_number(printed):
-    """The number in a printed value such as $13,544; None where nothing or N/A is printed."""
-    digits = re.sub(r"[$,]", "", printed or "")
-    return float(digits) if re.fullmatch(r"[\d.]+", digits) else None
-
-
-class Notes(list):
-    """The notes below a table; `mark` adds one and gives the letter that points to it."""
-
-    def mark(self, text):
-        self.append(f"{chr(ord('a') + len(self))}: {text}")
-        return self[-1][0]
-
-
-def read_tasks(args):
-    """[(name, entry)] of --task that the paper shows in this table, or of all that are named."""
-    names = costs.list_tasks(args.task, args.tasks)
-    if args.command in costs.TABLES:
-        names = costs.choose_tasks(args.command, args.task, args.tasks)
-    return [(name, costs.load_task(name, args.tasks)) for name in names]
-
-
-def read_table4(strategy, name):
-    """(N, dollars) that Table 4 prints for a strategy; None where it prints no dollars."""
-    cells = [c for c in costs.load_scores() if (c["table"], c["task"]) == (4, name)]
-    found = [(c["labels"], c["budget_usd"]) for c in cells if c["strategy"] == strategy]
-    return found[0] if found and found[0][1] else None
-
-
-def build_table1(args):
-    printed, notes, rows = load_printed(1), Notes(), []
-    prices = costs.load_prices(args.prices)
-    totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
-    for name, entry in read_tasks(args):
-        fields = costs.check_entry(name, entry)
-        price = costs.price_label(prices, name, entry)
-        train = costs.read_study(name, entry).train_rows
-        total = None if train is None else f"${round(train * price):,}"
-        theirs, mark = totals.get(name), ""
-        if theirs and total != theirs:
-            text = f"{train:,} labels at ${float(price):.3f} are {total}; the paper prints {theirs}"
-            same = [t for t, value in totals.items() if value == theirs and t != name]
-            also = ", the total of " + costs.load_task(same[0])["title"] if same else ""
-            mark = notes.mark(text + also)
-        kind, count = fields.get("kind"), None if train is None else f"{train:,}"
-        rows.append([fields["title"], kind, count, f"${float(price):.3f}", total, theirs, mark])
-        n, usd = read_table4("small-full", name) or (0, None)
-        if usd and abs((train - n) * price - usd) > 1:
-            mark = notes.mark(
-                f"Table 4's upper bound, ${usd:,}, pays {math.floor(usd / price):,} labels; the "
-                f"{train - n:,} there are beyond N = {n:,} cost ${round((train - n) * price):,}"
-            )
-            rows[-1][-1] += mark
-    columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
-    title = "Table 1. What it costs to annotate each training set"
-    return Table("table1", title, columns, rows, tuple(notes), left=2)
-
-
-def count_rows(path):
-    """Rows of a prepared file, None where there is none."""
-    return len(costs.read_jsonl(path, ("source",))) if path.exists() else None
-
-
-def find_most_unlabeled(table, name, args):
-    """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped."""
-    entry = costs.load_task(name, args.tasks)
-    study = costs.read_study(name, entry)
-    terms = costs.make_terms(name, entry, costs.load_prices(args.prices))
-    few = table == "table11"
-    labels = [study.few_shot_n] if few else study.labels_n
-    budgets = study.few_shot_budgets if few else study.budgets
-    plans = [costs.plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
-    return max((bought["unlabeled"] // 1000 * 1000 for bought in plans if bought), default=0)
-
-
-def build_table5(args):
-    printed, notes, rows, short = load_printed(5), Notes(), [], []
-    for name, entry in read_tasks(args):
-        fields = costs.check_entry(name, entry)
-        ours = {**fields.get("rows", {})}
-        ours["unlabeled"] = find_most_unlabeled("table2", name, args)
-        few_shot = find_most_unlabeled("table11", name, args)
-        if few_shot > ours["unlabeled"]:
-            short.append(f"{fields['title']} {few_shot:,}")
-        for split in ("train", "dev", "test", "unlabeled"):
-            theirs, count = printed.get((name, split)), ours.get(split)
-            released, mark = fields.get("released_rows", {}).get(split), ""
-            if released not in (None, count):
-                mark = notes.mark(f"the released file has {released:,} rows, the paper {theirs}")
-            elif read_number(theirs) not in (None, count):
-                mark = notes.mark(f"{count:,} here; the paper prints {theirs}")
-            cells = [None if n is None else f"{n:,}" for n in (count, released)]
-            row = [fields["title"], split, cells[0], theirs, cells[1]]
-            if args.prepared:
-                found = count_rows(Path(args.prepared) / name / f"{split}.jsonl")
-                row.append(None if found is None else f"{found:,}")
-            rows.append([*row, mark])
-    notes.append("Ours, unlabeled: the most that a cell of Table 2 buys at the paper's rates.")
-    if short:
-        text = "Table 11 asks for more than there is: {}; its runs take what there is."
-        notes.append(text.format(", ".join(short)))
-    counted = ["Prepared"] * bool(args.prepared)
-    columns = ["Dataset", "Split", "Ours", "Paper", "Released file", *counted, "Note"]
-    return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
-
-
-def add_table5_flags(parser):
-    text = "also count a prepared world, e.g. data/prepared/mini (default: no)"
-    parser.add_argument("--prepared", metavar="DIR", help=text)
-
-
-def build_table6(args):
-    printed, notes, rows, n = load_printed(6), Notes(), [], 5000
-    prices = costs.load_prices(args.prices)
-    for name, entry in read_tasks(args):
-        terms = costs.make_terms(name, entry, prices)
-        teacher = costs.price_distilling(terms, n, 0)
-        ours = {
-            "initial_usd": n * terms.usd_per_label,
-            "annotate_1k_usd": 1000 * terms.usd_per_label,
-            "teacher_usd": teacher,
-            "distill_100k_usd": costs.price_distilling(terms, n, 100_000) - teacher,
-        }
-        row, mark = [entry["title"]], ""
-        at, whole = read_table4("dist", name) or (n, None)
-        for item, usd in ours.items():
-            theirs = printed.get((name, item))
-            row += [costs.show_usd(usd), theirs]
-            if theirs and abs(usd - costs.parse_amount(theirs.replace(",", ""), item)) >= 0.05:
-                hours = costs.count_teacher_hours(terms, n)
-                counts = (
-                    f"the unlabeled counts of Table 2 follow from {float(hours):g} h of teacher"
-                )
-                what = f"{counts}, {costs.show_usd(usd)}" if item == "teacher_usd" else item
-                mark += notes.mark(f"{what}; the paper prints {theirs} here")
-        usd = costs.price_distilling(terms, at, 100_000)
-        if whole and abs(usd - whole) > 1:
-            parts = f"at N = {at:,} teacher and 100K examples come to {costs.show_usd(usd)}"
-            mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
-        rows.append([*row, mark])
-    columns = ["Dataset"]
-    for head in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K"):
-        columns += [head, "Paper"]
-    title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
-    return Table("table6", title, [*columns, "Note"], rows, tuple(notes))
-
-
-def show_rate(rate):
-    """A learning rate as Table 8 prints it: 3e-5."""
-    mantissa, exponent = f"{rate:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def build_table8(args):
-    printed, notes, tasks = load_printed(8), Notes(), read_tasks(args)
-    heads = {
-        "max_source_length": "Max source length",
-        "max_target_length": "Max target length",
-        "batch_size": "Batch size",
-        "epochs": "Epochs",
-        "learning_rate": "Learning rate",
-    }
-    rows = []
-    for item, head in heads.items():
-        ours, theirs = [], []
-        for name, entry in tasks:
-            flags = [
-                costs.make_flags(name, "paper", strategy, tasks=args.tasks)[item.replace("_", "-")]
-                for strategy in ("small", "dist", "teacher")
-            ]
-            small, dist, teacher = map(show_rate if item == "learning_rate" else str, flags)
-            ours.append(small if small == teacher else f"{small} ({teacher})")
-            theirs.append(printed.get((name, item)))
-            if dist != small:
-                notes.append(f"{head}, {entry['title']}: {dist} when distilling")
-            if theirs[-1] not in (None, ours[-1]):
-                text = f"{head}, {entry['title']}: {ours[-1]} here, {theirs[-1]} in the paper"
-                notes.append(text)
-        rows += [[head, "ours", *ours], ["", "paper", *theirs]]
-    notes.append("In brackets: the teacher's value, where it is another one.")
-    columns = ["Hyperparameter", "From", *(entry["title"] for _, entry in tasks)]
-    title = "Table 8. Hyperparameters at scale paper"
-    return Table("table8", title, columns, rows, tuple(notes), left=2)
-
-
-# --- command line --------------------------------------------------------------------------
-
-# Command -> (one line of help, function of the parsed flags that returns a Table, function
-# that adds flags of its own to the parser or None).
-# --- tables of scores ----------------------------------------------------------------------
-
-PAPER_RULE = {"entity_f1": "f1_paper"}  # elsewhere the name of the score and _paper
-
-
-def load_metrics(folder):
-    """metrics.json of a run, None where the run is missing or not finished."""
-    path = Path(folder) / "metrics.json"
-    return costs.read_json(path) if path.exists() else None
+    def find_printed(self, cell, strategy):
+        """The score that the paper prints for a cell, None where it prints none."""
+        n, usd, whole = cell.labels * self.unit, cell.budget_usd, False
+        if self.number in (4, 9) and cell is self.cells[-1]:  # all labels
+            whole, strategy = True, "small-full" if strategy == "small" else strategy
+        for row in self.printed:
+            bought = usd is None or strategy == "teacher" or row["budget_usd"] == usd * self.unit
+            same = whole or (row["labels"] == n and bought)
+            if row["strategy"] == strategy and same and row["metric"] not in ("macro F1", "EM"):
+                return row["score"]
+        return None
 
 
 class Score:
     """What the runs of one cell (one run a seed) scored; a missing run stays visible."""
 
-    def __init__(self, runs, folder):
-        self.runs = runs or ()
-        self.found = [m for m in (load_metrics(folder / run.name) for run in self.runs) if m]
+    def __init__(self, runs, study):
+        self.runs, self.study = runs or (), study
+        self.there = [run for run in self.runs if study.load(run.name)]
+        self.found = [study.load(run.name) for run in self.there]
 
     def values(self, key):
         """One value per finished run: "score", or any key of its metrics."""
@@ -364,171 +105,450 @@ class Score:
         values = self.values(key)
         if not values:
             return None
-        text = f"{statistics.fmean(values):.1f}"
+        text = self.show_mean(key)
         text += f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
         short = len(values) < len(self.runs)
-        return text + (f" ({len(values)} of {len(self.runs)} seeds)" if short else "")
+        return text + (f" ({len(values)}/{len(self.runs)})" if short else "")
+
+    def show_mean(self, key):
+        """The mean alone, for what hardly differs between seeds; None where there is none."""
+        return f"{self.mean(key):.1f}" if self.values(key) else None
 
     def paper_key(self):
         """The key of the score by the paper's rule; None where both rules agree."""
         metric = self.found[0]["metric"] if self.found else ""
-        key = PAPER_RULE.get(metric, f"{metric}_paper")
+        key = PAPER_KEYS.get(metric, f"{metric}_paper")
         return key if self.values(key) else None
 
+    def show_paper(self):
+        """As show, by the paper's rule, which is the score where both rules agree."""
+        return self.show(self.paper_key() or "score")
+
+    def show_also(self):
+        """The task's second measure, if it has one: macro F1 of classes, EM of answers, copies."""
+        for key, name in ALSO.items():
+            if self.values(key) and key != self.found[0]["metric"]:
+                return f"{name} {self.show(key)}"
+        return ""
+
     def seconds(self):
-        """Mean seconds of training, loading, the teacher's pass; None where not recorded."""
-        spent = [sum(m["training"]["seconds"].values()) for m in self.found if m.get("training")]
-        return statistics.fmean(spent) if spent else None
+        """Mean seconds of a run's devices, with those of the run it learns from."""
+        spent = [self.list_records(run) for run in self.there]
+        hours = [sum(r.hours + r.pass_hours for r in each) for each in spent if each]
+        return float(statistics.fmean(hours) * 3600) if hours else None
+
+    def list_records(self, run):
+        """Records of a run and of those it needs; None where one of them is missing."""
+        records = [self.study.record(name) for name in (run.name, *run.needs)]
+        return None if None in records else records
+
+    def price(self, which):
+        """Mean dollars of measured GPU time and LLM tokens, the needed run's too; None on a CPU."""
+        usd = []
+        for run in self.there:
+            records, book = self.list_records(run), self.study.books[which]
+            others = {(r.world, r.task, r.run): r for r in records or ()}
+            bill = book.price_model(records[0], others) if records else {"compute_usd": None}
+            usd.append(
+                None if bill["compute_usd"] is None else bill["compute_usd"] + bill["llm_usd"]
+            )
+        return None if None in usd or not usd else sum(usd) / len(usd)
 
 
-def load_reported(task):
-    """{(strategy, N, additional dollars): score} of the paper's Table 2; the teacher's has None."""
-    cells = [c for c in costs.load_scores() if (c["table"], c["task"]) == (2, task)]
-    return {(c["strategy"], c["labels"], c["budget_usd"]): c["score"] for c in cells}
+ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
+
+# --- cell by cell --------------------------------------------------------------------------
+
+CELL_COLUMNS = (
+    "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Also,Invalid %,Constant,"
+    "Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
+).split(",")
+CELL_NOTES = (
+    "Seeds: finished of planned. Score: by the correct rule; Paper: printed in the paper. Invalid: "
+    "outputs that can't be read. Constant: the best predictor that always gives the same output.",
+    "Planned $: spent beyond N labels by the plan, at the paper's rates and prices. GPU $ and "
+    "seconds: measured, loading and saving included; a run that learns from another one has that "
+    "one's training and its share of the pass over the unlabeled rows in it. Hours on a CPU have "
+    "no price; `python costs.py report --gpu NAME` counts them as a GPU's.",
+)
 
 
-def show_usd(amount):
-    """Dollars without cents where there are none."""
-    return costs.show_usd(amount).removesuffix(".00")
+def list_details(study):
+    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first."""
+    counts = list(dict.fromkeys(cell.labels for cell in study.cells))
+    groups = [(cell, strategy) for cell in study.cells for strategy in STRATEGIES]
+    groups.sort(key=lambda group: (counts.index(group[0].labels), group[1] != "teacher"))
+    rows, shown = [], set()
+    for cell, strategy in groups:
+        names = tuple(run.name for run in cell.runs.get(strategy) or ())
+        unaffordable = strategy == "dist" and "dist" in cell.runs and cell.budget_usd
+        if names not in shown and (names or unaffordable):
+            rows.append(show_detail(study, cell, strategy))
+            shown |= {names} if names else set()
+    return rows
 
 
-def show_count(count):
-    """Thousands as the paper prints them, where a count is round enough."""
-    return f"{count / 1000:g}K" if count % 100 == 0 else f"{count:,}"
-
-
-def lay_group(cells, folder, unit):
-    """The rows of Table 2 for one task and N, its cells one by one, and the metrics behind them."""
-    first, printed = cells[0], load_reported(cells[0].task)
-    teacher = Score(next((c.runs["teacher"] for c in cells if c.runs["teacher"]), None), folder)
-    scores = [(c, Score(c.runs["small"], folder), Score(c.runs["dist"], folder)) for c in cells]
-    paper_key = next((s.paper_key() for _, *both in scores for s in both if s.found), None)
-    reported = {
-        kind: [printed.get((kind, first.labels * unit, c.budget_usd * unit)) for c in cells]
-        for kind in ("small", "dist")
-    }
-    theirs = printed.get(("teacher", first.labels * unit, None))
-    gap = [(d.mean(), s.mean()) for _, s, d in scores]
-    lines = {
-        "Ann.": [f"{s.show()} (+{c.extra_labels:,})" for c, s, _ in scores],
-        f"Dist. from [{teacher.show()}]": [
-            f"{d.show()} ({c.gpu_hours}h/{show_count(c.unlabeled)})" if d.runs else "N/A"
-            for c, _, d in scores
-        ],
-        "Dist. - Ann.": [f"{d - s:+.1f}" if None not in (d, s) else None for d, s in gap],
-    }
-    if paper_key:
-        lines["Ann., paper's rule"] = [s.show(paper_key) for _, s, _ in scores]
-        lines[f"Dist. from [{teacher.show(paper_key)}], paper's rule"] = [
-            d.show(paper_key) for _, _, d in scores
-        ]
-    if any(reported["small"]):
-        labels = show_count(first.labels * unit)
-        lines[f"paper: Ann., N={labels}"] = reported["small"]
-        lines[f"paper: Dist. from [{theirs}]"] = [x or "N/A" for x in reported["dist"]]
-    head = f"{first.labels:,} ({show_usd(first.initial_usd)})"
-    rows = [[head if i == 0 else "", label, *line] for i, (label, line) in enumerate(lines.items())]
-    details = [lay_detail(first, "teacher", teacher, theirs, paper_key)] if teacher.runs else []
-    for (cell, small, dist), ann, distilled in zip(scores, *reported.values(), strict=True):
-        details.append(lay_detail(cell, "small", small, ann, paper_key))
-        if dist.runs:
-            spent = (teacher.seconds() or 0) + (dist.seconds() or 0) if dist.found else None
-            details.append(lay_detail(cell, "dist", dist, distilled, paper_key, spent))
-    found = [
-        m for score in (teacher, *(s for _, *both in scores for s in both)) for m in score.found
-    ]
-    return rows, details, found
-
-
-def lay_detail(cell, strategy, score, reported, paper_key, seconds=None):
-    """One cell as a row of numbers; `seconds` include the teacher's where they are given."""
-    dist = strategy == "dist"
-    usd = {"small": cell.annotate_usd, "dist": cell.distill_usd}.get(strategy)
-    labels = score.runs[0].labels
-    seconds = score.seconds() if seconds is None else seconds
+def show_detail(study, cell, strategy):
+    """One group of runs as a row of CELL_COLUMNS."""
+    score, learns = study.score(cell, strategy), strategy in ("dist", "self")
+    planned = {"dist": cell.distill_usd, "teacher": cell.teacher_usd, "self": None}
+    usd = planned.get(strategy, cell.annotate_usd)
+    budget = None if strategy == "teacher" else cell.budget_usd
+    run = score.runs[0] if score.runs else None
+    seconds = score.seconds()
     return [
-        *(cell.task, f"{cell.labels:,}"),
-        "" if strategy == "teacher" else f"+{show_usd(cell.budget_usd)}",
-        {"small": "Ann.", "dist": "Dist.", "teacher": "Teacher"}[strategy],
-        f"{labels:,}",
-        f"{cell.unlabeled:,}" if dist else "0",
+        *(study.title, f"{cell.labels:,}"),
+        "" if budget is None else f"+{show_usd(budget)}",
+        STRATEGIES[strategy],
+        f"{run.labels:,}" if run else None,
+        f"{run.unlabeled:,}" if run and learns else "0" if run else None,
         f"{len(score.found)}/{len(score.runs)}",
         score.show(),
-        score.show(paper_key) if paper_key else "same",
-        score.show("invalid_rate"),
-        score.show("constant"),
-        reported,
-        "" if usd is None else show_usd(usd),
+        score.show_paper(),
+        score.show_also(),
+        score.show_mean("invalid_rate"),
+        score.show_mean("constant"),
+        study.find_printed(cell, strategy),
+        show_usd(usd),
+        show_usd(score.price("paper")),
+        show_usd(score.price("today")),
         None if seconds is None else f"{seconds:,.0f}",
     ]
 
 
-def note_table2(scale, seeds, found, data):
-    """What a reader must know to read the numbers."""
-    metrics = sorted({m["metric"] for m in found})
-    rows = sorted({m["n"] for m in found})
-    notes = [
-        f"Scores: {', '.join(metrics) or 'none yet'} on test ({', '.join(map(str, rows))} rows), "
-        f"in percent; mean and standard deviation over {len(seeds)} seed(s). "
-        "paper's rule: the released scorer's, to compare; the other one is to believe.",
-        "(+n): labels bought on top of N. (h/n): A40-hours that the dollars buy at the paper's "
-        "$1.875, and unlabeled rows that they distil after the teacher is paid; N/A: they don't "
-        "cover it. Dist. from [score of its teacher].",
+# --- notes ---------------------------------------------------------------------------------
+
+METRIC_NOTES = {
+    "entity_f1": "an entity counts if its text and its label are right; micro",
+    "micro_f1": "micro F1 over classes, which is the share of right rows; macro F1 beside it",
+    "accuracy": "share of right rows; an output that is no label is wrong",
+    "f1": "F1 over the words of an answer, as in SQuAD; exact match (EM) beside it",
+    "bert_ibleu": "likeness to the source by BERTScore, less its copying by BLEU",
+}
+
+
+def note_metrics(studies):
+    """One note a metric: what it is and which tasks have it, on how many rows."""
+    metrics = {}
+    for study in studies:
+        for found in filter(None, study.read.values()):
+            metrics.setdefault(found["metric"].removesuffix("_paper"), {})[
+                study.title, found["n"]
+            ] = 0
+    for metric, tasks in metrics.items():
+        metric = {rule: name for name, rule in PAPER_KEYS.items()}.get(metric, metric)
+        where = ", ".join(f"{title} ({n:,} test rows)" for title, n in tasks)
+        what = METRIC_NOTES.get(metric, "see evaluate.py")
+        yield f"{METRIC_TITLES.get(metric, metric)}, {where}: {what}."
+
+
+def note_missing(studies):
+    """How many runs are there, and the names of the first that are not."""
+    names = [
+        f"{study.task}/{run.name}"
+        for study in studies
+        for run in dict.fromkeys(r for c in study.cells for g in c.runs.values() for r in g or ())
     ]
-    if scale != "paper":
-        notes.append(
-            f"Scale {scale}: {costs.load_scale(scale)['title']}. Only the geometry of the paper's "
-            "table is kept: its values, marked paper:, are T5 v1.1 on the real task at ten times "
-            "the counts, by its own rule."
-        )
-    if data:
-        notes.append(f"Text and labels from {data}: small models of invented text on real text.")
-    for signature in sorted({m["signature"] for m in found}):
-        notes.append(f"Scorer: {signature}")
-    return notes
+    gone = [name for name in names if not load_named(studies, name)]
+    if gone:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        yield f"{len(gone)} of {len(names)} runs missing: {', '.join(gone[:3])}{more}."
 
 
-def build_table2(args):
-    """Table 2 in the paper's layout, and its cells one by one."""
+def load_named(studies, name):
+    task, run = name.split("/")
+    return next(study for study in studies if study.task == task).load(run)
+
+
+def note_signatures(studies):
+    """The scorer's settings of each task; several of one task would not be comparable."""
+    for study in studies:
+        found = sorted({m["signature"] for m in study.read.values() if m})
+        if len(found) > 1:
+            yield (
+                f"{study.title}: scored with {len(found)} different settings, so these numbers "
+                "can't be compared; run evaluate.py again"
+            )
+        yield from (f"Scorer, {study.title}: {signature}" for signature in found)
+
+
+def make_notes(args, studies, own):
+    """What a reader must know to read the numbers; `own` are the notes of this table."""
     seeds = costs.parse_seeds(args.seeds)
-    rows, details, found, budgets, shown = [], [], [], [], []
-    unit, tasks = costs.load_scale(args.scale)["divide_by"], read_tasks(args)
-    for name, entry in tasks:
-        folder = Path(args.runs) / name
-        limits = {"tasks": args.tasks, "prepared": args.prepared}
-        cells = costs.cells("table2", name, args.scale, seeds, **limits)
-        own = 1 if "labels_n" in entry else unit
-        shown += cells
-        for labels in dict.fromkeys(cell.labels for cell in cells):
-            group = [cell for cell in cells if cell.labels == labels]
-            budgets.append([f"+{show_usd(cell.budget_usd)}" for cell in group])
-            lines, cellwise, metrics = lay_group(group, folder, own)
-            if len(tasks) > 1:
-                title = entry["title"] if labels == cells[0].labels else ""
-                lines = [["", "Additional $", *budgets[-1]], *lines]
-                lines = [[title if i == 0 else "", *line] for i, line in enumerate(lines)]
-            rows, details, found = rows + lines, details + cellwise, found + metrics
-    same = len(tasks) == 1
-    width = max(map(len, budgets))
+    spread = f"mean ± standard deviation over {len(seeds)} seeds; (1/{len(seeds)}): of one of them"
+    notes = [
+        "In percent; "
+        + (spread if len(seeds) > 1 else f"one seed ({seeds[0]}), so no spread")
+        + ". Paper's rule: the released scorer's, to compare; the other one is to believe."
+    ]
+    notes += [*note_metrics(studies), *own, *note_missing(studies)]
+    if args.scale != "paper":
+        notes.append(
+            f"Scale {args.scale}: {costs.load_scale(args.scale)['title']}. The paper's values are "
+            "T5 v1.1 on the real task at ten times the counts, by its own rule: compare the "
+            "pattern, not the numbers."
+        )
+    if args.data:
+        notes.append(
+            f"Text and labels from {args.data}: small models of invented text on real text."
+        )
+    notes += dict.fromkeys(note for study in studies for cell in study.cells for note in cell.notes)
+    notes += dict.fromkeys(note for study in studies for note in note_printed(study))
+    return (*notes, *note_signatures(studies))
+
+
+def note_printed(study):
+    """What there is to say about values that the paper prints, or that can't be read in it."""
+    for row in study.printed:
+        if row["note"] and row["strategy"] != "existing":  # there it is where they come from
+            what = f"{study.title}, {STRATEGIES[row['strategy'].removesuffix('-full')]}"
+            yield f"Paper's value, {what}, N={show_count(row['labels'])}: {row['note']}."
+
+
+# --- the layouts ---------------------------------------------------------------------------
+
+
+def show_gap(one, other):
+    """The difference of two means; None where one is missing."""
+    return f"{one - other:+.1f}" if None not in (one, other) else None
+
+
+def join(head, lines):
+    """Rows of {label: cells}; `head` stands before the first of them only."""
+    blank = [""] * len(head)
+    pairs = enumerate(lines.items())
+    return [[*(blank if i else head), label, *line] for i, (label, line) in pairs]
+
+
+def lay_group(study, cells):
+    """Lines of Table 2 for one task and N: {label: one entry a budget}."""
+    teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
+    scores = [(c, study.score(c, "small"), study.score(c, "dist")) for c in cells]
+    lines = {
+        "Ann.": [ann.show() for _, ann, _ in scores],
+        "  labels bought": [f"+{c.extra_labels:,}" for c in cells],
+        f"Dist. from [{teacher.show()}]": [dist.show() for *_, dist in scores],
+        "  A40-hours / rows distilled": [
+            f"{c.gpu_hours}h / {show_count(c.unlabeled)}" if c.unlabeled else None for c in cells
+        ],
+        "Dist. - Ann.": [show_gap(dist.mean(), ann.mean()) for _, ann, dist in scores],
+    }
+    if any(score.paper_key() for _, *both in scores for score in both):
+        lines["Ann., paper's rule"] = [ann.show_paper() for _, ann, _ in scores]
+        label = f"Dist. [{teacher.show_paper()}], paper's rule"
+        lines[label] = [dist.show_paper() for *_, dist in scores]
+    printed = [[study.find_printed(c, kind) for c in cells] for kind in ("small", "dist")]
+    if any(printed[0]):
+        lines[f"paper: Ann., N={show_count(cells[0].labels * study.unit)}"] = printed[0]
+        theirs = study.find_printed(cells[0], "teacher")
+        lines[f"paper: Dist. from [{theirs}]"] = [score or "N/A" for score in printed[1]]
+        lines["paper: Dist. - Ann."] = [show_gap(d, a) for a, d in zip(*printed, strict=True)]
+    return lines
+
+
+def lay_budgets(studies):
+    """Tables 2 and 11: rows of each N, a column a budget."""
+    rows, heads, same = [], [], len(studies) == 1
+    for study in studies:
+        counts = dict.fromkeys(cell.labels for cell in study.cells)
+        groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
+        heads.append([f"+{show_usd(cell.budget_usd)}" for cell in groups[0]])
+        rows += [] if same else [[study.title, "Additional $", *heads[-1]]]
+        for cells in groups:
+            head = f"{cells[0].labels:,} ({show_usd(cells[0].initial_usd)})"
+            rows += join([head], lay_group(study, cells))
+    width = max(map(len, heads))
     if not same:
-        rows = [row + [""] * (width + 3 - len(row)) for row in rows]
-    heads = budgets[0] if same else [f"({i})" for i in range(width)]
-    columns = [*([] if same else ["Task"]), "N (initial $)", "Strategy", *heads]
-    title = "Table 2. Annotation (Ann.) against distillation (Dist.) at equal dollars"
-    title += f", {tasks[0][1]['title']}" if same else ""
-    notes = note_table2(args.scale, seeds, found, args.data)
-    notes += dict.fromkeys(note for cell in shown for note in cell.notes)
-    main = Table("table2", title, columns, rows, tuple(notes), left=2 if same else 3)
-    columns = "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Invalid %,Constant"
-    columns = [*columns.split(","), "Paper", "Planned $", "Seconds"]
-    text = (
-        "Seconds are measured, loading and saving included; those of Dist. include its teacher's "
-        "training and its share of the teacher's pass. Planned $ are what the plan spends beyond "
-        "N labels, at the paper's rates; `python costs.py report` prices the measured seconds. "
-        "Constant: the best predictor that always gives the same output."
+        rows = [row + [""] * (width + 2 - len(row)) for row in rows]
+        heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
+    notes = [
+        "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's $1.875; rows: "
+        "what they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's]."
+    ]
+    return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
+
+
+def show_both(study, groups, printed):
+    """{"score": ..., "paper's rule": ..., "paper": ...}: one entry a group of runs."""
+    scores = [study.score(cell, strategy) for cell, strategy in groups]
+    lines = {"score": [score.show() for score in scores]}
+    if any(score.paper_key() for score in scores):
+        lines["paper's rule"] = [score.show_paper() for score in scores]
+    return {**lines, "paper": printed} if any(printed) else lines
+
+
+def lay_table3(studies):
+    rows = []
+    for study in studies:
+        (cell,) = study.cells
+        kinds = ("small", "self", "teacher", "dist")
+        printed = [study.find_printed(cell, kind) for kind in kinds]
+        lines = show_both(study, [(cell, kind) for kind in kinds], printed)
+        gaps = {"score": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
+        for key, line in lines.items():
+            line.append(show_gap(gaps[key][3], gaps[key][1]) if key in gaps else None)
+        head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
+        rows += join(head, lines)
+    columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
+    notes = [
+        "Ann., the compact model on N labels, teaches its like in Self-Dist.; the large Teacher on "
+        "the same labels teaches it in Dist.; both on the same unlabeled rows. Difference: Dist. - "
+        "Self-Dist."
+    ]
+    return [*columns, "Dist. from it", "Difference"], rows, notes, 4
+
+
+def lay_table4(studies):
+    rows = []
+    for study in studies:
+        first, *bought, whole = study.cells
+        groups = [(first, "dist"), (bought[-1], "small"), (whole, "small")]
+        lines = show_both(study, groups, [study.find_printed(*group) for group in groups])
+        usd = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
+        for key, line in lines.items():
+            theirs = key == "paper"
+            dollars = read_dollars(study) if theirs else usd
+            caught = show_usd(dollars[1]) if theirs else find_crossing(study, key == "score")
+            pairs = zip(line, dollars, strict=True)
+            lines[key] = [x for score, cost in pairs for x in (score, show_usd(cost))] + [caught]
+        rows += join([study.title, f"{first.labels:,}"], lines)
+    columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
+    notes = [
+        "$: beyond N labels. Dist.: of the unlabeled rows of Table 3. Ann.: at the budget at which "
+        "it caught up in the paper, or if it never did, at Table 2's last one. All labels: Ann. "
+        "with every label there is, its upper bound.",
+        "Catches up: between which budgets Ann. first reaches Dist., of Table 2's, the paper's and "
+        "all labels; never: not with all labels.",
+    ]
+    return [*columns, "Ann. catches up"], rows, notes, 3
+
+
+def find_crossing(study, correct):
+    """Between which dollars Ann. reaches the score of Dist., by the correct rule or the paper's."""
+    first, *cells = study.cells
+
+    def mean(cell, strategy):
+        score = study.score(cell, strategy)
+        return score.mean("score" if correct else score.paper_key() or "score")
+
+    goal, below = mean(first, "dist"), None
+    points = [(cell.annotate_usd, mean(cell, "small")) for cell in cells]
+    if goal is None or None in [score for _, score in points]:
+        return "missing"
+    for usd, score in points:
+        if score >= goal:
+            return show_usd(usd) if below is None else f"{show_usd(below)} to {show_usd(usd)}"
+        below = usd
+    return "never"
+
+
+def read_dollars(study):
+    """Table 4's dollars of Dist., Ann. and Ann. with all labels; None where none are printed."""
+    kinds = {row["strategy"]: row["budget_usd"] for row in study.printed}
+    return [kinds.get(kind) for kind in ("dist", "small", "small-full")]
+
+
+PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}
+
+
+def lay_table9(studies):
+    rows = []
+    for study in studies:
+        (cell,) = study.cells
+        score = study.score(cell, "teacher")
+        existing = {r["metric"]: r for r in study.printed if r["strategy"] == "existing"}
+        head = [study.title, f"{cell.labels:,}"]
+        for row in (r for r in study.printed if r["strategy"] == "teacher"):
+            key = PRINTED_METRICS.get(row["metric"], "score")
+            paper = f"{key}_paper" if key != "score" else score.paper_key()
+            paper = score.show(paper) if paper and score.values(paper) else score.show(key)
+            theirs = existing.get(row["metric"], {})
+            constant = score.show_mean("constant") if key in ("score", "micro_f1") else None
+            rows.append([*head, row["metric"], theirs.get("note", ""), score.show(key), paper])
+            rows[-1] += [constant, row["score"], theirs.get("score")]
+            head = ["", ""]
+        if not study.printed:  # a task of one's own
+            rows.append([*head, "score", "", score.show(), score.show_paper()])
+            rows[-1] += [score.show_mean("constant"), None, None]
+    columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Paper's rule", "Constant"]
+    notes = ["T5-XXL and Published: printed in the paper, on real data, not to compare directly."]
+    return [*columns, "Paper: T5-XXL", "Published"], rows, notes, 4
+
+
+def lay_table10(studies):
+    kinds = ("small", "distilbert", "bert", "dist")
+    rows = []
+    for study in studies:
+        for cell in study.cells:
+            printed = [study.find_printed(cell, kind) for kind in kinds]
+            lines = show_both(study, [(cell, kind) for kind in kinds], printed)
+            for key, line in lines.items():
+                if key != "paper":
+                    absent = [kind not in cell.runs for kind in kinds]
+                    lines[key] = [
+                        None if gone else text for gone, text in zip(absent, line, strict=True)
+                    ]
+            total = show_usd(cell.initial_usd + cell.budget_usd)
+            rows += join([study.title, f"{cell.labels:,}", total], lines)
+    heads = ["Ann.", "DistilBERT (Ann.)", "BERT (Ann.)", "Dist."]
+    notes = [
+        "Total $: N labels and the additional budget, which buys labels for the first three and "
+        "distillation for the last. DistilBERT and BERT come pre-trained, and free, as T5 does."
+    ]
+    return ["Task", "N", "Total $", "By", *heads], rows, notes, 4
+
+
+SCORES = {  # table -> (its line of help, its title, its layout)
+    "table2": (
+        "annotation against distillation at equal dollars",
+        "Annotation (Ann.) against distillation (Dist.) at equal dollars",
+        lay_budgets,
+    ),
+    "table3": (
+        "self-distillation against distillation",
+        "Self-distillation against distillation on equal unlabeled rows",
+        lay_table3,
+    ),
+    "table4": (
+        "budgets at which annotation catches up with distillation",
+        "Larger budgets: where annotation (Ann.) catches up with distillation (Dist.)",
+        lay_table4,
+    ),
+    "table9": (
+        "the teacher on all labels beside published scores",
+        "The teacher on all labels, beside published scores",
+        lay_table9,
+    ),
+    "table10": (
+        "encoder classifiers against annotation and distillation",
+        "General distillation: DistilBERT and BERT against Ann. and Dist. at equal dollars",
+        lay_table10,
+    ),
+    "table11": (
+        "annotation against distillation from few labels",
+        "Annotation (Ann.) against distillation (Dist.) from few labels",
+        lay_budgets,
+    ),
+}
+
+
+def build_scores(args):
+    """The asked table of scores in the paper's layout, and its cells one by one."""
+    prices, tasks = costs.load_prices(args.prices), costs.load_tasks(args.tasks)
+    books = {which: costs.Ledger(prices, tasks, which) for which in ("paper", "today")}
+    studies = [Study(args, name, entry, books) for name, entry in read_tasks(args)]
+    _, title, lay = SCORES[args.command]
+    columns, rows, own, left = lay(studies)
+    details = [row for study in studies for row in list_details(study)]
+    title = f"Table {studies[0].number}. {title}"
+    title += f", {studies[0].title}" if len(studies) == 1 else ""
+    notes = make_notes(args, studies, own)
+    main = Table(args.command, title, columns, rows, notes, left)
+    priced = [*(f"Prices, {note}" for book in books.values() for note in book.notes)]
+    name, text = f"{args.command}-cells", "The same, cell by cell"
+    return main, Table(
+        name, text, CELL_COLUMNS, details, (*CELL_NOTES, *priced), left=4, compact=True
     )
-    name = "table2-cells"
-    return main, Table(name, "The same, cell by cell", columns, details, (text,), left=4)
 
 
 def add_score_flags(parser):
@@ -540,15 +560,10 @@ def add_score_flags(parser):
     add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
 
 
-TABLES = {
-    "table1": ("annotation price of each data set", build_table1, None),
-    "table2": ("annotation against distillation at equal dollars", build_table2, add_score_flags),
-    "table5": ("rows of each data set", build_table5, add_table5_flags),
-    "table6": ("dollars of 1K labels and of a distillation", build_table6, None),
-    "table8": ("hyperparameters of each task", build_table8, None),
-}
+# --- command line --------------------------------------------------------------------------
 
-COMMANDS = {**TABLES, **FIGURES}
+TABLES = {name: (text, build_scores, add_score_flags) for name, (text, *_) in SCORES.items()}
+COMMANDS = {**printed_tables.TABLES, **TABLES, **FIGURES}
 
 
 def parse_args(argv=None):
@@ -556,7 +571,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     shared, data = argparse.ArgumentParser(add_help=False), "(default: data/%s)"
     add = shared.add_argument
-    add("--task", default="all", metavar="NAME", help="a task of --tasks (default: all)")
+    add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write .md, .csv and .tex here (default: only print)")
     path = costs.DATA / "tasks.json"
     add("--tasks", default=path, metavar="FILE", help="task entries " + data % path.name)

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     source: str
     target: str  # a list where a task of answers has several
     prediction: str
-    generated: str  # before restoring; the prediction itself where there is no such text
+    generated: str  # before restoring; None where the prediction was not restored from one
     paper_target: str
     paper_output: str
 
@@ -132,7 +132,7 @@ def match_entities(rows, golds, brackets):
         predicted, leftover = parse_entities(row.prediction, brackets)
         invalid = is_invalid(predicted, leftover, row.source)
         raw, hits = predicted, count_shared(gold, predicted)
-        if row.generated is not row.prediction:
+        if row.generated not in (None, row.prediction):
             raw, _ = parse_entities(row.generated, brackets)
         raw_hits = hits if raw is predicted else count_shared(gold, raw)
         counts.append((hits, len(predicted), len(gold), invalid, raw_hits, len(raw)))
@@ -180,7 +180,7 @@ def choose_constant_paper(golds, default, names):
 
 def score_entities(rows, task, options):
     """Strict entity F1 and the released scorer's, for targets 'Entity [Label] ...'."""
-    labels, restored = task["labels"], any(row.generated is not row.prediction for row in rows)
+    labels, restored = task["labels"], any(row.generated is not None for row in rows)
     default = find_default(task)
     brackets = {f"[{label}]": label for label in labels}
     names = {label.upper(): label for label in labels}

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import costs  # noqa: E402
-import plots  # noqa: E402
+from data import printed_tables  # noqa: E402
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 BLOCK = re.compile(r"# same in: (?P<files>.+)\n(?P<text>(?:.*\n)*?)# end same\n")
@@ -124,7 +124,7 @@ def read_flags(command):
 def test_make_n_at_paper_scale_prints_the_papers_commands(tmp_path):
     """Table 2's counts and Table 8's settings, as the paper prints them, are in the commands."""
     trained = find_trained(list_commands(tmp_path, "table2", "SCALE=paper", "TASK=all"), tmp_path)
-    printed = plots.load_printed(8)
+    printed = printed_tables.load_printed(8)
     wanted = set()
     for cell in (row for row in costs.load_scores() if row["table"] == 2):
         kind, task, n = cell["strategy"], cell["task"], cell["labels"]

@@ -1,4 +1,4 @@
-"""plots.py: one way to show a table in three formats; Tables 1, 5, 6 and 8 beside the paper's."""
+"""plots.py: tables in three formats; Tables 1, 5, 6, 7 and 8 beside the paper's values."""
 
 import csv
 import io
@@ -12,9 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
 import plots
+from data import printed_tables, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = plots.Table(
+TABLE = tables.Table(
     "any",
     "Any table: 5% ± 1",
     ["Name", "Score", "$"],
@@ -25,7 +26,7 @@ TABLE = plots.Table(
 
 def build(name, *argv):
     args = plots.parse_args([name, *map(str, argv)])
-    return plots.TABLES[name][1](args)
+    return plots.COMMANDS[name][1](args)
 
 
 def column(table, head):
@@ -34,7 +35,7 @@ def column(table, head):
 
 
 def test_markdown_aligns_numbers_right_and_shows_what_is_missing():
-    lines = plots.to_markdown(TABLE).splitlines()
+    lines = tables.to_markdown(TABLE).splitlines()
     assert lines[0] == "**Any table: 5% ± 1**"
     assert lines[2:6] == [
         "| Name |      Score |      $ |",
@@ -46,12 +47,12 @@ def test_markdown_aligns_numbers_right_and_shows_what_is_missing():
 
 
 def test_csv_holds_plain_numbers():
-    rows = list(csv.reader(io.StringIO(plots.to_csv(TABLE))))
+    rows = list(csv.reader(io.StringIO(tables.to_csv(TABLE))))
     assert rows == [["Name", "Score", "$"], ["a|b", "71.1 ± 0.3", "1300"], ["c_d", "", "7"]]
 
 
 def test_tex_is_escaped():
-    text = plots.to_tex(TABLE)
+    text = tables.to_tex(TABLE)
     assert r"\caption{Any table: 5\% $\pm$ 1}" in text
     assert r"\begin{tabular}{lrr}" in text
     assert r"c\_d & -- & 7 \\" in text and r"kept below \& escaped\par" in text
@@ -59,21 +60,42 @@ def test_tex_is_escaped():
 
 
 def test_render_prints_and_writes_three_files(tmp_path, capsys):
-    plots.render(TABLE, tmp_path / "new")
-    assert capsys.readouterr().out == plots.to_markdown(TABLE)
+    tables.render(TABLE, tmp_path / "new")
+    assert capsys.readouterr().out == tables.to_markdown(TABLE)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"any.md", "any.csv", "any.tex"}
-    assert (tmp_path / "new" / "any.md").read_text() == plots.to_markdown(TABLE)
+    assert (tmp_path / "new" / "any.md").read_text() == tables.to_markdown(TABLE)
+
+
+def test_long_cells_and_notes_go_on_in_further_lines():
+    words = " ".join(f"word{i}" for i in range(40))
+    table = tables.Table("t", "T", ["A", "Text"], [["a", words], ["b", "|"]], [words], 2, wide=1)
+    text = tables.to_markdown(table)
+    assert max(map(len, text.splitlines())) <= 100
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [cell[0].strip("| ") for cell in cells] == ["a", *[""] * (len(cells) - 2), "b"]
+    assert " ".join(cell[1].strip("| ") for cell in cells[:-1]) == words
+    assert text.split("- ")[-1].split() == words.split()
+    assert next(csv.reader(io.StringIO(tables.to_csv(table).splitlines()[1])))[1] == words
+    assert r"\begin{tabular}{lp{0.6\linewidth}}" in tables.to_tex(table)
+
+
+def test_columns_without_a_value_are_left_out_of_compact_tables_but_not_of_csv():
+    rows = [["a", None, "1"], ["b", "", "2"]]
+    table = tables.Table("t", "T", ["A", "Empty", "B"], rows, compact=True)
+    assert "Empty" not in tables.to_markdown(table) and "Empty" not in tables.to_tex(table)
+    assert "Empty" in tables.to_csv(table)
+    assert "Empty" in tables.to_markdown(table._replace(compact=False))
 
 
 def test_a_row_of_another_length_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="any"):
-        plots.render(TABLE._replace(rows=[["a"]]), tmp_path)
+        tables.render(TABLE._replace(rows=[["a"]]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_printed_value_of_the_paper_stands_beside_ours():
     for number, items in {1: 3, 5: 4, 6: 4, 8: 5}.items():
-        assert len(plots.load_printed(number)) == 6 * items
+        assert len(printed_tables.load_printed(number)) == 6 * items
 
 
 def test_table1():
@@ -81,7 +103,7 @@ def test_table1():
     pairs = list(zip(column(table, "Total $"), column(table, "Paper"), strict=True))
     # FEVER and MultiPIT-Gen: the paper's totals are not #train x price
     assert [ours == paper for ours, paper in pairs] == [True, True, False, True, False, True]
-    printed = plots.load_printed(1)
+    printed = printed_tables.load_printed(1)
     names = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
     assert column(table, "#Train") == [printed[name, "train"] for name in names]
     assert column(table, "$/Label") == [printed[name, "usd_per_label"] for name in names]
@@ -132,6 +154,29 @@ def test_table8():
     assert len(rows) == 10
 
 
+def test_table7_shows_the_first_labeled_row_as_a_model_reads_it(tmp_path):
+    rows = {
+        "wlp": [
+            {"source": "skipped", "target": ""},
+            {"source": "Add it", "target": "Add [Action]"},
+        ],
+        "fever": [{"source": "Water is wet.", "target": "SUPPORTS"}],
+        "nq": [{"source": "who?", "target": ["one", "two"]}],
+    }
+    for task, lines in rows.items():
+        (tmp_path / task).mkdir()
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (tmp_path / task / "train.jsonl").write_text(text)
+    table = build("table7", "--task", "wlp fever nq stanceosaurus", "--prepared", tmp_path)
+    assert table.rows[:2] == [
+        ["WLP", "Named Entity Recognition", "Source", "wlp: Add it"],
+        ["", "", "Target", "Add [Action]"],
+    ]
+    texts = column(table, "Text")
+    assert "fever: Water is wet." in texts and "REFUTES, SUPPORTS" in texts and "one; two" in texts
+    assert texts[-3:-1] == [None, None] and "Stanceosaurus" in table.notes[-1]
+
+
 @pytest.mark.parametrize("name", ["table1", "table5", "table6", "table8"])
 def test_one_task_and_a_task_of_ones_own(name, tmp_path):
     assert len({row[0] for row in build(name, "--task", "wlp").rows} - {""}) in (1, 5)
@@ -142,7 +187,7 @@ def test_one_task_and_a_task_of_ones_own(name, tmp_path):
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps({"mine": entry}))
     table = build(name, "--task", "mine", "--tasks", path)
-    assert plots.to_markdown(table) and "Mine" in str(table)
+    assert tables.to_markdown(table) and "Mine" in str(table)
 
 
 def test_mistakes_and_exit_codes(tmp_path):

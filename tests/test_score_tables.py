@@ -1,0 +1,278 @@
+"""Tables 2, 3, 4, 9, 10 and 11 come from metrics.json files: scores, spread, what is missing."""
+
+import csv
+import json
+import re
+
+import pytest
+
+import costs
+import plots
+from data import tables
+
+GPU = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-40GB", "gpus": 1}
+CPU = {"device": "cpu", "gpu": None, "gpus": 0}
+METRICS = {  # task -> its metric, those by the paper's rule, others
+    "wlp": ("entity_f1", "f1_paper", ()),
+    "stanceosaurus": ("micro_f1", "micro_f1_paper", ("macro_f1", "macro_f1_paper")),
+    "fever": ("accuracy", "accuracy_paper", ()),
+    "multipit_id": ("accuracy", "accuracy_paper", ()),
+    "multipit_gen": ("bert_ibleu", None, ("copy_rate",)),
+    "nq": ("f1", None, ("em",)),
+}
+
+
+def write_run(folder, run, score, paper=50.0, seconds=10.0, task="wlp", hardware=CPU):
+    """metrics.json of a finished run, as evaluate.py writes it; other measures are score + 1."""
+    place = folder / task / run.name
+    place.mkdir(parents=True, exist_ok=True)
+    metric, by_paper, others = METRICS[task]
+    measures = {metric: score, "constant": 0.6, **dict.fromkeys(others, score + 1)}
+    measures |= {by_paper: paper, "invalid_rate": 2.5} if by_paper else {}
+    training = {"task": task, "strategy": run.strategy, "hardware": hardware}
+    training |= {"labels": run.labels, "unlabeled": run.unlabeled, "seed": run.seed}
+    metrics = {"task": task, "n": 1000, "metric": metric, "score": score, "metrics": measures}
+    metrics["training"] = {**training, "seconds": {"load": 1.0, "train": seconds}}
+    metrics["signature"] = "rule:correct|version:1"
+    (place / "metrics.json").write_text(json.dumps(metrics))
+
+
+SCORES = {"small": 20.0, "teacher": 70.0, "dist": 60.0, "self": 15.0, "bert": 40.0}
+
+
+def write_runs(folder, table, tasks=("wlp",), scale="mini", seeds=(0, 1, 2), **options):
+    """All runs of a table: Ann. is 20, 21, 22 at seeds 0, 1, 2, others have SCORES at each seed."""
+    for task in tasks:
+        for run in costs.grid(table, task, scale, seeds):
+            seed = run.seed if run.strategy == "small" else 0
+            write_run(folder, run, SCORES.get(run.strategy, 30.0) + seed, task=task, **options)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return write_runs(tmp_path, "table2")
+
+
+def build(folder, *flags, table="table2", task="wlp", seeds="0 1 2"):
+    line = [table, "--task", task, "--runs", str(folder), "--seeds", seeds, *flags]
+    return plots.build_scores(plots.parse_args(line))
+
+
+def find_row(table, label):
+    return next(row for row in table.rows if row[1].strip().startswith(label))
+
+
+def find_cells(cells, **wanted):
+    """Rows of the table of cells with these values, each as {column: value}."""
+    rows = [dict(zip(cells.columns, row, strict=True)) for row in cells.rows]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+# --- Table 2 -------------------------------------------------------------------------------
+
+
+def test_cells_are_means_over_seeds_with_their_spread_and_what_was_bought(runs):
+    table, _ = build(runs)
+    assert table.columns[2:] == ["+$0", "+$10", "+$20", "+$30", "+$50"]
+    assert find_row(table, "Ann.")[2:4] == ["21.0 ±1.0", "21.0 ±1.0"]
+    assert find_row(table, "labels bought")[2:] == ["+0", "+38", "+76", "+115", "+192"]
+    assert find_row(table, "Dist. from [70.0 ±0.0]")[2:] == ["N/A", *["60.0 ±0.0"] * 4]
+    bought = ["6h / 1.9K", "11h / 4.2K", "16h / 6.5K", "27h / 11.1K"]
+    assert find_row(table, "A40-hours")[2:] == [None, *bought]
+    assert find_row(table, "Dist. - Ann.")[2:4] == [None, "+39.0"]
+    assert find_row(table, "Ann., paper's rule")[2] == "50.0 ±0.0"
+    assert find_row(table, "Dist. [50.0 ±0.0], paper's rule")[3] == "50.0 ±0.0"
+
+
+def test_the_papers_values_stand_beside(runs):
+    table, cells = build(runs)
+    assert find_row(table, "paper: Ann., N=1K")[2:] == [40.7, 50.0, 53.7, 57.8, 62.7]
+    assert find_row(table, "paper: Dist. from [72.4]")[2:] == ["N/A", 71.1, 71.3, 70.9, 70.8]
+    assert find_row(table, "paper: Dist. from [74.2]")[2:] == ["N/A", 65.3, 71.8, 72.4, 72.5]
+    assert find_row(table, "paper: Dist. - Ann.")[2:4] == [None, "+21.1"]
+    printed = [row["Paper"] for row in find_cells(cells, Strategy="Teacher")]
+    assert printed == [72.4, 74.2]
+
+
+def test_a_missing_run_shows(runs):
+    (runs / "wlp" / "small-n138-s1" / "metrics.json").unlink()
+    for seed in (0, 1, 2):
+        (runs / "wlp" / f"dist-n100-u1900-s{seed}" / "metrics.json").unlink()
+    table, cells = build(runs)
+    assert find_row(table, "Ann.")[3] == "21.0 ±1.4 (2/3)"
+    assert find_row(table, "Dist. from")[3] == "missing"
+    assert find_row(table, "Dist. - Ann.")[3] is None
+    (gone,) = find_cells(cells, N="100", Budget="+$10", Strategy="Dist.")
+    assert (gone["Seeds"], gone["Score"], gone["Seconds"]) == ("0/3", "missing", None)
+    assert any(note.startswith("4 of 60 runs missing: wlp/") for note in table.notes)
+
+
+def test_a_score_of_zero_is_a_score(runs):
+    for seed in (0, 1, 2):
+        write_run(runs, costs.parse_run(f"small-n138-s{seed}"), 0.0)
+    assert find_row(build(runs)[0], "Dist. - Ann.")[3] == "+60.0"
+
+
+def test_no_runs_at_all_is_a_table_of_missing(tmp_path):
+    table, cells = build(tmp_path)
+    assert find_row(table, "Ann.")[2] == "missing"
+    assert {row["Score"] for row in find_cells(cells)} == {"missing"}
+
+
+def test_cells_have_planned_dollars_and_measured_seconds(runs):
+    _, cells = build(runs)
+    (ann,) = find_cells(cells, N="100", Budget="+$10", Strategy="Ann.")
+    (dist,) = find_cells(cells, N="100", Budget="+$10", Strategy="Dist.")
+    (teacher,) = find_cells(cells, N="100", Strategy="Teacher")
+    assert (ann["Planned $"], ann["Seconds"]) == ("$9.88", "11")  # 38 labels at $0.26
+    assert (teacher["Planned $"], teacher["Seconds"]) == ("$1.50", "11")  # 0.8 h at $1.875
+    assert dist["Seconds"] == "22"  # the teacher's 11 and its own 11
+    assert (dist["Unlabeled"], dist["Invalid %"], dist["Constant"]) == ("1,900", "2.5", "0.6")
+    assert {row["GPU $ paper"] for row in find_cells(cells)} == {None}  # a CPU has no price
+
+
+def test_gpu_time_is_priced_at_the_papers_and_at_todays_prices(tmp_path):
+    write_runs(tmp_path, "table2", ["fever"], hardware=GPU, seconds=3599.0)
+    _, cells = build(tmp_path, task="fever")
+    (ann,) = find_cells(cells, N="100", Budget="+$0", Strategy="Ann.")
+    (dist,) = find_cells(cells, N="100", Budget="+$15", Strategy="Dist.")
+    today = costs.price_gpu_hour(costs.load_prices(), "A100-40GB", "today")[0]
+    assert (ann["GPU $ paper"], dist["GPU $ paper"]) == ("$3.75", "$7.50")  # its teacher's too
+    assert dist["GPU $ today"] == costs.show_usd(2 * today)
+    assert any("A100-40GB is $3.75" in note for note in cells.notes)
+
+
+def test_where_the_budget_does_not_cover_the_teacher(tmp_path):
+    table, cells = build(write_runs(tmp_path, "table2", ["nq"]), task="nq")
+    dist = [row for row in table.rows if row[1].startswith("Dist. from")]
+    assert dist[1][2:5] == ["N/A", "N/A", "60.0 ±0.0"]
+    (row,) = find_cells(cells, N="1,000", Budget="+$5", Strategy="Dist.")
+    assert (row["Score"], row["Seeds"], row["Labels"]) == ("N/A", "0/0", None)
+    assert not any("paper's rule" in row[1] for row in table.rows)  # both rules agree
+    assert find_cells(cells, N="1,000", Budget="+$0", Strategy="Ann.")[0]["Also"].startswith(
+        "EM 22"
+    )
+
+
+def test_notes_say_what_the_numbers_are(runs):
+    table, _ = build(runs, "--data", "FOLDER")
+    text = "\n".join(table.notes)
+    for part in ("Entity F1", "1,000 test rows", "divided by 10", "rule:correct", "FOLDER"):
+        assert part in text
+
+
+def test_scores_of_different_settings_are_told_apart(runs):
+    path = runs / "wlp" / "small-n138-s1" / "metrics.json"
+    path.write_text(path.read_text().replace("rule:correct|", "rule:correct|case:kept|"))
+    assert "2 different settings" in "\n".join(build(runs)[0].notes)
+
+
+def test_written_as_markdown_csv_and_latex(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["table2", "--task", "wlp", "--runs", str(runs), "--output", str(out)]
+    plots.main(flags)
+    assert capsys.readouterr().out.startswith("**Table 2.")
+    for name in ("table2", "table2-cells"):
+        assert {path.suffix for path in out.glob(f"{name}.*")} == {".md", ".csv", ".tex"}
+    rows = list(csv.reader((out / "table2-cells.csv").open()))
+    assert len(rows) == 1 + 20 and all(len(row) == len(rows[0]) for row in rows)
+    tex = (out / "table2.tex").read_text()
+    assert r"\toprule" in tex and r"\$10" in tex
+
+
+# --- several tasks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", plots.SCORES)
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_all_tasks_in_one_table(name, scale, tmp_path):
+    shown = costs.TABLES[name][1].split()
+    write_runs(tmp_path, name, shown, scale, (0,))
+    table, cells = build(tmp_path, "--scale", scale, table=name, task="all", seeds="0")
+    titles = [costs.load_task(task)["title"] for task in shown]
+    assert list(dict.fromkeys(r[0] for r in table.rows if r[0] in titles)) == titles
+    assert list(dict.fromkeys(row[0] for row in cells.rows)) == titles
+    assert {row["Score"] for row in find_cells(cells)} <= {
+        *("20.0", "70.0", "60.0", "15.0", "40.0", "30.0", "N/A")
+    }
+    for each in (table, cells):
+        tables.check_shape(each)
+        lines = tables.to_markdown(each._replace(notes=())).splitlines()
+        assert max(map(len, lines)) <= (140 if each is table else 180)
+
+
+def test_tasks_that_the_paper_does_not_show_are_left_out(tmp_path):
+    write_runs(tmp_path, "table10", ["fever"])
+    table, _ = build(tmp_path, table="table10", task="wlp fever")
+    assert {row[0] for row in table.rows} == {"FEVER", ""}
+
+
+# --- the other tables ----------------------------------------------------------------------
+
+
+def test_table3(tmp_path):
+    table, cells = build(write_runs(tmp_path, "table3"), table="table3")
+    score, rule, paper = table.rows
+    assert score[:4] == ["WLP", "500", "10K", "score"]
+    assert score[4:] == ["21.0 ±1.0", "15.0 ±0.0", "70.0 ±0.0", "60.0 ±0.0", "+45.0"]
+    assert rule[3:6] == ["paper's rule", "50.0 ±0.0", "50.0 ±0.0"]
+    assert paper[3:] == ["paper", 67.4, 65.2, 74.2, 70.6, "+5.4"]
+    assert [row["Strategy"] for row in find_cells(cells)] == [
+        *("Teacher", "Ann.", "Dist.", "Self-Dist.")
+    ]
+
+
+def test_table4_says_between_which_budgets_ann_catches_up(tmp_path):
+    def read(folder):
+        table, _ = build(folder, table="table4", task="fever", seeds="0")
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+    runs = write_runs(tmp_path, "table4", ["fever"], seeds=(0,))
+    score, _, paper = read(runs)
+    assert score["Ann. catches up"] == "never"
+    assert (score["Dist. $"], score["Ann. $"], score["All $"]) == ("$10.05", "$103.20", "$1,289.48")
+    assert (paper["Dist."], paper["Dist. $"], paper["Ann. $"]) == (74.2, "$101", "$1,032")
+    assert (paper["All labels"], paper["All $"]) == (76.9, "$12,899")
+    write_run(runs, costs.parse_run("small-n10496-s0"), 60.0, task="fever")
+    assert read(runs)[0]["Ann. catches up"] == "$103.20 to $1,289.48"
+    write_run(runs, costs.parse_run("small-n577-s0"), 90.0, task="fever")
+    assert read(runs)[0]["Ann. catches up"] == "$7.48 to $9.93"
+    write_run(runs, costs.parse_run("small-n500-s0"), 90.0, task="fever")
+    assert read(runs)[0]["Ann. catches up"] == "$0"
+    (runs / "fever" / "small-n577-s0" / "metrics.json").unlink()
+    assert read(runs)[0]["Ann. catches up"] == "missing"
+
+
+def test_table9_has_each_printed_metric_beside_published_scores(tmp_path):
+    runs = write_runs(tmp_path, "table9", ["stanceosaurus", "nq"], seeds=(0,))
+    table, _ = build(runs, table="table9", task="stanceosaurus nq", seeds="0")
+    assert [[row[2], *row[4:]] for row in table.rows] == [
+        ["macro F1", "71.0", "71.0", None, 63.3, 61.0],
+        ["micro F1", "70.0", "50.0", "0.6", 69.8, None],
+        ["EM", "71.0", "71.0", None, 31.3, 35.2],
+        ["F1", "70.0", "70.0", "0.6", 38.5, None],
+    ]
+    assert table.rows[0][3] == "Zheng et al., 2022"
+
+
+def test_table10_at_paper_scale(tmp_path):
+    write_runs(tmp_path, "table10", ["fever"], "paper", (0,))
+    flags = ("--scale", "paper")
+    table, cells = build(tmp_path, *flags, table="table10", task="fever", seeds="0")
+    assert table.rows[0] == ["FEVER", "1,000", "$279", "score", "20.0", "30.0", "40.0", "60.0"]
+    assert table.rows[2] == ["", "", "", "paper", 49.8, 69.9, 70.7, 71.7]
+    assert len(find_cells(cells, Strategy="BERT")) == 2
+
+
+def test_table10_says_which_models_a_scale_lacks(tmp_path):
+    table, _ = build(tmp_path, table="table10", task="fever", seeds="0")
+    lacking = [n for n in table.notes if re.search("no DistilBERT at scale mini", n)]
+    assert len(lacking) == 1
+    assert table.rows[0][5] is None and table.rows[0][4] == "missing"
+
+
+def test_table11_starts_from_few_labels(tmp_path):
+    table, _ = build(write_runs(tmp_path, "table11"), table="table11")
+    assert table.rows[0][0] == "10 ($2.60)"
+    assert find_row(table, "paper: Ann., N=0.1K")[2:] == [9.1, 23.8, 37.1, 47.6]
