@@ -45,7 +45,10 @@ def report(style):
 
 
 class Dot(NamedTuple):
-    """A point; `spread` is half the length of its error bar, None where there is none."""
+    """A point; `spread` is half the length of its error bar, None where there is none.
+
+    Where `y` is None nothing is drawn: its line is interrupted there.
+    """
 
     x: float
     y: float
@@ -156,9 +159,13 @@ def wrap(text, inches, size):
     return lines
 
 
+def keep_seen(dots):
+    return [dot for dot in dots if dot.y is not None]
+
+
 def find_range(panels):
     """(low, high) of y over `panels`, error bars inside; None where they have no dots."""
-    dots = [dot for panel in panels for line in panel.lines for dot in line.dots]
+    dots = [dot for panel in panels for line in panel.lines for dot in keep_seen(line.dots)]
     if not dots:
         return None
     low = min(dot.y - (dot.spread or 0) for dot in dots)
@@ -168,17 +175,19 @@ def find_range(panels):
     return low - below, high + edge
 
 
-def find_shifts(panel, step=0.01):
+def find_shifts(panel, inches, most=4 / 72, reach=14 / 72):
     """A factor of x for each series of a panel: 1, or a little to either side with `dodge`.
 
+    Neighbours are `most` inches apart, nearer where the outer ones would be more than `reach`.
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
-    xs = [dot.x for line in panel.lines for dot in line.dots]
+    xs = [dot.x for line in panel.lines for dot in keep_seen(line.dots)]
     if not panel.dodge or not xs:
         return [1] * len(panel.lines)
     decades = max(math.log10(max(xs) / min(xs)), 0.3)
     joined = [line.style.line != "none" for line in panel.lines]
     middle = (sum(joined) - 1) / 2
+    step = min(most, reach / max(sum(joined) - 1, 1)) / inches
     places = [sum(joined[:i]) - middle if own else 0 for i, own in enumerate(joined)]
     return [10 ** (place * step * decades) for place in places]
 
@@ -193,7 +202,8 @@ def draw_line(axes, line, shift, size):
     look |= {"markeredgewidth": 0.5 if style.filled else 1, "markersize": size}
     if style.marker == "none":  # a line that only joins what others draw: wide, below them
         look |= {"linewidth": 5, "zorder": 1, "solid_capstyle": "round"}
-    xs, ys = [dot.x * shift for dot in line.dots], [dot.y for dot in line.dots]
+    xs = [dot.x * shift for dot in line.dots]
+    ys = [math.nan if dot.y is None else dot.y for dot in line.dots]
     bars = [dot for dot in line.dots if dot.spread]
     axes.errorbar(
         [dot.x * shift for dot in bars],
@@ -226,17 +236,17 @@ def draw_panel(axes, panel, limits, inches):
     """One Panel, its axes about `inches` wide; returns {label: handle} for the legend."""
     axes.set_title(panel.title)
     axes.set_ylabel(panel.ylabel)
-    if not any(line.dots for line in panel.lines):
+    if limits is None:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=GREY)
         return {}
     axes.set_xscale("log")
     axes.set_ylim(*limits)
     shown = {}
-    for i, (line, shift) in enumerate(zip(panel.lines, find_shifts(panel), strict=True)):
+    for i, (line, shift) in enumerate(zip(panel.lines, find_shifts(panel, inches), strict=True)):
         # What is drawn later is smaller, so that dots in one place show all the same.
         size = 5.5 if panel.dodge else max(7 - i, 4.5)
-        if line.dots:
+        if keep_seen(line.dots):
             shown[line.label] = draw_line(axes, line, shift, size)
     for x, _ in (*panel.ticks, *panel.top):  # all are in sight, with or without a dot there
         axes.plot([x], [limits[0]], alpha=0)
@@ -290,7 +300,7 @@ def draw(panels, notes=(), columns=None):
     inner = 3.1 if columns == 1 else 2.7 if columns == 2 else 2.1 if rows < 4 else 1.5
     inner += 0.2 if any(panel.top for panel in panels) else 0
     notes = [row for note in notes for row in wrap(note, width * 0.97, NOTE_SIZE)]
-    labels = {line.label for panel in panels for line in panel.lines if line.dots}
+    labels = {line.label for panel in panels for line in panel.lines if keep_seen(line.dots)}
     legend, note_inches = measure_legend(labels, width), NOTE_LINE * len(notes) + 0.1
     footer = legend[0] + note_inches
     height = inner * rows + footer

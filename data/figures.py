@@ -28,9 +28,8 @@ from data.points import TaskPoints, find_frontier, name_metric
 
 
 def make_dots(points, at):
-    """Dots at the x that `at` gives; points without a finished run are left out."""
-    kept = [point for point in points if point and point.scores]
-    return [Dot(float(at(point)), point.mean, point.spread) for point in kept]
+    """Dots at the x that `at` gives; a point without a finished run interrupts its line."""
+    return [Dot(float(at(point)), point.mean, point.spread) for point in points if point]
 
 
 def get_usd(point):
@@ -118,7 +117,10 @@ def make_fig3(part, args):
         ]
         ticks = [
             # Every second N has its dollars: more of them would run into each other.
-            (c.labels, drawing.show_count(c.labels) + f"\n{show_usd(c.initial_usd)}" * (i % 2 == 0))
+            (
+                c.labels,
+                f"{drawing.show_count(c.labels)}\n{'' if i % 2 else show_usd(c.initial_usd)} ",
+            )
             for i, c in enumerate(cells)
         ]
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
@@ -271,9 +273,8 @@ def make_notes(args, parts, missing):
     notes += note_plans([point for part in parts for _, point, _ in part.drawn])
     if missing:
         runs = {(s.task, run) for s in parts for _, p, _ in s.drawn for run in p.runs}
-        notes.append(
-            f"{len(missing)} of {len(runs)} runs missing; a point is the mean of those there are."
-        )
+        text = f"{len(missing)} of {len(runs)} runs missing"
+        notes.append(f"{text}: points are means of the others, lines stop where there are none.")
     return notes
 
 
@@ -295,7 +296,7 @@ def build(args):
     missing = [f"{part.task}/{run}" for part in parts for run in part.results.missing]
     notes = [write_caption(figure, parts), *make_notes(args, parts, missing)]
     points = [each for part in parts for each in part.drawn]
-    columns = 3 if figure == "fig3" else None
+    columns = min(len(panels) // len(parts), 4) if figure == "fig3" else None  # a task a row
     return Drawing(figure, panels, points, notes, missing, columns)
 
 
