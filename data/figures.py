@@ -101,6 +101,14 @@ def make_fig2(part, args):
     return [Panel(part.title, [*lines, edge, *told], ylabel, "Total dollars")]
 
 
+def make_label_ticks(cells):
+    """N at each tick, and every second one's dollars: more of them would run into each other."""
+    usd = [" " if i % 2 else show_usd(cell.initial_usd) for i, cell in enumerate(cells)]
+    counts = [cell.labels for cell in cells]
+    shown = [f"{drawing.show_count(n)}\n{text}" for n, text in zip(counts, usd, strict=True)]
+    return tuple(zip(counts, shown, strict=True))
+
+
 def make_fig3(part, args):
     """Score against N, a panel for each additional budget."""
     panels = []
@@ -115,14 +123,6 @@ def make_fig3(part, args):
             make_reported(name, style, points[strategy], get_labels)
             for strategy, (name, style) in STRATEGIES.items()
         ]
-        ticks = [
-            # Every second N has its dollars: more of them would run into each other.
-            (
-                c.labels,
-                f"{drawing.show_count(c.labels)}\n{'' if i % 2 else show_usd(c.initial_usd)} ",
-            )
-            for i, c in enumerate(cells)
-        ]
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
         panels.append(
             Panel(
@@ -130,7 +130,7 @@ def make_fig3(part, args):
                 lines,
                 "" if panels else name_metric(part.results),
                 "N (its dollars below)",
-                tuple(ticks),
+                make_label_ticks(cells),
                 gaps=tuple(gaps),
                 row=part.task,
                 dodge=True,
