@@ -572,7 +572,7 @@ def parse_args(argv=None):
     shared, data = argparse.ArgumentParser(add_help=False), "(default: data/%s)"
     add = shared.add_argument
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
-    add("--output", metavar="DIR", help="also write .md, .csv and .tex here (default: only print)")
+    add("--output", metavar="DIR", help="also write files here (default: only print)")
     path = costs.DATA / "tasks.json"
     add("--tasks", default=path, metavar="FILE", help="task entries " + data % path.name)
     path = costs.DATA / "prices.csv"

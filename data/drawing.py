@@ -182,6 +182,7 @@ def find_shifts(panel, inches, most=4 / 72, reach=14 / 72):
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
     xs = [dot.x for line in panel.lines for dot in keep_seen(line.dots)]
+    xs += [x for x, _ in (*panel.ticks, *panel.top)]
     if not panel.dodge or not xs:
         return [1] * len(panel.lines)
     decades = max(math.log10(max(xs) / min(xs)), 0.3)
