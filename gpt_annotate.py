@@ -10,17 +10,18 @@ Usage:
 
 Reads:  LABELED, a JSONL file of {"source", "target"}; UNLABELED, one of {"source"}; the task's
         entry in data/tasks.json; data/prices.csv; the key from the environment: OPENAI_API_KEY
-Writes: OUTPUT/answers.jsonl, every call and raw answer: it was paid for, never delete it;
-        OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it;
-        OUTPUT/annotation.json last: counts, tokens, dollars
+Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was paid for, never delete
+        it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it; with
+        --predictions also OUTPUT/predictions.jsonl, as evaluate.py reads it;
+        OUTPUT/annotation.json last: counts, tokens, dollars of these rows
 Copy:   gpt_annotate.py costs.py and data/ (__init__.py, llm_prompts.py, llm_calls.py,
         llm_store.py, llm_batches.py, tasks.json, prices.csv; for --simulate annotator_server.py)
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
-The budget is for the store: all that OUTPUT ever paid, with the worst case of each call set aside
-before it is sent. What a provider may have billed for an answer that was lost on the way (timeout,
-dropped connection, error 5xx, killed run) counts at its worst case; data/llm_store.py has the
-rules. Run the same command again to continue; a finished job makes no call.
+The budget is for the store: all that was ever paid into it, with the worst case of each call set
+aside before it is sent. What a provider may have billed for an answer that was lost on the way
+(timeout, dropped connection, error 5xx, killed run) counts at its worst case; data/llm_store.py has
+the rules. Run the same command again to continue; a finished job makes no call.
 """
 
 import argparse
@@ -99,20 +100,25 @@ def estimate_cost(args, prompter, store, calls, left, prices):
         yield f"{costs.show_usd(args.budget)} buys about {labels:,} labels"
 
 
+def price_paper_label(entry, prices):
+    """(tokens, dollars) of a label in the paper (Appendix E), 0 where it says nothing of a task."""
+    tokens = entry.get("paper", entry).get("llm_tokens_per_label") or 0
+    return tokens, costs.price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
+
+
 def count_paper(args, entry, prices):
     """A line with the labels that the budget buys in the paper, where it says so."""
-    tokens = entry.get("paper", entry).get("llm_tokens_per_label")
-    if not tokens or not args.budget:
+    tokens, usd = price_paper_label(entry, prices)
+    if not usd or not args.budget:
         return None
-    usd = costs.price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
     labels = f"{math.floor(args.budget / usd):,} labels at {costs.show_price(usd)}"
     return f"{costs.show_usd(args.budget)} bought {labels} in the paper, {tokens:,} tokens each"
 
 
-def read_answers(args, prompter, store, rows, calls):
-    """(rows of labels.jsonl, counts of what was no label) in the order of `rows`."""
+def read_answers(args, prompter, store, sources, calls):
+    """(rows of labels.jsonl, counts of what was no label) in the order of `sources`."""
     labels, counts, entities = [], Counter(), Counter()
-    for source in rows:
+    for source in sources:
         reply = store.answers.get(calls[source].key)
         if reply is None:
             counts["missing"] += 1
@@ -128,6 +134,15 @@ def read_answers(args, prompter, store, rows, calls):
                 entities["entities"] += len(found)
                 entities["entities_not_in_source"] += sum(text not in source for text in found)
     return labels, counts, entities
+
+
+def read_predictions(prompter, store, rows, calls):
+    """Rows for evaluate.py: what is no label stays as it was said, and so counts as wrong."""
+    for row in rows:
+        reply = store.answers[calls[row["source"]].key]
+        target, _ = prompter.parse(reply["text"], row["source"], reply["finish"])
+        said = " ".join(reply["text"].split())
+        yield {key: row[key] for key in ("source", "target")} | {"prediction": target or said}
 
 
 def measure_accuracy(args, prompter, labels):
@@ -151,11 +166,12 @@ def measure_accuracy(args, prompter, labels):
     return shares
 
 
-def summarize(args, prompter, store, rows, calls, prices):
-    """labels.jsonl's rows and annotation.json's content."""
-    labels, counts, entities = read_answers(args, prompter, store, rows, calls)
+def summarize(args, prompter, store, sources, calls, prices):
+    """labels.jsonl's rows and annotation.json's content; a store may hold more rows than these."""
+    labels, counts, entities = read_answers(args, prompter, store, sources, calls)
     invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
-    money, used = store.money, store.used
+    keys = {call.key for call in calls.values()}
+    money, used, held = store.money, store.count_used(keys), store.count_held(keys)
     prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
     paper = costs.price_tokens(prices, PAPER_MODEL, "paper")
     usd_paper = prompt * paper["in"] + completion * paper["out"]
@@ -164,16 +180,17 @@ def summarize(args, prompter, store, rows, calls, prices):
     name = f"simulated annotator ({100 * args.simulate:g}% correct)" if simulated else args.model
     summary = {
         "annotator": name, "task": args.task, "model": args.model, "models_seen": dict(models),
-        "items": len(rows), "labels": len(labels), "valid": counts["valid"],
+        "items": len(sources), "labels": len(labels), "valid": counts["valid"],
         "invalid": sum(invalid.values()), "invalid_reasons": invalid, "missing": counts["missing"],
         **entities,
-        "calls": sum(store.attempts.values()), "answers": len(store.answers),
-        "faults": dict(store.faults),
+        "calls": sum(store.attempts[key] for key in keys),
+        "answers": len(keys & set(store.answers)),
+        "store": str(store.path), "faults_of_the_store": dict(store.faults),
         "llm_model": args.model,
         "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
         "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
         "usd": costs.to_json(money.sum(used)), "usd_paper": costs.to_json(usd_paper),
-        "usd_possible": costs.to_json(money.sum(store.held)),  # lost answers, if they were billed
+        "usd_possible": costs.to_json(money.sum(held)),  # if lost answers were billed
         "usd_per_million_tokens": {k: costs.to_json(v * 10**6) for k, v in money.usd.items()},
         "prices": money.rows or ["given by flag"],
         "prompt_tokens": {
@@ -188,12 +205,13 @@ def summarize(args, prompter, store, rows, calls, prices):
     return labels, summary
 
 
-def write_results(args, labels, summary):
-    """Both files, each only if it says something new, so that make sees no change in a repeat."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in labels)
-    path = args.output / "labels.jsonl"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        costs.write_atomic(path, text)
+def write_results(args, summary, **files):
+    """All files, each only if it says something new, so that make sees no change in a repeat."""
+    for name, rows in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path = args.output / f"{name}.jsonl"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            costs.write_atomic(path, text)
     path = args.output / "annotation.json"
     known = costs.read_json(path) if path.exists() else {}
     if {**known, "provenance": None} != {**summary, "provenance": None}:
@@ -252,8 +270,30 @@ def draw_rows(rows, count, seed):
     return [rows[i] for i in order[:count]]
 
 
+def read_labeled(args, entry):
+    """Rows with a target in the order in which train_small.py draws them with the same seed; the
+    first --pool of them are the examples."""
+    rows = check_texts(args.labeled, costs.read_jsonl(args.labeled), ("source", "target"))
+    rows = draw_rows([row for row in rows if row["target"].strip()], None, args.seed)
+    pool = rows[: args.pool]
+    if len(pool) < args.shots:
+        raise UserError(
+            f"{args.labeled}: {args.shots} examples go into a prompt, and {len(pool)} labeled rows "
+            "are there; label more or lower --shots (and --pool)"
+        )
+    if args.add_labeled > len(rows):
+        asked = f"{args.add_labeled:,} rows asked for by --add-labeled"
+        raise UserError(f"{args.labeled}: {asked}, {len(rows):,} with a target are there")
+    odd = [
+        row for row in pool if entry["metric"] == "classes" and row["target"] not in entry["labels"]
+    ]
+    if odd:
+        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {args.task!r}")
+    return rows
+
+
 def read_inputs(args):
-    """(task entry, examples, sources to label); a UserError on anything that cannot work."""
+    """(task entry, labeled rows, rows to label); a UserError on anything that cannot work."""
     entry = costs.load_task(args.task)
     if entry["metric"] not in GENERIC:
         raise UserError(
@@ -263,26 +303,14 @@ def read_inputs(args):
         raise UserError(
             f"task {args.task!r}: no label set; fill 'labels' in its entry of data/tasks.json"
         )
-    labeled = check_texts(args.labeled, costs.read_jsonl(args.labeled), ("source", "target"))
-    labeled = [row for row in labeled if row["target"].strip()]
-    pool = draw_rows(labeled, args.pool, args.seed)
-    if len(pool) < args.shots:
-        raise UserError(
-            f"{args.labeled}: {args.shots} examples go into a prompt, and {len(pool)} labeled rows "
-            "are there; label more or lower --shots (and --pool)"
-        )
-    odd = [
-        row for row in pool if entry["metric"] == "classes" and row["target"] not in entry["labels"]
-    ]
-    if odd:
-        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {args.task!r}")
-    rows = costs.read_jsonl(args.unlabeled, ("source",))
-    rows = [row["source"] for row in check_texts(args.unlabeled, rows, ("source",))]
+    labeled = read_labeled(args, entry)
+    keys = ("source", "target") if args.predictions else ("source",)
+    rows = check_texts(args.unlabeled, costs.read_jsonl(args.unlabeled, keys), keys)
     if args.gold:
         check_texts(args.gold, costs.read_jsonl(args.gold), ("source", "target"))
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
-    return entry, pool, rows
+    return entry, labeled, rows
 
 
 def check_texts(path, rows, keys):
@@ -297,13 +325,13 @@ def check_texts(path, rows, keys):
 
 
 def make_calls(args, prompter, rows):
-    """(the sources in the order of labeling, {source: its call}); equal sources share a call."""
+    """(the rows in the order of labeling, {source: its call}); equal sources share a call."""
     numbers = draw_rows(range(len(rows)), args.num, args.seed)
     calls = {}
     for number in numbers:
-        if rows[number] not in calls:
-            name = f"{args.unlabeled} row {number + 1}"
-            calls[rows[number]] = prompter.make_call(name, rows[number])
+        source = rows[number]["source"]
+        if source not in calls:
+            calls[source] = prompter.make_call(f"{args.unlabeled} row {number + 1}", source)
     return [rows[number] for number in numbers], calls
 
 
@@ -381,16 +409,37 @@ def need_server(args):
     return key
 
 
+def finish(args, prompter, store, rows, calls, labeled, prices):
+    """Write and show what came of it."""
+    if not store.answers:
+        raise UserError(f"{store.path}: no answers yet")
+    sources = [row["source"] for row in rows]
+    labels, summary = summarize(args, prompter, store, sources, calls, prices)
+    if summary["missing"] and (args.complete or args.predictions):
+        raise UserError(
+            f"{store.path}: {summary['missing']:,} of {len(rows):,} rows have no answer; a larger "
+            "--budget (make: BUDGET=USD) continues"
+        )
+    if not summary["valid"]:
+        raise UserError(f"{store.path}: no label in its {summary['answers']:,} answers; read them")
+    files = {"labels": [*labeled, *labels]}
+    if args.predictions:
+        files["predictions"] = list(read_predictions(prompter, store, rows, calls))
+    write_results(args, summary, **files)
+    print(*show_result(args, summary), sep="\n")
+    return 0
+
+
 def annotate(args):
     """Everything between the command line and the exit code."""
-    entry, pool, rows = read_inputs(args)
-    settle_args(args, entry)
+    entry, labeled, rows = read_inputs(args)
     prices = costs.load_prices(args.prices)
+    settle_args(args, entry, prices)
     given = {"in": args.price_in, "cached": args.price_cached, "out": args.price_out}
     money = Money(args.model, prices, given if args.price_in is not None else None)
-    prompter = Prompter(args, entry, pool)
-    sources, calls = make_calls(args, prompter, rows)
-    path, settings = args.output / "answers.jsonl", list_settings(args, prompter)
+    prompter = Prompter(args, entry, labeled[: args.pool])
+    rows, calls = make_calls(args, prompter, rows)
+    path, settings = args.store, list_settings(args, prompter)
     store = Store(path, settings, money, write=False)
     pending = [call for call in calls.values() if call.key not in store.answers]
     check_context(args, pending, store.calibration)
@@ -408,15 +457,9 @@ def annotate(args):
             store.close()
         if todo:
             print(*todo, sep="\n")
-            return 0 if args.batch == "submit" else 1
-    if not store.answers:
-        raise UserError(f"{path}: no answers yet")
-    labels, summary = summarize(args, prompter, store, sources, calls, prices)
-    if not summary["valid"]:
-        raise UserError(f"{path}: no label in its {len(store.answers):,} answers; read them there")
-    write_results(args, labels, summary)
-    print(*show_result(args, summary), sep="\n")
-    return 0
+            return 0 if args.batch == "submit" and not args.complete else 1
+    labeled = [{key: row[key] for key in ("source", "target")} for row in labeled]
+    return finish(args, prompter, store, rows, calls, labeled[: args.add_labeled], prices)
 
 
 def parse_args(argv=None):
@@ -428,10 +471,13 @@ def parse_args(argv=None):
     add("--labeled", required=True, type=Path, help="JSONL file to draw the examples from")
     add("--unlabeled", required=True, type=Path, help="JSONL file of the sources to label")
     add("--output", required=True, type=Path, help="folder of the store and the labels")
-    add("--num", type=int, help="rows to label, drawn by --seed (default: all)")
-    add("--budget", help="USD that the store may ever cost; needed unless --dry-run or --replay")
-    add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
     # fmt: off
+    add("--store", type=Path, help="file of the answers, for outputs that share it (default: "
+        "OUTPUT/answers.jsonl)")
+    add("--num", type=int, help="rows to label, drawn by --seed (default: all)")
+    add("--budget", help="USD that the store may ever cost, or paper: what the paper's price of a "
+        "label makes of --num; needed unless --dry-run or --replay")
+    add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
     add("--base-url", metavar="URL",
         help="server that gets the calls and the key, such as http://127.0.0.1:8000/v1 (default: "
         "$OPENAI_BASE_URL, else OpenAI)")
@@ -465,6 +511,13 @@ def parse_args(argv=None):
     add("--attempts", type=int, default=8, help="tries per row (%(default)s)")
     add("--backoff", type=float, default=1.0, help="seconds before the first retry (%(default)s)")
     add("--batch", choices=("submit", "collect"), help="Batch API: half the price, within a day")
+    add("--add-labeled", type=int, default=0, metavar="N",
+        help="rows of LABELED to put before the LLM's in labels.jsonl, as train_small.py "
+        "--num-labels N draws them (%(default)s)")
+    add("--predictions", action=switch, default=False,
+        help="UNLABELED has targets, as a test set: write predictions.jsonl too (default: no)")
+    add("--complete", action=switch, default=False,
+        help="an error if a row has no answer, as where the budget ends (default: no)")
     add("--keep-invalid", action=switch, default=False,
         help="keep answers that are no label, as their raw text (default: leave them out)")
     add("--replay", action=switch, default=False,
@@ -493,8 +546,8 @@ def check_args(parser, args):
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
-    if args.shots < 0 or args.backoff < 0:
-        parser.error("--shots and --backoff must not be negative")
+    if min(args.shots, args.backoff, args.add_labeled) < 0:
+        parser.error("--shots, --backoff and --add-labeled must not be negative")
     if not isinstance(args.extra, dict) or set(args.extra) & RESERVED:
         parser.error(f"--extra must be a JSON object without {', '.join(sorted(RESERVED))}")
     if (args.price_in is None) != (args.price_out is None):
@@ -509,10 +562,11 @@ def check_args(parser, args):
         old = args.model == PAPER_MODEL or args.model.endswith("-instruct")
         args.endpoint = "completions" if old else "chat"
     args.pool = max(args.pool, args.shots)
+    args.store = args.store or args.output / "answers.jsonl"
     return args
 
 
-def settle_args(args, entry):
+def settle_args(args, entry, prices):
     """Defaults that the task decides, and the budget as an exact amount."""
     if args.endpoint == "completions" or entry["metric"] not in FORMATS:
         args.structured = "off"
@@ -529,7 +583,12 @@ def settle_args(args, entry):
         raise UserError(
             "no --budget: give the USD that this may cost, or --dry-run to see an estimate"
         )
-    if args.budget is not None:
+    if args.budget == "paper":
+        _, price = price_paper_label(entry, prices)
+        if not price or not args.num:
+            raise UserError("--budget paper: needs --num, and a task whose price the paper states")
+        args.budget = args.num * price
+    elif args.budget is not None:
         if args.budget.strip().startswith("-") or not costs.parse_amount(args.budget, "--budget"):
             raise UserError(f"--budget {args.budget}: buys nothing; give USD above 0, such as 20")
         args.budget = costs.parse_amount(args.budget, "--budget")

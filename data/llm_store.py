@@ -87,6 +87,7 @@ class Store:
         self.answers, self.open, self.attempts, self.batches = {}, {}, Counter(), {}
         self.used = {"call": [0, 0, 0], "batch": [0, 0, 0]}  # tokens by usage
         self.held = {"call": [0, 0, 0], "batch": [0, 0, 0]}  # tokens set aside
+        self.billed = {}  # key -> (kind, tokens by usage) of its answer
         self.header, self.structured, self.faults, self.seconds = None, None, Counter(), 0.0
         self.estimated = [0.0, 0]  # prompt tokens of the answered calls: by estimate, by usage
         self.lines, self.count, self.written, self.file = [], 0, 0, None
@@ -213,7 +214,8 @@ class Store:
                     self.release(*call)
         if usage:  # else it is unknown, and the worst case stays
             self.release(key, attempt)
-            used = self.used["batch" if attempt in self.batches else "call"]
+            kind = "batch" if attempt in self.batches else "call"
+            self.billed[key], used = (kind, usage), self.used[kind]
             used[:] = [a + b for a, b in zip(used, usage, strict=True)]
             if usage[0]:
                 self.estimated[0] += record["estimate"]
@@ -229,6 +231,16 @@ class Store:
         worst, kind, _ = self.open.pop((key, attempt), ([0, 0, 0], "call", False))
         self.held[kind] = [a - b for a, b in zip(self.held[kind], worst, strict=True)]
 
+    def count_used(self, keys):
+        """Tokens by usage of the answers to `keys`, as `used`."""
+        return add_tokens(self.billed[key] for key in keys if key in self.billed)
+
+    def count_held(self, keys):
+        """Tokens set aside for `keys`, as `held`."""
+        return add_tokens(
+            (entry[1], entry[0]) for call, entry in self.open.items() if call[0] in keys
+        )
+
     def fits(self, worst, kind="call"):
         taken = self.money.sum(self.used) + self.money.sum(self.held)
         return taken + self.money.cost(worst, kind) <= self.budget
@@ -237,6 +249,14 @@ class Store:
     def calibration(self):
         """Tokens counted by the server per token of our estimate, from the answers so far."""
         return self.estimated[1] / self.estimated[0] if self.estimated[0] else 1.0
+
+
+def add_tokens(parts):
+    """{"call", "batch": [prompt, cached, completion]}: sums of (kind, tokens)."""
+    sums = {"call": [0, 0, 0], "batch": [0, 0, 0]}
+    for kind, tokens in parts:
+        sums[kind] = [a + b for a, b in zip(sums[kind], tokens, strict=True)]
+    return sums
 
 
 def show_setting(value):

@@ -18,7 +18,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
+import evaluate
 import gpt_annotate
+import train_small
 from data import annotator_server, llm_calls, mini_world
 from data.annotator_server import FAULTS, Annotator, AnnotatorServer
 from data.llm_prompts import Prompter, estimate_tokens
@@ -323,6 +325,69 @@ def test_more_rows_keep_the_former(tmp_path):
     assert len(server.charges) == len(many) == 40
 
 
+def test_outputs_share_a_store(tmp_path):
+    """Each row is paid once for all of them, and each output counts the tokens of its own rows."""
+    gold = make_world(tmp_path, 40)
+    shared = ["--store", str(tmp_path / "paid" / "answers.jsonl"), "--budget", "1"]
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, *shared, "--num", "40", out="all")
+    for count, labeled in ((15, 0), (30, 7)):
+        flags = ["--replay", "--num", str(count), "--add-labeled", str(labeled)]
+        annotate(tmp_path, None, *shared, *flags, out=f"of-{count}")
+    everything, total = read_results(tmp_path, "all")
+    few, spent = read_results(tmp_path, "of-15")
+    mixed, more = read_results(tmp_path, "of-30")
+    assert few == everything[:15] and mixed[7:] == everything[:30]
+    assert mixed[:7] == train_small.sample_rows(
+        costs.read_jsonl(tmp_path / "labeled.jsonl"), 7, 0, "labeled.jsonl"
+    )
+    assert more["labels"] == 30  # the LLM's
+    charged = {charge[0]: charge[1] for charge in server.charges}
+    for rows, summary in ((few, spent), (everything[:30], more), (everything, total)):
+        tokens = summary["llm_tokens"]
+        assert tokens["in"] + tokens["cached"] == sum(charged[row["source"]] for row in rows)
+        assert summary["calls"] == len(rows)
+    assert spent["usd"] < more["usd"] < total["usd"] == float(server.usd)
+
+
+def test_complete_means_every_row(tmp_path, capsys):
+    gold = make_world(tmp_path, 40)
+    with open_annotator(gold) as server:
+        flags = ["--complete", "--budget", "0.005"]
+        with pytest.raises(costs.UserError, match=r"\d+ of 40 rows have no answer; a larger --bud"):
+            annotate(tmp_path, server.url, *flags)
+        assert not (tmp_path / "out" / "labels.jsonl").exists()
+        assert annotate(tmp_path, server.url, "--complete", "--budget", "1") == 0
+    assert len(server.charges) == 40
+    annotate(tmp_path, None, "--replay", "--complete")
+
+
+def test_predictions_are_scored_with_what_is_no_label(tmp_path):
+    """Two targets of one source stay two rows; an answer that is no label is wrong, not missing."""
+    gold = make_world(tmp_path, 40)
+    rows = [{"source": source, "target": target} for source, target in gold.items()]
+    rows.append({**rows[0], "target": next(x for x in LABELS if x != rows[0]["target"])})
+    write_rows(tmp_path / "unlabeled.jsonl", rows)
+    odd = dict(zip(list(gold)[1:4], ["", "I cannot say.", "both of them"], strict=True))
+    with open_annotator({**gold, **odd}) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--predictions")
+    said = costs.read_jsonl(tmp_path / "out" / "predictions.jsonl", ("prediction",))
+    assert Counter((row["source"], row["target"]) for row in said) == Counter(
+        (row["source"], row["target"]) for row in rows
+    )
+    right = sum(row["prediction"] == row["target"] for row in said)
+    assert right == 37
+    wrong = [row["prediction"] for row in said if row["source"] in odd]
+    assert sorted(wrong) == ["", "I cannot say.", "both of them"]
+    flags = ["--predictions", str(tmp_path / "out" / "predictions.jsonl"), "--bootstrap", "0"]
+    evaluate.main(["--task", "stanceosaurus", *flags, "--output", str(tmp_path / "out")])
+    metrics = costs.read_json(tmp_path / "out" / "metrics.json")
+    assert metrics["metrics"]["accuracy"] == pytest.approx(100 * 37 / 41)
+    with pytest.raises(costs.UserError, match="no 'target' in this row"):
+        write_rows(tmp_path / "unlabeled.jsonl", [{"source": "x"}])
+        annotate(tmp_path, None, "--budget", "1", "--predictions")
+
+
 def test_equal_rows_are_paid_once(tmp_path):
     gold = make_world(tmp_path, 10)
     rows = [{"source": source} for source in gold] * 3
@@ -543,6 +608,12 @@ def test_200_dollars_buy_the_papers_labels(tmp_path, capsys, task, labels):
     assert not (tmp_path / "out").exists()  # a dry run leaves nothing behind
 
 
+def test_the_papers_budget_for_so_many_labels(tmp_path, capsys):
+    make_world(tmp_path, 10)
+    annotate(tmp_path, None, "--dry-run", "--budget", "paper", "--num", "10")
+    assert "$0.73 bought 10 labels at $0.073 in the paper" in capsys.readouterr().out
+
+
 def test_budget_buys_what_the_price_says(tmp_path):
     """At 2.3K tokens and $0.02 per 1K, spent to the last label that surely fits."""
     words = " ".join(["pipette"] * 70)
@@ -719,6 +790,12 @@ def test_batch_holds_the_budget(tmp_path, capsys):
         (["--budget", "1", "--num", "11"], r"unlabeled.jsonl: 11 rows asked for, 10 are there"),
         (["--budget", "1", "--context", "60"], r"unlabeled.jsonl row \d+: a prompt of about"),
         (["--budget", "1", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
+        (["--budget", "paper"], "--budget paper: needs --num"),
+        (["--budget", "paper", "--num", "5", "--task", "nq"], "task whose price the paper states"),
+        (
+            ["--budget", "1", "--add-labeled", "101"],
+            "101 rows asked for by --add-labeled, 100 with",
+        ),
         (["--replay"], "no answers yet"),
         (["--budget", "1", "--unlabeled", "none.jsonl"], "none.jsonl: no such file"),
         (["--budget", "1", "--task", "unknown"], "unknown task 'unknown'"),
