@@ -24,6 +24,15 @@ PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 500))
 TRAIN_FLAGS ?=
 # PARTIAL=1 shows what is finished and trains nothing.
 PARTIAL ?=
+# Labels by an LLM (fig6, fig7; table2 with LLM=1). MODEL=gpt-4o-mini calls that model, with
+# OPENAI_API_KEY at OpenAI or, by OPENAI_BASE_URL, at any other server. BUDGET: the most USD that
+# the answers of one task and seed may ever cost; paper: what they cost in the paper. Without MODEL
+# a key is never used: a local server plays an annotator that is right so often (LLM_ACCURACY).
+LLM ?=
+MODEL ?=
+BUDGET ?= paper
+LLM_ACCURACY ?= 0.7
+LLM_FLAGS ?=
 PYTEST_FLAGS ?=
 
 # --- settings, checked before anything is made -----------------------------------------------
@@ -36,7 +45,7 @@ TASKS := $(if $(filter all,$(TASK)),wlp stanceosaurus fever multipit_id multipit
 
 PRINTED := table1 table5 table6 table7 table8
 TRAINED := table2 table3 table4 table9 table10 table11
-DRAWN := fig2 fig3 fig4 fig5
+DRAWN := fig2 fig3 fig4 fig5 fig6 fig7
 # The tables and figures asked for, or all that have one of the tasks.
 GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN),$(MAKECMDGOALS)))
 
@@ -64,11 +73,17 @@ $(foreach t,$(if $(DATA),$(if $(GOALS),$(TASKS))),$(if $(wildcard $(PREPARED)/$(
 MADE := $(RUNS)/made
 ifneq ($(GOALS),)
   SAID := $(shell mkdir -p $(MADE) && $(PYTHON) costs.py rules --for '$(GOALS)' --task '$(TASK)' \
-    --scale '$(SCALE)' --seeds '$(SEEDS)' $(LIMITS) $(if $(DATA),--real-text) 2>&1 > $(MADE)/rules.mk)
+    --scale '$(SCALE)' --seeds '$(SEEDS)' $(LIMITS) $(if $(DATA),--real-text) $(if $(LLM),--llm) \
+    2>&1 > $(MADE)/rules.mk)
   ifneq ($(.SHELLSTATUS),0)
     $(error $(SAID))
   endif
   include $(MADE)/rules.mk
+  # At scale paper an LLM costs money, so its figures are made where MODEL says which.
+  ifeq ($(GOALS)$(SCALE)$(MODEL),allpaper)
+    $(shell echo "note: without MODEL=... fig6 and fig7 are left out" >&2)
+    ASKED := $(filter-out fig6 fig7,$(ASKED))
+  endif
   ASKED := $(filter $(TRAINED) $(DRAWN),$(ASKED))
 else
   ASKED :=
@@ -83,6 +98,8 @@ ifeq ($(SCALE),mini)
   endif
 endif
 export TOKENIZERS_PARALLELISM := false
+OPENAI_API_KEY ?=
+OPENAI_BASE_URL ?=
 
 # --- set-up ----------------------------------------------------------------------------------
 
@@ -115,8 +132,8 @@ script_bert := train_small.py
 script_distilbert := train_small.py
 script_dist := distill.py
 script_self := distill.py
-script_bert := train_small.py
-script_distilbert := train_small.py
+script_llm := train_small.py
+script_prompted := gpt_annotate.py
 inputs_small = --train $(PREPARED)/$(task)/train.jsonl
 inputs_teacher = $(inputs_small)
 inputs_bert = $(inputs_small)
@@ -124,12 +141,10 @@ inputs_distilbert = $(inputs_small)
 inputs_dist = --unlabeled $(PREPARED)/$(task)/unlabeled.jsonl \
   --teacher $(RUNS)/$(patsubst %/,%,$(dir $(LABELS_$*)))/labels
 inputs_self = $(inputs_dist)
-inputs_bert = $(inputs_small)
-inputs_distilbert = $(inputs_small)
+inputs_llm = --train $(@D)/$(ANNOTATOR)/labels.jsonl
 after_small :=
 after_teacher :=
-after_bert :=
-after_distilbert :=
+after_llm = $(RUNS)/$*/$(ANNOTATOR)/annotation.json
 after_dist = $(RUNS)/$(LABELS_$*)
 after_self = $(after_dist)
 after_bert :=
@@ -155,6 +170,46 @@ $(RUNS)/%.labels: | $(RUNS)/$$(dir $$*)metrics.json distill.py
 	  $(FLAGS_$*.labels) --unlabeled $(PREPARED)/$(task)/unlabeled.jsonl
 	@touch $@
 
+# --- labels by an LLM ------------------------------------------------------------------------
+
+# What was paid for lies outside RUNS, is no target and is never removed. A folder of answers is of
+# one annotator and one seed, as its prompts have examples from that seed's labeled rows.
+ANNOTATOR := $(if $(MODEL),$(subst :,_,$(subst /,_,$(MODEL))),simulated-$(LLM_ACCURACY))
+ANSWERS := data/answers/$(WORLD)
+# $(1): the rows that are asked; $(2): the file with their right answers, for the simulation alone,
+# in which no dollar is spent.
+annotate = $(PY) gpt_annotate.py --task $(task) --labeled $(PREPARED)/$(task)/train.jsonl \
+  --unlabeled $(PREPARED)/$(task)/$(1).jsonl --complete \
+  $(if $(MODEL),--model '$(MODEL)' --budget '$(BUDGET)',--simulate $(LLM_ACCURACY) \
+    --gold $(PREPARED)/$(task)/$(2).jsonl --budget 1000000) $(LLM_FLAGS)
+seed = $(lastword $(subst -s, ,$(1)))
+
+# All answers that the runs of a task and seed need: here % is TASK/answers/ANNOTATOR-sSEED/COUNT.
+$(RUNS)/%.answers: | $(INSTALLED) $(PREPARED)/$$(task)/about.json gpt_annotate.py
+	@$(if $(MODEL),,test -e $(PREPARED)/$(task)/unlabeled_gold.jsonl || { echo "error: a simulated \
+	  annotator needs $(PREPARED)/$(task)/unlabeled_gold.jsonl, the right answers; prepare.py writes \
+	  it where they are known (remove $(PREPARED)/$(task) if it is of an older version); for other \
+	  rows say MODEL=gpt-4o-mini" >&2; exit 1; })
+	@$(call annotate,unlabeled,unlabeled_gold) --num $(notdir $*) --seed $(call seed,$(notdir $(@D))) \
+	  --output $(ANSWERS)/$(task)/$(notdir $(@D)) >&2
+	@mkdir -p $(@D) && touch $@
+
+# The labels of one run: so many of people, so many of those answers.
+$(RUNS)/%/$(ANNOTATOR)/annotation.json: \
+    | $(RUNS)/$$(task)/answers/$(ANNOTATOR)-$$(ANSWERS_$$*) gpt_annotate.py
+	@$(call annotate,unlabeled,unlabeled_gold) --replay $(ANNOTATE_$*) --output $(@D) \
+	  --store $(ANSWERS)/$(task)/$(ANNOTATOR)-s$(call seed,$*)/answers.jsonl > /dev/null
+
+# An LLM's own answers to test rows, scored as a model's.
+PROMPTED := $(foreach a,$(ASKED),$(patsubst %,$(RUNS)/%,$(foreach w,$(WORK_$(a)),$(if \
+  $(findstring /prompted-,$(w)),$(w)))))
+$(sort $(PROMPTED)): $(RUNS)/%/metrics.json: \
+    | $(INSTALLED) $(PREPARED)/$$(task)/about.json gpt_annotate.py evaluate.py
+	@$(call annotate,test,test) $(ANNOTATE_$*) --predictions --output $(@D)/$(ANNOTATOR) \
+	  --store $(ANSWERS)/$(task)/$(ANNOTATOR)-s$(call seed,$*)-test/answers.jsonl >&2
+	@$(PY) evaluate.py --task $(task) --predictions $(@D)/$(ANNOTATOR)/predictions.jsonl \
+	  --output $(@D) $(EVALUATE_$(task)) > /dev/null
+
 .PHONY: data
 data: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## prepare the splits of TASK
 
@@ -171,6 +226,28 @@ UNKNOWN := $(filter-out $(LIST),$(sort $(patsubst %,$(RUNS)/%,$(filter %/metrics
 $(if $(UNKNOWN),$(shell echo "note: left out, as there is no way yet to make them:\
   $(patsubst $(RUNS)/%/metrics.json,%,$(UNKNOWN))" >&2))
 needed = $(if $(PARTIAL),$(wildcard $(filter %/metrics.json,$(work))),$(work))
+
+# Before anything is made: no two annotators in one run folder, and no paid run without a key.
+BY_LLM := $(patsubst %/metrics.json,%,$(foreach w,$(LIST),$(if $(findstring /llm-,$(w))$(findstring \
+  /prompted-,$(w)),$(w))))
+by_other = $(filter-out %/$(ANNOTATOR)/,$(dir $(wildcard $(addsuffix /*/annotation.json,$(BY_LLM)))))
+UNLABELED := $(strip $(foreach r,$(BY_LLM),$(if $(wildcard $(r)/$(ANNOTATOR)/annotation.json),,$(r))))
+ifneq ($(by_other),)
+  $(error error: $(patsubst %/,%,$(firstword $(by_other))): labels of another annotator than\
+    $(ANNOTATOR); say MODEL=... or LLM_ACCURACY=... as then, or move $(patsubst \
+    %/,%,$(dir $(patsubst %/,%,$(firstword $(by_other))))) away)
+endif
+ifneq ($(if $(PARTIAL),,$(UNLABELED)),)
+  ifeq ($(SCALE)$(MODEL),paper)
+    $(error error: $(firstword $(UNLABELED)) needs labels by an LLM: say MODEL=gpt-4o-mini (any of\
+      data/prices.csv) and the most that a task and seed may cost, BUDGET=20)
+  endif
+  ifneq ($(MODEL),)
+    ifeq ($(OPENAI_API_KEY)$(OPENAI_BASE_URL)$(findstring --base-url,$(LLM_FLAGS)),)
+      $(error error: MODEL=$(MODEL): no key and no server; set OPENAI_API_KEY or OPENAI_BASE_URL)
+    endif
+  endif
+endif
 
 # The list of a table's runs lies in a file that changes only when the list does, so that another
 # SEEDS or TASK never shows a stale table.
@@ -203,6 +280,8 @@ fig2: ## score against dollars, Pareto frontier
 fig3: ## score against N at equal dollars
 fig4: ## compact models of three sizes
 fig5: ## teachers of three sizes
+fig6: ## labels by an LLM against people's and distillation, at equal dollars
+fig7: ## an LLM's own answers against a model on labels
 
 $(filter table%,$(ASKED)): %: $(MADE)/%.md
 	@cat $<; echo; $(if $(word 2,$(TASKS)),echo "cell by cell: $(MADE)/$@-cells.md",cat $(MADE)/$@-cells.md)
@@ -234,6 +313,8 @@ help: ## this list
 
 settings: ## the values of all variables
 	@echo 'TASK=$(TASK) SCALE=$(SCALE) SEEDS=$(SEEDS) DATA=$(DATA) LAUNCH=$(LAUNCH)'
+	@echo 'LLM=$(LLM) MODEL=$(MODEL) BUDGET=$(BUDGET) LLM_ACCURACY=$(LLM_ACCURACY)'
+	@echo 'answers: $(ANSWERS)'
 	@echo 'runs: $(RUNS)  data: $(PREPARED)  make flags: $(MAKEFLAGS)'
 
 mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/mini-models/work (hours)

@@ -645,6 +645,22 @@ def plan(terms, labels, budget):
     }
 
 
+def count_llm_labels(task, usd, prices, tasks=DATA / "tasks.json"):
+    """{how it is paid: labels that `usd` buy of an LLM}, at the paper's prices and at today's.
+
+    A UserError where no tokens per label are known. Today's batches are answered within a day.
+    """
+    entry, found = load_task(task, tasks), {}
+    half = next((price.ratio for price in prices if price.item == "batch"), Fraction(1))
+    for which in ("paper", "today"):
+        each = make_terms(task, entry, prices, which).usd_per_llm_label
+        if each is None:
+            raise UserError(f"task {task!r}: no field 'llm_tokens_per_label' in its entry")
+        found[f"{name_llm(which)}, {which}"] = math.floor(usd / each)
+    found[f"{name_llm('today')}, today in batches"] = math.floor(usd / (each * half))
+    return found
+
+
 # --- the experiment grid -------------------------------------------------------------------
 
 
@@ -652,7 +668,9 @@ class Run(NamedTuple):
     """One training run; `needs` names the runs that must be done before it."""
 
     name: str
-    strategy: str  # small, teacher, dist, self, llm; distilbert and bert in Table 10
+    # small, teacher, dist, self, llm; distilbert and bert in Table 10; prompted: an LLM's own
+    # answers to `llm_labels` test rows, from prompts with examples out of `labels` labeled ones
+    strategy: str
     labels: int
     unlabeled: int
     llm_labels: int
@@ -686,7 +704,7 @@ class Cell(NamedTuple):
 
 ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # strategies that train a classifier
 RUN_NAME = re.compile(
-    r"(?P<strategy>small|teacher|dist|self|llm|distilbert|bert)(?:-(?P<size>base|large|xl))?"
+    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)(?:-(?P<size>base|large|xl))?"
     r"(?:-from-(?P<teacher>large|xl))?-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?"
     r"(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
 )
@@ -698,7 +716,7 @@ def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small",
     name = strategy + (f"-{size}" if size not in ("small", "xxl") else "")
     name += f"-from-{teacher}" if strategy == "dist" and teacher != "xxl" else ""
     name += f"-n{labels}" + (f"-u{unlabeled}" if strategy in ("dist", "self") else "")
-    name += (f"-g{llm_labels}" if strategy == "llm" else "") + f"-s{seed}"
+    name += (f"-g{llm_labels}" if strategy in ("llm", "prompted") else "") + f"-s{seed}"
     needs = ()
     if strategy == "dist":
         needs = (make_run("teacher", labels, seed, teacher=teacher).name,)
@@ -801,8 +819,10 @@ class Layout:
             plans["unlabeled"] = rows
             plans["distill_usd"] = self.price_distilling(terms, n, rows)
         if self.llm and terms.usd_per_llm_label is not None and budget:
-            plans["llm_labels"] = math.floor(usd / terms.usd_per_llm_label)
-            runs["llm"] = self.make_runs("llm", n, llm_labels=plans["llm_labels"])
+            count = math.floor(usd / terms.usd_per_llm_label)
+            count, more = self.cap(count, self.study.unlabeled_rows, "rows for an LLM")
+            plans["llm_labels"], notes = count, notes + more
+            runs["llm"] = self.make_runs("llm", n, llm_labels=count)
         notes += (*note, *cut)
         return Cell(terms.task, n, n * terms.usd_per_label, runs, notes, **plans)
 
@@ -836,6 +856,9 @@ class Layout:
 
 FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
 FIGURE_U = (10_000, 100_000)
+# Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
+# scale divides these: the prompt is the paper's, and a price of a label stands on its length.
+LLM_EXAMPLES, LLM_TEST_ROWS = 100, 200
 
 
 def lay_table2(at):
@@ -876,7 +899,7 @@ def lay_table11(at):
 
 def lay_fig2(at):
     distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in FIGURE_N for u in FIGURE_U]
-    return [*lay_fig7(at), *distilled]
+    return [*lay_labels(at), *distilled]
 
 
 def lay_fig3(at):
@@ -908,8 +931,15 @@ def lay_fig6(at):
     return [*cells, only._replace(llm_labels=cells[1].llm_labels)]
 
 
-def lay_fig7(at):
+def lay_labels(at):
     return [at.at_counts(n, 0, ("small",)) for n in FIGURE_N]
+
+
+def lay_fig7(at):
+    usd = LLM_EXAMPLES * at.terms.usd_per_label
+    runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=LLM_TEST_ROWS)}
+    level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=LLM_TEST_ROWS)
+    return [*lay_labels(at), level]
 
 
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
@@ -1098,6 +1128,20 @@ def order_work(task, runs, every):
     return [f"{task}/{n}" + "/metrics.json" * (not n.endswith(".labels")) for n in names]
 
 
+def list_llm_rules(task, run, runs):
+    """{Makefile variable: value} of a run on an LLM's labels or answers.
+
+    A seed has its own examples, so its answers are its own; its runs share them, each with the
+    first of the rows, so that the run with most of them pays for all.
+    """
+    if run.strategy == "prompted":
+        return {f"ANNOTATE_{task}/{run.name}": f"--num {run.llm_labels} --seed {run.seed}"}
+    most = max(r.llm_labels for r in runs if (r.strategy, r.seed) == ("llm", run.seed))
+    flags = f"--num {run.llm_labels} --add-labeled {run.labels} --seed {run.seed}"
+    answers = f"s{run.seed}/{most}.answers"
+    return {f"ANNOTATE_{task}/{run.name}": flags, f"ANSWERS_{task}/{run.name}": answers}
+
+
 def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
     """Makefile variables of the `runs` of a task: flags, and the labels that a run learns from."""
 
@@ -1106,6 +1150,10 @@ def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
 
     lines = []
     for run in runs:
+        if run.strategy in ("llm", "prompted"):
+            lines += map(assign, *zip(*list_llm_rules(task, run, runs).items(), strict=True))
+        if run.strategy == "prompted":  # no model is trained
+            continue
         flags = make_flags(task, scale, run=run, tasks=tasks, real_text=real_text)
         lines.append(assign(f"FLAGS_{task}/{run.name}", show_flags(flags)))
         if run.needs:
@@ -1524,7 +1572,7 @@ def run_flags(args):
 
 def run_rules(args):
     """what make must know of the runs of tables and figures: Makefile variables"""
-    seeds, place = parse_seeds(args.seeds), (args.tasks, False, args.prepared)
+    seeds, place = parse_seeds(args.seeds), (args.tasks, args.llm, args.prepared)
     names, wanted = args.table.split(), {}
     if args.table == "all":
         asked = list_tasks(args.task, args.tasks)
@@ -1644,7 +1692,7 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm prepared json {TERMS}"),
     "flags": (run_flags, "!task scale strategy run real-text tasks"),
-    "rules": (run_rules, "!for !task scale seeds prepared real-text tasks"),
+    "rules": (run_rules, "!for !task scale seeds llm prepared real-text tasks"),
     "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
     "prices": (run_prices, "json prices"),
 }

@@ -1,16 +1,17 @@
-"""Figures 2 to 5 of the paper from the metrics.json of runs: score against dollars.
+"""Figures 2 to 7 of the paper from the metrics.json of runs: score against dollars.
 
 Usage:
     python plots.py fig2 --task wlp --scale mini --seeds "0 1" --runs runs/mini --output out
         out/fig2.png, .pdf and .csv, the last with every point that is drawn
     python plots.py fig5 --task "wlp multipit_gen" --rule paper --dollars measured --gpu A40
         the released scorer's scores, and the GPU time that was used in place of what was planned
-Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json),
+Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json; of an LLM's
+        labels RUN/ANNOTATOR/annotation.json),
         data/tasks.json, data/scales.json, data/prices.csv, data/paper_scores.csv
 Writes: NAME.png, NAME.pdf, NAME.csv in --output, or without it the points to stdout; missing
         runs to stderr
 Copy:   plots.py, costs.py and data/ (figures.py, points.py, drawing.py, *.json, *.csv); matplotlib
-Paper:  Figures 2, 3, 4 and 5, section 4
+Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 """
 
 import csv
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import costs
 from data import drawing
-from data.drawing import ANN, DIST, DIST_LESS, FRONTIER, Dot, Line, Panel, Style
+from data.drawing import ANN, DIST, DIST_LESS, FRONTIER, LLM, LLM_ONLY, Dot, Line, Panel, Style
 from data.points import TaskPoints, find_frontier, name_metric
 
 # --- from points to panels -----------------------------------------------------------------
@@ -79,7 +80,7 @@ class Drawing(NamedTuple):
     columns: int = None
 
 
-# --- the four figures ----------------------------------------------------------------------
+# --- the figures ---------------------------------------------------------------------------
 
 
 def make_fig2(part, args):
@@ -204,6 +205,64 @@ def make_fig5(part, args):
     return [make_sizes(part, [*lines, *report_strategies(told)])]
 
 
+FEW = Style(ANN.color, ANN.marker, ":", filled=False)
+
+
+def make_fig6(part, args):
+    """An LLM's labels, alone and beside people's, against Ann. and Dist. at equal dollars."""
+    name = part.name_annotator()
+    few = [cell for cell in part.cells if cell.budget_usd == 0]
+    alone = [cell for cell in part.cells if cell.labels == 0]
+    bought = [cell for cell in part.cells if cell not in few + alone]
+    series = [("N labels alone", FEW, "small", few), ("Ann.", ANN, "small", bought)]
+    series += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
+    series += [(f"{name} alone", LLM_ONLY, "llm", alone)]
+    lines = []
+    for label, style, strategy, cells in series:
+        points = [part.make_point(cell, strategy) for cell in cells]
+        lines += [add_line(part, label, style, points), make_reported(label, style, points)]
+    lines.sort(key=lambda line: line.label.startswith("paper"))
+    top = [
+        (float(c.initial_usd + c.budget_usd), f"N={drawing.show_count(c.labels)}") for c in bought
+    ]
+    ylabel = name_metric(part.results)
+    return [Panel(part.title, lines, ylabel, "Total dollars", top=tuple(top), dodge=True)]
+
+
+def make_fig7(part, args):
+    """A compact model on more and more labels, and the level of an LLM's own answers."""
+    cells = [cell for cell in part.cells if "small" in cell.runs]
+    small = [part.make_point(cell, "small") for cell in cells]
+    level = part.make_point(part.cells[-1], "prompted")
+    label = f"{part.name_annotator()}, few-shot"
+    part.keep(label, [level])
+    lines = [add_line(part, "Ann.", ANN, small, get_labels)]
+    if level.scores:
+        ends = [cell.labels for cell in (cells[0], cells[-1])]
+        dots = [Dot(ends[0], level.mean), Dot(ends[1], level.mean, level.spread)]
+        lines.append(Line(label, LLM_ONLY, dots))
+    lines.append(make_reported("Ann.", ANN, small, get_labels))
+    ticks = tuple((cell.labels, drawing.show_count(cell.labels)) for cell in cells)
+    return [Panel(part.title, lines, name_metric(part.results), "Labels", ticks)]
+
+
+def note_annotators(part):
+    """Who labeled, what that came to, and what the same dollars buy at today's prices."""
+    told = list(part.read_annotations().values())
+    if told:
+        asked, valid = (sum(each[key] for each in told) for key in ("items", "valid"))
+        shots, pool = told[0]["settings"]["shots"], costs.LLM_EXAMPLES
+        yield (
+            f"{part.title}: {part.name_annotator()}; {valid:,} of {asked:,} answers were labels. "
+            f"Prompts hold {shots} of {pool} labeled rows; those beyond N are not in the dollars."
+        )
+    bought = [point for _, point, _ in part.drawn if point.llm_today]
+    if bought:
+        counts = [f"{count:,} ({name})" for name, count in bought[0].llm_today.items()]
+        budget = show_usd(bought[0].budget_usd)
+        yield f"{part.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn."
+
+
 CAPTIONS = {
     "fig2": "Figure 2. Pareto curves. Along a line, from left to right, L = {counts} labels; U: "
     "unlabeled rows. Frontier: points that none beats at the same dollars or fewer, joined "
@@ -214,17 +273,18 @@ CAPTIONS = {
     "{budgets}. Upper axis: where N and all of these dollars are spent.",
     "fig5": "Figure 5. Teachers of several sizes, one compact model; additional dollars: "
     "{budgets}. Upper axis: where N and all of these dollars are spent.",
+    "fig6": "Figure 6. Additional dollars ({budgets}) for labels of people (Ann.), for a teacher "
+    "and a distillation (Dist.) or for labels of an LLM, beside N labels of people or alone.",
+    "fig7": "Figure 7. Compact model on {counts} labels, scored on test, and an LLM's own answers "
+    "to 200 test rows (32 examples in its prompt).",
 }
 
 
 def write_caption(figure, parts):
     """What is drawn, with the counts and the dollars of these cells."""
-    counts = dict.fromkeys(cell.labels for part in parts for cell in part.cells)
-    budgets = [
-        f"{show_usd(part.cells[0].budget_usd)} ({part.title})"
-        for part in parts
-        if part.cells[0].budget_usd is not None
-    ]
+    counts = dict.fromkeys(c.labels for part in parts for c in part.cells if "small" in c.runs)
+    dollars = {part.title: max(c.budget_usd or 0 for c in part.cells) for part in parts}
+    budgets = [f"{show_usd(usd)} ({title})" for title, usd in dollars.items() if usd]
     shown = ", ".join(map(drawing.show_count, counts))
     return CAPTIONS[figure].format(counts=shown, budgets=", ".join(budgets))
 
@@ -266,10 +326,12 @@ def make_notes(args, parts, missing):
         )
     elif any(point.reported is not None for part in parts for _, point, _ in part.drawn):
         notes.append("Hollow and grey: printed in the paper at these counts, scored by its rule.")
-    if args.command != "fig2":
+    if args.command not in ("fig2", "fig7"):
         notes.append("Dots of one N stand side by side where they would hide each other.")
     if args.data:
         notes.append(f"Text and labels from {args.data}.")
+    if args.command in ("fig6", "fig7"):
+        notes += [note for part in parts for note in note_annotators(part)]
     notes += note_plans([point for part in parts for _, point, _ in part.drawn])
     if missing:
         runs = {(s.task, run) for s in parts for _, p, _ in s.drawn for run in p.runs}
@@ -278,7 +340,14 @@ def make_notes(args, parts, missing):
     return notes
 
 
-FIGURE_MAKERS = {"fig2": make_fig2, "fig3": make_fig3, "fig4": make_fig4, "fig5": make_fig5}
+FIGURE_MAKERS = {
+    "fig2": make_fig2,
+    "fig3": make_fig3,
+    "fig4": make_fig4,
+    "fig5": make_fig5,
+    "fig6": make_fig6,
+    "fig7": make_fig7,
+}
 
 
 def build(args):
@@ -304,7 +373,7 @@ def build(args):
 
 COLUMNS = (
     "Task,Series,Strategy,N,Labels,Unlabeled,LLM labels,Student,Teacher,Initial $,Budget $,"
-    "Planned $,Total $,Seeds,Planned seeds,Score,SD,Paper,Frontier,Runs,Note"
+    "Planned $,Total $,Seeds,Planned seeds,Score,SD,Paper,Frontier,Runs,Note,LLM labels by price"
 ).split(",")
 
 
@@ -321,6 +390,7 @@ def make_row(series, point, best):
         "" if best is None else "yes" if best else "no",
         " ".join(point.runs),
         "; ".join(point.notes),
+        "; ".join(f"{count} ({name})" for name, count in point.llm_today.items()),
     ]
 
 
@@ -368,6 +438,8 @@ SUMMARIES = {
     "fig3": "score against N at fixed additional budgets",
     "fig4": "compact models of several sizes",
     "fig5": "teachers of several sizes",
+    "fig6": "labels by an LLM against people's and distillation at equal dollars",
+    "fig7": "an LLM's own answers against a compact model on labels",
 }
 # As TABLES of plots.py, but each function writes what it builds.
 FIGURES = {name: (text, write_figure, add_flags) for name, text in SUMMARIES.items()}

@@ -115,6 +115,7 @@ class Point(NamedTuple):
     scores: tuple
     reported: float
     notes: tuple
+    llm_today: dict  # of an LLM's labels: how many the budget buys, by price list
 
     @property
     def mean(self):
@@ -126,7 +127,7 @@ class Point(NamedTuple):
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
 
-def make_point(cell, strategy, results, planned_usd=None, reported=None):
+def make_point(cell, strategy, results, planned_usd=None, reported=None, llm_today=None):
     """The Point of `strategy` in a cell, None where the budget doesn't cover it.
 
     `planned_usd` are the dollars beside the N labels; they need to be given for LLM labels only.
@@ -138,7 +139,7 @@ def make_point(cell, strategy, results, planned_usd=None, reported=None):
         planned_usd = cell.annotate_usd or 0 if strategy == "small" else cell.distill_usd
     there = [run for run in runs if results.read(run) is not None]
     usd = cell.initial_usd + planned_usd
-    if results.measured and there:
+    if results.measured and there and strategy != "prompted":  # which trains nothing
         usd = sum(map(results.price, there), Fraction(0)) / len(there)
     run = runs[0]
     return Point(
@@ -158,6 +159,7 @@ def make_point(cell, strategy, results, planned_usd=None, reported=None):
         tuple(map(results.score, there)),
         reported,
         cell.notes,
+        llm_today or {},
     )
 
 
@@ -203,14 +205,20 @@ class TaskPoints:
 
     def __init__(self, args, figure, task, entry):
         self.task, self.title, self.scale = task, entry["title"], args.scale
-        terms = costs.make_terms(task, entry, costs.load_prices(args.prices))
-        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), terms, args.tasks)
+        self.prices, self.tasks = costs.load_prices(args.prices), args.tasks
+        self.terms = costs.make_terms(task, entry, self.prices)
+        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), self.terms, args.tasks)
         self.cells = costs.cells(*place, prepared=args.prepared)
         self.results, self.reported = Results(args, task), Reported(task, entry, args.scale)
         self.drawn = []  # (name of the series, Point, on the frontier?)
 
-    def make_point(self, cell, strategy, planned_usd=None):
+    def make_point(self, cell, strategy):
         """The Point of a strategy in a cell, the paper's score beside it where one is printed."""
+        planned_usd = today = None
+        if strategy in ("llm", "prompted"):  # the latter of a task whose tokens may not be known
+            planned_usd = cell.llm_labels * (self.terms.usd_per_llm_label or Fraction(0))
+        if strategy == "llm":
+            today = costs.count_llm_labels(self.task, cell.budget_usd, self.prices, self.tasks)
         usual = all(
             (run.student, run.teacher) == ("small", "xxl") for run in cell.runs.get(strategy) or ()
         )
@@ -220,7 +228,21 @@ class TaskPoints:
         elif strategy == "small":
             counts = {"budget_usd": 0}
         theirs = self.reported.find(strategy, cell.labels, **counts) if usual else None
-        return make_point(cell, strategy, self.results, planned_usd, theirs)
+        return make_point(cell, strategy, self.results, planned_usd, theirs, today)
+
+    def read_annotations(self):
+        """annotation.json of each finished run on an LLM's labels or answers, by run."""
+        names = {
+            run for cell in self.cells for s in ("llm", "prompted") for run in cell.runs.get(s, ())
+        }
+        places = {run.name: self.results.folder / run.name for run in sorted(names)}
+        found = {name: sorted(place.glob("*/annotation.json")) for name, place in places.items()}
+        return {name: costs.read_json(paths[0]) for name, paths in found.items() if paths}
+
+    def name_annotator(self):
+        """Who labeled in place of people: an LLM's name, or a simulated annotator's."""
+        names = dict.fromkeys(each["annotator"] for each in self.read_annotations().values())
+        return " / ".join(names) or "LLM"
 
     def keep(self, series, points, best=None):
         """`points` without doubles and gaps, noted as drawn; `best` are those of the frontier."""

@@ -1,4 +1,4 @@
-"""Figures 2 to 5: each drawn point is in the CSV file and in the runs; no text is cut off."""
+"""Figures 2 to 7: each drawn point is in the CSV file and in the runs; no text is cut off."""
 
 import csv
 import itertools
@@ -52,6 +52,10 @@ def write_run(folder, task, run, gpu=None):
     place = folder / task / run.name
     place.mkdir(parents=True, exist_ok=True)
     (place / "metrics.json").write_text(json.dumps(metrics))
+    if run.llm_labels:
+        used = {"annotator": "simulated annotator (70% correct)", "settings": {"shots": 32}}
+        used |= {"items": run.llm_labels, "valid": run.llm_labels - 4}
+        costs.write_json(place / "simulated-0.7" / "annotation.json", used)
 
 
 def write_runs(folder, figure, tasks="wlp", scale="mini", seeds=(0,), gpu=None):
@@ -91,12 +95,14 @@ def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path
     assert sorted(d.y for d in dots) == pytest.approx(
         sorted(float(r["Score"]) for r in rows), rel=1e-5
     )
-    x = "N" if figure == "fig3" else "Total $"
-    assert sorted(d.x for d in dots) == pytest.approx(sorted(float(r[x]) for r in rows), rel=1e-5)
+    x = "N" if figure in ("fig3", "fig7") else "Total $"
+    # An LLM's own answers are a level over all N: the error bar stands at its right end.
+    places = [1000 if row["Strategy"] == "prompted" else float(row[x]) for row in rows]
+    assert sorted(d.x for d in dots) == pytest.approx(sorted(places), rel=1e-5)
     planned = {
         run.name
         for cell in costs.cells(figure, "wlp", "mini", seeds)
-        for strategy in ("small", "dist")
+        for strategy in ("small", "dist", "llm", "prompted")
         for run in cell.runs.get(strategy) or ()
     }
     assert {name for row in rows for name in row["Runs"].split()} == planned
@@ -188,6 +194,37 @@ def test_what_a_budget_does_not_cover_is_said_in_the_panel(tmp_path):
     assert [panel.gaps[0][:2] for panel in drawn.panels if panel.gaps] == [(1000, "N/A")]
 
 
+def test_labels_of_an_llm_at_equal_dollars(tmp_path):
+    """Figure 6: who labeled is named, and what the dollars buy at both price lists is told."""
+    drawn = build("fig6", write_runs(tmp_path, "fig6"))
+    rows = [row for row in read_rows(drawn) if row["Strategy"] == "llm"]
+    name = "simulated annotator (70% correct)"
+    assert [(row["Series"], row["N"], row["LLM labels"]) for row in rows] == [
+        *((f"Human + {name}", n, "434") for n in ("10", "100", "500")),
+        (f"{name} alone", "0", "434"),
+    ]
+    assert {row["LLM labels by price"] for row in rows} == {
+        "434 (text-davinci-003, paper); 54488 (gpt-4o-mini, today); "
+        "108976 (gpt-4o-mini, today in batches)"
+    }
+    assert [float(row["Total $"]) for row in rows] == pytest.approx(
+        [22.564, 45.964, 149.964, 19.964]
+    )
+    text = " ".join(drawn.notes)
+    for part in ("1,720 of 1,736 answers were labels", "$20 buys 434 (text-", "32 of 100 labeled"):
+        assert part in text, part
+
+
+def test_the_level_of_an_llm_needs_its_run(tmp_path):
+    write_runs(tmp_path, "fig7")
+    lines = [line.label for line in build("fig7", tmp_path).panels[0].lines if line.dots]
+    assert lines == ["Ann.", "simulated annotator (70% correct), few-shot"]
+    (tmp_path / "wlp" / "prompted-n100-g200-s0" / "metrics.json").unlink()
+    drawn = build("fig7", tmp_path)
+    assert [line.label for line in drawn.panels[0].lines if line.dots] == ["Ann."]
+    assert drawn.missing == ["wlp/prompted-n100-g200-s0"]
+
+
 def test_the_papers_rule(tmp_path):
     folder = write_runs(tmp_path, "fig2", "wlp nq")
     correct, paper = (
@@ -219,6 +256,8 @@ LAID_OUT = [
     ("fig3", "wlp multipit_gen", "paper", "0 1"),
     ("fig4", "wlp multipit_gen", "mini", "0 1"),
     ("fig5", "wlp", "mini", "0"),
+    ("fig6", "wlp stanceosaurus", "paper", "0 1"),
+    ("fig7", "wlp", "mini", "0"),
 ]
 
 

@@ -382,7 +382,7 @@ def test_predictions_are_scored_with_what_is_no_label(tmp_path):
     flags = ["--predictions", str(tmp_path / "out" / "predictions.jsonl"), "--bootstrap", "0"]
     evaluate.main(["--task", "stanceosaurus", *flags, "--output", str(tmp_path / "out")])
     metrics = costs.read_json(tmp_path / "out" / "metrics.json")
-    assert metrics["metrics"]["accuracy"] == pytest.approx(100 * 37 / 41)
+    assert metrics["score"] == pytest.approx(100 * 37 / 41)
     with pytest.raises(costs.UserError, match="no 'target' in this row"):
         write_rows(tmp_path / "unlabeled.jsonl", [{"source": "x"}])
         annotate(tmp_path, None, "--budget", "1", "--predictions")
