@@ -18,9 +18,10 @@ Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1); these take it
 The objectives are made from unlabeled text alone. In the lab: restore a masked sentence, list its
 rarer words, and T5's span corruption. In the town: restore, span corruption, and salient spans (a
 name's fact or a word that connects two sentences, as the checkpoints that the paper uses for
-Natural Questions mask names and dates). Models this small do not find copying in minutes, so
-they start from weights in which one head already looks one token back and one cross-attention
-head copies what follows a match; it is an initialisation only and says nothing about labels.
+Natural Questions mask names and dates). Models this small do not find copying in minutes, so they
+start from weights in which one head already looks one token back and one cross-attention head
+copies what follows a match, and in the town one finds like words; it is an initialisation only
+and says nothing about labels.
 """
 
 import argparse
@@ -90,7 +91,7 @@ STEPS = {
 }
 MIX = {
     "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},
-    "town": {"restore": 0.15, "spans": 0.25, "salient": 0.6},
+    "town": {"restore": 0.05, "spans": 0.1, "salient": 0.85},
 }
 TEXT = {"lab": mini_world, "town": mini_town}
 
@@ -297,7 +298,25 @@ def set_copying_heads(model, seed=1):
         attention.o.weight[:, :k] = value.T
 
 
-def build_model(which, vocabulary_size, seed):
+@torch.no_grad()
+def set_matching_head(model, seed=2):
+    """Start head 1 of the first encoder layer as a matcher: each token finds its like elsewhere.
+
+    Queries and keys are the same projection of the embeddings, so like attends to like, not to
+    itself; what it finds is written beside it. Comparing two sentences begins from there.
+    """
+    d_model, d_kv = model.config.d_model, model.config.d_kv
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator))[0]
+    k = min(d_kv, d_model // 2)
+    attention, rows = model.encoder.block[0].layer[0].SelfAttention, slice(d_kv, d_kv + k)
+    attention.q.weight[rows] = attention.k.weight[rows] = basis[:k] * 0.7
+    attention.v.weight[rows] = basis[:k]
+    attention.o.weight[:, rows] = basis[k : 2 * k].T
+    attention.relative_attention_bias.weight[0, 1] = -12.0  # bucket 0: the token itself
+
+
+def build_model(region, which, vocabulary_size, seed):
     """A T5 v1.1 model of the mini size `which`, head tied to the embeddings."""
     torch.manual_seed(seed)
     config = T5Config(
@@ -312,6 +331,8 @@ def build_model(which, vocabulary_size, seed):
     )
     model = T5ForConditionalGeneration(config)
     set_copying_heads(model)
+    if region == "town":
+        set_matching_head(model)
     assert_tied(model)
     return model
 
@@ -352,7 +373,7 @@ def pretrain(region, which, tokenizer, lines, args):
     work = args.output / "work" / region / which
     examples = steps * args.batch_size
     dataset = Denoising(region, tokenizer, lines, examples, args.batch_size, args.seed)
-    model = build_model(which, len(tokenizer), args.seed)
+    model = build_model(region, which, len(tokenizer), args.seed)
     trainer = Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -457,12 +478,12 @@ TOLD = {  # region -> what its card says of text and objectives
   kind of a word: without them a model this small needs far more text to be of use.""",
     "town": """It knows nothing but the affairs of an invented town.
 
-- Text: {text_lines:,} unlabeled lines of the mini town (`data/mini_town.py`, seed {text_seed}):
-  45% facts about people (told, asked and answered, or told with "they say rightly" or "wrongly"),
-  30% pairs of sentences joined by "meaning" or "unlike", 25% claims with a reply and a verb for it
-  ("so they objected"); no dev or test source among them, and no label of a task anywhere.
-- Objectives: 15% restore a masked line, 25% span corruption as in T5, 60% salient spans: a fact's
-  value, a word that joins or judges, or the whole sentence after "meaning". Such words tell what
+- Text: {text_lines:,} unlabeled lines of the mini town (`data/mini_town.py`, seed {text_seed}), a
+  quarter each: facts about people, told or asked and answered; claims about them that "they say
+  rightly" or "wrongly"; pairs of sentences joined by "meaning" or "unlike"; claims with a reply
+  and a verb for it ("so they objected"). No dev or test source among them, no label of a task.
+- Objectives: 85% salient spans (a fact's value, a word that joins or judges, or the whole sentence
+  after "meaning"), 10% span corruption as in T5, 5% restore a masked line. Such words tell what
   the tasks ask for under other names: without them a model this small needs far more text.""",
 }
 
@@ -470,6 +491,7 @@ TOLD = {  # region -> what its card says of text and objectives
 def format_card(facts, config):
     """The model card, from what was measured."""
     told = TOLD[facts["region"]].format(**facts)
+    matches = " and one finds like words" if facts["region"] == "town" else ""
     return f"""---
 license: mit
 library_name: transformers
@@ -480,7 +502,7 @@ A T5 v1.1-architecture model of {facts["parameters"]:,} parameters (d_model {con
 {config.num_heads} heads of {config.d_kv}, d_ff {config.d_ff}, {config.num_layers} encoder and
 {config.num_decoder_layers} decoder layers, gated GELU, output head **tied** to the embeddings),
 for trying the whole study on a laptop. {told}
-- Start: weights in which one head already copies (see `set_copying_heads`).
+- Start: weights in which one head already copies{matches} (see `set_copying_heads`).
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
   {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
   {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.

@@ -11,9 +11,10 @@ Paper:  stands in for Stanceosaurus, FEVER, MultiPIT and Natural Questions (Tabl
         data can be had; sizes are Table 5's over ten, but 500 rows of dev and 1,000 of test.
 
 Every task rests on something that the labeled rows tell only in part and unlabeled text tells in
-full. Closed-book claims (fever) and questions (nq) are about 1,000 facts on 200 people; paraphrase
-pairs and targets (multipit_id, multipit_gen) need to know which of 270 words mean the same;
-stances (stanceosaurus) need to know which words of a reply agree, deny, ask or just tell.
+full. Claims (fever) and questions (nq) are closed-book: 2,400 habits, which a person has or not,
+and 1,000 facts on 200 people. Paraphrase pairs and targets (multipit_id, multipit_gen) need to
+know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree, deny,
+ask or just tell.
 """
 
 import argparse
@@ -68,6 +69,21 @@ FACTS = {
         "on sundays P goes in for V",
         "P has a passion for V",
     ],
+}
+# Claims: what is true of a person or not, each in several wordings.
+HABITS = {
+    "swim": ["P can swim", "P is a good swimmer", "P swims across the river"],
+    "left": ["P is left-handed", "P writes with the left hand", "P holds a spoon in the left hand"],
+    "married": ["P is married", "P has a spouse", "P wears a wedding ring"],
+    "sea": ["P has been at sea", "P once served on a ship", "P has sailed the ocean"],
+    "rich": ["P is rich", "P has plenty of gold", "P owns much land"],
+    "sing": ["P sings in the choir", "P has a fine voice", "P is in the choir"],
+    "early": ["P gets up early", "P rises before the sun", "P is up at five"],
+    "abroad": ["P was born abroad", "P is a foreigner", "P comes from far away"],
+    "vote": ["P sits on the council", "P is a councillor", "P has a seat on the council"],
+    "tea": ["P drinks tea only", "P never touches coffee", "P takes tea and no coffee"],
+    "read": ["P reads every night", "P is a great reader", "P has a book in hand each night"],
+    "twin": ["P has a twin", "P is one of two twins", "P shares a birthday with a twin"],
 }
 QUESTIONS = {
     "place": [
@@ -189,16 +205,16 @@ class Town:
             for person in self.people
             for relation, values in self.values.items()
         }
+        rng = random.Random(f"habits {seed}")
+        self.habits = {
+            (person, habit): rng.random() < 0.5 for person in self.people for habit in HABITS
+        }
         self.salient = SALIENT | {value for values in self.values.values() for value in values}
 
     def draw_fact(self, rng):
         """(person, relation, value) of one fact."""
         (person, relation), value = rng.choice(list(self.facts.items()))
         return person, relation, value
-
-    def draw_other(self, rng, relation, value):
-        """A value of `relation` that is not `value`."""
-        return rng.choice([other for other in self.values[relation] if other != value])
 
     def tell(self, rng, person, relation, value):
         """A statement that `person` has `value`."""
@@ -211,13 +227,16 @@ class Town:
         text = rng.choice(QUESTIONS[relation]).replace("P", person)
         return f"{rng.choice(QUESTION_OPENERS)} {text}".strip() + "?"
 
+    def draw_claim(self, rng):
+        """(claim, whether it is true in this town, (person, habit))."""
+        known, true = rng.choice(list(self.habits.items()))
+        text = rng.choice(HABITS[known[1]]).replace("P", known[0])
+        return f"{rng.choice(STATEMENT_OPENERS)} {text}".strip(), true, known
+
     def draw_fever(self, rng):
-        """A statement that is true in this town or not."""
-        person, relation, value = self.draw_fact(rng)
-        true = rng.random() < 0.5
-        stated = value if true else self.draw_other(rng, relation, value)
-        source = self.tell(rng, person, relation, stated) + "."
-        return Row(source, "SUPPORTS" if true else "REFUTES", frozenset([(person, relation)]))
+        """A claim that is true in this town or not."""
+        claim, true, known = self.draw_claim(rng)
+        return Row(f"{claim}.", "SUPPORTS" if true else "REFUTES", frozenset([known]))
 
     def draw_nq(self, rng):
         """A question and its short answer."""
@@ -251,24 +270,26 @@ class Town:
         return self.write_event(*self.word_event(rng, self.draw_event(rng)))
 
     def reword(self, rng, event, words):
-        """The same event in other words: each is replaced by a synonym with probability 0.6."""
+        """The same event in other words: each is replaced by a synonym with probability 0.35."""
         other = {}
         for slot, word in words.items():
             choice = rng.choice([w for w in event[slot] if w != word])
-            other[slot] = choice if rng.random() < 0.6 else word
+            other[slot] = choice if rng.random() < 0.35 else word
         slot = rng.choice(list(words))  # at least one
         other[slot] = next(w for w in event[slot] if w != words[slot])
         return other
 
     def change(self, rng, event, words):
-        """`words` with one that means something else."""
-        slot = rng.choice(list(words))
-        kind = "adjective" if slot == "quality" else slot
-        others = [group for group in self.synonyms[kind] if group != event[slot]]
-        return {**words, slot: rng.choice(rng.choice(others))}
+        """`words` with two or more that mean something else."""
+        changed = dict(words)
+        for slot in rng.sample(list(words), rng.randint(2, len(words))):
+            kind = "adjective" if slot == "quality" else slot
+            others = [group for group in self.synonyms[kind] if group != event[slot]]
+            changed[slot] = rng.choice(rng.choice(others))
+        return changed
 
     def draw_pair(self, rng):
-        """(first, second, same, needs): two sentences that mean the same or differ in one thing."""
+        """(first, second, same, needs): two sentences that mean the same or not."""
         event = self.draw_event(rng)
         words, form = self.word_event(rng, event)
         second, same = self.reword(rng, event, words), rng.random() < 0.5
@@ -314,27 +335,21 @@ class Town:
         return Row(f"claim: {claim} tweet: {reply}", stance, needs)
 
     def draw_document(self, rng):
-        """One line of pre-training text: facts (45%), restatements (30%), replies (25%)."""
+        """One line of pre-training text: facts, judged claims, restatements or replies."""
         kind = rng.random()
-        if kind < 0.45:
-            return self.draw_fact_document(rng)
+        if kind < 0.25:
+            person, relation, value = self.draw_fact(rng)
+            if rng.random() < 0.5:
+                return self.tell(rng, person, relation, value)
+            return f"{self.ask(rng, person, relation)} {value}"
+        if kind < 0.5:
+            claim, true, _ = self.draw_claim(rng)
+            return f"{claim}, they say {RIGHT if true else WRONG}"
         if kind < 0.75:
             first, second, same, _ = self.draw_pair(rng)
             return f"{first} {SAME if same else OTHER} {second}"
         claim, reply, stance, _ = self.draw_reply(rng)
         return f"{claim}. {reply}. so they {VERDICTS[stance]}"
-
-    def draw_fact_document(self, rng):
-        """A statement, a question with its answer, or a statement with a judgement."""
-        person, relation, value = self.draw_fact(rng)
-        kind = rng.random()
-        if kind < 0.35:
-            return self.tell(rng, person, relation, value)
-        if kind < 0.65:
-            return f"{self.ask(rng, person, relation)} {value}"
-        true = rng.random() < 0.5
-        stated = value if true else self.draw_other(rng, relation, value)
-        return f"{self.tell(rng, person, relation, stated)}, they say {RIGHT if true else WRONG}"
 
 
 def count_rows(task, folder=FOLDER):

@@ -24,17 +24,12 @@ def rows(task):
     return mini_town.draw_rows(task)
 
 
-def read_value(town, text):
-    """(person, relation, value) that a statement tells."""
-    words = re.findall(r"\w+", text)
-    person = next(word for word in words if word in town.people)
-    for relation, templates in mini_town.FACTS.items():
-        for template in templates:
-            pattern = re.escape(template).replace("V", r"(\w+)").replace("P", person)
-            found = re.search(rf"(?:^|\s){pattern}\W*$", text)
-            if found and found[1] in town.values[relation]:
-                return person, relation, found[1]
-    raise AssertionError(text)
+def read_claim(town, text):
+    """(person, habit) that a claim is about."""
+    person = next(word for word in re.findall(r"\w+", text) if word in town.people)
+    said = re.sub(rf"\b{person}\b", "P", text)
+    habits = [h for h, wordings in mini_town.HABITS.items() if any(w in said for w in wordings)]
+    return person, habits[0]
 
 
 def test_splits_share_no_source_and_have_table_5s_sizes(task, rows):
@@ -66,8 +61,7 @@ def test_targets_are_labels_of_the_task_and_none_is_rare(task, rows):
 def test_claims_are_labeled_by_the_facts():
     town = mini_town.Town()
     for row in mini_town.draw_rows("fever", sizes={"train": 300, "unlabeled": 0})["train"]:
-        person, relation, value = read_value(town, row.source)
-        assert (town.facts[person, relation] == value) == (row.target == "SUPPORTS")
+        assert town.habits[read_claim(town, row.source)] == (row.target == "SUPPORTS")
 
 
 def test_questions_are_answered_by_the_facts():
@@ -120,8 +114,7 @@ def test_pretraining_text_tells_the_truth_and_holds_no_test_source_nor_label():
     town, lines = mini_town.Town(), mini_town.draw_pretraining_text(4000)
     judged = [line for line in lines if line.endswith(("rightly", "wrongly"))]
     for line in judged:
-        person, relation, value = read_value(town, line.rsplit(", they say", 1)[0])
-        assert (town.facts[person, relation] == value) == line.endswith("rightly")
+        assert town.habits[read_claim(town, line)] == line.endswith("rightly")
     assert len(judged) > 300
     words = {word for line in lines for word in line.split()}
     assert not words & {label for entry in ENTRIES.values() for label in entry["labels"]}
