@@ -23,6 +23,8 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
+import math
 import mmap
 import os
 import platform
@@ -561,7 +563,7 @@ class Progress(transformers.TrainerCallback):
         entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
         with open(self.log, "a") as file:
             file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
-        if loss != loss or loss in (float("inf"), -float("inf")):
+        if not math.isfinite(loss):
             fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
         live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
         if live or now - self.shown > 10:
@@ -592,6 +594,10 @@ def find_checkpoint(folder):
 def finish_run(trainer, tokenizer, output, record):
     """Save the model, then training.json (last and atomically), then drop the checkpoints."""
     start = time.monotonic()
+    if not math.isfinite(record["train_loss"]):  # a short run may end before its first log line
+        fail(f"{output.name}: the loss is {record['train_loss']}; lower the rate")
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):
+        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
     temporary = output / ".model.new"
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
@@ -803,7 +809,8 @@ def distill(args):
         prepare_labels(args, labels, teacher, sources)
         return None
     tokenizer = check_student(args, labels, teacher)
-    settings = {key: value for key, value in vars(args).items() if key != "logging_steps"}
+    skip = ("logging_steps", "save_steps", "fp16")
+    settings = {key: value for key, value in vars(args).items() if key not in skip}
     if not open_run(args.output, {**settings, "labels_key": labels.key}):
         return None
     prepare_labels(args, labels, teacher, sources)
@@ -889,6 +896,7 @@ def parse_args(argv=None):
         action=argparse.BooleanOptionalAction,
         help="bf16 arithmetic over fp32 weights; the paper used fp32 (default: where a GPU has it)",
     )
+    add("--fp16", action="store_true", help="refused: T5's activations overflow in fp16")
     add("--save-steps", type=int, default=500, help="steps between checkpoints (%(default)s)")
     add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
     add("--seed", type=int, default=0, help="rows drawn and training (%(default)s)")
@@ -933,10 +941,22 @@ def one_error_line(folder):
 # end same
 
 
-def main(argv=None):
-    args = parse_args(argv)
+# same in: train_small.py, train_teacher.py, distill.py
+def start_quietly(args):
+    """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
+    if args.fp16:
+        fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+# end same
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    start_quietly(args)
     with one_error_line(args.output or args.labels):
         record = distill(args)
     if record and PartialState().is_main_process:

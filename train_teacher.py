@@ -268,7 +268,7 @@ class Progress(transformers.TrainerCallback):
         entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
         with open(self.log, "a") as file:
             file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
-        if loss != loss or loss in (float("inf"), -float("inf")):
+        if not math.isfinite(loss):
             fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
         live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
         if live or now - self.shown > 10:
@@ -299,6 +299,10 @@ def find_checkpoint(folder):
 def finish_run(trainer, tokenizer, output, record):
     """Save the model, then training.json (last and atomically), then drop the checkpoints."""
     start = time.monotonic()
+    if not math.isfinite(record["train_loss"]):  # a short run may end before its first log line
+        fail(f"{output.name}: the loss is {record['train_loss']}; lower the rate")
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):
+        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
     temporary = output / ".model.new"
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
@@ -663,7 +667,7 @@ class SplitAdafactor(torch.optim.Optimizer):
     def __init__(self, params, lr):
         super().__init__(params, {"lr": lr})
         compiles = torch.cuda.is_available()  # one pass over memory instead of a dozen
-        self.update = torch.compile(update_weight) if compiles else update_weight
+        self.update_weight = torch.compile(update_weight) if compiles else update_weight
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -681,6 +685,16 @@ class SplitAdafactor(torch.optim.Optimizer):
                 low = state.get("low")
                 self.update(weight, weight.grad, low, state["row"], state.get("column"), rates)
         return loss
+
+    def update(self, *tensors):
+        """update_weight, uncompiled from now on where this machine cannot compile it."""
+        try:
+            self.update_weight(*tensors)
+        except torch._dynamo.exc.TorchDynamoException as error:  # raised before anything is run
+            reason = str(error).strip().splitlines()[0]
+            print(f"[optimiser] slower: cannot be compiled here ({reason})", file=sys.stderr)
+            self.update_weight = update_weight
+            self.update_weight(*tensors)
 
     def start(self, weight, state):
         zeros = lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=weight.device)  # noqa: E731
@@ -905,7 +919,8 @@ def train(args):
     examples, counts = encode_rows(rows, tokenizer, args)
     tokens = [[len(row[key]) for row in examples] for key in ("input_ids", "labels")]
     plan = choose_plan(args, tokens, len(rows))
-    skip = ("logging_steps", "dry_run", "gpus", "usd_per_gpu_hour", "utilisation")
+    skip = ("logging_steps", "save_steps", "fp16", "dry_run", "gpus", "usd_per_gpu_hour")
+    skip = (*skip, "utilisation")
     settings = {key: value for key, value in vars(args).items() if key not in skip}
     if args.dry_run or not open_run(args.output, {**settings, "memory": plan["memory"]}):
         return None
@@ -1039,13 +1054,22 @@ def one_error_line(folder):
 # end same
 
 
-def main(argv=None):
-    args = parse_args(argv)
+# same in: train_small.py, train_teacher.py, distill.py
+def start_quietly(args):
+    """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
     if args.fp16:
         fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+# end same
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    start_quietly(args)
     with one_error_line(args.output or Path(".")):
         try:
             record = train(args) if args.train else choose_untrained(args)

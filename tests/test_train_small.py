@@ -11,8 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
+import distill
 import evaluate
 import train_small
+import train_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "data" / "mini-models" / "student"
@@ -148,7 +150,9 @@ def test_batches_hold_similar_lengths_and_all_rows_once():
         ({"train": "empty"}, r"empty.jsonl: no rows"),
         ({"model": "/no/such/model"}, r"/no/such/model"),
         ({"model": "half"}, r"half: no (tokenizer|T5 model) can be loaded"),
-        ({"learning_rate": 1e30}, r"the loss is nan|the loss is inf"),
+        ({"learning_rate": 1e30}, r"the loss is (nan|inf)"),
+        ({"learning_rate": 1e30, "logging_steps": 50}, r"the loss is (nan|inf)"),
+        ({"learning_rate": 1e39, "max_steps": 1}, r"last step made weights infinite or NaN"),
     ],
 )
 def test_bad_input_is_one_error_line(world, tmp_path, capsys, changes, message):
@@ -172,6 +176,14 @@ def test_bad_input_is_one_error_line(world, tmp_path, capsys, changes, message):
     assert text.startswith("error: ") and "\n" not in text
     assert re.search(message, text), text
     assert not (tmp_path / "run" / "training.json").exists()
+
+
+def test_every_script_refuses_fp16_and_says_why(tmp_path):
+    files = ["--train", "x"], ["--train", "x"], ["--unlabeled", "x", "--teacher", "x"]
+    for script, flags in zip((train_small, train_teacher, distill), files, strict=True):
+        with pytest.raises(SystemExit, match="error: --fp16: T5's activations overflow"):
+            script.main([*flags, "--output", str(tmp_path / "run"), "--fp16"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path, monkeypatch):
