@@ -306,7 +306,7 @@ table7: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 
 # --- the rest --------------------------------------------------------------------------------
 
-.PHONY: help settings mini-models bench test lint clean clean-runs
+.PHONY: help settings mini-models bench bench-gpu test lint clean clean-runs
 help: ## this list
 	@echo "make TARGET [TASK=wlp] [SCALE=mini|paper] [SEEDS=\"0 1 2\"] [DATA=FOLDER] [LAUNCH=COMMAND]"
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -322,6 +322,9 @@ mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/mini-mod
 
 bench: | $(INSTALLED) ## time distillation against the released loop and plain fine-tuning
 	@$(PY) data/bench_distill.py
+
+bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
+	@$(PY) data/bench_gpu.py --output data/bench
 
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)
 	@$(PY) -m pytest -n $(CORES) --dist loadfile $(PYTEST_FLAGS)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,117 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 import bench_gpu
+from tiny import slow
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = json.loads(bench_gpu.LENGTHS.read_text())["lengths"]
 MINI = ["--teacher", "mini", "--student", "mini", "--vocabulary", "300", "--seconds", "0.2"]
+MINI += ["--shard-rows", "16", "--pass-batch", "4", "8"]
 
 
 @pytest.fixture
 def args(tmp_path):
-    args = bench_gpu.parse_args([*MINI, "--output", str(tmp_path)])
-    args.scratch = str(tmp_path)
+    args = bench_gpu.parse_args([*MINI, "--output", str(tmp_path), "--into", str(tmp_path / "p")])
+    args.scratch, args.stop_at = str(tmp_path), time.time() + 3600
     return args
 
 
-def test_all_parts_run_and_are_kept(tmp_path, capsys):
-    bench_gpu.main([*MINI, "--pass-batch", "8", "--output", str(tmp_path)])
+def run_part(args, name):
+    """What a part leaves in its file."""
+    args.part = name
+    bench_gpu.run_part(args)
+    return json.loads(args.into.read_text())
+
+
+@pytest.mark.parametrize("name", ["tune", "pass", "student", "released"])
+def test_every_part_measures(args, name):
+    kept = run_part(args, name)
+    assert {"device", "date", "versions"} <= set(kept["machine"])
+    found = kept["found"]
+    assert found["rows_a_second"] > 0 and found["whole"] and "failed" not in found
+    if name == "tune":
+        assert found["longest"]["steps"] >= 1 and found["out_of_memory"] == []
+    if name == "pass":
+        assert [entry["rows"] for entry in found["batches"]] == [16, 16]
+        assert found["mean_tokens"] == pytest.approx(np.mean(LENGTHS[:16], axis=0)[1])
+    if name == "student":
+        assert found["batch"] == 32 and found["larger"]["batch"] == 128
+
+
+@slow
+def test_the_compiled_student_measures(args):
+    assert run_part(args, "graphs")["found"]["rows_a_second"] > 0
+
+
+def test_a_part_that_runs_out_of_memory_takes_fewer_rows(args, monkeypatch):
+    real, tried = bench_gpu.train_teacher.build_arguments, []
+
+    def refuse(settings, plan):
+        tried.append(plan["micro_batch"])
+        if plan["micro_batch"] > 8:
+            raise bench_gpu.torch.OutOfMemoryError("CUDA out of memory")
+        return real(settings, plan)
+
+    monkeypatch.setattr(bench_gpu.train_teacher, "build_arguments", refuse)
+    found = run_part(args, "tune")["found"]
+    assert tried == [32, 16, 8] and found["out_of_memory"] == [32, 16]
+    assert found["micro_batch"] == 8 and found["recompute"] and found["rows_a_second"] > 0
+
+
+def test_a_crash_keeps_what_was_measured_before_it(args, monkeypatch):
+    real = bench_gpu.time_steps
+
+    def crash(trainer, clock, rows):
+        if rows == 128:
+            raise RuntimeError("illegal memory access")
+        return real(trainer, clock, rows)
+
+    monkeypatch.setattr(bench_gpu, "time_steps", crash)
+    with pytest.raises(RuntimeError):
+        run_part(args, "student")
+    found = json.loads(args.into.read_text())["found"]
+    assert found["rows_a_second"] > 0 and "whole" not in found
+    assert found["failed"] == "RuntimeError: illegal memory access"
+
+
+def test_parts_are_processes_and_a_failed_one_takes_no_other_along(tmp_path, capfd):
+    """The teacher pass gets a batch size of 0 and fails; the student's part goes on."""
+    flags = [*MINI[:-3], "--pass-batch", "0", "--parts", "pass", "student"]
+    bench_gpu.main([*flags, "--output", str(tmp_path)])
     (file,) = tmp_path.glob("*-mini.json")
-    result = json.loads(file.read_text())
-    assert set(result["parts"]) == set(bench_gpu.PARTS)
-    assert all(part["rows_a_second"] > 0 for part in result["parts"].values())
-    assert {"device", "date", "versions"} <= set(result)
-    printed = capsys.readouterr().out
-    assert all(f"\n{name}" in printed for name in bench_gpu.PARTS)
+    parts = json.loads(file.read_text())["parts"]
+    assert parts["pass"]["failed"].startswith("ValueError")
+    assert parts["student"]["rows_a_second"] > 0
+    printed = capfd.readouterr().out
+    assert "\npass      failed: ValueError" in printed and "\nstudent " in printed
+
+
+def test_a_part_that_hangs_is_stopped(args, tmp_path):
+    found = bench_gpu.start_part("student", args, 0.2, tmp_path / "part.json")["found"]
+    assert found == {"failed": "it did not start, or was stopped after 0.2 s"}
+
+
+def test_without_a_gpu_the_large_models_are_refused(tmp_path):
+    if bench_gpu.torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit, match="error: no GPU that this torch can use"):
+        bench_gpu.main(["--output", str(tmp_path)])
+
+
+def test_a_batch_is_padded_to_few_shapes_and_means_the_same(args):
+    labels = bench_gpu.write_labels(args, [[5, 9], [33, 60], [7, 2]], 3)
+    assert [len(labels[i][0]) for i in range(3)] == [5, 33, 7]
+    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32, "cpu")
+    rows = [labels[i] for i in range(3)]
+    plain = bench_gpu.distill.Collator(model, labels, 2.0)(rows)
+    padded = bench_gpu.BucketCollator(model, labels, 2.0)(rows)
+    assert padded["input_ids"].shape == (3, 64) and padded["labels"].shape == (3, 64)
+    loss = []
+    for batch in (plain, padded):
+        names = ("input_ids", "attention_mask", "decoder_input_ids")
+        logits = model.eval()(**{name: batch[name] for name in names}).logits
+        loss.append(logits[batch["labels"] != -100])
+    bench_gpu.torch.testing.assert_close(*loss)
 
 
 def test_lengths_are_wlps():
@@ -53,10 +143,14 @@ def test_flops_and_dollars():
     flops = bench_gpu.count_flops(config, [[100, 0]])
     assert flops == pytest.approx(6 * 100 * 24 * (4 * 4096**2 + 3 * 4096 * 10240), rel=0.001)
     speeds = {"tune": 100_000 / 3600, "pass": 100_000 / 3600, "student": 5_000_000 / 3600}
-    row = bench_gpu.price_row({k: {"rows_a_second": v} for k, v in speeds.items()}, 4.0)
+    parts = {name: {"rows_a_second": speed} for name, speed in speeds.items()}
+    row = bench_gpu.price_row(parts, 4.0)
     assert row["hours"] == pytest.approx({"tune": 1, "pass": 1, "student": 1})
-    assert row["usd"] == pytest.approx(12)
-    assert bench_gpu.price_row({"tune": {"skipped": "does not fit"}}, 4.0) is None
+    assert row["usd"] == pytest.approx({"tune": 4, "distill": 8})
+    del parts["pass"]
+    parts["released"] = {"skipped": "does not fit"}
+    row = bench_gpu.price_row(parts, 4.0)
+    assert row["usd"] is None and set(row["hours"]) == {"tune", "student"}
 
 
 def test_the_head_is_untied_as_in_the_published_models():
