@@ -202,6 +202,8 @@ def read_public(name, task, sources):
         import datasets
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         rows = datasets.load_dataset(entry["path"], entry.get("name"), split=entry["split"])
         return [str(text) for text in rows[entry["column"]]]
     except ImportError:

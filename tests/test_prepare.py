@@ -307,13 +307,40 @@ def test_archive_tells_multipit_from_multipit_id(tmp_path):
     assert "pair" in fetch.read_archive(path, "multipit_id", sources)[1][0]
 
 
-def test_public_sets(tmp_path, monkeypatch):
+def write_hub(folder, entry, rows):
+    """A folder in the form of a data set on the hub: files by configuration, named in README.md."""
+    name = entry.get("name", "default")
+    config = f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/*.jsonl\n"
+    write_rows(folder / name / "part-0.jsonl", [{entry["column"]: text} for text in rows])
+    write_rows(folder / "other" / "part-0.jsonl", [{"unrelated": "x"}])
+    config += "- config_name: other\n  data_files: other/*.jsonl\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["vitaminc", "kilt_fever", "msmarco", "kilt_nq"])
+def test_public_sets(tmp_path, monkeypatch, capsys, name):
     pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    write_rows(tmp_path / "hub" / "train.jsonl", [{"claim": "the sea is dry"}, {"claim": "b"}])
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     sources = prepare.read_json(fetch.SOURCES)
-    sources["public"]["vitaminc"]["path"] = str(tmp_path / "hub")
-    assert fetch.read_public("vitaminc", "fever", sources) == ["the sea is dry", "b"]
+    entry = sources["public"][name]
+    entry["path"] = str(write_hub(tmp_path / "hub", entry, ["the sea is dry", "row 3", " "]))
+    file = write_rows(tmp_path / "sources.json", [sources])
+    target = "SUPPORTS" if entry["task"] == "fever" else "x"
+    train = [{"source": f"row {i}", "target": target} for i in range(30)]
+    test = [{"source": "t", "target": target}]
+    data = make_folder(tmp_path / "mine", train=train, test=test)
+    flags = ["--scale", "paper", "--sources", file, "--unlabeled", f"hub:{name}"]
+    splits = run(tmp_path / "out", *flags, data=data, task=entry["task"])
+    assert splits["unlabeled"] == [{"source": "the sea is dry"}]  # the other one is labeled
+    shown = capsys.readouterr()
+    assert "1 rows dropped: their source is in test, dev or train" in shown.out and not shown.err
+
+
+def test_public_sets_that_cannot_be_had(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    sources = prepare.read_json(fetch.SOURCES)
     sources["public"]["vitaminc"]["path"] = str(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"hub:vitaminc: .* can't be loaded"):
         fetch.read_public("vitaminc", "fever", sources)
