@@ -144,11 +144,11 @@ inputs_self = $(inputs_dist)
 inputs_llm = --train $(@D)/$(ANNOTATOR)/labels.jsonl
 after_small :=
 after_teacher :=
+after_bert :=
+after_distilbert :=
 after_llm = $(RUNS)/$*/$(ANNOTATOR)/annotation.json
 after_dist = $(RUNS)/$(LABELS_$*)
 after_self = $(after_dist)
-after_bert :=
-after_distilbert :=
 
 $(PREPARED)/%/about.json: | $(INSTALLED)
 	@$(PY) data/prepare.py --task $* --scale $(SCALE) $(if $(DATA),--data $(DATA)) \

@@ -377,7 +377,8 @@ def parse_args(argv=None):
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
     add("--paper-vocabulary", help="spiece.model through which the _paper keys see all texts")
     deberta = "microsoft/deberta-xlarge-mnli"
-    add("--bertscore-model", default=deberta, help="folder or hub name (%(default)s, the paper's)")
+    name = "folder, hub name, or package:NAME of an installed one (%(default)s, the paper's)"
+    add("--bertscore-model", default=deberta, help=name)
     add("--bertscore-layers", type=int, help="layers used (default: bert-score's for the model)")
     add_decoding_flags(parser.add_argument_group("with --model").add_argument)
     options = parser.parse_args(argv)

@@ -6,6 +6,7 @@ their sums to scores, so that the same code scores a test set and its bootstrap 
 
 import functools
 import hashlib
+import importlib.util
 import re
 import string
 import sys
@@ -349,6 +350,7 @@ def load_bertscore(name, layers, sources):
     layers = layers or model2layers.get(name)
     if layers is None:
         raise UserError(f"--bertscore-layers: needed for {name}, which bert-score does not know")
+    name = find_encoder(name, advice)
     label = name_encoder(name, advice)
     try:
         scorer = bert_score.BERTScorer(model_type=name, num_layers=layers, nthreads=0, idf=True)
@@ -365,6 +367,19 @@ def load_bertscore(name, layers, sources):
         "idf": "sources",
         "bert-score": bert_score.__version__,
     }
+
+
+def find_encoder(name, advice):
+    """A hub name or folder as it is; "package:NAME" is the folder with weights in a package."""
+    if not name.startswith("package:"):
+        return name
+    package = name.removeprefix("package:")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    places = spec.submodule_search_locations or [] if spec else []
+    found = [path for place in places for path in sorted(Path(place).rglob("*.safetensors"))]
+    if not found:
+        raise UserError(f"{name}: no installed package of this name holds an encoder; {advice}")
+    return str(found[0].parent)
 
 
 def name_encoder(name, advice):

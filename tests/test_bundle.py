@@ -1,6 +1,7 @@
 """Promises of the bundle: copied blocks stay the same, help lists every target, names are kept."""
 
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -186,6 +187,50 @@ def test_a_run_is_scored_before_the_next_one_is_trained(tmp_path):
         elif " --strategy " in line:
             kinds.append("train")
     assert kinds == ["train", "score"] * 20
+
+
+STAND_IN = """#!/usr/bin/env bash
+# In place of .venv/bin/python: notes its command; a scored run gets metrics.json, but for one.
+echo "$@" >> {log}
+while [ $# -gt 0 ]; do [ "$1" = --output ] && output=$2; [ "$1" = --model ] && model=$2; shift; done
+case $model in *{fails}/model) exit 1;; esac
+if tail -n 1 {log} | grep -q evaluate.py; then
+  mkdir -p "$output" && cp {metrics} "$output/metrics.json"
+elif [ -n "$output" ]; then mkdir -p "$output"; touch "$output/about.json"
+else mkdir -p {runs}/wlp/teacher-n500-s0 {runs}/wlp/small-n500-s0; fi
+"""
+
+
+def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
+    runs, log = tmp_path / "runs", tmp_path / "log"
+    measures = {"entity_f1": 12.5, "f1_paper": 25.0, "invalid_rate": 0.0, "constant": 0.5}
+    metrics = {"task": "wlp", "n": 7, "metric": "entity_f1", "score": 12.5, "metrics": measures}
+    (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "signature": "s"}))
+    script = tmp_path / "python"
+
+    def make(fails):
+        values = {"runs": runs, "log": log, "metrics": tmp_path / "metrics.json", "fails": fails}
+        text = STAND_IN
+        for name, value in values.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        script.write_text(text)
+        script.chmod(0o755)
+        log.write_text("")
+        where = (f"RUNS={runs}", f"PREPARED={tmp_path}/data", f"PY={script}")
+        done = run_make("table3", "-j1", *where, "INSTALLED=Makefile", f"PYTHON={sys.executable}")
+        scored = re.findall(r"evaluate.py .*/(\S+)/model ", log.read_text())
+        return done.returncode, scored, done.stdout
+
+    code, scored, shown = make(fails="self-n500-u10000-s0")
+    assert code != 0 and "Table 3" not in shown
+    assert scored == ["small-n500-s0", "teacher-n500-s0", "self-n500-u10000-s0"]
+    partial = run_make("table3", f"RUNS={runs}", "PARTIAL=1", f"PYTHON={sys.executable}").stdout
+    assert "12.5" in partial and "missing" in partial
+    code, scored, shown = make(fails="none")
+    assert code == 0 and scored == ["self-n500-u10000-s0", "dist-n500-u10000-s0"]
+    assert "12.5" in shown and "missing" not in shown
+    code, scored, again = make(fails="none")
+    assert code == 0 and again == shown and log.read_text() == ""
 
 
 def test_the_teacher_labels_the_rows_that_its_students_draw(tmp_path):

@@ -423,6 +423,13 @@ def test_rules_for_make(capsys):
     assert work.index("wlp/teacher-n100-s0/metrics.json") < work.index(labels)
 
 
+def test_rules_have_a_tasks_flags_of_evaluation(capsys):
+    text = run("rules", "--for", "table2", "--task", "multipit_gen wlp", capsys=capsys)
+    rules = dict(line.split(" := ", 1) for line in text.splitlines())
+    assert "--bertscore-model package:" in rules["EVALUATE_multipit_gen"]
+    assert rules["EVALUATE_wlp"] == ""
+
+
 def test_rules_are_quoted_for_make_and_the_shell(tmp_path, capsys):
     tasks = write(tmp_path / "tasks.json", {"mine": {**OWN, "prefix": "it's #1 for $5: "}})
     line = ("--for", "table2", "--task", "mine", "--tasks", tasks)

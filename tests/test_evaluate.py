@@ -595,6 +595,15 @@ def test_paraphrases(capfd, recwarn):
     assert not [w for w in recwarn if "sacrebleu" in str(w.message)]
 
 
+@needs_encoder
+def test_mini_scale_scores_paraphrases_with_an_encoder_that_is_installed():
+    flags = costs.make_evaluation_flags("multipit_gen", "mini")
+    assert metrics.find_encoder(flags["bertscore-model"], "") == ENCODER
+    assert metrics.find_encoder("some/folder", "") == "some/folder"
+    with pytest.raises(costs.UserError, match="no installed package"):
+        metrics.find_encoder("package:no_such_package", "")
+
+
 def test_encoder_that_cannot_be_had(tmp_path, capsys):
     rows = write(tmp_path / "p.jsonl", make([("a b", "a b")]))
     flags = ["--task", "multipit_gen", "--predictions", rows, "--bertscore-model"]
