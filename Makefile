@@ -260,7 +260,7 @@ $(foreach a,$(ASKED),$(eval $(call write_list,$(a))))
 
 plot = plots.py $(basename $(notdir $@)) --output $(MADE)
 runs = --task "$(TASK)" --scale $(SCALE) --seeds "$(SEEDS)" --runs $(RUNS) \
-  $(if $(DATA),--data $(DATA) $(LIMITS))
+  $(if $(LLM),--llm) $(if $(DATA),--data $(DATA) $(LIMITS))
 
 .PHONY: all $(TRAINED) $(PRINTED) $(DRAWN)
 all: $(PRINTED) $(ASKED) ## every table and figure of TASK (default here: all six tasks)

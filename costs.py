@@ -700,6 +700,7 @@ class Cell(NamedTuple):
     distill_usd: Fraction = None  # the teacher's training in it
     teacher_usd: Fraction = None
     llm_labels: int = None
+    llm_usd: Fraction = None
 
 
 ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # strategies that train a classifier
@@ -822,6 +823,7 @@ class Layout:
             count = math.floor(usd / terms.usd_per_llm_label)
             count, more = self.cap(count, self.study.unlabeled_rows, "rows for an LLM")
             plans["llm_labels"], notes = count, notes + more
+            plans["llm_usd"] = count * terms.usd_per_llm_label
             runs["llm"] = self.make_runs("llm", n, llm_labels=count)
         notes += (*note, *cut)
         return Cell(terms.task, n, n * terms.usd_per_label, runs, notes, **plans)

@@ -42,7 +42,7 @@ class Study:
         self.task, self.title, self.books = name, entry["title"], books
         self.number = int(args.command.removeprefix("table"))
         self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
-        seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared}
+        seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
         self.cells = costs.cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
         own = "labels_n" in entry  # its counts stand at any scale
         self.unit = 1 if own else costs.load_scale(args.scale)["divide_by"]
@@ -192,6 +192,7 @@ def show_detail(study, cell, strategy):
     """One group of runs as a row of CELL_COLUMNS."""
     score, learns = study.score(cell, strategy), strategy in ("dist", "self")
     planned = {"dist": cell.distill_usd, "teacher": cell.teacher_usd, "self": None}
+    planned["llm"] = cell.llm_usd
     usd = planned.get(strategy, cell.annotate_usd)
     budget = None if strategy == "teacher" else cell.budget_usd
     run = score.runs[0] if score.runs else None
@@ -200,7 +201,7 @@ def show_detail(study, cell, strategy):
         *(study.title, f"{cell.labels:,}"),
         "" if budget is None else f"+{show_usd(budget)}",
         STRATEGIES[strategy],
-        f"{run.labels:,}" if run else None,
+        f"{run.labels + run.llm_labels:,}" if run else None,
         f"{run.unlabeled:,}" if run and learns else "0" if run else None,
         f"{len(score.found)}/{len(score.runs)}",
         score.show(),
@@ -333,6 +334,10 @@ def lay_group(study, cells):
         ],
         "Dist. - Ann.": [show_gap(dist.mean(), ann.mean()) for _, ann, dist in scores],
     }
+    if any("llm" in cell.runs for cell in cells):
+        lines["LLM"] = [study.score(c, "llm").show() if c.llm_labels else None for c in cells]
+        bought = [c.llm_labels and f"+{c.llm_labels:,}" for c in cells]
+        lines["  labels bought of an LLM"] = bought
     if any(score.paper_key() for _, *both in scores for score in both):
         lines["Ann., paper's rule"] = [ann.show_paper() for _, ann, _ in scores]
         label = f"Dist. [{teacher.show_paper()}], paper's rule"
@@ -556,6 +561,7 @@ def add_score_flags(parser):
     add("--scale", default="mini", help="mini or paper (default: mini)")
     add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
     add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
+    add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
     add("--data", default="", help="name of the data if not the scale's own, for a note")
     add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
 

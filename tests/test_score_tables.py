@@ -155,6 +155,18 @@ def test_where_the_budget_does_not_cover_the_teacher(tmp_path):
     )
 
 
+def test_labels_by_an_llm_on_request(runs):
+    for run in costs.grid("table2", "wlp", "mini", (0, 1, 2), llm=True):
+        if run.strategy == "llm":
+            write_run(runs, run, 33.0)
+    assert not any(row[1] == "LLM" for row in build(runs)[0].rows)
+    table, cells = build(runs, "--llm")
+    assert find_row(table, "LLM")[2:4] == [None, "33.0 ±0.0"]
+    assert find_row(table, "labels bought of an LLM")[3] == "+217"
+    (row,) = find_cells(cells, N="100", Budget="+$10", Strategy="LLM")
+    assert (row["Labels"], row["Planned $"]) == ("317", "$9.98")  # 217 at $0.046
+
+
 def test_notes_say_what_the_numbers_are(runs):
     table, _ = build(runs, "--data", "FOLDER")
     text = "\n".join(table.notes)
