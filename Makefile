@@ -290,7 +290,7 @@ $(filter fig%,$(ASKED)): %: $(MADE)/%.png
 	@echo $<
 
 $(patsubst %,$(MADE)/%.md,$(filter table%,$(ASKED))): $(MADE)/%.md: $$(call needed,$$*) \
-    $(MADE)/%.list plots.py costs.py data/tables.py data/points.py data/paper_scores.csv
+    $(MADE)/%.list plots.py costs.py data/scores.py data/tables.py data/points.py data/paper_scores.csv
 	@$(PYTHON) $(plot) $(runs) > /dev/null
 
 $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call needed,$$*) \

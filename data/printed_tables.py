@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 import costs
-from data.tables import Table, read_tasks
+from data.tables import Table, read_tasks, show_usd
 
 # --- the paper's tables of prices and settings ---------------------------------------------
 
@@ -146,7 +146,7 @@ def build_table6(args):
         at, whole = read_table4("dist", name) or (n, None)
         for item, usd in ours.items():
             theirs = printed.get((name, item))
-            row += [costs.show_usd(usd), theirs]
+            row += [show_usd(usd), theirs]
             if theirs and abs(usd - costs.parse_amount(theirs.replace(",", ""), item)) >= 0.05:
                 hours = costs.count_teacher_hours(terms, n)
                 counts = (
@@ -161,7 +161,7 @@ def build_table6(args):
         rows.append([*row, mark])
     columns = ["Dataset"]
     for head in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K"):
-        columns += [head, "Paper"]
+        columns += [head, f"{head}, paper"]
     title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
     return Table("table6", title, [*columns, "Note"], rows, tuple(notes))
 

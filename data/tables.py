@@ -27,7 +27,8 @@ class Table(NamedTuple):
     """A table before it has a format.
 
     `rows` hold one cell per column: text is shown as it is, numbers by `str`, None as missing.
-    The first `left` columns are text and stand left; all others are numbers and stand right.
+    The first `left` columns are text and stand left, unless all they hold is numbers; the others
+    stand right.
     `notes` are printed below, one per line. The texts of column `wide` may be long: in Markdown
     they go on in further rows, in LaTeX in a paragraph. Of a `compact` table these two leave out
     the columns without any value, which CSV keeps.
@@ -44,6 +45,7 @@ class Table(NamedTuple):
 
 
 MISSING = "–"
+NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
 WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
 TEX = {
     "\\": r"\textbackslash{}",
@@ -86,6 +88,14 @@ def drop_empty(table):
     return table._replace(columns=[*pick(table.columns)], rows=[[*pick(row)] for row in table.rows])
 
 
+def find_sides(table):
+    """ "<" for each column that stands left, ">" for those that stand right."""
+    for i in range(len(table.columns)):
+        cells = [show_cell(row[i]) for row in table.rows]
+        numbers = any(cells) and all(NUMBER.fullmatch(cell) for cell in cells)
+        yield "<" if i < table.left and not numbers else ">"
+
+
 def wrap_rows(table):
     """The rows, each with a long cell in column `wide` spread over several."""
     for row in table.rows:
@@ -108,12 +118,14 @@ def to_markdown(table):
     cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(table.columns))]
 
+    sides = list(find_sides(table))
+
     def pad(line):
-        sides = ("<" if i < table.left else ">" for i in range(len(line)))
         padded = (f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True))
         return "| " + " | ".join(padded) + " |"
 
-    rule = ["-" * w if i < table.left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    pairs = zip(sides, widths, strict=True)
+    rule = ["-" * width if side == "<" else "-" * (width - 1) + ":" for side, width in pairs]
     body = [pad(cells[0]), "| " + " | ".join(rule) + " |", *map(pad, cells[1:])]
     notes = ["", *(line for note in table.notes for line in wrap_note(note))]
     notes = notes if table.notes else []
@@ -143,7 +155,7 @@ def to_tex(table):
     def line(cells):
         return " & ".join(map(escape, cells)) + r" \\"
 
-    sides = ["l"] * table.left + ["r"] * (len(table.columns) - table.left)
+    sides = ["l" if side == "<" else "r" for side in find_sides(table)]
     if table.wide is not None:
         sides[table.wide] = r"p{0.6\linewidth}"
     text = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}"]

@@ -46,6 +46,13 @@ def test_markdown_aligns_numbers_right_and_shows_what_is_missing():
     assert lines[-1] == "- kept below & escaped"
 
 
+def test_numbers_stand_right_among_the_left_columns_too():
+    rows = [["a", "1,000", "10K", "x"], ["b", "", None, "2"]]
+    table = tables.Table("t", "T", ["A", "N", "Rows", "By"], rows, left=4)
+    assert "| --- | ----: | ---: | --- |" in tables.to_markdown(table)
+    assert r"\begin{tabular}{lrrl}" in tables.to_tex(table)
+
+
 def test_csv_holds_plain_numbers():
     rows = list(csv.reader(io.StringIO(tables.to_csv(TABLE))))
     assert rows == [["Name", "Score", "$"], ["a|b", "71.1 ± 0.3", "1300"], ["c_d", "", "7"]]
