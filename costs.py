@@ -930,7 +930,7 @@ def lay_fig6(at):
     cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
     alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
     only = Cell(at.terms.task, 0, Fraction(0), alone, (), cells[1].budget_usd)
-    return [*cells, only._replace(llm_labels=cells[1].llm_labels)]
+    return [*cells, only._replace(llm_labels=cells[1].llm_labels, llm_usd=cells[1].llm_usd)]
 
 
 def lay_labels(at):
@@ -941,6 +941,8 @@ def lay_fig7(at):
     usd = LLM_EXAMPLES * at.terms.usd_per_label
     runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=LLM_TEST_ROWS)}
     level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=LLM_TEST_ROWS)
+    if at.terms.usd_per_llm_label is not None:
+        level = level._replace(llm_usd=LLM_TEST_ROWS * at.terms.usd_per_llm_label)
     return [*lay_labels(at), level]
 
 
@@ -1009,7 +1011,8 @@ def cells(
 ):
     """The Cells of a table or figure for one task, in reading order.
 
-    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars;
+    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars to
+    Tables 2 and 11, if it is known how many tokens one takes;
     `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought.
     """
     if table not in TABLES:
@@ -1024,7 +1027,7 @@ def cells(
         study = study._replace(
             train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit
         )
-    missing = find_missing(entry, scale, settings)
+    missing, llm = find_missing(entry, scale, settings), llm and table in ("table2", "table11")
     layout = Layout(study, terms, tuple(seeds), divide_by, sizes, llm, missing)
     first, *others = TABLES[table][0](layout)
     return [first._replace(notes=(*first.notes, *layout.notes)), *others]
@@ -1235,11 +1238,16 @@ def read_record(folder):
     )
 
 
+def find_annotation(folder):
+    """The annotation.json of a run, in its folder or one below; None where it has none."""
+    found = [folder / "annotation.json", *sorted(folder.glob("*/annotation.json"))]
+    return next((path for path in found if path.exists()), None)
+
+
 def read_llm_use(folder, training):
     """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
-    the annotation.json in its folder or one below. A simulated annotator has no model."""
-    found = [folder / "annotation.json", *sorted(folder.glob("*/annotation.json"))]
-    path = next((path for path in found if path.exists()), None)
+    its annotation.json. A simulated annotator has no model."""
+    path = find_annotation(folder)
     used = training if training.get("llm_tokens") or path is None else read_json(path)
     tokens = used.get("llm_tokens") or {}
     tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
@@ -1375,9 +1383,8 @@ def group_tables(records, tasks, asked=None):
         seeds = sorted({record.seed for record in runs.values()})
         for table in TABLES:
             try:
-                names = [
-                    run.name for run in grid(table, task, world.split("-")[0], seeds, tasks=tasks)
-                ]
+                wanted = grid(table, task, world.split("-")[0], seeds, tasks=tasks)
+                names = [run.name for run in wanted if run.strategy != "prompted"]
             except UserError:  # the table isn't made for this task, or the folder for a scale
                 continue
             there = [runs[name] for name in names if name in runs]

@@ -18,7 +18,7 @@ import argparse
 import costs
 from data import printed_tables
 from data.figures import FIGURES
-from data.scores import CELL_COLUMNS, CELL_NOTES, Study, list_details, make_notes
+from data.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
 from data.tables import Table, read_tasks, render, show_count, show_usd
 
 # --- the layouts ---------------------------------------------------------------------------
@@ -49,10 +49,8 @@ def lay_group(study, cells):
         ],
         "Dist. - Ann.": [show_gap(dist.mean(), ann.mean()) for _, ann, dist in scores],
     }
-    if any("llm" in cell.runs for cell in cells):
-        lines["LLM"] = [study.score(c, "llm").show() if c.llm_labels else None for c in cells]
-        bought = [c.llm_labels and f"+{c.llm_labels:,}" for c in cells]
-        lines["  labels bought of an LLM"] = bought
+    if any(cell.llm_labels for cell in cells):
+        lines |= lay_llm(study, cells)
     if any(score.paper_key() for _, *both in scores for score in both):
         lines["Ann., paper's rule"] = [ann.show_paper() for _, ann, _ in scores]
         label = f"Dist. [{teacher.show_paper()}], paper's rule"
@@ -63,6 +61,21 @@ def lay_group(study, cells):
         theirs = study.find_printed(cells[0], "teacher")
         lines[f"paper: Dist. from [{theirs}]"] = [score or "N/A" for score in printed[1]]
         lines["paper: Dist. - Ann."] = [show_gap(d, a) for a, d in zip(*printed, strict=True)]
+    return lines
+
+
+def lay_llm(study, cells):
+    """Lines of Table 2 on an LLM's labels beside N of people, by both rules."""
+    scores = [study.score(cell, "llm") for cell in cells]
+    counts = [study.count_llm_labels(cell) for cell in cells]
+    name = f"Human + {study.name_annotator()}"
+    lines = {
+        name: [score.show() if score.runs else None for score in scores],
+        "  labels bought / today": [f"+{n} / {today}" if n else None for n, today in counts],
+    }
+    if any(score.paper_key() for score in scores):
+        shown = [score.show_paper() if score.runs else None for score in scores]
+        lines[f"{name}, paper's rule"] = shown
     return lines
 
 
@@ -85,6 +98,13 @@ def lay_budgets(studies):
         "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's $1.875; rows: "
         "what they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's]."
     ]
+    if any(cell.llm_labels for study in studies for cell in study.cells):
+        notes.append(
+            "Human + an annotator that isn't one: the dollars buy its labels at text-davinci-003's "
+            f"price in the paper; today: as many of {costs.name_llm('today')}, not in batches. The "
+            f"labeled rows in its prompts, {costs.LLM_EXAMPLES}, are not in the dollars where N is "
+            "smaller."
+        )
     return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 
 
@@ -266,9 +286,8 @@ def build_scores(args):
     main = Table(args.command, title, columns, rows, notes, left)
     priced = [*(f"Prices, {note}" for book in books.values() for note in book.notes)]
     name, text = f"{args.command}-cells", "The same, cell by cell"
-    return main, Table(
-        name, text, CELL_COLUMNS, details, (*CELL_NOTES, *priced), left=4, compact=True
-    )
+    heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
+    return main, Table(name, text, heads, details, (*CELL_NOTES, *priced), left=4, compact=True)
 
 
 def add_score_flags(parser):

@@ -248,7 +248,7 @@ def make_fig7(part, args):
 
 def note_annotators(part):
     """Who labeled, what that came to, and what the same dollars buy at today's prices."""
-    told = list(part.read_annotations().values())
+    told = part.read_annotations()
     if told:
         asked, valid = (sum(each[key] for each in told) for key in ("items", "valid"))
         shots, pool = told[0]["settings"]["shots"], costs.LLM_EXAMPLES

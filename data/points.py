@@ -127,16 +127,14 @@ class Point(NamedTuple):
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
 
-def make_point(cell, strategy, results, planned_usd=None, reported=None, llm_today=None):
-    """The Point of `strategy` in a cell, None where the budget doesn't cover it.
-
-    `planned_usd` are the dollars beside the N labels; they need to be given for LLM labels only.
-    """
+def make_point(cell, strategy, results, reported=None, llm_today=None):
+    """The Point of `strategy` in a cell, None where the budget doesn't cover it."""
     runs = cell.runs.get(strategy)
     if not runs:
         return None
-    if planned_usd is None:
-        planned_usd = cell.annotate_usd or 0 if strategy == "small" else cell.distill_usd
+    # An LLM's answers to test rows have no planned price where its tokens are not known.
+    planned = {"small": cell.annotate_usd, "llm": cell.llm_usd, "prompted": cell.llm_usd}
+    planned_usd = planned.get(strategy, cell.distill_usd) or 0
     there = [run for run in runs if results.read(run) is not None]
     usd = cell.initial_usd + planned_usd
     if results.measured and there and strategy != "prompted":  # which trains nothing
@@ -206,17 +204,15 @@ class TaskPoints:
     def __init__(self, args, figure, task, entry):
         self.task, self.title, self.scale = task, entry["title"], args.scale
         self.prices, self.tasks = costs.load_prices(args.prices), args.tasks
-        self.terms = costs.make_terms(task, entry, self.prices)
-        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), self.terms, args.tasks)
+        terms = costs.make_terms(task, entry, self.prices)
+        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), terms, args.tasks)
         self.cells = costs.cells(*place, prepared=args.prepared)
         self.results, self.reported = Results(args, task), Reported(task, entry, args.scale)
         self.drawn = []  # (name of the series, Point, on the frontier?)
 
     def make_point(self, cell, strategy):
         """The Point of a strategy in a cell, the paper's score beside it where one is printed."""
-        planned_usd = today = None
-        if strategy in ("llm", "prompted"):  # the latter of a task whose tokens may not be known
-            planned_usd = cell.llm_labels * (self.terms.usd_per_llm_label or Fraction(0))
+        today = None
         if strategy == "llm":
             today = costs.count_llm_labels(self.task, cell.budget_usd, self.prices, self.tasks)
         usual = all(
@@ -228,20 +224,17 @@ class TaskPoints:
         elif strategy == "small":
             counts = {"budget_usd": 0}
         theirs = self.reported.find(strategy, cell.labels, **counts) if usual else None
-        return make_point(cell, strategy, self.results, planned_usd, theirs, today)
+        return make_point(cell, strategy, self.results, theirs, today)
 
     def read_annotations(self):
-        """annotation.json of each finished run on an LLM's labels or answers, by run."""
-        names = {
-            run for cell in self.cells for s in ("llm", "prompted") for run in cell.runs.get(s, ())
-        }
-        places = {run.name: self.results.folder / run.name for run in sorted(names)}
-        found = {name: sorted(place.glob("*/annotation.json")) for name, place in places.items()}
-        return {name: costs.read_json(paths[0]) for name, paths in found.items() if paths}
+        """What annotation.json says of each run on an LLM's labels or answers that has one."""
+        runs = [r for c in self.cells for s in ("llm", "prompted") for r in c.runs.get(s, ())]
+        paths = [costs.find_annotation(self.results.folder / run.name) for run in runs]
+        return [costs.read_json(path) for path in paths if path]
 
     def name_annotator(self):
         """Who labeled in place of people: an LLM's name, or a simulated annotator's."""
-        names = dict.fromkeys(each["annotator"] for each in self.read_annotations().values())
+        names = dict.fromkeys(each["annotator"] for each in self.read_annotations())
         return " / ".join(names) or "LLM"
 
     def keep(self, series, points, best=None):

@@ -35,7 +35,8 @@ class Study:
     """One task of a table: its cells, its finished runs and what the paper prints for it."""
 
     def __init__(self, args, name, entry, books):
-        self.task, self.title, self.books = name, entry["title"], books
+        self.task, self.title, self.books, self.tasks = name, entry["title"], books, args.tasks
+        self.llm = args.llm
         self.number = int(args.command.removeprefix("table"))
         self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
         seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
@@ -58,6 +59,22 @@ class Study:
             there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
             self.records[run] = costs.read_record(self.folder / run) if there else None
         return self.records[run]
+
+    def name_annotator(self):
+        """Who labeled in place of people, as the runs say; an LLM where none of them is there."""
+        runs = [run for cell in self.cells for run in cell.runs.get("llm", ())]
+        paths = [costs.find_annotation(self.folder / run.name) for run in runs]
+        names = dict.fromkeys(costs.read_json(path)["annotator"] for path in paths if path)
+        return " / ".join(names) or "LLM"
+
+    def count_llm_labels(self, cell):
+        """LLM labels that a cell's budget buys, as text: as planned, and at today's prices."""
+        if not cell or not cell.llm_labels:
+            return None, None
+        prices = self.books["today"].prices
+        counts = costs.count_llm_labels(self.task, cell.budget_usd, prices, self.tasks)
+        today = next(count for name, count in counts.items() if name.endswith("today"))
+        return f"{cell.llm_labels:,}", f"{today:,}"
 
     def score(self, cell, strategy):
         return Score(cell.runs.get(strategy), self)
@@ -159,6 +176,7 @@ CELL_COLUMNS = (
     "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,Paper's rule,Also,Invalid %,Constant,"
     "Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
 ).split(",")
+LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
 CELL_NOTES = (
     "Seeds: finished of planned. Score: by the correct rule; Paper: printed in the paper. Invalid: "
     "outputs that can't be read. Constant: the best predictor that always gives the same output.",
@@ -210,6 +228,7 @@ def show_detail(study, cell, strategy):
         show_usd(score.price("paper")),
         show_usd(score.price("today")),
         None if seconds is None else f"{seconds:,.0f}",
+        *(study.count_llm_labels(cell if strategy == "llm" else None) if study.llm else ()),
     ]
 
 

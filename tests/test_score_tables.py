@@ -155,16 +155,28 @@ def test_where_the_budget_does_not_cover_the_teacher(tmp_path):
     )
 
 
-def test_labels_by_an_llm_on_request(runs):
-    for run in costs.grid("table2", "wlp", "mini", (0, 1, 2), llm=True):
+def test_labels_by_an_llm_on_request(tmp_path):
+    """LLM=1: a row a rule, named by who labeled; counts at both price lists; planned dollars."""
+    for run in costs.grid("table2", "wlp", "mini", (0, 1), llm=True):
+        write_run(tmp_path, run, 33.0 + run.seed if run.strategy == "llm" else 20.0)
         if run.strategy == "llm":
-            write_run(runs, run, 33.0)
-    assert not any(row[1] == "LLM" for row in build(runs)[0].rows)
-    table, cells = build(runs, "--llm")
-    assert find_row(table, "LLM")[2:4] == [None, "33.0 ±0.0"]
-    assert find_row(table, "labels bought of an LLM")[3] == "+217"
-    (row,) = find_cells(cells, N="100", Budget="+$10", Strategy="LLM")
-    assert (row["Labels"], row["Planned $"]) == ("317", "$9.98")  # 217 at $0.046
+            told = {"annotator": "simulated annotator (70% correct)", "llm_tokens": {"in": 10**6}}
+            costs.write_json(tmp_path / "wlp" / run.name / "s" / "annotation.json", told)
+    table, cells = build(tmp_path, "--llm", seeds="0 1")
+    name = "Human + simulated annotator (70% correct)"
+    assert find_row(table, name)[2:4] == [None, "33.5 ±0.7"]
+    assert find_row(table, f"{name}, paper's rule")[3] == "50.0 ±0.0"
+    assert find_row(table, "labels bought / today")[2:4] == [None, "+217 / 27,244"]
+    assert any("100, are not in the dollars" in note for note in table.notes)
+    (cell,) = find_cells(cells, N="100", Budget="+$10", Strategy="LLM")
+    assert (cell["LLM labels"], cell["At today's price"], cell["Labels"]) == (
+        "217",
+        "27,244",
+        "317",
+    )
+    assert cell["Planned $"] == "$9.98"  # 217 at $0.046
+    plain, _ = build(tmp_path, seeds="0 1")
+    assert not any("annotator" in row[1] for row in plain.rows)
 
 
 def test_notes_say_what_the_numbers_are(runs):
