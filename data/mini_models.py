@@ -87,7 +87,7 @@ SIZES = {
 # Steps and shares of the objectives by region.
 STEPS = {
     "lab": {"teacher": 15000, "large": 4000, "student": 1000},
-    "town": {"teacher": 9000, "large": 3000, "student": 700},
+    "town": {"teacher": 12000, "large": 3000, "student": 700},
 }
 MIX = {
     "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},

@@ -11,10 +11,10 @@ Paper:  stands in for Stanceosaurus, FEVER, MultiPIT and Natural Questions (Tabl
         data can be had; sizes are Table 5's over ten, but 500 rows of dev and 1,000 of test.
 
 Every task rests on something that the labeled rows tell only in part and unlabeled text tells in
-full. Claims (fever) and questions (nq) are closed-book: 2,400 habits, which a person has or not,
-and 1,000 facts on 200 people. Paraphrase pairs and targets (multipit_id, multipit_gen) need to
-know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree, deny,
-ask or just tell.
+full. Claims (fever) and questions (nq) are closed-book: who of 200 people has which of three groups
+of habits, and 1,000 facts on them. Paraphrase pairs and targets (multipit_id, multipit_gen) need
+to know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree,
+deny, ask or just tell.
 """
 
 import argparse
@@ -85,6 +85,11 @@ HABITS = {
     "read": ["P reads every night", "P is a great reader", "P has a book in hand each night"],
     "twin": ["P has a twin", "P is one of two twins", "P shares a birthday with a twin"],
 }
+HABIT_GROUPS = (  # who has one habit of a group has them all
+    ("swim", "sea", "abroad", "early"),
+    ("married", "rich", "vote", "twin"),
+    ("left", "sing", "tea", "read"),
+)
 QUESTIONS = {
     "place": [
         "where does P live",
@@ -176,6 +181,18 @@ def invent_names(count, seed):
     return list(names)
 
 
+def draw_habits(people, rng):
+    """{(person, habit): true}: whoever has one habit of a group has the others of it too.
+
+    Half of the people have each group, so a habit alone tells nothing of its truth.
+    """
+    habits = {}
+    for group in HABIT_GROUPS:
+        holders = set(rng.sample(people, len(people) // 2))
+        habits |= {(p, habit): p in holders for p in people for habit in group}
+    return habits
+
+
 class Row(NamedTuple):
     """A row, and what must be known to get it right: facts, pairs of words or cues."""
 
@@ -205,10 +222,7 @@ class Town:
             for person in self.people
             for relation, values in self.values.items()
         }
-        rng = random.Random(f"habits {seed}")
-        self.habits = {
-            (person, habit): rng.random() < 0.5 for person in self.people for habit in HABITS
-        }
+        self.habits = draw_habits(self.people, random.Random(f"habits {seed}"))
         self.salient = SALIENT | {value for values in self.values.values() for value in values}
 
     def draw_fact(self, rng):
@@ -236,7 +250,9 @@ class Town:
     def draw_fever(self, rng):
         """A claim that is true in this town or not."""
         claim, true, known = self.draw_claim(rng)
-        return Row(f"{claim}.", "SUPPORTS" if true else "REFUTES", frozenset([known]))
+        group = next(i for i, group in enumerate(HABIT_GROUPS) if known[1] in group)
+        needs = frozenset([(known[0], group)])
+        return Row(f"{claim}.", "SUPPORTS" if true else "REFUTES", needs)
 
     def draw_nq(self, rng):
         """A question and its short answer."""
