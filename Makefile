@@ -308,7 +308,7 @@ table7: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 
 .PHONY: help settings mini-models bench bench-gpu test lint clean clean-runs
 help: ## this list
-	@echo "make TARGET [TASK=wlp] [SCALE=mini|paper] [SEEDS=\"0 1 2\"] [DATA=FOLDER] [LAUNCH=COMMAND]"
+	@echo "make TARGET [TASK=wlp|\"wlp fever\"|all] [SCALE=mini|paper] [SEEDS=\"0 1 2\"] [DATA=FOLDER] [LAUNCH=COMMAND]"
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 settings: ## the values of all variables
