@@ -101,9 +101,9 @@ def lay_budgets(studies):
     if any(cell.llm_labels for study in studies for cell in study.cells):
         notes.append(
             "Human + an annotator that isn't one: the dollars buy its labels at text-davinci-003's "
-            f"price in the paper; today: as many of {costs.name_llm('today')}, not in batches. The "
-            f"labeled rows in its prompts, {costs.LLM_EXAMPLES}, are not in the dollars where N is "
-            "smaller."
+            f"price in the paper; today: as many of {costs.name_llm('today')}, not in batches; the "
+            "scores are of the former, the latter may be more than the unlabeled rows. The labeled "
+            f"rows in its prompts, {costs.LLM_EXAMPLES}, are not in the dollars where N is smaller."
         )
     return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 

@@ -260,7 +260,10 @@ def note_annotators(part):
     if bought:
         counts = [f"{count:,} ({name})" for name, count in bought[0].llm_today.items()]
         budget = show_usd(bought[0].budget_usd)
-        yield f"{part.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn."
+        text = (
+            f"{part.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn, the"
+        )
+        yield f"{text} others may be more than the unlabeled rows."
 
 
 CAPTIONS = {
