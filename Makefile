@@ -150,6 +150,12 @@ after_llm = $(RUNS)/$*/$(ANNOTATOR)/annotation.json
 after_dist = $(RUNS)/$(LABELS_$*)
 after_self = $(after_dist)
 
+# LAUNCH finds torchrun and accelerate in .venv. Scoring is one process, so it takes no launcher of
+# several, but a queue (srun alone) it does: it may need the GPU that only a job has.
+launch = $(if $(LAUNCH),PATH="$(abspath $(VENV))/bin:$$PATH" $(LAUNCH))
+several = $(filter torchrun accelerate,$(LAUNCH))
+queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
+
 $(PREPARED)/%/about.json: | $(INSTALLED)
 	@$(PY) data/prepare.py --task $* --scale $(SCALE) $(if $(DATA),--data $(DATA)) \
 	  $(PREPARE_FLAGS) --output $(@D) >&2
@@ -158,15 +164,15 @@ $(PREPARED)/%/about.json: | $(INSTALLED)
 # recipe for both steps, as make would else train all runs before it scores the first.
 $(RUNS)/%/metrics.json: | $(INSTALLED) $(PREPARED)/$$(task)/about.json $$(after_$$(strategy)) \
     $$(script_$$(strategy)) evaluate.py
-	@$(LAUNCH) $(PY) $(script_$(strategy)) --task $(task) --strategy $(strategy) $(flags) \
+	@$(launch) $(PY) $(script_$(strategy)) --task $(task) --strategy $(strategy) $(flags) \
 	  $(inputs_$(strategy)) --output $(@D)
-	@$(PY) evaluate.py --task $(task) --model $(@D)/model --output $(@D) \
+	@$(queue) $(PY) evaluate.py --task $(task) --model $(@D)/model --output $(@D) \
 	  --data $(PREPARED)/$(task)/test.jsonl $(EVALUATE_$(task)) > /dev/null
 	@echo "$$(cat $(LISTS) | xargs ls 2> /dev/null | sort -u | wc -l) of $(words $(LIST)) runs done" >&2
 
 # The teacher pass, once for all runs that learn from it: here % is TASK/TEACHER/ROWS.
 $(RUNS)/%.labels: | $(RUNS)/$$(dir $$*)metrics.json distill.py
-	@$(LAUNCH) $(PY) distill.py --labels-only --teacher $(@D)/model --labels $(@D)/labels \
+	@$(launch) $(PY) distill.py --labels-only --teacher $(@D)/model --labels $(@D)/labels \
 	  $(FLAGS_$*.labels) --unlabeled $(PREPARED)/$(task)/unlabeled.jsonl
 	@touch $@
 

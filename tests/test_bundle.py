@@ -233,6 +233,19 @@ def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
     assert code == 0 and again == shown and log.read_text() == ""
 
 
+@pytest.mark.parametrize(
+    ("launch", "scored"),
+    [("srun --gpus 1", True), ("torchrun --standalone --no-python --nproc-per-node 2", False)],
+)
+def test_launch_stands_before_training_and_a_queue_before_scoring_too(launch, scored):
+    text = run_make("-n", "table2", "SCALE=paper", f"LAUNCH={launch}").stdout
+    for script in ("train_small.py", "train_teacher.py", "distill.py"):
+        commands = [line for line in text.splitlines() if f"python {script} " in line]
+        assert commands and all(f" {launch} " in line for line in commands)
+    scores = [line for line in text.splitlines() if "evaluate.py" in line]
+    assert scores and all(line.startswith(launch) == scored for line in scores)
+
+
 def test_the_teacher_labels_the_rows_that_its_students_draw(tmp_path):
     """Rows are drawn by seed, so the pass has the seed of the runs that learn from it."""
     passes = [x for x in list_commands(tmp_path, "table2", "SEEDS=0 7") if "--labels-only" in x]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from tiny import slow
 
 import distill
 import evaluate
@@ -201,6 +202,29 @@ def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path
             train_small.main(flags)
     train_small.main(flags)
     assert (tmp_path / "run" / "training.json").exists()
+
+
+@slow
+def test_two_processes_are_as_one(world, tmp_path):
+    """torchrun with gloo: two processes of 4 rows a step against one of 8."""
+    train_small.main(list_flags(world, tmp_path / "one", dropout=0))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    flags = list_flags(world, tmp_path / "two", dropout=0, batch_size=4)
+    done = subprocess.run(
+        [*launch, "2", str(ROOT / "train_small.py"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("60 labels, 12 steps") == 1  # one process speaks
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").open()]
+        for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one, two = load_weights(tmp_path / "one"), load_weights(tmp_path / "two")
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
 
 
 def test_alone_in_an_empty_folder(world, tmp_path):
