@@ -420,9 +420,10 @@ def load_scale(name, path=DATA / "scales.json"):
     return scales[name]
 
 
+METRICS = ("entities", "classes", "answers", "paraphrase")  # families of evaluate.py
 FIELDS = {  # field of a task entry -> (its type, what it is)
     "title": (str, "a text"),
-    "metric": (str, "the name of a metric of evaluate.py"),
+    "metric": (str, f"one of {', '.join(METRICS)}"),
     "prefix": (str, 'a text such as "wlp: "'),
     "labels": (list, "a list of label names, [] where outputs are free text"),
     "max_source_length": (int, "a number of tokens"),
@@ -430,6 +431,13 @@ FIELDS = {  # field of a task entry -> (its type, what it is)
     "labels_n": (list, "a list of label counts such as [1000, 5000]"),
     "budgets": (list, "a list of dollars such as [100, 200]"),
 }
+
+
+OPTIONAL = (  # further fields of an entry of one's own
+    "kind report instruction paper_default_label mean_tokens usd_per_label few_shot_n "
+    "few_shot_budgets catch_up_usd figure_usd rows gpu teacher_gpu_hours distill_usd_per_100k "
+    "distill_gpu_hours_per_100k llm_tokens_per_label mini paper"
+).split()
 
 
 def check_entry(name, entry):
@@ -450,7 +458,26 @@ def check_entry(name, entry):
     for key in ("labels_n", "budgets"):
         if not fields[key]:
             raise UserError(f"task {name!r}: field {key!r} is empty; it is {FIELDS[key][1]}")
+    if fields["metric"] not in METRICS:
+        raise UserError(f"task {name!r}: field 'metric' must be {FIELDS['metric'][1]}")
+    if fields.get("report", "f1") not in ("f1", "accuracy"):
+        raise UserError(f"task {name!r}: field 'report' must be accuracy or f1")
+    check_labels(name, fields)
     return fields
+
+
+def check_labels(name, fields):
+    """Refuse label names that outputs can't tell apart: case and outer spaces don't count."""
+    labels = fields["labels"]
+    if not all(isinstance(label, str) and label.strip() == label != "" for label in labels):
+        raise UserError(f"task {name!r}: field 'labels' must be texts without spaces around them")
+    if len({label.upper() for label in labels}) < len(labels):
+        raise UserError(f"task {name!r}: field 'labels' has a label twice (case does not count)")
+    least = {"classes": 2, "entities": 1}.get(fields["metric"], 0)
+    if len(labels) < least:
+        raise UserError(
+            f"task {name!r}: field 'labels' needs {least} names or more for {fields['metric']}"
+        )
 
 
 def read_study(name, entry):
@@ -768,6 +795,26 @@ class Layout:
         note = (f"{count:,} {what} planned, {limit:,} exist",) if count > limit else ()
         return min(count, limit), note
 
+    def list_labels(self):
+        """N of Figures 2, 3 and 7: a task of one's own has its own, none twice."""
+        study = self.study
+        counts = sorted({study.few_shot_n, *study.labels_n}) if study.own else FIGURE_N
+        return self.keep_distinct(counts, study.train_rows)
+
+    def list_study(self):
+        """N of Figures 4, 5 and 6: those of Tables 11 and 2."""
+        counts = (self.study.few_shot_n, *self.study.labels_n)
+        return self.keep_distinct(counts, self.study.train_rows)
+
+    def list_unlabeled(self):
+        """Unlabeled rows of Figure 2, none twice."""
+        return self.keep_distinct(FIGURE_U, self.study.unlabeled_rows)
+
+    def keep_distinct(self, counts, rows):
+        """`counts` up to the first that takes all `rows` there are, as more would be the same."""
+        whole = [count for count in counts if rows is not None and count >= rows]
+        return [count for count in dict.fromkeys(counts) if count not in whole[1:]]
+
     def scale_terms(self, student, teacher):
         """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
 
@@ -799,13 +846,14 @@ class Layout:
     def at_budget(self, labels, budget, also=(), student="small", teacher="xxl"):
         """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
         names further strategies that train on the bought labels."""
-        n, usd = labels // self.unit, Fraction(budget) / self.unit
+        wanted, usd = labels // self.unit, Fraction(budget) / self.unit
+        n, _ = self.cap(wanted, self.study.train_rows, "labels")
         size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
         if (student, teacher) != ("small", "xxl"):
             terms = self.scale_terms(student, teacher)
             notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
         extra = math.floor(usd / terms.usd_per_label)
-        total, note = self.cap(n + extra, self.study.train_rows, "labels")
+        total, note = self.cap(wanted + extra, self.study.train_rows, "labels")
         wanted = self.count_unlabeled(terms, n, usd) if budget else 0
         rows, cut = self.cap(wanted, self.study.unlabeled_rows, "unlabeled rows")
         runs = {each: self.make_runs(each, total) for each in also}
@@ -900,17 +948,18 @@ def lay_table11(at):
 
 
 def lay_fig2(at):
-    distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in FIGURE_N for u in FIGURE_U]
+    kinds, rows = ("teacher", "dist"), at.list_unlabeled()
+    distilled = [at.at_counts(n, u, kinds) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]
 
 
 def lay_fig3(at):
-    return [at.at_budget(n, usd) for n in FIGURE_N for usd in at.study.few_shot_budgets]
+    return [at.at_budget(n, usd) for n in at.list_labels() for usd in at.study.few_shot_budgets]
 
 
 def lay_sizes(at, figure, role, sizes):
     usd = at.study.figure_usd.get(figure, at.study.budgets[-1])
-    counts, sizes = (at.study.few_shot_n, *at.study.labels_n), at.keep_known(sizes)
+    counts, sizes = at.list_study(), at.keep_known(sizes)
     return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
 
 
@@ -926,7 +975,7 @@ def lay_fig6(at):
     if at.terms.usd_per_llm_label is None:
         raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
     at.llm, usd = True, at.study.figure_usd.get("fig6", at.study.budgets[-1])
-    counts = (at.study.few_shot_n, *at.study.labels_n)
+    counts = at.list_study()
     cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
     alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
     only = Cell(at.terms.task, 0, Fraction(0), alone, (), cells[1].budget_usd)
@@ -934,7 +983,7 @@ def lay_fig6(at):
 
 
 def lay_labels(at):
-    return [at.at_counts(n, 0, ("small",)) for n in FIGURE_N]
+    return [at.at_counts(n, 0, ("small",)) for n in at.list_labels()]
 
 
 def lay_fig7(at):
@@ -1008,12 +1057,14 @@ def cells(
     tasks=DATA / "tasks.json",
     llm=False,
     prepared=None,
+    rows=None,
 ):
     """The Cells of a table or figure for one task, in reading order.
 
     `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars to
     Tables 2 and 11, if it is known how many tokens one takes;
-    `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought.
+    `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought, or
+    `rows` has them by split.
     """
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
@@ -1021,8 +1072,8 @@ def cells(
     study, divide_by = read_study(task, entry), settings["divide_by"]
     terms = terms or make_terms(task, entry, load_prices())
     sizes = load_scale("paper")["million_parameters"]
-    if prepared:
-        rows = read_json(Path(prepared) / task / "about.json")["rows"]
+    rows = read_json(Path(prepared) / task / "about.json")["rows"] if prepared else rows
+    if rows:
         unit = 1 if study.own else divide_by
         study = study._replace(
             train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit

@@ -36,11 +36,16 @@ import fetch
 import mini_town
 import mini_world
 
+import costs
 from costs import UserError, load_task, read_json, run_cli, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test", "unlabeled")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+NO_OWN_UNLABELED = (
+    "no unlabeled rows of {task} in {folder}; put unlabeled.jsonl there, give --unlabeled "
+    "FILE.jsonl, or rest (half of train without its targets, which leaves fewer labels)"
+)
 NO_UNLABELED = (
     "no unlabeled rows of {task} in {folder}; give --unlabeled FILE.jsonl, or the authors' archive "
     "(download {archive} in a browser, then --unlabeled ARCHIVE), {public}or rest "
@@ -76,9 +81,10 @@ def check_row(row, split, entry):
     for key in keys:
         if key not in row:
             return f"no {key!r}"
-        several = key == "target" and entry["metric"] == "answers" and isinstance(row[key], list)
-        if not all(isinstance(text, str) for text in (row[key] if several else [row[key]])):
-            return f"{key!r} is not a text"
+        several = key == "target" and entry["metric"] == "answers" and split in ("dev", "test")
+        texts = row[key] if several and isinstance(row[key], list) else [row[key]]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            return f"{key!r} is {row[key]!r}, not a text" + " or a list of texts" * several
     if not row["source"].strip():
         return "the source is empty"
     labels = entry["labels"] if entry["metric"] == "classes" else []
@@ -108,7 +114,7 @@ def read_split(lines, name, split, entry):
 def read_file(path, split, entry):
     """(rows, faults) of a JSONL file."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # Windows programs put a mark first
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         return [], [f"{path} line {line}: not UTF-8"]
@@ -230,8 +236,9 @@ def read_data(args, entry, sources):
     origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
     if not origins and args.scale == "paper":
         public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
+        text = NO_UNLABELED if "paper" in entry else NO_OWN_UNLABELED
         raise UserError(
-            NO_UNLABELED.format(
+            text.format(
                 task=args.task,
                 folder=folder,
                 archive=sources["archive"],
@@ -261,14 +268,14 @@ def describe_splits(splits, notes, entry, divide_by):
     """The splits' sizes beside Table 5's, and why they differ, as text."""
     table = entry.get("paper", {}).get("rows", {})
     over = f"Table 5 / {divide_by}" if divide_by > 1 else "Table 5"
-    lines = [f"{'split':<10}{'rows':>9}{'sources':>9}{over:>14}"]
+    lines = [f"{'split':<10}{'rows':>9}{'sources':>9}" + f"{over:>14}" * bool(table)]
     for split in SPLITS:
         rows, paper = splits[split], table.get(split)
         if split == "test" and not paper and table:
             paper = table["dev"]  # scored on dev: the test set is private
         told = f"{paper // divide_by:,}" if paper else "-"
         distinct = len({row["source"] for row in rows})
-        lines.append(f"{split:<10}{len(rows):>9,}{distinct:>9,}{told:>14}")
+        lines.append(f"{split:<10}{len(rows):>9,}{distinct:>9,}" + f"{told:>14}" * bool(table))
     lines += [f"{split}: {note}" for split in SPLITS for note in notes.get(split, [])]
     return "\n".join(lines)
 
@@ -329,9 +336,35 @@ def draw_mini(task):
     raise UserError(f"the mini world has no {task}; give a folder by --data")
 
 
+def check_targets(args, entry, rows):
+    """Lines on what the entry gives: which tables and figures, and why not the others.
+
+    Raises UserError where none is possible, as for a missing price.
+    """
+    terms = costs.make_terms(args.task, entry, costs.load_prices())
+    study = costs.read_study(args.task, entry)
+    gpu = f"{costs.show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
+    lines = [f"prices: {costs.show_price(terms.usd_per_label)} a label, {gpu}"]
+    most, unread = max(study.labels_n), set(entry) - {*costs.FIELDS, *costs.OPTIONAL}
+    if study.own and most > rows["train"]:
+        lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
+    if study.own and unread:
+        lines.append(f"fields of the entry that nothing reads: {', '.join(sorted(unread))}")
+    made, lacking = [], {}
+    for name in costs.TABLES:
+        try:
+            costs.grid(name, args.task, args.scale, rows=rows)
+            made.append(name)
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(name)
+    lines += [f"make can make: {', '.join(made) or 'nothing'}"]
+    return lines + [f"not {', '.join(names)}: {fault}" for fault, names in lacking.items()]
+
+
 def prepare(args):
     """Make the splits; returns what was made as text."""
     entry, sources = load_task(args.task), read_json(args.sources)
+    costs.check_entry(args.task, entry)
     scales = read_json(ROOT / "data" / "scales.json")
     if args.scale not in scales:
         raise UserError(f"unknown scale {args.scale!r}; known: {', '.join(scales)}")
@@ -344,11 +377,14 @@ def prepare(args):
         sizes = size_splits(args, entry, rows, divide_by)
         splits, notes = split_rows(rows, sizes, args.seed)
         compare_rows(rows, splits, notes, entry, divide_by)
-        empty = [split for split in SPLITS if not splits[split]]
-        if empty:
-            raise UserError(f"{args.task}: no rows are left for {', '.join(empty)}")
+        for split in [split for split in SPLITS if not splits[split]]:
+            why = f" ({'; '.join(notes[split])})" if notes[split] else ""
+            raise UserError(f"{args.task}: no rows are left for {split}{why}")
     text = describe_splits(splits, notes, entry, divide_by)
-    if not args.check:
+    if args.check:
+        rows = {split: len(splits[split]) for split in SPLITS}
+        text = "\n".join([text, *check_targets(args, entry, rows)])
+    else:
         about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
         about["rows"] = {split: len(splits[split]) for split in SPLITS}
         about["files"] = {name: hash_file(name) for name in names}
