@@ -41,7 +41,10 @@ WORLD := $(SCALE)$(if $(DATA),-$(notdir $(abspath $(DATA))))
 RUNS := runs/$(WORLD)
 PREPARED := data/prepared/$(WORLD)
 
-TASKS := $(if $(filter all,$(TASK)),wlp stanceosaurus fever multipit_id multipit_gen nq,$(TASK))
+PAPER_TASKS := wlp stanceosaurus fever multipit_id multipit_gen nq
+TASKS := $(if $(filter all,$(TASK)),$(PAPER_TASKS),$(TASK))
+# Tasks of one's own; the tables of prices and settings show the paper's six if there is none.
+OWN := $(filter-out $(PAPER_TASKS),$(TASKS))
 
 PRINTED := table1 table5 table6 table7 table8
 TRAINED := table2 table3 table4 table9 table10 table11
@@ -305,7 +308,10 @@ $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call need
 	@$(PY) $(plot) $(runs) > /dev/null
 
 $(filter-out table7,$(PRINTED)):
-	@$(PYTHON) plots.py $@ --output $(MADE)
+	@$(PYTHON) plots.py $@ $(if $(OWN),--task "$(TASK)" \
+	  $(if $(filter table5,$@),--prepared $(PREPARED))) --output $(MADE)
+
+table5: | $(if $(OWN),$(patsubst %,$(PREPARED)/%/about.json,$(TASKS)))
 
 table7: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 	@$(PYTHON) plots.py $@ --task "$(TASK)" --prepared $(PREPARED) --output $(MADE)

@@ -420,6 +420,13 @@ def load_scale(name, path=DATA / "scales.json"):
     return scales[name]
 
 
+def tell_scale(name, own):
+    """What the counts at scale `name` are, as a note; `own`: those of a task of one's own."""
+    if own:
+        return f"Scale {name}: labels, dollars and unlabeled rows are as the task's entry has them."
+    return f"Scale {name}: {load_scale(name)['title']}."
+
+
 METRICS = ("entities", "classes", "answers", "paraphrase")  # families of evaluate.py
 FIELDS = {  # field of a task entry -> (its type, what it is)
     "title": (str, "a text"),

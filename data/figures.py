@@ -322,10 +322,11 @@ def make_notes(args, parts, missing):
     notes[0] += f" one seed ({seeds[0]}), so no spread." * (len(seeds) == 1)
     notes.append(note_dollars(args))
     if args.scale != "paper":
-        title = costs.load_scale(args.scale)["title"]
+        own = all(part.own for part in parts)
         notes.append(
-            f"Scale {args.scale}: {title}. The paper's points are not drawn: they are T5 on real "
-            "text, at other dollars."
+            costs.tell_scale(args.scale, own)
+            + " The paper's points are not drawn: they are T5 on real text, at other dollars."
+            * (not own)
         )
     elif any(point.reported is not None for part in parts for _, point, _ in part.drawn):
         notes.append("Hollow and grey: printed in the paper at these counts, scored by its rule.")

@@ -203,6 +203,7 @@ class TaskPoints:
 
     def __init__(self, args, figure, task, entry):
         self.task, self.title, self.scale = task, entry["title"], args.scale
+        self.own = "labels_n" in entry  # a task that the paper has not
         self.prices, self.tasks = costs.load_prices(args.prices), args.tasks
         terms = costs.make_terms(task, entry, self.prices)
         place = (figure, task, args.scale, costs.parse_seeds(args.seeds), terms, args.tasks)

@@ -83,7 +83,10 @@ def count_rows(path):
 
 
 def find_most_unlabeled(table, name, args):
-    """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped."""
+    """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped.
+
+    The paper's tasks take whole thousands, as Table 2 prints them.
+    """
     entry = costs.load_task(name, args.tasks)
     study = costs.read_study(name, entry)
     terms = costs.make_terms(name, entry, costs.load_prices(args.prices))
@@ -91,7 +94,8 @@ def find_most_unlabeled(table, name, args):
     labels = [study.few_shot_n] if few else study.labels_n
     budgets = study.few_shot_budgets if few else study.budgets
     plans = [costs.plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
-    return max((bought["unlabeled"] // 1000 * 1000 for bought in plans if bought), default=0)
+    most = max((bought["unlabeled"] for bought in plans if bought), default=0)
+    return most if study.own else most // 1000 * 1000
 
 
 def build_table5(args):

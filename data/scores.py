@@ -41,8 +41,8 @@ class Study:
         self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
         seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
         self.cells = costs.cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
-        own = "labels_n" in entry  # its counts stand at any scale
-        self.unit = 1 if own else costs.load_scale(args.scale)["divide_by"]
+        self.own = "labels_n" in entry  # its counts stand at any scale
+        self.unit = 1 if self.own else costs.load_scale(args.scale)["divide_by"]
         rows = costs.load_scores()
         self.printed = [c for c in rows if (c["table"], c["task"]) == (self.number, name)]
 
@@ -298,16 +298,16 @@ def make_notes(args, studies, own):
         + ". Paper's rule: the released scorer's, to compare; the other one is to believe."
     ]
     notes += [*note_metrics(studies), *own, *note_missing(studies)]
+    printed = any(study.printed for study in studies)
     if args.scale != "paper":
         notes.append(
-            f"Scale {args.scale}: {costs.load_scale(args.scale)['title']}. The paper's values are "
-            "T5 v1.1 on the real task at ten times the counts, by its own rule: compare the "
-            "pattern, not the numbers."
+            costs.tell_scale(args.scale, all(study.own for study in studies))
+            + " The paper's values are T5 v1.1 on the real task at ten times the counts, by its "
+            "own rule: compare the pattern, not the numbers." * printed
         )
     if args.data:
-        notes.append(
-            f"Text and labels from {args.data}: small models of invented text on real text."
-        )
+        real = ": small models of invented text on real text" * (args.scale != "paper")
+        notes.append(f"Text and labels from {args.data}{real}.")
     notes += dict.fromkeys(note for study in studies for cell in study.cells for note in cell.notes)
     notes += dict.fromkeys(note for study in studies for note in note_printed(study))
     return (*notes, *note_signatures(studies))

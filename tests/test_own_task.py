@@ -1,0 +1,179 @@
+"""README's task of one's own, from its folder and entry to a table, through the real commands."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import costs
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = {
+    "GOOD": "splendid lovely sturdy handy quick quiet",
+    "BAD": "flimsy noisy slow ugly leaky dull",
+    "NEITHER": "plain square grey heavy short round",
+}
+FORMS = ("the {} is {}", "my {} turned out {}", "this {}, so {}", "a {}, and a {} one")
+TARGETS = [*(f"table{i}" for i in range(1, 12)), *(f"fig{i}" for i in range(2, 8))]
+STEPS = "--max-steps 2 --warmup-steps 0 --batch-size 4 --save-steps 100"
+# Runs the lines of `make -n` in one process, as loading the libraries is all the time they take.
+RUNNER = """
+import pathlib, runpy, shlex, sys
+for line in open(sys.argv[1]).read().replace("\\\\\\n", " ").splitlines():
+    words = shlex.split(line.partition(" >")[0])
+    if words[0] == "touch":
+        pathlib.Path(words[1]).touch()
+    if words[1:] and words[1].endswith(".py"):
+        sys.argv, sys.path[0] = words[1:], "."
+        try:
+            runpy.run_path(words[1], run_name="__main__")
+        except SystemExit as stop:
+            assert not stop.code, (line, stop.code)
+"""
+
+
+def write_remarks(folder, sizes):
+    """Short remarks on invented products; which words they praise or blame with is the class."""
+    rng, seen = random.Random(0), set()
+    folder.mkdir()
+    for split, count in sizes.items():
+        rows = []
+        while len(rows) < count:
+            label = rng.choice(list(WORDS))
+            thing = f"{rng.choice('kettle lamp fan mug chair radio'.split())} {rng.randrange(300)}"
+            source = rng.choice(FORMS).format(thing, rng.choice(WORDS[label].split()))
+            if source not in seen:
+                seen.add(source)
+                rows.append({"source": source, "target": label})
+        if split == "unlabeled":
+            rows = [{"source": row["source"]} for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_entry():
+    """README's entry, as {name: entry}."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- own task -->\n```json\n(.*?)```\n<!-- end", text, re.DOTALL)[1]
+    return json.loads("{" + shown + "}")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with README's entry and a folder of remarks."""
+    folder = tmp_path_factory.mktemp("own") / "project"
+    ignored = shutil.ignore_patterns("prepared", "mini-models", "results", "__pycache__")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=ignored)
+    (folder / "data" / "mini-models").symlink_to(ROOT / "data" / "mini-models")
+    for name in ("Makefile", "requirements.txt", *(path.name for path in ROOT.glob("*.py"))):
+        shutil.copy(ROOT / name, folder)
+    path = folder / "data" / "tasks.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **read_entry()}))
+    write_remarks(folder / "remarks", {"train": 240, "test": 40, "unlabeled": 90})
+    return folder
+
+
+def call(project, *words):
+    setting = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(
+        words, cwd=project, env=setting, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def make(project, *words):
+    tools = (f"PYTHON={sys.executable}", f"PY={sys.executable}", "INSTALLED=requirements.txt")
+    return call(project, "make", *tools, "TASK=mine", "DATA=remarks", *words)
+
+
+def test_from_the_folder_to_table_2(project):
+    checked = call(project, *"python3 data/prepare.py --task mine --data remarks --check".split())
+    assert checked.returncode == 0, checked.stderr
+    assert "prices: $0.10 a label, $3.75 an hour of A100-40GB" in checked.stdout
+    assert "make can make: table2, table3, table4" in checked.stdout
+    assert not (project / "data" / "prepared").exists()
+
+    asked = ("table2", f"TRAIN_FLAGS={STEPS}")
+    commands = make(project, "-n", *asked)
+    assert commands.returncode == 0, commands.stderr
+    (project / "commands").write_text(commands.stdout)
+    done = call(project, sys.executable, "-c", RUNNER, "commands")
+    assert done.returncode == 0, done.stderr
+    made = make(project, *asked)  # finds every run finished
+    assert made.returncode == 0 and "labels, 2 steps" not in made.stderr, made.stderr
+    rows = re.findall(r"^\| .*\|$", made.stdout, re.MULTILINE)
+    assert rows and "missing" not in made.stdout
+    heading = next(row for row in rows if "+$10" in row)
+    assert "+$20" in heading and "N (initial $)" in heading
+    ann = next(row for row in rows if "| Ann." in row)
+    assert "100 ($10)" in ann
+    assert "333 unlabeled rows planned, 90 exist" in made.stdout
+    assert "300 labels planned, 216 exist" in made.stdout  # a tenth of train's 240 is dev
+    assert "as the task's entry has them" in made.stdout and "divided by" not in made.stdout
+    scores = {
+        path.parent.name: json.loads(path.read_text())
+        for path in (project / "runs" / "mini-remarks" / "mine").glob("*/metrics.json")
+    }
+    assert set(scores) == {
+        *("small-n100-s0", "small-n200-s0", "small-n216-s0"),
+        *("teacher-n100-s0", "dist-n100-u90-s0"),
+    }
+    assert all(score["n"] == 40 and score["metric"] == "accuracy" for score in scores.values())
+
+
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_every_other_target_is_planned_or_says_what_the_entry_lacks(project, scale):
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    there = [name for name in TARGETS if re.search(rf"^{name}:.*## ", text, re.MULTILINE)]
+    assert len(there) >= 15
+    for name in there:
+        done = make(project, "-n", name, f"SCALE={scale}", "RUNS=none")
+        if done.returncode:
+            assert name == "fig6" and done.stderr.count("error:") == 1, done.stderr
+            assert "no field 'llm_tokens_per_label'" in done.stderr
+        else:
+            assert f"plots.py {name} " in done.stdout
+
+
+def test_what_an_entry_lacks_is_one_line_that_names_it():
+    entry = read_entry()["mine"]
+    faults = {
+        "title": (None, "field 'title' is missing"),
+        "metric": ("f1", "field 'metric' must be one of entities, classes, answers"),
+        "report": ("acc", "field 'report' must be accuracy or f1"),
+        "prefix": (None, "field 'prefix' is missing"),
+        "labels": (["GOOD", "good"], "has a label twice"),
+        "max_source_length": ("48", "must be a number of tokens"),
+        "usd_per_label": (None, "no price of a label; give its entry a field 'usd_per_label'"),
+        "labels_n": ([], "'labels_n' is empty"),
+        "budgets": ([-5], "-5 is not a number of 0 or more"),
+        "gpu": ("TPU", "no price for an hour of GPU 'TPU'"),
+        "teacher_gpu_hours": (None, "no GPU rates; give its entry the fields 'teacher_gpu_hours'"),
+        "distill_gpu_hours_per_100k": (None, "no GPU rates"),
+    }
+    for field, (value, message) in faults.items():
+        broken = {**entry, field: value}
+        broken = {key: kept for key, kept in broken.items() if kept is not None}
+        with pytest.raises(costs.UserError, match=re.escape(message)) as stop:
+            costs.plan(costs.make_terms("mine", broken, costs.load_prices()), 100, 10)
+            costs.read_study("mine", broken)
+        assert "\n" not in str(stop.value)
+
+
+def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
+    """N of 100 and 50,000 with 216 rows: the teacher learns from what there is, and only once."""
+    entry = {**read_entry()["mine"], "labels_n": [100, 5000, 50000]}
+    path = project / "own.json"
+    path.write_text(json.dumps({"mine": entry}))
+    limits = {"tasks": path, "rows": {"train": 216, "unlabeled": 90}}
+    for figure in ("fig2", "fig3", "fig4", "fig7"):
+        found = costs.cells(figure, "mine", **limits)
+        runs = [(cell.labels, cell.budget_usd, str(cell.runs)) for cell in found]
+        assert len(set(runs)) == len(runs) and {run[0] for run in runs} == {100, 216}
+    names = {run.name for run in costs.grid("fig3", "mine", **limits)}
+    assert {"teacher-n216-s0", "small-n216-s0"} <= names
+    assert max(costs.parse_run(name).labels for name in names) == 216
