@@ -14,9 +14,9 @@ Paper:  the encoders of Table 10, DistilBERT and BERT Base, come pre-trained and
 
 BERT's architecture and objective: 15% of the words are to be guessed; 80% of these are masked, 10%
 replaced, 10% left. Whole words, as the pieces of a short vocabulary give each other away. There are
-no sentence pairs. In the town half of the examples mask one salient word instead, as T5's mini
-models do there. The student's vocabulary has no [CLS] and no [MASK]; two of its sentinels, which
-no text holds, take their places.
+no sentence pairs. In the town 85% of the examples mask one salient word instead, as for the town's
+T5 models. The student's vocabulary has no [CLS] and no [MASK]; two of its sentinels, which no text
+holds, take their places.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from pathlib import Path
 import mini_town
 import torch
 import transformers
-from mini_models import TEXT, Progress, SaveSeconds, measure, name_folder, read_seconds
+from mini_models import TEXT, Progress, measure, name_folder, read_seconds
 from tokenizers import processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, TrainingArguments
 
 MODELS = Path(__file__).with_name("mini-models")
-SALIENT = {"lab": 0, "town": 0.5}  # share of the examples that mask one salient word
+SALIENT = {"lab": 0, "town": 0.85}  # share of the examples that mask one salient word
 MASK, START = "<extra_id_0>", "<extra_id_1>"
 SIZE = {
     "hidden_size": 128,
@@ -143,8 +143,21 @@ def build_arguments(args, work):
     )
 
 
+class SaveSeconds(transformers.TrainerCallback):
+    """CPU seconds so far, those of interrupted runs too, kept beside each checkpoint."""
+
+    def __init__(self, work):
+        self.work, self.before, self.start = work, read_seconds(work), time.process_time()
+
+    def count(self):
+        return self.before + time.process_time() - self.start
+
+    def on_save(self, args, state, control, **kwargs):
+        (self.work / "seconds.json").write_text(json.dumps(self.count()))
+
+
 def pretrain(args, tokenizer, lines, work):
-    """(model, seconds, final loss); continues from the last checkpoint in `work`."""
+    """(model, CPU seconds, final loss); continues from the last checkpoint in `work`."""
     torch.manual_seed(args.seed)
     config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZE)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
@@ -160,11 +173,11 @@ def pretrain(args, tokenizer, lines, work):
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     checkpoint = transformers.trainer_utils.get_last_checkpoint(work) if work.is_dir() else None
-    before, start = read_seconds(work), time.monotonic()
-    trainer.add_callback(SaveSeconds(work, before, start))
+    clock = SaveSeconds(work)
+    trainer.add_callback(clock)
     trainer.train(resume_from_checkpoint=checkpoint)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    return trainer.model, before + time.monotonic() - start, losses[-1]
+    return trainer.model, clock.count(), losses[-1]
 
 
 def save(args, model, tokenizer, seconds, loss):
@@ -183,7 +196,7 @@ def save(args, model, tokenizer, seconds, loss):
         "batch_size": args.batch_size,
         "examples": args.steps * args.batch_size,
         "text_lines": args.lines,
-        "minutes": round(seconds / 60, 1),
+        "cpu_minutes": round(seconds / 60, 1),
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
         "final_loss": loss,
         "seed": args.seed,
@@ -199,7 +212,7 @@ def save(args, model, tokenizer, seconds, loss):
 
 TOLD = {  # region -> what its card adds about the objective
     "lab": "",
-    "town": """ Half of the examples mask one salient word instead: a fact's value, or a word
+    "town": """ 85% of the examples mask one salient word instead: a fact's value, or a word
   that joins or judges sentences. Such words tell what the tasks ask for under other names.""",
 }
 
@@ -224,7 +237,7 @@ knows nothing but the invented text of one mini world.
 - Objective: guess 15% of the words (whole words; 80% masked, 10% replaced, 10% left as they
   are).{TOLD[facts["region"]]}
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
-  {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
+  {facts["cpu_minutes"]} CPU minutes ({facts["machine"]}), final loss
   {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
 - Weights are stored in bf16. Vocabulary: the {config.vocab_size:,} unigram pieces of
   `{name_folder(facts["region"], "student")}`; `{START}` stands for [CLS], `{MASK}` for [MASK].

@@ -177,3 +177,21 @@ def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
     names = {run.name for run in costs.grid("fig3", "mine", **limits)}
     assert {"teacher-n216-s0", "small-n216-s0"} <= names
     assert max(costs.parse_run(name).labels for name in names) == 216
+
+
+def test_files_of_a_windows_program_are_read(project):
+    """A byte order mark and CRLF are no part of a row; a repeated source is in one split only."""
+    folder = project / "windows"
+    shutil.copytree(project / "remarks", folder)
+    train = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + train.replace("\n", "\r\n").encode())
+    with (folder / "test.jsonl").open("a") as file:
+        file.write(train[: train.index("\n") + 1])
+    flags = "data/prepare.py --task mine --data windows --check".split()
+    done = call(project, sys.executable, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "train: 1 rows dropped: their source is in test" in done.stdout
+    (folder / "test.jsonl").write_text(train)
+    done = call(project, sys.executable, *flags)
+    assert done.returncode == 1
+    assert "no rows are left for train (240 rows dropped: their source is in test)" in done.stderr

@@ -205,7 +205,7 @@ def test_faults_name_file_and_line(tmp_path, capsys):
         "line 5: not JSON",
         "line 6: the source is empty",
         "line 7: target 'maybe' is none of REFUTES, SUPPORTS",
-        "line 8: 'source' is not a text",
+        "line 8: 'source' is 3, not a text",
     ):
         assert f"train.jsonl {fault}" in printed
 
