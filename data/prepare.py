@@ -27,6 +27,7 @@ import argparse
 import hashlib
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -87,9 +88,22 @@ def check_row(row, split, entry):
             return f"{key!r} is {row[key]!r}, not a text" + " or a list of texts" * several
     if not row["source"].strip():
         return "the source is empty"
-    labels = entry["labels"] if entry["metric"] == "classes" else []
-    if split != "unlabeled" and labels and row["target"] not in labels:
-        return f"target {row['target']!r} is none of {', '.join(labels)}"
+    return check_target(row, entry) if split != "unlabeled" else None
+
+
+def check_target(row, entry):
+    """What is wrong with the labels in a target, or None."""
+    labels, target = entry["labels"], row["target"]
+    if entry["metric"] == "classes" and target not in labels:
+        return f"target {target!r} is none of {', '.join(labels)}"
+    if entry["metric"] == "entities":
+        words = target.split()
+        marked = [word for word in words if re.fullmatch(r"\[.+\]", word)]
+        unknown = [word for word in marked if word[1:-1] not in labels]
+        if wrong := [word for word in unknown if word not in row["source"]]:  # else it is text
+            return f"{wrong[0]} in the target is neither a label nor in the source"
+        if words and words[-1][1:-1] not in labels:
+            return f"target {target!r} does not end with a [Label]"
     return None
 
 

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 import fetch
 import prepare
 
-from costs import UserError
+from costs import UserError, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"
@@ -510,3 +511,19 @@ def test_known_hashes_are_the_authors_files():
     for name, facts in sources["files"].items():
         if (OFFICIAL / name).exists():
             fetch.check_file(OFFICIAL / name, name, facts)
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("buffer [Reagnt]", r"\[Reagnt\] in the target is neither a label nor in the source"),
+        ("buffer [Reagent] then", "does not end with a \\[Label\\]"),
+        ("buffer", "does not end with a \\[Label\\]"),
+        ("[viral] buffer [Reagent]", None),  # in the source, so text
+        ("", None),
+    ],
+)
+def test_entities_of_a_target_have_known_labels(target, fault):
+    row = {"source": "add the [viral] buffer", "target": target}
+    found = prepare.check_row(row, "train", load_task("wlp"))
+    assert found is None if fault is None else re.search(fault, found)
