@@ -347,7 +347,7 @@ def measure_exactness(args):
     """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
     teacher, results = make_teacher(args), []
     folders = {k: label_rows(args, teacher, k) for k in (8, 32, 64, 0)}
-    for temperature in (1.0, 2.0):
+    for temperature in args.temperatures:
         exact = differentiate(args, teacher, folders[0], temperature, live=True)
         for k, folder in folders.items():
             loss, gradient, mass = differentiate(args, teacher, folder, temperature)
@@ -454,7 +454,7 @@ def measure_losses(args):
     labels = label_rows(args, teacher, 64)
     sources = {"paper": (teacher, ["--loss", "paper", "--labels", labels]), "kl": (labels, [])}
     names = {"paper": "paper", "kl": "k64"}  # the students of --exactness, if they are there
-    for temperature in (2.0, 1.0):
+    for temperature in args.temperatures:
         for loss, (source, flags) in sources.items():
             flags, runs = [*flags, "--temperature", temperature], []
             for seed in range(args.seeds):
@@ -599,6 +599,8 @@ def parse_args(argv=None):
     add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
     add("--unlabeled", type=int, default=4200, help="rows, exactness and losses (%(default)s)")
     add("--steps", type=int, help="of their students (default: Table 2's)")
+    both = "T, exactness and losses (%(default)s)"
+    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=both)
     add("--seeds", type=int, default=3, help="of their students (%(default)s)")
     add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
     add("--labels", type=int, default=100, help="the teacher's (%(default)s)")
