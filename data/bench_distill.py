@@ -1,9 +1,9 @@
 """Time distillation, and measure what its shortcuts cost: what `make bench` runs.
 
 Usage:
-    python data/bench_distill.py              # speed: about 5 minutes on one core
-    python data/bench_distill.py --times 145  # the paper's ratio of sizes: 7 minutes
-    python data/bench_distill.py --exactness | --losses | --memory  # minutes: 15, 15, 5
+    python data/bench_distill.py              # speed: about 4 minutes on one core
+    python data/bench_distill.py --times 145  # the paper's ratio of sizes: 8 minutes
+    python data/bench_distill.py --exactness | --losses | --memory  # 15 minutes, 10, 3
 
 Reads:  data/mini-models (make mini-models) and data/prepared/mini/wlp (make table2, or
         data/mini_world.py); the teacher is fine-tuned first, once, as Table 2's with N = 100.

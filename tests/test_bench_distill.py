@@ -1,6 +1,7 @@
 """data/bench_distill.py: what it compares is what it says; its parts run."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def test_released_loop_and_ours_decode_the_same_targets(tmp_path, data):
     assert sorted(json.loads(line)["source"] for line in plain) == sorted(ROWS)
     assert set(bench.OURS) <= set(clock.seconds)
     assert clock.seconds["student"] > clock.seconds["train"] > clock.seconds["forward and loss"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins nothing")
+def test_cores_are_held_and_given_back():
+    before = os.sched_getaffinity(0)
+    with bench.hold_cores(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_labels_of_many_rows_are_found(tmp_path, data):
