@@ -359,8 +359,8 @@ def measure_exactness(args):
             cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
             result = {"k": k, "temperature": temperature, "mass_outside": mass, "loss": loss}
             result |= {"dense_loss": exact[0], "gradient_error": error, "cosine": cosine}
-            results.append({**result, **collect(runs)})
-            say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1]['scores']}")
+            results.append({**result, **(collect(runs) if runs else {})})
+            say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1].get('scores')}")
     show_exactness(args, results)
     return results
 
@@ -370,7 +370,7 @@ def label_rows(args, teacher, k):
     folder = args.output / f"labels-k{k}"
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
-    for seed in range(args.seeds):
+    for seed in range(max(1, args.seeds)):
         quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
     return folder
 
@@ -378,19 +378,26 @@ def label_rows(args, teacher, k):
 def show_exactness(args, results):
     print(
         f"{args.unlabeled:,} rows. Loss, gradient: the untrained student on {args.batch_size * 4} "
-        f"rows, against the teacher in float64.\nScore: dev, after {results[0]['steps']:,} steps, "
-        "mean ± spread (each seed); difference: to k = all with the same seeds.\n"
+        "rows, against the teacher in float64."
     )
-    print(" T    k  mass outside    loss  loss error  gradient error   cosine  difference  score")
-    dense = {r["temperature"]: statistics.mean(r["scores"]) for r in results if not r["k"]}
-    for r in results:
-        difference = statistics.mean(r["scores"]) - dense[r["temperature"]]
+    if args.seeds:
         print(
+            f"Score: dev, after {results[0]['steps']:,} steps, mean ± spread (each seed); "
+            "difference: to k = all with the same seeds."
+        )
+    columns = " T    k  mass outside    loss  loss error  gradient error   cosine"
+    print(f"\n{columns}{'  difference  score' if args.seeds else ''}")
+    dense = {r["temperature"]: r.get("scores") for r in results if not r["k"]}
+    for r in results:
+        line = (
             f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['mass_outside']:>13.3%}"
             f" {r['loss']:>7.4f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
-            f" {r['gradient_error']:>15.1e} {r['cosine']:>8.6f} {difference:>+11.1f}"
-            f"  {show_scores(r['scores'])}"
+            f" {r['gradient_error']:>15.1e} {r['cosine']:>8.6f}"
         )
+        if args.seeds:
+            difference = statistics.mean(r["scores"]) - statistics.mean(dense[r["temperature"]])
+            line += f" {difference:>+11.1f}  {show_scores(r['scores'])}"
+        print(line)
 
 
 def differentiate(args, teacher, folder, temperature, live=False):
@@ -601,7 +608,7 @@ def parse_args(argv=None):
     add("--steps", type=int, help="of their students (default: Table 2's)")
     both = "T, exactness and losses (%(default)s)"
     add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=both)
-    add("--seeds", type=int, default=3, help="of their students (%(default)s)")
+    add("--seeds", type=int, default=3, help="of their students; 0: no scores (%(default)s)")
     add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
     add("--labels", type=int, default=100, help="the teacher's (%(default)s)")
     add("--teacher-steps", type=int, help="of its fine-tuning (default: Table 2's)")
@@ -613,6 +620,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.seeds < (args.mode != "exactness"):
+        sys.exit(f"error: --seeds {args.seeds}: at least one is needed")
     for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
         if not path.exists():
             prepare = (
