@@ -331,6 +331,7 @@ settings: ## the values of all variables
 
 mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/mini-models/work (hours)
 	@$(PY) data/mini_models.py
+	@$(PY) data/mini_encoder.py
 
 bench: | $(INSTALLED) ## time distillation against the released loop and plain fine-tuning
 	@$(PY) data/bench_distill.py

@@ -254,7 +254,7 @@ def parse_args(argv=None):
     add("--region", choices=TEXT, default="town", help="whose text (default %(default)s)")
     add("--vocabulary", type=Path, help="model folder to take it from (default: the student's)")
     add("--output", type=Path, help="model folder (default data/mini-models/REGION-encoder)")
-    add("--steps", type=int, default=5000, help="(default %(default)s)")
+    add("--steps", type=int, default=4000, help="(default %(default)s)")
     add("--batch-size", type=int, default=96, help="rows (default %(default)s)")
     add("--learning-rate", type=float, default=2e-3, help="(default %(default)s)")
     add("--lines", type=int, default=150000, help="text (default %(default)s)")
