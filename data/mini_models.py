@@ -87,7 +87,7 @@ SIZES = {
 # Steps and shares of the objectives by region.
 STEPS = {
     "lab": {"teacher": 15000, "large": 4000, "student": 1000},
-    "town": {"teacher": 12000, "large": 3000, "student": 700},
+    "town": {"teacher": 13000, "large": 3000, "student": 700},
 }
 MIX = {
     "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},
@@ -228,7 +228,8 @@ class Denoising(torch.utils.data.Dataset):
         before, after = (
             [piece for word in part for piece in word] for part in (words[:start], words[end:])
         )
-        return [*before, self.sentinels[0], *after], [self.sentinels[0], *masked]
+        # No sentinel before them: the answer comes first, as it does in the tasks.
+        return [*before, self.sentinels[0], *after], masked
 
     def mask(self, words, rng, rate):
         """Replace about `rate` of the words, one or two at a time, by sentinels."""
