@@ -209,3 +209,17 @@ def test_flags_of_table_10():
     assert costs.make_flags("fever", "paper", "bert")["model"] == "bert-base-uncased"
     with pytest.raises(costs.UserError, match="no classes, so nothing for bert to learn"):
         costs.make_flags("wlp", "paper", "bert")
+
+
+def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
+    load = train_small.load_tokenizer
+    encoder, student = (
+        load(str(ROOT / "data" / "mini-models" / name)) for name in ("town-encoder", "town-student")
+    )
+    assert encoder.get_vocab() == student.get_vocab()
+    pieces = encoder.convert_ids_to_tokens(encoder("so they agreed").input_ids)
+    assert pieces[0] == encoder.cls_token and pieces[-1] == encoder.sep_token
+    assert pieces[1:-1] == student.convert_ids_to_tokens(student("so they agreed").input_ids)[:-1]
+    for task in ("stanceosaurus", "fever", "multipit_id"):
+        model = costs.make_flags(task, "mini", "bert")["model"]
+        assert model == "data/mini-models/town-encoder"
