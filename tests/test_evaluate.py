@@ -813,7 +813,7 @@ def test_ten_thousand_rows(task, tmp_path, capsys):
     seconds = time.process_time() - start
     out, err = capsys.readouterr()
     assert json.loads(out)["n"] == 10_000 and err == ""
-    assert seconds < 2
+    assert seconds < 20  # some 1 to 4 by machine and load; what grows with the square takes minutes
 
 
 def test_copied_files_score_without_torch(tmp_path):
