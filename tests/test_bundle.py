@@ -1,5 +1,6 @@
 """Promises of the bundle: copied blocks stay the same, help lists every target, names are kept."""
 
+import csv
 import itertools
 import json
 import re
@@ -259,6 +260,26 @@ def test_the_readmes_table_is_the_measured_one():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- table2 -->\n(.*?)<!-- end of table2 -->", text, re.DOTALL)[1]
     assert shown == (ROOT / "data" / "results" / "mini-table2.md").read_text(encoding="utf-8")
+
+def summarise_cells(path):
+    """A line for each task and N of a table's cells: scores in the order of the budgets."""
+    groups = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            group = groups.setdefault((row["Task"], row["N"]), {"Ann.": [], "Dist.": []})
+            group.setdefault("Constant", row["Constant"])
+            group.setdefault(row["Strategy"], []).append(row["Score"])
+    lines = []
+    for (task, n), group in groups.items():
+        scores = [" ".join(group[kind]) for kind in ("Teacher", "Ann.", "Dist.")]
+        lines.append("| " + " | ".join([task, n, group["Constant"], *scores]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_readmes_summary_of_all_tasks_is_the_measured_one():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- all tasks -->\n.*\n\|[-:| ]+\n([^<]*?)<!-- end", text)[1]
+    assert shown == summarise_cells(ROOT / "data" / "results" / "mini-all-table2-cells.csv")
 
 
 def test_readme_names_every_target_and_script():
