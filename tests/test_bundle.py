@@ -261,6 +261,7 @@ def test_the_readmes_table_is_the_measured_one():
     shown = re.search(r"<!-- table2 -->\n(.*?)<!-- end of table2 -->", text, re.DOTALL)[1]
     assert shown == (ROOT / "data" / "results" / "mini-table2.md").read_text(encoding="utf-8")
 
+
 def summarise_cells(path):
     """A line for each task and N of a table's cells: scores in the order of the budgets."""
     groups = {}
