@@ -192,6 +192,18 @@ def test_scores_of_different_settings_are_told_apart(runs):
     assert "2 different settings" in "\n".join(build(runs)[0].notes)
 
 
+def test_an_encoder_beside_a_t5_is_no_different_setting(runs):
+    for name, side in (("small-n138-s1", "text"), ("small-n138-s0", "token-ids")):
+        path = runs / "wlp" / name / "metrics.json"
+        text = path.read_text().replace("rule:correct|", f"rule:correct|paper_side:{side}|")
+        path.write_text(text)
+    for path in runs.glob("wlp/*/metrics.json"):
+        if path.parent.name not in ("small-n138-s1", "small-n138-s0"):
+            text = path.read_text()
+            path.write_text(text.replace("rule:correct|", "rule:correct|paper_side:text|"))
+    assert "different settings" not in "\n".join(build(runs)[0].notes)
+
+
 def test_written_as_markdown_csv_and_latex(runs, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["table2", "--task", "wlp", "--runs", str(runs), "--output", str(out)]
