@@ -6,7 +6,8 @@ Usage:
 
 Reads:  data/mini_town.json (word lists), data/tasks.json and scales.json (how many rows).
 Writes: OUTPUT/{train,dev,test}.jsonl with source and target, OUTPUT/unlabeled.jsonl with source.
-Copy:   data/mini_town.py data/mini_town.json data/tasks.json data/scales.json
+Copy:   data/mini_town.py data/mini_town.json data/mini_world.py data/mini_lexicon.json
+        data/tasks.json data/scales.json
 Paper:  stands in for Stanceosaurus, FEVER, MultiPIT and Natural Questions (Table 7) where no real
         data can be had; sizes are Table 5's over ten, but 500 rows of dev and 1,000 of test.
 
@@ -19,12 +20,13 @@ deny, ask or just tell.
 
 import argparse
 import json
-import os
 import random
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
+
+from mini_world import write_splits
 
 FOLDER = Path(__file__).resolve().parent
 TASKS = ("stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
@@ -450,18 +452,6 @@ def format_stats(task, seed=SEED):
     return "\n".join(lines)
 
 
-def write_splits(task, folder, seed):
-    """Write the splits as JSONL, each whole or not at all; unlabeled rows lose their targets."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in draw_splits(task, seed).items():
-        if split == "unlabeled":
-            rows = [{"source": row["source"]} for row in rows]
-        temporary = folder / f".{split}.jsonl.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(temporary, folder / f"{split}.jsonl")
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -483,7 +473,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         if args.output:
-            write_splits(args.task[0], args.output, args.seed)
+            write_splits(args.output, draw_splits(args.task[0], args.seed))
         if args.stats:
             print("\n\n".join(format_stats(task, args.seed) for task in args.task))
     except OSError as error:

@@ -319,10 +319,10 @@ def format_stats(seed=SEED):
     return "\n".join(lines)
 
 
-def write_splits(folder, seed):
+def write_splits(folder, splits):
     """Write the splits as JSONL, each whole or not at all; unlabeled rows lose their targets."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in draw_splits(seed).items():
+    for split, rows in splits.items():
         if split == "unlabeled":
             rows = [{"source": row["source"]} for row in rows]
         temporary = folder / f".{split}.jsonl.new"
@@ -348,7 +348,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         if args.output:
-            write_splits(args.output, args.seed)
+            write_splits(args.output, draw_splits(args.seed))
         if args.stats:
             print(format_stats(args.seed))
     except OSError as error:

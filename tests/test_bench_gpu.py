@@ -166,7 +166,7 @@ def test_optimisers_are_compared(tmp_path, capsys):
     import bench_optimisers
     import mini_world
 
-    mini_world.write_splits(tmp_path, 1)
+    mini_world.write_splits(tmp_path, mini_world.draw_splits(1))
     flags = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl", "--seeds", 0]
     flags += ["--rates", "3e-5", "--steps", 2, "--labels", 16, "--dev-rows", 8, "--batch-size", 4]
     bench_optimisers.main([str(flag) for flag in [*flags, "--output", tmp_path / "o.json"]])
