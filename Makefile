@@ -11,6 +11,8 @@ SHELL := bash
 .SECONDARY:
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
+# Whether make only says what it would do (-n).
+DRY := $(findstring n,$(firstword -$(MAKEFLAGS)))
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
 
 TASK ?= $(if $(filter all,$(MAKECMDGOALS)),all,wlp)
@@ -171,7 +173,7 @@ $(RUNS)/%/metrics.json: | $(INSTALLED) $(PREPARED)/$$(task)/about.json $$(after_
 	  $(inputs_$(strategy)) --output $(@D)
 	@$(queue) $(PY) evaluate.py --task $(task) --model $(@D)/model --output $(@D) \
 	  --data $(PREPARED)/$(task)/test.jsonl $(EVALUATE_$(task)) > /dev/null
-	@echo "$$(cat $(LISTS) | xargs ls 2> /dev/null | sort -u | wc -l) of $(words $(LIST)) runs done" >&2
+	@echo "$$(xargs ls < $(MADE)/.runs 2> /dev/null | wc -l) of $(words $(LIST)) runs done" >&2
 
 # The teacher pass, once for all runs that learn from it: here % is TASK/TEACHER/ROWS.
 $(RUNS)/%.labels: | $(RUNS)/$$(dir $$*)metrics.json distill.py
@@ -260,13 +262,16 @@ endif
 
 # The list of a table's runs lies in a file that changes only when the list does, so that another
 # SEEDS or TASK never shows a stale table.
-LISTS := $(patsubst %,$(MADE)/%.list,$(ASKED))
 define write_list
   $$(file > $(MADE)/.new,$$(filter %/metrics.json,$$(call needed,$(1))))
   $$(shell cmp -s $(MADE)/.new $(MADE)/$(1).list || cp $(MADE)/.new $(MADE)/$(1).list)
 endef
 $(foreach a,$(ASKED),$(eval $(call write_list,$(a))))
+# All runs of this make, to count; one that trains nothing leaves the file to another at work.
+$(if $(ASKED),$(if $(PARTIAL)$(strip $(DRY)),,$(file > $(MADE)/.runs,$(LIST))))
 
+# What a table is made with, beside runs; all of data/, as making it again takes a second.
+SHOWS := plots.py costs.py $(wildcard data/*.py) data/paper_scores.csv
 plot = plots.py $(basename $(notdir $@)) --output $(MADE)
 runs = --task "$(TASK)" --scale $(SCALE) --seeds "$(SEEDS)" --runs $(RUNS) \
   $(if $(LLM),--llm) $(if $(DATA),--data $(DATA) $(LIMITS))
@@ -299,12 +304,11 @@ $(filter fig%,$(ASKED)): %: $(MADE)/%.png
 	@echo $<
 
 $(patsubst %,$(MADE)/%.md,$(filter table%,$(ASKED))): $(MADE)/%.md: $$(call needed,$$*) \
-    $(MADE)/%.list plots.py costs.py data/scores.py data/tables.py data/points.py data/paper_scores.csv
+    $(MADE)/%.list $(SHOWS)
 	@$(PYTHON) $(plot) $(runs) > /dev/null
 
 $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call needed,$$*) \
-    $(MADE)/%.list plots.py costs.py data/figures.py data/points.py \
-    data/drawing.py data/paper_scores.csv | $(INSTALLED)
+    $(MADE)/%.list $(SHOWS) | $(INSTALLED)
 	@$(PY) $(plot) $(runs) > /dev/null
 
 $(filter-out table7,$(PRINTED)):

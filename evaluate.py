@@ -9,7 +9,7 @@ Reads:  data/tasks.json; a JSONL file of {"source", "target", "prediction"}, or 
         model (T5 or any other seq2seq, or an encoder classifier) and {"source", "target"}
 Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw output is kept),
         then OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it
-Copy:   evaluate.py costs.py data/__init__.py data/metrics.py data/decode.py data/tasks.json
+Copy:   evaluate.py and data/ (__init__.py, files.py, metrics.py, decode.py, tasks.json)
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _paper is the released scorer's rule, every other
@@ -56,7 +56,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costs import (
+from data.files import (
     ROOT,
     UserError,
     load_task,

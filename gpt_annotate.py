@@ -14,8 +14,9 @@ Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was pai
         it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it; with
         --predictions also OUTPUT/predictions.jsonl, as evaluate.py reads it;
         OUTPUT/annotation.json last: counts, tokens, dollars of these rows
-Copy:   gpt_annotate.py costs.py and data/ (__init__.py, llm_prompts.py, llm_calls.py,
-        llm_store.py, llm_batches.py, tasks.json, prices.csv; for --simulate annotator_server.py)
+Copy:   gpt_annotate.py and data/ (__init__.py, llm_prompts.py, llm_calls.py, llm_store.py,
+        llm_batches.py, files.py, prices.py, tasks.json, prices.csv; for --simulate
+        annotator_server.py)
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
 The budget is for the store: all that was ever paid into it, with the worst case of each call set
@@ -40,12 +41,22 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-import costs
-from costs import UserError
 from data import llm_batches
+from data.files import (
+    DATA,
+    ROOT,
+    UserError,
+    load_task,
+    read_json,
+    read_jsonl,
+    run_cli,
+    write_atomic,
+    write_json,
+)
 from data.llm_calls import Caller, Progress, clean_url
 from data.llm_prompts import FORMATS, GENERIC, Prompter
 from data.llm_store import Money, Store
+from data.prices import load_prices, parse_amount, price_tokens, show_price, show_usd, to_json
 
 PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
@@ -86,24 +97,24 @@ def estimate_cost(args, prompter, store, calls, left, prices):
     now = "the same for all" if args.fixed_examples else "drawn anew for each"
     yield f"{n:,} calls, {args.shots} examples each, {now}"
     yield f"{prompt:,.1f} prompt and {answer:,.1f} answer tokens a call ({basis})"
-    yield f"{n * (prompt + answer):,.0f} tokens: {costs.show_usd(each * n)} for {args.model}"
-    yield f"{costs.show_usd(worst)} at the most; that much is set aside as calls are sent"
-    yield f"{costs.show_price(each)} a label; {costs.show_price(paper)} at the paper's price"
+    yield f"{n * (prompt + answer):,.0f} tokens: {show_usd(each * n)} for {args.model}"
+    yield f"{show_usd(worst)} at the most; that much is set aside as calls are sent"
+    yield f"{show_price(each)} a label; {show_price(paper)} at the paper's price"
     if money.usd["cached"] != money.usd["in"]:
-        total = costs.show_usd(cached * n)
+        total = show_usd(cached * n)
         yield f"{total} with --fixed-examples, if the provider caches their {round(same):,} tokens"
     if money.share["batch"] != 1:
-        yield f"{costs.show_usd(each * n * money.share['batch'])} with --batch"
+        yield f"{show_usd(each * n * money.share['batch'])} with --batch"
     if args.budget:
         spent = money.sum(store.used) + money.sum(store.held)
         labels = math.floor(max(0, args.budget - spent) / each) if each else math.inf
-        yield f"{costs.show_usd(args.budget)} buys about {labels:,} labels"
+        yield f"{show_usd(args.budget)} buys about {labels:,} labels"
 
 
 def price_paper_label(entry, prices):
     """(tokens, dollars) of a label in the paper (Appendix E), 0 where it says nothing of a task."""
     tokens = entry.get("paper", entry).get("llm_tokens_per_label") or 0
-    return tokens, costs.price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
+    return tokens, price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
 
 
 def count_paper(args, entry, prices):
@@ -111,8 +122,8 @@ def count_paper(args, entry, prices):
     tokens, usd = price_paper_label(entry, prices)
     if not usd or not args.budget:
         return None
-    labels = f"{math.floor(args.budget / usd):,} labels at {costs.show_price(usd)}"
-    return f"{costs.show_usd(args.budget)} bought {labels} in the paper, {tokens:,} tokens each"
+    labels = f"{math.floor(args.budget / usd):,} labels at {show_price(usd)}"
+    return f"{show_usd(args.budget)} bought {labels} in the paper, {tokens:,} tokens each"
 
 
 def read_answers(args, prompter, store, sources, calls):
@@ -147,7 +158,7 @@ def read_predictions(prompter, store, rows, calls):
 
 def measure_accuracy(args, prompter, labels):
     """Shares of right labels (and entities) where --gold has the answers."""
-    gold = {row["source"]: row["target"] for row in costs.read_jsonl(args.gold)}
+    gold = {row["source"]: row["target"] for row in read_jsonl(args.gold)}
     known = [row for row in labels if row["source"] in gold]
     if not known:
         return None
@@ -173,7 +184,7 @@ def summarize(args, prompter, store, sources, calls, prices):
     keys = {call.key for call in calls.values()}
     money, used, held = store.money, store.count_used(keys), store.count_held(keys)
     prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
-    paper = costs.price_tokens(prices, PAPER_MODEL, "paper")
+    paper = price_tokens(prices, PAPER_MODEL, "paper")
     usd_paper = prompt * paper["in"] + completion * paper["out"]
     models = Counter(reply["model"] for reply in store.answers.values() if reply["model"])
     simulated = args.simulate is not None
@@ -189,9 +200,9 @@ def summarize(args, prompter, store, sources, calls, prices):
         "llm_model": args.model,
         "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
         "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
-        "usd": costs.to_json(money.sum(used)), "usd_paper": costs.to_json(usd_paper),
-        "usd_possible": costs.to_json(money.sum(held)),  # if lost answers were billed
-        "usd_per_million_tokens": {k: costs.to_json(v * 10**6) for k, v in money.usd.items()},
+        "usd": to_json(money.sum(used)), "usd_paper": to_json(usd_paper),
+        "usd_possible": to_json(money.sum(held)),  # if lost answers were billed
+        "usd_per_million_tokens": {k: to_json(v * 10**6) for k, v in money.usd.items()},
         "prices": money.rows or ["given by flag"],
         "prompt_tokens": {
             "estimated": round(store.estimated[0]), "counted": store.estimated[1],
@@ -211,15 +222,15 @@ def write_results(args, summary, **files):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = args.output / f"{name}.jsonl"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            costs.write_atomic(path, text)
+            write_atomic(path, text)
     path = args.output / "annotation.json"
-    known = costs.read_json(path) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if {**known, "provenance": None} != {**summary, "provenance": None}:
-        costs.write_json(path, {**summary, "provenance": describe_run(args)})
+        write_json(path, {**summary, "provenance": describe_run(args)})
 
 
 def describe_run(args):
-    git = ["git", "-C", str(costs.ROOT), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     versions = {"python": platform.python_version()}
     with suppress(metadata.PackageNotFoundError):
@@ -227,7 +238,7 @@ def describe_run(args):
     files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
     return {
         "command": shlex.join(clean_url(x) if "://" in x else x for x in sys.argv),
-        "budget": costs.to_json(args.budget) if args.budget else None,
+        "budget": to_json(args.budget) if args.budget else None,
         "versions": versions,
         "git_commit": commit or None,
         "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
@@ -236,7 +247,7 @@ def describe_run(args):
 
 def show_result(args, summary):
     """The result in a few lines, for stdout."""
-    dollars = {key: costs.show_usd(costs.parse_amount(summary[key], key))
+    dollars = {key: show_usd(parse_amount(summary[key], key))
                for key in ("usd", "usd_paper", "usd_possible")}  # fmt: skip
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary["invalid_reasons"].items())
     yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
@@ -273,7 +284,7 @@ def draw_rows(rows, count, seed):
 def read_labeled(args, entry):
     """Rows with a target in the order in which train_small.py draws them with the same seed; the
     first --pool of them are the examples."""
-    rows = check_texts(args.labeled, costs.read_jsonl(args.labeled), ("source", "target"))
+    rows = check_texts(args.labeled, read_jsonl(args.labeled), ("source", "target"))
     rows = draw_rows([row for row in rows if row["target"].strip()], None, args.seed)
     pool = rows[: args.pool]
     if len(pool) < args.shots:
@@ -294,7 +305,7 @@ def read_labeled(args, entry):
 
 def read_inputs(args):
     """(task entry, labeled rows, rows to label); a UserError on anything that cannot work."""
-    entry = costs.load_task(args.task)
+    entry = load_task(args.task)
     if entry["metric"] not in GENERIC:
         raise UserError(
             f"task {args.task!r}: metric {entry['metric']!r} is none of {', '.join(GENERIC)}"
@@ -305,9 +316,9 @@ def read_inputs(args):
         )
     labeled = read_labeled(args, entry)
     keys = ("source", "target") if args.predictions else ("source",)
-    rows = check_texts(args.unlabeled, costs.read_jsonl(args.unlabeled, keys), keys)
+    rows = check_texts(args.unlabeled, read_jsonl(args.unlabeled, keys), keys)
     if args.gold:
-        check_texts(args.gold, costs.read_jsonl(args.gold), ("source", "target"))
+        check_texts(args.gold, read_jsonl(args.gold), ("source", "target"))
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
     return entry, labeled, rows
@@ -351,7 +362,7 @@ def open_server(args, money):
     if args.simulate is None:
         yield args.base_url
         return
-    script = costs.DATA / "annotator_server.py"
+    script = DATA / "annotator_server.py"
     prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
     options = ["--task", args.task, "--gold", args.gold, "--accuracy", args.simulate]
     options += ["--seed", args.seed, "--model", args.model, "--until-eof", "--prices", *prices]
@@ -390,8 +401,8 @@ async def make_calls_left(args, store, url, key, calls):
                 f"{store.path}: a batch is under way; first take it in: --batch collect"
             )
         if not await caller.run(left):
-            held = costs.show_usd(store.money.sum(store.held))
-            budget = f"{costs.show_usd(args.budget)} is reached ({held} of it for lost answers)"
+            held = show_usd(store.money.sum(store.held))
+            budget = f"{show_usd(args.budget)} is reached ({held} of it for lost answers)"
             print(f"the budget of {budget}; a larger one continues", file=sys.stderr)
         return []
     finally:
@@ -433,7 +444,7 @@ def finish(args, prompter, store, rows, calls, labeled, prices):
 def annotate(args):
     """Everything between the command line and the exit code."""
     entry, labeled, rows = read_inputs(args)
-    prices = costs.load_prices(args.prices)
+    prices = load_prices(args.prices)
     settle_args(args, entry, prices)
     given = {"in": args.price_in, "cached": args.price_cached, "out": args.price_out}
     money = Money(args.model, prices, given if args.price_in is not None else None)
@@ -497,7 +508,7 @@ def parse_args(argv=None):
     add("--extra", type=json.loads, default={}, metavar="JSON",
         help='more fields of the request, null removes one, such as \'{"max_tokens": null, '
         '"max_completion_tokens": 64}\'')
-    add("--prices", type=Path, default=costs.DATA / "prices.csv", help="price list (%(default)s)")
+    add("--prices", type=Path, default=DATA / "prices.csv", help="price list (%(default)s)")
     add("--price-in", metavar="USD", help="per million prompt tokens (default: price list)")
     add("--price-out", metavar="USD", help="per million answer tokens (default: price list)")
     add("--price-cached", metavar="USD", help="per million cached ones (default: as --price-in)")
@@ -589,9 +600,9 @@ def settle_args(args, entry, prices):
             raise UserError("--budget paper: needs --num, and a task whose price the paper states")
         args.budget = args.num * price
     elif args.budget is not None:
-        if args.budget.strip().startswith("-") or not costs.parse_amount(args.budget, "--budget"):
+        if args.budget.strip().startswith("-") or not parse_amount(args.budget, "--budget"):
             raise UserError(f"--budget {args.budget}: buys nothing; give USD above 0, such as 20")
-        args.budget = costs.parse_amount(args.budget, "--budget")
+        args.budget = parse_amount(args.budget, "--budget")
 
 
 def main(argv=None):
@@ -599,4 +610,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    costs.run_cli(main)
+    run_cli(main)

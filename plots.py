@@ -15,11 +15,14 @@ Paper:  Tables 1 to 11, Figures 2 to 7
 
 import argparse
 
-import costs
+from costs import Ledger
 from data import printed_tables
 from data.figures import FIGURES
+from data.files import DATA, load_tasks, run_cli
+from data.grid import LLM_EXAMPLES
+from data.prices import load_prices, name_llm
 from data.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
-from data.tables import Table, read_tasks, render, show_count, show_usd
+from data.tables import Table, read_tasks, render, show_count, show_dollars
 
 # --- the layouts ---------------------------------------------------------------------------
 
@@ -85,10 +88,10 @@ def lay_budgets(studies):
     for study in studies:
         counts = dict.fromkeys(cell.labels for cell in study.cells)
         groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
-        heads.append([f"+{show_usd(cell.budget_usd)}" for cell in groups[0]])
+        heads.append([f"+{show_dollars(cell.budget_usd)}" for cell in groups[0]])
         rows += [] if same else [[study.title, "Additional $", *heads[-1]]]
         for cells in groups:
-            head = f"{cells[0].labels:,} ({show_usd(cells[0].initial_usd)})"
+            head = f"{cells[0].labels:,} ({show_dollars(cells[0].initial_usd)})"
             rows += join([head], lay_group(study, cells))
     width = max(map(len, heads))
     if not same:
@@ -101,9 +104,9 @@ def lay_budgets(studies):
     if any(cell.llm_labels for study in studies for cell in study.cells):
         notes.append(
             "Human + an annotator that isn't one: the dollars buy its labels at text-davinci-003's "
-            f"price in the paper; today: as many of {costs.name_llm('today')}, not in batches; the "
+            f"price in the paper; today: as many of {name_llm('today')}, not in batches; the "
             "scores are of the former, the latter may be more than the unlabeled rows. The labeled "
-            f"rows in its prompts, {costs.LLM_EXAMPLES}, are not in the dollars where N is smaller."
+            f"rows in its prompts, {LLM_EXAMPLES}, are not in the dollars where N is smaller."
         )
     return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 
@@ -148,9 +151,11 @@ def lay_table4(studies):
         for key, line in lines.items():
             theirs = key == "paper"
             dollars = read_dollars(study) if theirs else usd
-            caught = show_usd(dollars[1]) if theirs else find_crossing(study, key == "score")
+            caught = show_dollars(dollars[1]) if theirs else find_crossing(study, key == "score")
             pairs = zip(line, dollars, strict=True)
-            lines[key] = [x for score, cost in pairs for x in (score, show_usd(cost))] + [caught]
+            lines[key] = [x for score, cost in pairs for x in (score, show_dollars(cost))] + [
+                caught
+            ]
         rows += join([study.title, f"{first.labels:,}"], lines)
     columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
     notes = [
@@ -177,7 +182,11 @@ def find_crossing(study, correct):
         return "missing"
     for usd, score in points:
         if score >= goal:
-            return show_usd(usd) if below is None else f"{show_usd(below)} to {show_usd(usd)}"
+            return (
+                show_dollars(usd)
+                if below is None
+                else f"{show_dollars(below)} to {show_dollars(usd)}"
+            )
         below = usd
     return "never"
 
@@ -229,7 +238,7 @@ def lay_table10(studies):
                     lines[key] = [
                         None if gone else text for gone, text in zip(absent, line, strict=True)
                     ]
-            total = show_usd(cell.initial_usd + cell.budget_usd)
+            total = show_dollars(cell.initial_usd + cell.budget_usd)
             rows += join([study.title, f"{cell.labels:,}", total], lines)
     heads = ["Ann.", "DistilBERT (Ann.)", "BERT (Ann.)", "Dist."]
     notes = [
@@ -275,8 +284,8 @@ SCORES = {  # table -> (its line of help, its title, its layout)
 
 def build_scores(args):
     """The asked table of scores in the paper's layout, and its cells one by one."""
-    prices, tasks = costs.load_prices(args.prices), costs.load_tasks(args.tasks)
-    books = {which: costs.Ledger(prices, tasks, which) for which in ("paper", "today")}
+    prices, tasks = load_prices(args.prices), load_tasks(args.tasks)
+    books = {which: Ledger(prices, tasks, which) for which in ("paper", "today")}
     studies = [Study(args, name, entry, books) for name, entry in read_tasks(args)]
     _, title, lay = SCORES[args.command]
     columns, rows, own, left = lay(studies)
@@ -314,9 +323,9 @@ def parse_args(argv=None):
     add = shared.add_argument
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
-    path = costs.DATA / "tasks.json"
+    path = DATA / "tasks.json"
     add("--tasks", default=path, metavar="FILE", help="task entries " + data % path.name)
-    path = costs.DATA / "prices.csv"
+    path = DATA / "prices.csv"
     add("--prices", default=path, metavar="FILE", help="price list " + data % path.name)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
     for name, (summary, _, add_flags) in COMMANDS.items():
@@ -337,4 +346,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    costs.run_cli(main)
+    run_cli(main)

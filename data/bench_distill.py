@@ -44,18 +44,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-import costs  # noqa: E402
 import distill  # noqa: E402
 import evaluate  # noqa: E402
 import train_small  # noqa: E402
 import train_teacher  # noqa: E402
+from data.grid import make_flags, show_flags  # noqa: E402
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
 
 
 def read_recipe(strategy):
     """Table 2's settings at mini scale for "teacher" or "dist", as command-line words."""
-    return shlex.split(costs.show_flags(costs.make_flags("wlp", "mini", strategy)))
+    return shlex.split(show_flags(make_flags("wlp", "mini", strategy)))
 
 
 def quietly(function, *args):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from costs import UserError
+from data.files import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries

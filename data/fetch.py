@@ -7,7 +7,7 @@ Usage:
 Reads:  data/sources.json: addresses, row counts, sizes and hashes; the web.
 Writes: OUTPUT/<task>/<task>_{train,test|dev}_all.json, each whole and checked or not at all, and
         OUTPUT/SHA256SUMS (`sha256sum -c` reads it), against which later downloads are compared.
-Copy:   data/fetch.py data/sources.json costs.py
+Copy:   data/fetch.py data/sources.json data/files.py data/__init__.py
 Paper:  Table 5 and Appendix D (which data); the files are those of the authors' repository.
 
 An interrupted download leaves `<file>.part`; the next call asks the server for the rest only.
@@ -29,7 +29,7 @@ import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from costs import UserError, read_json, run_cli, write_atomic
+from data.files import UserError, read_json, run_cli, write_atomic
 
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"

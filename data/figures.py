@@ -10,7 +10,7 @@ Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.jso
         data/tasks.json, data/scales.json, data/prices.csv, data/paper_scores.csv
 Writes: NAME.png, NAME.pdf, NAME.csv in --output, or without it the points to stdout; missing
         runs to stderr
-Copy:   plots.py, costs.py and data/ (figures.py, points.py, drawing.py, *.json, *.csv); matplotlib
+Copy:   plots.py, costs.py and data/ (*.py, *.json, *.csv); matplotlib
 Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 """
 
@@ -20,9 +20,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import costs
 from data import drawing
+from data.budget import tell_scale
 from data.drawing import ANN, DIST, DIST_LESS, FRONTIER, LLM, LLM_ONLY, Dot, Line, Panel, Style
+from data.files import UserError, load_task, write_atomic
+from data.grid import LLM_EXAMPLES, choose_tasks, parse_seeds
 from data.points import TaskPoints, find_frontier, name_metric
 
 # --- from points to panels -----------------------------------------------------------------
@@ -251,7 +253,7 @@ def note_annotators(part):
     told = part.read_annotations()
     if told:
         asked, valid = (sum(each[key] for each in told) for key in ("items", "valid"))
-        shots, pool = told[0]["settings"]["shots"], costs.LLM_EXAMPLES
+        shots, pool = told[0]["settings"]["shots"], LLM_EXAMPLES
         yield (
             f"{part.title}: {part.name_annotator()}; {valid:,} of {asked:,} answers were labels. "
             f"Prompts hold {shots} of {pool} labeled rows; those beyond N are not in the dollars."
@@ -314,7 +316,7 @@ def note_plans(points):
 
 def make_notes(args, parts, missing):
     """What a reader must know to read the points."""
-    seeds = costs.parse_seeds(args.seeds)
+    seeds = parse_seeds(args.seeds)
     names = dict.fromkeys(name for part in parts for name in part.results.names)
     rule = "the released scorer's rule" if args.rule == "paper" else "the correct rule"
     notes = [f"Scores: {', '.join(names)} on test, by {rule};"]
@@ -324,7 +326,7 @@ def make_notes(args, parts, missing):
     if args.scale != "paper":
         own = all(part.own for part in parts)
         notes.append(
-            costs.tell_scale(args.scale, own)
+            tell_scale(args.scale, own)
             + " The paper's points are not drawn: they are T5 on real text, at other dollars."
             * (not own)
         )
@@ -357,12 +359,12 @@ FIGURE_MAKERS = {
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
     figure, parts, panels = args.command, [], []
-    for task in costs.choose_tasks(figure, args.task, args.tasks):
-        parts.append(TaskPoints(args, figure, task, costs.load_task(task, args.tasks)))
+    for task in choose_tasks(figure, args.task, args.tasks):
+        parts.append(TaskPoints(args, figure, task, load_task(task, args.tasks)))
         panels += FIGURE_MAKERS[figure](parts[-1], args)
     if not any(point.scores for part in parts for _, point, _ in part.drawn):
         named = " or ".join(part.task for part in parts)
-        raise costs.UserError(
+        raise UserError(
             f"{args.runs}: no finished run of {figure} for {named}; `make {figure}` trains them, "
             "--runs DIR names another folder"
         )
@@ -416,7 +418,7 @@ def render(drawn, output=None):
     if not output:
         return print(to_csv(drawn), end="")
     place = Path(output) / drawn.name
-    costs.write_atomic(place.with_suffix(".csv"), to_csv(drawn))
+    write_atomic(place.with_suffix(".csv"), to_csv(drawn))
     figure = drawing.draw(drawn.panels, drawn.notes, drawn.columns)
     for path in [*drawing.write(figure, place), place.with_suffix(".csv")]:
         print(path)

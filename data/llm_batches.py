@@ -2,8 +2,8 @@
 
 Reads:  nothing but the replies
 Writes: the store of data/llm_store.py: a batch before it is made, its answers as they are read
-Copy:   data/__init__.py data/llm_batches.py data/llm_calls.py data/llm_store.py costs.py
-        data/prices.csv
+Copy:   data/__init__.py data/llm_batches.py data/llm_calls.py data/llm_store.py data/files.py
+        data/prices.py data/prices.csv
 Paper:  none: it was not on offer in 2022
 """
 
@@ -12,7 +12,7 @@ import json
 import uuid
 from contextlib import suppress
 
-from costs import UserError
+from data.files import UserError
 from data.llm_calls import FILTERED, read_refusal
 from data.llm_store import TOO_LONG, read_choice, read_error, read_usage
 

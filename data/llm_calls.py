@@ -2,7 +2,8 @@
 
 Reads:  nothing but the replies
 Writes: the store of data/llm_store.py, before and after each call
-Copy:   data/__init__.py data/llm_calls.py data/llm_store.py costs.py data/prices.csv
+Copy:   data/__init__.py data/llm_calls.py data/llm_store.py data/files.py
+        data/prices.py data/prices.csv
 Paper:  section 5 and Appendix E
 """
 
@@ -18,9 +19,9 @@ from collections import deque
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import costs
-from costs import UserError
+from data.files import UserError
 from data.llm_store import TOO_LONG, read_choice, read_error, read_usage
+from data.prices import show_usd
 
 NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}
@@ -115,8 +116,8 @@ class Progress:
         left = (now - self.start) / self.done * (self.total - self.done)
         in_all = spent + (spent - self.before) / self.done * (self.total - self.done)
         print(
-            f"{self.done:,}/{self.total:,} answers, {costs.show_usd(spent)} of "
-            f"{costs.show_usd(self.budget)}, in all about {costs.show_usd(in_all)}, "
+            f"{self.done:,}/{self.total:,} answers, {show_usd(spent)} of "
+            f"{show_usd(self.budget)}, in all about {show_usd(in_all)}, "
             f"{int(left // 60)}:{int(left % 60):02} left",
             end="\r" if tty and self.done < self.total else "\n", file=sys.stderr, flush=True,
         )  # fmt: skip

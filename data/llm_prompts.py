@@ -2,7 +2,8 @@
 
 Reads:  nothing; the task's entry is passed in
 Writes: nothing
-Copy:   data/__init__.py data/llm_prompts.py data/llm_store.py costs.py
+Copy:   data/__init__.py data/llm_prompts.py data/llm_store.py data/files.py data/prices.py
+        data/prices.csv
 Paper:  section 5 and Appendix E
 """
 

@@ -2,7 +2,7 @@
 
 Reads:  the store that gpt_annotate.py names, a JSONL file
 Writes: the same; it only grows
-Copy:   data/__init__.py data/llm_store.py costs.py data/prices.csv
+Copy:   data/__init__.py data/llm_store.py data/files.py data/prices.py data/prices.csv
 Paper:  Appendix E: dollars per token
 
 A call goes through these records, each on the disk before the next step is taken:
@@ -29,8 +29,8 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
-import costs
-from costs import UserError
+from data.files import UserError
+from data.prices import parse_amount, price_tokens
 
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 
@@ -55,10 +55,10 @@ class Money:
         """`given` {"in", "cached", "out"}: USD per million tokens, in place of the list's."""
         if given:
             given = {"cached": given["in"], **{k: v for k, v in given.items() if v is not None}}
-            given = {k: costs.parse_amount(v, f"--price-{k}") for k, v in given.items()}
+            given = {k: parse_amount(v, f"--price-{k}") for k, v in given.items()}
             self.usd = {key: usd / 10**6 for key, usd in given.items()}
         else:
-            self.usd = costs.price_tokens(prices, model)
+            self.usd = price_tokens(prices, model)
         self.rows = [
             f"{p.item} ${float(p.usd):g} per {p.unit} ({p.source}, {p.date})"
             for p in prices

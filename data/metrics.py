@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from costs import UserError, read_json
+from data.files import UserError, read_json
 
 NO_PREDICTION = "no prediction"  # stands for an empty paraphrase, as BERTScore needs a word
 

@@ -8,7 +8,7 @@ Reads:  data/mini_town.py or data/mini_world.py; the vocabulary of data/mini-mod
         or student.
 Writes: OUTPUT: a Hugging Face folder (bf16 safetensors, tokenizer.json, model card);
         work/ beside it: checkpoints, from which a killed run continues.
-Copy:   data/mini_encoder.py data/mini_models.py and what that one needs; the student's folder
+Copy:   data/mini_encoder.py and what data/mini_models.py names; the student's folder
 Paper:  the encoders of Table 10, DistilBERT and BERT Base, come pre-trained and free; this one
         takes BERT's place at mini scale. It was not distilled, so it is no DistilBERT.
 

@@ -7,16 +7,42 @@ Usage:
 Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json), data/tasks.json,
         data/scales.json, data/prices.csv, data/paper_scores.csv
 Writes: nothing
-Copy:   data/points.py, costs.py and data/ (*.json, *.csv); standard library only
+Copy:   data/points.py and what costs.py names, data/paper_scores.csv; standard library only
 Paper:  section 4, Tables 2, 3 and 11
 """
 
+import csv
 import statistics
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import costs
+from costs import Ledger
+from data.budget import count_llm_labels, load_scale, make_terms
+from data.files import DATA, UserError, load_tasks, read_json
+from data.grid import cells, parse_seeds
+from data.prices import load_prices
+from data.runs import find_annotation, read_record
+
+# --- the paper's scores --------------------------------------------------------------------
+
+
+def load_scores(path=DATA / "paper_scores.csv"):
+    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11: one dict per cell.
+
+    Keys: table, task, strategy (small, teacher, dist, self, distilbert, bert; small-full: on all
+    labels; existing: of other papers), labels (N), budget_usd (additional dollars; in Table 4
+    all that is printed), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are
+    ints and scores floats; None where nothing or N/A is printed, or, see note, isn't legible.
+    """
+    numbers = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row.update({key: int(row[key]) if row[key] else None for key in numbers})
+        row["score"] = float(row["score"]) if row["score"] not in ("", "N/A") else None
+    return rows
+
 
 # --- what the runs say ---------------------------------------------------------------------
 
@@ -49,14 +75,14 @@ class Results:
         self.measured = args.dollars == "measured"
         self.found, self.missing, self.names = {}, {}, {}
         if self.measured:
-            tasks = costs.load_tasks(args.tasks)
-            self.ledger = costs.Ledger(costs.load_prices(args.prices), tasks, "paper", args.gpu)
+            tasks = load_tasks(args.tasks)
+            self.ledger = Ledger(load_prices(args.prices), tasks, "paper", args.gpu)
 
     def read(self, run):
         """metrics.json of a Run, None where the run is missing or not finished."""
         if run.name not in self.found:
             path = self.folder / run.name / "metrics.json"
-            self.found[run.name] = costs.read_json(path) if path.exists() else None
+            self.found[run.name] = read_json(path) if path.exists() else None
             if self.found[run.name] is None:
                 self.missing[run.name] = None
         return self.found[run.name]
@@ -70,7 +96,7 @@ class Results:
             name, value = find_score(metrics, self.rule)
         except (KeyError, TypeError):
             path = self.folder / run.name / "metrics.json"
-            raise costs.UserError(f"{path}: no score by rule {self.rule}; evaluate again") from None
+            raise UserError(f"{path}: no score by rule {self.rule}; evaluate again") from None
         self.names[name] = None
         return value
 
@@ -78,13 +104,13 @@ class Results:
         """Measured dollars of a Run: its labels, its hours and those of the run it learns from."""
         records = []
         for place in (self.folder / run.name, *(self.folder / name for name in run.needs)):
-            records.append(costs.read_record(place))
+            records.append(read_record(place))
             if records[-1] is None:
-                raise costs.UserError(f"{place}: no training.json, so no hours to price; train it")
+                raise UserError(f"{place}: no training.json, so no hours to price; train it")
         others = {(record.world, record.task, record.run): record for record in records}
         usd = self.ledger.price_model(records[0], others)["usd"]
         if usd is None:
-            raise costs.UserError(
+            raise UserError(
                 f"{self.folder / run.name}: used a CPU, which has no price; pass --gpu NAME to "
                 "count its hours as that GPU's, or --dollars planned"
             )
@@ -92,7 +118,7 @@ class Results:
 
 
 class Point(NamedTuple):
-    """One point of a figure: the runs of one strategy in one cell of costs.cells, one a seed.
+    """One point of a figure: the runs of one strategy in one cell of cells, one a seed.
 
     `labels` is N, `trained` what the run itself trains on. `budget_usd` is additional to
     `initial_usd`, `planned_usd` what the plan spends of it; `usd` is all that is drawn: initial
@@ -178,8 +204,8 @@ class Reported:
     """
 
     def __init__(self, task, entry, scale):
-        same = costs.load_scale(scale)["divide_by"] == 1 and "labels_n" not in entry
-        self.cells = [c for c in costs.load_scores() if same and c["task"] == task]
+        same = load_scale(scale)["divide_by"] == 1 and "labels_n" not in entry
+        self.cells = [c for c in load_scores() if same and c["task"] == task]
 
     def find(self, strategy, labels, **counts):
         """The score in Tables 2, 3 and 11 at N = `labels` and these counts, or None."""
@@ -204,10 +230,10 @@ class TaskPoints:
     def __init__(self, args, figure, task, entry):
         self.task, self.title, self.scale = task, entry["title"], args.scale
         self.own = "labels_n" in entry  # a task that the paper has not
-        self.prices, self.tasks = costs.load_prices(args.prices), args.tasks
-        terms = costs.make_terms(task, entry, self.prices)
-        place = (figure, task, args.scale, costs.parse_seeds(args.seeds), terms, args.tasks)
-        self.cells = costs.cells(*place, prepared=args.prepared)
+        self.prices, self.tasks = load_prices(args.prices), args.tasks
+        terms = make_terms(task, entry, self.prices)
+        place = (figure, task, args.scale, parse_seeds(args.seeds), terms, args.tasks)
+        self.cells = cells(*place, prepared=args.prepared)
         self.results, self.reported = Results(args, task), Reported(task, entry, args.scale)
         self.drawn = []  # (name of the series, Point, on the frontier?)
 
@@ -215,7 +241,7 @@ class TaskPoints:
         """The Point of a strategy in a cell, the paper's score beside it where one is printed."""
         today = None
         if strategy == "llm":
-            today = costs.count_llm_labels(self.task, cell.budget_usd, self.prices, self.tasks)
+            today = count_llm_labels(self.task, cell.budget_usd, self.prices, self.tasks)
         usual = all(
             (run.student, run.teacher) == ("small", "xxl") for run in cell.runs.get(strategy) or ()
         )
@@ -230,8 +256,8 @@ class TaskPoints:
     def read_annotations(self):
         """What annotation.json says of each run on an LLM's labels or answers that has one."""
         runs = [r for c in self.cells for s in ("llm", "prompted") for r in c.runs.get(s, ())]
-        paths = [costs.find_annotation(self.results.folder / run.name) for run in runs]
-        return [costs.read_json(path) for path in paths if path]
+        paths = [find_annotation(self.results.folder / run.name) for run in runs]
+        return [read_json(path) for path in paths if path]
 
     def name_annotator(self):
         """Who labeled in place of people: an LLM's name, or a simulated annotator's."""

@@ -15,7 +15,9 @@ Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which f
         the unlabeled rows where all of them are known (mini world, rows taken from train): for
         the simulated annotator of gpt_annotate.py alone, no training script reads it.
 Copy:   data/prepare.py data/fetch.py data/sources.json data/tasks.json data/scales.json
-        data/mini_world.py data/mini_lexicon.json data/mini_town.py data/mini_town.json costs.py
+        data/mini_world.py data/mini_lexicon.json data/mini_town.py data/mini_town.json
+        data/__init__.py data/grid.py data/budget.py data/runs.py data/prices.py data/files.py
+        data/prices.csv
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
 Without a dev file, dev is drawn from train. Without unlabeled rows, at scale mini, they too are
@@ -37,8 +39,10 @@ import fetch
 import mini_town
 import mini_world
 
-import costs
-from costs import UserError, load_task, read_json, run_cli, write_atomic, write_json
+from data.budget import FIELDS, OPTIONAL, check_entry, make_terms, read_study
+from data.files import UserError, load_task, read_json, run_cli, write_atomic, write_json
+from data.grid import TABLES, grid
+from data.prices import load_prices, show_price
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test", "unlabeled")
@@ -355,19 +359,19 @@ def check_targets(args, entry, rows):
 
     Raises UserError where none is possible, as for a missing price.
     """
-    terms = costs.make_terms(args.task, entry, costs.load_prices())
-    study = costs.read_study(args.task, entry)
-    gpu = f"{costs.show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
-    lines = [f"prices: {costs.show_price(terms.usd_per_label)} a label, {gpu}"]
-    most, unread = max(study.labels_n), set(entry) - {*costs.FIELDS, *costs.OPTIONAL}
+    terms = make_terms(args.task, entry, load_prices())
+    study = read_study(args.task, entry)
+    gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
+    lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
+    most, unread = max(study.labels_n), set(entry) - {*FIELDS, *OPTIONAL}
     if study.own and most > rows["train"]:
         lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
     if study.own and unread:
         lines.append(f"fields of the entry that nothing reads: {', '.join(sorted(unread))}")
     made, lacking = [], {}
-    for name in costs.TABLES:
+    for name in TABLES:
         try:
-            costs.grid(name, args.task, args.scale, rows=rows)
+            grid(name, args.task, args.scale, rows=rows)
             made.append(name)
         except UserError as error:
             lacking.setdefault(str(error), []).append(name)
@@ -378,7 +382,7 @@ def check_targets(args, entry, rows):
 def prepare(args):
     """Make the splits; returns what was made as text."""
     entry, sources = load_task(args.task), read_json(args.sources)
-    costs.check_entry(args.task, entry)
+    check_entry(args.task, entry)
     scales = read_json(ROOT / "data" / "scales.json")
     if args.scale not in scales:
         raise UserError(f"unknown scale {args.scale!r}; known: {', '.join(scales)}")

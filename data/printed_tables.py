@@ -5,7 +5,7 @@ Usage:
 Reads:  data/tasks.json, data/scales.json, data/prices.csv, data/paper_tables.csv; for Table 7, and
         for Table 5 if asked, the splits of data/prepare.py
 Writes: nothing; plots.py prints and writes what the functions here build
-Copy:   data/printed_tables.py, data/tables.py, costs.py, data/*.json, data/*.csv
+Copy:   data/printed_tables.py data/points.py data/tables.py and what costs.py names, data/*.csv
 Paper:  Tables 1, 5, 6, 7 and 8
 """
 
@@ -14,13 +14,24 @@ import math
 import re
 from pathlib import Path
 
-import costs
-from data.tables import Table, read_tasks, show_usd
+from data.budget import (
+    check_entry,
+    count_teacher_hours,
+    make_terms,
+    plan,
+    price_distilling,
+    read_study,
+)
+from data.files import DATA, load_task, read_jsonl
+from data.grid import make_flags
+from data.points import load_scores
+from data.prices import load_prices, parse_amount, price_label, show_usd
+from data.tables import Table, read_tasks, show_dollars
 
 # --- the paper's tables of prices and settings ---------------------------------------------
 
 
-def load_printed(table, path=costs.DATA / "paper_tables.csv"):
+def load_printed(table, path=DATA / "paper_tables.csv"):
     """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
@@ -43,25 +54,25 @@ class Notes(list):
 
 def read_table4(strategy, name):
     """(N, dollars) that Table 4 prints for a strategy; None where it prints no dollars."""
-    cells = [c for c in costs.load_scores() if (c["table"], c["task"]) == (4, name)]
+    cells = [c for c in load_scores() if (c["table"], c["task"]) == (4, name)]
     found = [(c["labels"], c["budget_usd"]) for c in cells if c["strategy"] == strategy]
     return found[0] if found and found[0][1] else None
 
 
 def build_table1(args):
     printed, notes, rows = load_printed(1), Notes(), []
-    prices = costs.load_prices(args.prices)
+    prices = load_prices(args.prices)
     totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
     for name, entry in read_tasks(args):
-        fields = costs.check_entry(name, entry)
-        price = costs.price_label(prices, name, entry)
-        train = costs.read_study(name, entry).train_rows
+        fields = check_entry(name, entry)
+        price = price_label(prices, name, entry)
+        train = read_study(name, entry).train_rows
         total = None if train is None else f"${round(train * price):,}"
         theirs, mark = totals.get(name), ""
         if theirs and total != theirs:
             text = f"{train:,} labels at ${float(price):.3f} are {total}; the paper prints {theirs}"
             same = [t for t, value in totals.items() if value == theirs and t != name]
-            also = ", the total of " + costs.load_task(same[0])["title"] if same else ""
+            also = ", the total of " + load_task(same[0])["title"] if same else ""
             mark = notes.mark(text + also)
         kind, count = fields.get("kind"), None if train is None else f"{train:,}"
         rows.append([fields["title"], kind, count, f"${float(price):.3f}", total, theirs, mark])
@@ -79,7 +90,7 @@ def build_table1(args):
 
 def count_rows(path):
     """Rows of a prepared file, None where there is none."""
-    return len(costs.read_jsonl(path, ("source",))) if path.exists() else None
+    return len(read_jsonl(path, ("source",))) if path.exists() else None
 
 
 def find_most_unlabeled(table, name, args):
@@ -87,13 +98,13 @@ def find_most_unlabeled(table, name, args):
 
     The paper's tasks take whole thousands, as Table 2 prints them.
     """
-    entry = costs.load_task(name, args.tasks)
-    study = costs.read_study(name, entry)
-    terms = costs.make_terms(name, entry, costs.load_prices(args.prices))
+    entry = load_task(name, args.tasks)
+    study = read_study(name, entry)
+    terms = make_terms(name, entry, load_prices(args.prices))
     few = table == "table11"
     labels = [study.few_shot_n] if few else study.labels_n
     budgets = study.few_shot_budgets if few else study.budgets
-    plans = [costs.plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
+    plans = [plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
     most = max((bought["unlabeled"] for bought in plans if bought), default=0)
     return most if study.own else most // 1000 * 1000
 
@@ -101,7 +112,7 @@ def find_most_unlabeled(table, name, args):
 def build_table5(args):
     printed, notes, rows, short = load_printed(5), Notes(), [], []
     for name, entry in read_tasks(args):
-        fields = costs.check_entry(name, entry)
+        fields = check_entry(name, entry)
         ours = {**fields.get("rows", {})}
         ours["unlabeled"] = find_most_unlabeled("table2", name, args)
         few_shot = find_most_unlabeled("table11", name, args)
@@ -136,31 +147,31 @@ def add_table5_flags(parser):
 
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
-    prices = costs.load_prices(args.prices)
+    prices = load_prices(args.prices)
     for name, entry in read_tasks(args):
-        terms = costs.make_terms(name, entry, prices)
-        teacher = costs.price_distilling(terms, n, 0)
+        terms = make_terms(name, entry, prices)
+        teacher = price_distilling(terms, n, 0)
         ours = {
             "initial_usd": n * terms.usd_per_label,
             "annotate_1k_usd": 1000 * terms.usd_per_label,
             "teacher_usd": teacher,
-            "distill_100k_usd": costs.price_distilling(terms, n, 100_000) - teacher,
+            "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
         }
         row, mark = [entry["title"]], ""
         at, whole = read_table4("dist", name) or (n, None)
         for item, usd in ours.items():
             theirs = printed.get((name, item))
-            row += [show_usd(usd), theirs]
-            if theirs and abs(usd - costs.parse_amount(theirs.replace(",", ""), item)) >= 0.05:
-                hours = costs.count_teacher_hours(terms, n)
+            row += [show_dollars(usd), theirs]
+            if theirs and abs(usd - parse_amount(theirs.replace(",", ""), item)) >= 0.05:
+                hours = count_teacher_hours(terms, n)
                 counts = (
                     f"the unlabeled counts of Table 2 follow from {float(hours):g} h of teacher"
                 )
-                what = f"{counts}, {costs.show_usd(usd)}" if item == "teacher_usd" else item
+                what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
                 mark += notes.mark(f"{what}; the paper prints {theirs} here")
-        usd = costs.price_distilling(terms, at, 100_000)
+        usd = price_distilling(terms, at, 100_000)
         if whole and abs(usd - whole) > 1:
-            parts = f"at N = {at:,} teacher and 100K examples come to {costs.show_usd(usd)}"
+            parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
             mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
         rows.append([*row, mark])
     columns = ["Dataset"]
@@ -190,7 +201,7 @@ def build_table8(args):
         ours, theirs = [], []
         for name, entry in tasks:
             flags = [
-                costs.make_flags(name, "paper", strategy, tasks=args.tasks)[item.replace("_", "-")]
+                make_flags(name, "paper", strategy, tasks=args.tasks)[item.replace("_", "-")]
                 for strategy in ("small", "dist", "teacher")
             ]
             small, dist, teacher = map(show_rate if item == "learning_rate" else str, flags)
@@ -211,7 +222,7 @@ def build_table8(args):
 def read_example(folder):
     """(source, target) of the first labeled row of a prepared task, (None, None) without one."""
     path = Path(folder) / "train.jsonl"
-    rows = costs.read_jsonl(path) if path.exists() else []
+    rows = read_jsonl(path) if path.exists() else []
     row = next((row for row in rows if row["target"]), {})
     return row.get("source"), row.get("target")
 
@@ -219,7 +230,7 @@ def read_example(folder):
 def build_table7(args):
     rows, missing = [], []
     for name, entry in read_tasks(args):
-        fields = costs.check_entry(name, entry)
+        fields = check_entry(name, entry)
         source, target = read_example(Path(args.prepared) / name)
         if source is None:
             missing.append(fields["title"])

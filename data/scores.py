@@ -7,8 +7,8 @@ Usage:
 Reads:  runs/WORLD/TASK/RUN/metrics.json (and training.json), data/tasks.json, data/scales.json,
         data/prices.csv, data/paper_scores.csv
 Writes: nothing
-Copy:   data/scores.py, data/points.py, data/tables.py, costs.py and data/ (*.json, *.csv); standard
-        library only
+Copy:   data/scores.py data/points.py data/tables.py and what costs.py names,
+        data/paper_scores.csv; standard library only
 Paper:  Tables 2, 3, 4, 9, 10 and 11
 """
 
@@ -16,9 +16,12 @@ import re
 import statistics
 from pathlib import Path
 
-import costs
-from data.points import METRIC_TITLES, PAPER_KEYS
-from data.tables import show_count, show_usd
+from data.budget import count_llm_labels, load_scale, tell_scale
+from data.files import read_json
+from data.grid import cells, parse_seeds
+from data.points import METRIC_TITLES, PAPER_KEYS, load_scores
+from data.runs import find_annotation, read_record
+from data.tables import show_count, show_dollars
 
 STRATEGIES = {
     "small": "Ann.",
@@ -40,32 +43,32 @@ class Study:
         self.llm = args.llm
         self.number = int(args.command.removeprefix("table"))
         self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
-        seeds, limits = costs.parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
-        self.cells = costs.cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
+        seeds, limits = parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
+        self.cells = cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
         self.own = "labels_n" in entry  # its counts stand at any scale
-        self.unit = 1 if self.own else costs.load_scale(args.scale)["divide_by"]
-        rows = costs.load_scores()
+        self.unit = 1 if self.own else load_scale(args.scale)["divide_by"]
+        rows = load_scores()
         self.printed = [c for c in rows if (c["table"], c["task"]) == (self.number, name)]
 
     def load(self, run):
         """metrics.json of a run, None where the run is missing or not finished."""
         if run not in self.read:
             path = self.folder / run / "metrics.json"
-            self.read[run] = costs.read_json(path) if path.exists() else None
+            self.read[run] = read_json(path) if path.exists() else None
         return self.read[run]
 
     def record(self, run):
         """What a run used as costs.py reads it, None where that isn't recorded."""
         if run not in self.records:
             there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
-            self.records[run] = costs.read_record(self.folder / run) if there else None
+            self.records[run] = read_record(self.folder / run) if there else None
         return self.records[run]
 
     def name_annotator(self):
         """Who labeled in place of people, as the runs say; an LLM where none of them is there."""
         runs = [run for cell in self.cells for run in cell.runs.get("llm", ())]
-        paths = [costs.find_annotation(self.folder / run.name) for run in runs]
-        names = dict.fromkeys(costs.read_json(path)["annotator"] for path in paths if path)
+        paths = [find_annotation(self.folder / run.name) for run in runs]
+        names = dict.fromkeys(read_json(path)["annotator"] for path in paths if path)
         return " / ".join(names) or "LLM"
 
     def count_llm_labels(self, cell):
@@ -73,7 +76,7 @@ class Study:
         if not cell or not cell.llm_labels:
             return None, None
         prices = self.books["today"].prices
-        counts = costs.count_llm_labels(self.task, cell.budget_usd, prices, self.tasks)
+        counts = count_llm_labels(self.task, cell.budget_usd, prices, self.tasks)
         today = next(count for name, count in counts.items() if name.endswith("today"))
         return f"{cell.llm_labels:,}", f"{today:,}"
 
@@ -214,7 +217,7 @@ def show_detail(study, cell, strategy):
     seconds = score.seconds()
     return [
         *(study.title, f"{cell.labels:,}"),
-        "" if budget is None else f"+{show_usd(budget)}",
+        "" if budget is None else f"+{show_dollars(budget)}",
         STRATEGIES[strategy],
         f"{run.labels + run.llm_labels:,}" if run else None,
         f"{run.unlabeled:,}" if run and learns else "0" if run else None,
@@ -225,9 +228,9 @@ def show_detail(study, cell, strategy):
         score.show_mean("invalid_rate"),
         score.show_mean("constant"),
         study.find_printed(cell, strategy),
-        show_usd(usd),
-        show_usd(score.price("paper")),
-        show_usd(score.price("today")),
+        show_dollars(usd),
+        show_dollars(score.price("paper")),
+        show_dollars(score.price("today")),
         None if seconds is None else f"{seconds:,.0f}",
         *(study.count_llm_labels(cell if strategy == "llm" else None) if study.llm else ()),
     ]
@@ -292,7 +295,7 @@ def note_signatures(studies):
 
 def make_notes(args, studies, own):
     """What a reader must know to read the numbers; `own` are the notes of this table."""
-    seeds = costs.parse_seeds(args.seeds)
+    seeds = parse_seeds(args.seeds)
     spread = f"mean ± standard deviation over {len(seeds)} seeds; (1/{len(seeds)}): of one of them"
     notes = [
         "In percent; "
@@ -303,7 +306,7 @@ def make_notes(args, studies, own):
     printed = any(study.printed for study in studies)
     if args.scale != "paper":
         notes.append(
-            costs.tell_scale(args.scale, all(study.own for study in studies))
+            tell_scale(args.scale, all(study.own for study in studies))
             + " The paper's values are T5 v1.1 on the real task at ten times the counts, by its "
             "own rule: compare the pattern, not the numbers." * printed
         )

@@ -5,7 +5,7 @@ Usage:
     render(table, "out")          # prints Markdown; writes out/table1.md, .csv and .tex
 Reads:  nothing
 Writes: stdout; NAME.md, NAME.csv and NAME.tex in a folder
-Copy:   data/tables.py and costs.py; standard library only
+Copy:   data/tables.py and what data/grid.py names; standard library only
 Paper:  Tables 1 to 11
 """
 
@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import costs
+from data.files import load_task, write_atomic
+from data.grid import TABLES, choose_tasks, list_tasks
+from data.prices import show_usd
 
 # --- one way to show a table ---------------------------------------------------------------
 
@@ -177,16 +179,16 @@ def render(table, output=None):
     if output:
         formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
         for suffix, convert in formats.items():
-            costs.write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
+            write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
     print(to_markdown(table), end="")
 
 
 # --- amounts and tasks ---------------------------------------------------------------------
 
 
-def show_usd(amount):
+def show_dollars(amount):
     """Dollars without cents where there are none; None stays None."""
-    return None if amount is None else costs.show_usd(amount).removesuffix(".00")
+    return None if amount is None else show_usd(amount).removesuffix(".00")
 
 
 def show_count(count):
@@ -196,7 +198,7 @@ def show_count(count):
 
 def read_tasks(args):
     """[(name, entry)] of --task that the paper shows in this table, or of all that are named."""
-    names = costs.list_tasks(args.task, args.tasks)
-    if args.command in costs.TABLES:
-        names = costs.choose_tasks(args.command, args.task, args.tasks)
-    return [(name, costs.load_task(name, args.tasks)) for name in names]
+    names = list_tasks(args.task, args.tasks)
+    if args.command in TABLES:
+        names = choose_tasks(args.command, args.task, args.tasks)
+    return [(name, load_task(name, args.tasks)) for name in names]

@@ -13,10 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import costs  # noqa: E402
+from copied import list_copied  # noqa: E402
+
 from data import printed_tables  # noqa: E402
+from data.grid import TABLES, grid, shows  # noqa: E402
+from data.points import load_scores  # noqa: E402
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+CODE_IN_DATA = sorted(f"data/{path.name}" for path in ROOT.glob("data/[!_]*.py"))
 BLOCK = re.compile(r"# same in: (?P<files>.+)\n(?P<text>(?:.*\n)*?)# end same\n")
 
 
@@ -49,6 +53,25 @@ def test_training_scripts_import_nothing_local():
         text = (ROOT / name).read_text(encoding="utf-8")
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
         assert not imported & local, f"{name} imports {imported & local}"
+
+
+def list_local_imports(path, found):
+    """Add to `found` every file of the project that `path` imports, itself or by another file."""
+    for line in re.findall(r"^ *(?:from|import) .*", (ROOT / path).read_text(), re.MULTILINE):
+        for word in re.findall(r"\w+", line.split(" import (")[0]):
+            for file in (Path(f"{word}.py"), Path("data", f"{word}.py")):
+                if file not in found and (ROOT / file).exists() and f"{word}.py" != path.name:
+                    found.add(file)
+                    list_local_imports(file, found)
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *CODE_IN_DATA])
+def test_the_copy_line_names_all_that_is_imported(path):
+    path, needed = Path(path), set()
+    list_local_imports(path, needed)
+    said = re.search(r"^Copy: *(.*)", (ROOT / path).read_text(), re.MULTILINE)
+    if said and "whole project" not in said[1]:
+        assert not {path, *needed} - list_copied(path)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -128,7 +151,7 @@ def test_make_n_at_paper_scale_prints_the_papers_commands(tmp_path):
     trained = find_trained(list_commands(tmp_path, "table2", "SCALE=paper", "TASK=all"), tmp_path)
     printed = printed_tables.load_printed(8)
     wanted = set()
-    for cell in (row for row in costs.load_scores() if row["table"] == 2):
+    for cell in (row for row in load_scores() if row["table"] == 2):
         kind, task, n = cell["strategy"], cell["task"], cell["labels"]
         counts = {"teacher": f"n{n}", "small": f"n{n + (cell['extra_labels'] or 0)}"}
         counts["dist"] = cell["unlabeled"] and f"n{n}-u{cell['unlabeled']}"
@@ -158,7 +181,7 @@ def test_a_run_of_several_tables_is_trained_and_labeled_once(tmp_path):
         f"{task}/{run.name}"
         for table in asked
         for task in ("wlp", "fever")
-        for run in costs.grid(table, task, "mini")
+        for run in grid(table, task, "mini")
     }
     assert set(trained) == every
     scored = [line for line in lines if " evaluate.py " in line]
@@ -175,7 +198,7 @@ def test_make_all_makes_what_the_paper_shows_of_a_task(tmp_path):
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     made = set(re.findall(r"^((?:table|fig)\d+):.*## ", text, re.MULTILINE))
     assert list_made() == made
-    unshown = {table for table in costs.TABLES if not costs.shows(table, "fever")}
+    unshown = {table for table in TABLES if not shows(table, "fever")}
     assert list_made("TASK=fever") == made - unshown < made
 
 

@@ -9,16 +9,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from copied import copy_stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
+from data.points import load_scores
+from data.runs import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICES = costs.load_prices()
 TASKS = costs.load_tasks()
-SCORES = costs.load_scores()
+SCORES = load_scores()
 PAPER = [name for name, entry in TASKS.items() if "paper" in entry]
 TERMS = {name: costs.make_terms(name, TASKS[name], PRICES) for name in PAPER}
 OWN = {
@@ -286,7 +289,7 @@ def test_teacher_hours_grow_with_labels(task, one, two):
     st.sampled_from(["large", "xl", "xxl"]),
 )
 def test_run_names_read_back(strategy, n, unlabeled, llm, seed, student, teacher):
-    made = costs.make_run(
+    made = make_run(
         strategy,
         n,
         seed,
@@ -870,10 +873,7 @@ def test_exit_codes_and_streams():
 
 
 def test_copied_as_its_docstring_says(tmp_path):
-    (tmp_path / "data").mkdir()
-    for name in ("tasks.json", "scales.json", "prices.csv", "paper_scores.csv"):
-        (tmp_path / "data" / name).write_bytes((ROOT / "data" / name).read_bytes())
-    (tmp_path / "costs.py").write_bytes((ROOT / "costs.py").read_bytes())
+    copy_stage("costs.py", tmp_path)
     done = call("grid", "--for", "table2", "--task", "wlp", folder=tmp_path)
     assert done.returncode == 0 and len(done.stdout.split()) == 20
     assert call("plan", "--task", "wlp", "--labels", "1", "--budget", "5", folder=tmp_path)
@@ -888,7 +888,7 @@ def test_standard_library_only():
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     assert "costs" in modules
-    assert modules - {"costs"} <= set(sys.stdlib_module_names)
+    assert modules - {"costs", "data"} <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize(

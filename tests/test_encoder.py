@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
-import costs
 import evaluate
 import train_small
+from data.files import UserError
+from data.grid import make_flags, show_flags
+from data.runs import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "data"))
@@ -199,16 +201,16 @@ def test_masking_hides_whole_words_and_asks_for_no_others():
 
 def test_flags_of_table_10():
     """Table 8's settings for encoders too, no task prefix, and every class by name."""
-    run = costs.parse_run("distilbert-n5824-s1")
-    flags = costs.make_flags("stanceosaurus", "paper", run=run)
-    words = shlex.split(costs.show_flags({"train": "rows.jsonl", "output": "run", **flags}))
+    run = parse_run("distilbert-n5824-s1")
+    flags = make_flags("stanceosaurus", "paper", run=run)
+    words = shlex.split(show_flags({"train": "rows.jsonl", "output": "run", **flags}))
     args = train_small.parse_args(words)
     assert (args.model, args.labels, args.num_labels) == ("distilbert-base-uncased", LABELS, 5824)
     assert (args.epochs, args.batch_size, args.learning_rate) == (50, 32, 3e-5)
     assert (args.prefix, args.max_source_length, args.seed) == ("", 128, 1)
-    assert costs.make_flags("fever", "paper", "bert")["model"] == "bert-base-uncased"
-    with pytest.raises(costs.UserError, match="no classes, so nothing for bert to learn"):
-        costs.make_flags("wlp", "paper", "bert")
+    assert make_flags("fever", "paper", "bert")["model"] == "bert-base-uncased"
+    with pytest.raises(UserError, match="no classes, so nothing for bert to learn"):
+        make_flags("wlp", "paper", "bert")
 
 
 def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
@@ -221,5 +223,5 @@ def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
     assert pieces[0] == encoder.cls_token and pieces[-1] == encoder.sep_token
     assert pieces[1:-1] == student.convert_ids_to_tokens(student("so they agreed").input_ids)[:-1]
     for task in ("stanceosaurus", "fever", "multipit_id"):
-        model = costs.make_flags(task, "mini", "bert")["model"]
+        model = make_flags(task, "mini", "bert")["model"]
         assert model == "data/mini-models/town-encoder"

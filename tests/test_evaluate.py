@@ -4,7 +4,6 @@ import json
 import math
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,13 +14,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from copied import copy_stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import costs
 import evaluate
 from data import metrics
+from data.files import UserError, load_task, read_jsonl, run_cli
+from data.grid import make_evaluation_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"
@@ -32,8 +33,8 @@ needs_wlp = pytest.mark.skipif(
 needs_spiece = pytest.mark.skipif(
     not SPIECE.is_file(), reason="T5's vocabulary is not beside the repository"
 )
-LABELS = costs.load_task("wlp")["labels"]
-STANCES = costs.load_task("stanceosaurus")["labels"]
+LABELS = load_task("wlp")["labels"]
+STANCES = load_task("stanceosaurus")["labels"]
 
 
 def make(pairs, source=None):
@@ -47,7 +48,7 @@ def make(pairs, source=None):
 def score(task, rows, rule="correct", bootstrap=0, **options):
     """evaluate.py's result for rows, without a process of its own."""
     options = SimpleNamespace(task=task, rule=rule, bootstrap=bootstrap, seed=0, **options)
-    entry, rows = costs.load_task(task), evaluate.make_rows(rows)
+    entry, rows = load_task(task), evaluate.make_rows(rows)
     return evaluate.summarize(evaluate.score_rows(rows, entry, options), entry, options, rows)
 
 
@@ -59,7 +60,7 @@ def write(path, rows):
 def run(*argv):
     """evaluate.py's main with its own handling of errors; returns the exit code."""
     with pytest.raises(SystemExit) as stop:
-        costs.run_cli(lambda: evaluate.main([str(arg) for arg in argv]))
+        run_cli(lambda: evaluate.main([str(arg) for arg in argv]))
     return stop.value.code
 
 
@@ -174,7 +175,7 @@ def test_adversary():
 
 
 def read_wlp():
-    return costs.read_jsonl(OFFICIAL / "wlp" / "wlp_test_all.json")
+    return read_jsonl(OFFICIAL / "wlp" / "wlp_test_all.json")
 
 
 @needs_wlp
@@ -492,7 +493,7 @@ def test_classes_agree_with_scikit_learn(pairs):
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the authors' files are not there")
 def test_constant_of_fever():
-    rows = costs.read_jsonl(OFFICIAL / "fever" / "fever_dev_all.json")
+    rows = read_jsonl(OFFICIAL / "fever" / "fever_dev_all.json")
     for text, wanted in (("REFUTES", 50.29), ("SUPPORTS", 49.71)):
         found = score("fever", [{**row, "prediction": text} for row in rows])["metrics"]
         assert round(found["accuracy"], 2) == wanted and round(found["constant"], 2) == 50.29
@@ -597,10 +598,10 @@ def test_paraphrases(capfd, recwarn):
 
 @needs_encoder
 def test_mini_scale_scores_paraphrases_with_an_encoder_that_is_installed():
-    flags = costs.make_evaluation_flags("multipit_gen", "mini")
+    flags = make_evaluation_flags("multipit_gen", "mini")
     assert metrics.find_encoder(flags["bertscore-model"], "") == ENCODER
     assert metrics.find_encoder("some/folder", "") == "some/folder"
-    with pytest.raises(costs.UserError, match="no installed package"):
+    with pytest.raises(UserError, match="no installed package"):
         metrics.find_encoder("package:no_such_package", "")
 
 
@@ -773,10 +774,10 @@ def test_odd_target_is_noted(capsys):
 
 def test_faulty_task_entries():
     options = SimpleNamespace(rule="correct")
-    with pytest.raises(costs.UserError, match="entities, classes, answers, paraphrase"):
+    with pytest.raises(UserError, match="entities, classes, answers, paraphrase"):
         evaluate.score_rows([], {"metric": "rouge"}, options)
     task = {"metric": "classes", "labels": ["up", "down"], "paper_default_label": "left"}
-    with pytest.raises(costs.UserError, match="paper_default_label 'left'"):
+    with pytest.raises(UserError, match="paper_default_label 'left'"):
         evaluate.score_rows(evaluate.make_rows(make([("up", "up")])), task, options)
 
 
@@ -818,9 +819,7 @@ def test_ten_thousand_rows(task, tmp_path, capsys):
 
 def test_copied_files_score_without_torch(tmp_path):
     """The files of the docstring's Copy line suffice, and torch is not loaded for predictions."""
-    for name in re.search(r"^Copy:(.*(?:\n {8}.*)*)", evaluate.__doc__, re.M)[1].split():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    copy_stage("evaluate.py", tmp_path)
     path = write(tmp_path / "p.jsonl", make([("NO", "NO")]))
     code = (
         "import sys, evaluate\n"
@@ -924,7 +923,7 @@ def test_model(trained, capsys):
     assert {"load", "generate", "score"} == result["seconds"].keys()
     assert "characters:restored|paper_side:token-ids" in result["signature"]
     assert result["provenance"]["data_sha256"] and result["hardware"]["cpu_threads"]
-    rows = costs.read_jsonl(folder / "predictions.jsonl")
+    rows = read_jsonl(folder / "predictions.jsonl")
     assert [row["prediction"] for row in rows] == [target for _, target in TRAINED]
     assert rows[0]["generated"].split()[2:4] == ["25", "l"]  # what the model could write
     assert rows[0]["target_decoded"].split() == rows[0]["generated"].split()
@@ -950,7 +949,7 @@ def test_lengths_cut_and_are_counted(trained, capsys):
     result = json.loads(capsys.readouterr().out)
     # The fourth row has no entity, so its output ends at once.
     assert (result["truncated_sources"], result["truncated_outputs"]) == (0, 3)
-    rows = costs.read_jsonl(folder / "short" / "predictions.jsonl")
+    rows = read_jsonl(folder / "short" / "predictions.jsonl")
     assert all(len(row["target_decoded"]) <= 12 for row in rows)
     assert run(*argv, "--output", folder / "short", "--max-source-length", 12) == 0
     assert json.loads(capsys.readouterr().out)["truncated_sources"] == 4

@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
 import plots
 from data import drawing, figures
+from data.files import UserError, write_json
+from data.grid import cells, grid
 from data.points import find_frontier
+from data.runs import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
@@ -55,11 +58,11 @@ def write_run(folder, task, run, gpu=None):
     if run.llm_labels:
         used = {"annotator": "simulated annotator (70% correct)", "settings": {"shots": 32}}
         used |= {"items": run.llm_labels, "valid": run.llm_labels - 4}
-        costs.write_json(place / "simulated-0.7" / "annotation.json", used)
+        write_json(place / "simulated-0.7" / "annotation.json", used)
 
 
 def write_runs(folder, figure, tasks="wlp", scale="mini", seeds=(0,), gpu=None):
-    runs = {(task, run) for task in tasks.split() for run in costs.grid(figure, task, scale, seeds)}
+    runs = {(task, run) for task in tasks.split() for run in grid(figure, task, scale, seeds)}
     for task, run in runs:
         write_run(folder, task, run, gpu)
     return folder
@@ -84,7 +87,7 @@ def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path
     drawn = build(figure, write_runs(tmp_path, figure, seeds=seeds), "--seeds", "0 1 2")
     rows = read_rows(drawn)
     for row in rows:
-        runs = [costs.parse_run(name) for name in row["Runs"].split()]
+        runs = [parse_run(name) for name in row["Runs"].split()]
         scores = [make_score(run, "wlp") for run in runs]
         assert [run.seed for run in runs] == list(seeds) and row["Seeds"] == "3"
         assert float(row["Score"]) == pytest.approx(statistics.fmean(scores), rel=1e-5)
@@ -101,7 +104,7 @@ def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path
     assert sorted(d.x for d in dots) == pytest.approx(sorted(places), rel=1e-5)
     planned = {
         run.name
-        for cell in costs.cells(figure, "wlp", "mini", seeds)
+        for cell in cells(figure, "wlp", "mini", seeds)
         for strategy in ("small", "dist", "llm", "prompted")
         for run in cell.runs.get(strategy) or ()
     }
@@ -244,7 +247,7 @@ def test_measured_dollars_are_labels_and_gpu_time(tmp_path):
     assert usd["small", "100"] == pytest.approx(26 + 1.875)
     assert usd["dist", "100"] == pytest.approx(26 + 2.5 * 1.875)  # 1 h each, and half an hour
     folder = write_runs(tmp_path / "cpu", "fig2")
-    with pytest.raises(costs.UserError, match="used a CPU"):
+    with pytest.raises(UserError, match="used a CPU"):
         build("fig2", folder, "--dollars", "measured")
     rows = read_rows(build("fig2", folder, "--dollars", "measured", "--gpu", "A40"))
     assert usd == {(r["Strategy"], r["N"]): float(r["Total $"]) for r in rows}
@@ -295,14 +298,14 @@ def test_files_are_whole_and_the_same_each_time(tmp_path, capsys):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    with pytest.raises(costs.UserError, match="no finished run of fig2 for wlp"):
+    with pytest.raises(UserError, match="no finished run of fig2 for wlp"):
         build("fig2", tmp_path)
-    with pytest.raises(costs.UserError, match="unknown task 'wlq'"):
+    with pytest.raises(UserError, match="unknown task 'wlq'"):
         build("fig2", tmp_path, "--task", "wlq")
     write_runs(tmp_path, "fig2")
     path = tmp_path / "wlp" / "small-n10-s0" / "metrics.json"
     path.write_text("{}")
-    with pytest.raises(costs.UserError, match=r"small-n10-s0/metrics.json: no score"):
+    with pytest.raises(UserError, match=r"small-n10-s0/metrics.json: no score"):
         build("fig2", tmp_path)
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,24 +14,26 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from copied import copy_stage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import costs
 import evaluate
 import gpt_annotate
 import train_small
 from data import annotator_server, llm_calls, mini_world
 from data.annotator_server import FAULTS, Annotator, AnnotatorServer
+from data.files import ROOT, UserError, load_task, read_json, read_jsonl
 from data.llm_prompts import Prompter, estimate_tokens
 from data.llm_store import Money, Store
+from data.prices import load_prices
 
-ROOT = costs.ROOT
+ROOT = ROOT
 KEY = "sk-test-0123456789"
 PRICES = ("3", "1.5", "7")  # USD per million prompt, cached and answer tokens
 FAST = "--shots 3 --backoff 0.001 --timeout 5 --structured off --price-in 3 --price-cached 1.5"
 FAST = [*FAST.split(), "--price-out", "7", "--model", "simulated"]
-PRICE_LIST = costs.load_prices()
-LABELS = costs.load_task("stanceosaurus")["labels"]
+PRICE_LIST = load_prices()
+LABELS = load_task("stanceosaurus")["labels"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def annotate(folder, url=None, *flags, **options):
 
 def read_results(folder, out="out"):
     summary = json.loads((folder / out / "annotation.json").read_text())
-    return costs.read_jsonl(folder / out / "labels.jsonl"), summary
+    return read_jsonl(folder / out / "labels.jsonl"), summary
 
 
 def read_money(folder, out="out"):
@@ -162,7 +163,7 @@ def test_usage_above_the_worst_case_ends_the_run(tmp_path):
     options = {"honour_keys": False, "faults": {3: "usage-huge"}.get}
     with (
         open_annotator(gold, **options) as server,
-        pytest.raises(costs.UserError, match=r"billed .* possible"),
+        pytest.raises(UserError, match=r"billed .* possible"),
     ):
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
     assert server.requests == 4
@@ -181,7 +182,7 @@ def test_hopeless_errors_end_the_run_at_once(tmp_path, monkeypatch, fault, optio
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with (
         open_annotator(gold, faults=lambda n: fault, **options) as server,
-        pytest.raises(costs.UserError, match=text) as error,
+        pytest.raises(UserError, match=text) as error,
     ):
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
     assert server.requests == 1
@@ -195,7 +196,7 @@ def test_key_is_never_written(tmp_path, monkeypatch):
     gold = {source: f"{target} {KEY}" for source, target in gold.items()}  # repeats what it hears
     with open_annotator(gold, api_key=KEY) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--keep-invalid", task="nq")
-    with open_annotator(gold, api_key="other") as server, pytest.raises(costs.UserError):
+    with open_annotator(gold, api_key="other") as server, pytest.raises(UserError):
         annotate(tmp_path, server.url, "--budget", "1", task="nq", out="refused")
     written = [path.read_text() for path in tmp_path.glob("*/*.json*")]
     assert "[key]" in "".join(written)
@@ -218,7 +219,7 @@ def test_long_retry_after_ends_the_run(tmp_path):
     options = {"faults": {0: "429-after"}.get, "retry_after": "86400"}
     with (
         open_annotator(gold, **options) as server,
-        pytest.raises(costs.UserError, match="asks to wait 86,400 s"),
+        pytest.raises(UserError, match="asks to wait 86,400 s"),
     ):
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
 
@@ -227,7 +228,7 @@ def test_ill_server_ends_the_run(tmp_path):
     gold = make_world(tmp_path, 50)
     with (
         open_annotator(gold, faults=lambda n: "503") as server,
-        pytest.raises(costs.UserError, match=r"no answer after 3 tries \(the last: HTTP 503\)"),
+        pytest.raises(UserError, match=r"no answer after 3 tries \(the last: HTTP 503\)"),
     ):
         annotate(tmp_path, server.url, "--budget", "9", "--attempts", "3", "--concurrency", "5")
     assert server.requests < 50
@@ -254,7 +255,7 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        gpt_annotate.costs.run_cli(lambda: gpt_annotate.main(json.loads(line)))
+        gpt_annotate.run_cli(lambda: gpt_annotate.main(json.loads(line)))
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """  # forks, so that many runs import once
@@ -339,7 +340,7 @@ def test_outputs_share_a_store(tmp_path):
     mixed, more = read_results(tmp_path, "of-30")
     assert few == everything[:15] and mixed[7:] == everything[:30]
     assert mixed[:7] == train_small.sample_rows(
-        costs.read_jsonl(tmp_path / "labeled.jsonl"), 7, 0, "labeled.jsonl"
+        read_jsonl(tmp_path / "labeled.jsonl"), 7, 0, "labeled.jsonl"
     )
     assert more["labels"] == 30  # the LLM's
     charged = {charge[0]: charge[1] for charge in server.charges}
@@ -354,7 +355,7 @@ def test_complete_means_every_row(tmp_path, capsys):
     gold = make_world(tmp_path, 40)
     with open_annotator(gold) as server:
         flags = ["--complete", "--budget", "0.005"]
-        with pytest.raises(costs.UserError, match=r"\d+ of 40 rows have no answer; a larger --bud"):
+        with pytest.raises(UserError, match=r"\d+ of 40 rows have no answer; a larger --bud"):
             annotate(tmp_path, server.url, *flags)
         assert not (tmp_path / "out" / "labels.jsonl").exists()
         assert annotate(tmp_path, server.url, "--complete", "--budget", "1") == 0
@@ -371,7 +372,7 @@ def test_predictions_are_scored_with_what_is_no_label(tmp_path):
     odd = dict(zip(list(gold)[1:4], ["", "I cannot say.", "both of them"], strict=True))
     with open_annotator({**gold, **odd}) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--predictions")
-    said = costs.read_jsonl(tmp_path / "out" / "predictions.jsonl", ("prediction",))
+    said = read_jsonl(tmp_path / "out" / "predictions.jsonl", ("prediction",))
     assert Counter((row["source"], row["target"]) for row in said) == Counter(
         (row["source"], row["target"]) for row in rows
     )
@@ -381,9 +382,9 @@ def test_predictions_are_scored_with_what_is_no_label(tmp_path):
     assert sorted(wrong) == ["", "I cannot say.", "both of them"]
     flags = ["--predictions", str(tmp_path / "out" / "predictions.jsonl"), "--bootstrap", "0"]
     evaluate.main(["--task", "stanceosaurus", *flags, "--output", str(tmp_path / "out")])
-    metrics = costs.read_json(tmp_path / "out" / "metrics.json")
+    metrics = read_json(tmp_path / "out" / "metrics.json")
     assert metrics["score"] == pytest.approx(100 * 37 / 41)
-    with pytest.raises(costs.UserError, match="no 'target' in this row"):
+    with pytest.raises(UserError, match="no 'target' in this row"):
         write_rows(tmp_path / "unlabeled.jsonl", [{"source": "x"}])
         annotate(tmp_path, None, "--budget", "1", "--predictions")
 
@@ -411,7 +412,7 @@ def test_torn_line_is_dropped(tmp_path):
         assert len(server.charges) == 10
         assert server.replays == 1
         path.write_bytes(path.read_bytes() + b"not json\n")
-        with pytest.raises(costs.UserError, match=r"answers.jsonl line \d+: not a record"):
+        with pytest.raises(UserError, match=r"answers.jsonl line \d+: not a record"):
             annotate(tmp_path, server.url, "--budget", "1")
 
 
@@ -422,7 +423,7 @@ def test_one_writer_at_a_time(tmp_path):
         path = tmp_path / "out" / "answers.jsonl"
         settings = json.loads(path.open().readline())["settings"]
         other = Store(path, settings, None)
-        with pytest.raises(costs.UserError, match="another process is writing it"):
+        with pytest.raises(UserError, match="another process is writing it"):
             annotate(tmp_path, server.url, "--budget", "1")
         other.close()
         assert annotate(tmp_path, server.url, "--budget", "1") == 0
@@ -448,7 +449,7 @@ def test_interrupted_run_takes_its_answers_home(tmp_path):
 
 
 def make_prompter(task="wlp", count=100, **options):
-    entry = task if isinstance(task, dict) else costs.load_task(task)
+    entry = task if isinstance(task, dict) else load_task(task)
     pool = [
         {"source": f"mix {i} ml", "target": f"mix [Action] {i} ml [Amount]"} for i in range(count)
     ]
@@ -489,7 +490,7 @@ def test_fixed_examples_keep_the_prefix(tmp_path):
     gold = {f"stir {i}": "stir [Action]" for i in range(30)}
     write_rows(tmp_path / "labeled.jsonl", prompter.pool)
     write_rows(tmp_path / "unlabeled.jsonl", [{"source": source} for source in gold])
-    labels = costs.load_task("wlp")["labels"]
+    labels = load_task("wlp")["labels"]
     with open_annotator(gold, metric="entities", labels=labels) as server:
         flags = "--budget 1 --shots 80 --fixed-examples --concurrency 1".split()
         annotate(tmp_path, server.url, *flags, task="wlp")
@@ -576,7 +577,7 @@ def test_odd_answers_are_left_out_or_kept(tmp_path, capsys):
 @pytest.mark.parametrize("structured", ["yes", "reject", "reject-500", "ignore"])
 @pytest.mark.parametrize("task", ["stanceosaurus", "wlp"])
 def test_schema_where_the_server_knows_it(tmp_path, structured, task):
-    gold, entry = make_world(tmp_path, 12), costs.load_task(task)
+    gold, entry = make_world(tmp_path, 12), load_task(task)
     if task == "wlp":
         gold = dict.fromkeys(gold, "claim [Action] is odd [Modifier]")
     options = {"structured": structured, "metric": entry["metric"], "labels": entry["labels"]}
@@ -602,8 +603,8 @@ def test_200_dollars_buy_the_papers_labels(tmp_path, capsys, task, labels):
     annotate(tmp_path, None, *flags, task="stanceosaurus")
     text = capsys.readouterr().out
     assert "$200.00 bought 2,739 labels at $0.073 in the paper, 3,650 tokens each" in text
-    entry = costs.load_task(task)
-    line = gpt_annotate.count_paper(Namespace(budget=Fraction(200)), entry, costs.load_prices())
+    entry = load_task(task)
+    line = gpt_annotate.count_paper(Namespace(budget=Fraction(200)), entry, load_prices())
     assert f"bought {labels} labels" in line
     assert not (tmp_path / "out").exists()  # a dry run leaves nothing behind
 
@@ -639,7 +640,7 @@ def read_wlp():
     path = ROOT.parent / "shared" / "data" / "official" / "wlp" / "wlp_test_all.json"
     if not path.exists():
         pytest.skip("the released wlp file is not at hand")
-    return [row for row in costs.read_jsonl(path) if row["target"].strip()]
+    return [row for row in read_jsonl(path) if row["target"].strip()]
 
 
 def make_mini_rows():
@@ -654,7 +655,7 @@ def test_estimate_is_near_the_servers_count(tmp_path, read, capsys):
     rows = read()
     write_rows(tmp_path / "labeled.jsonl", rows[:150])
     write_rows(tmp_path / "unlabeled.jsonl", rows[150:250])
-    labels = costs.load_task("wlp")["labels"]
+    labels = load_task("wlp")["labels"]
     gold = {row["source"]: row["target"] for row in rows[150:250]}
     with open_annotator(gold, metric="entities", labels=labels) as server:
         flags = ["--budget", "9", "--shots", "32"]
@@ -731,7 +732,7 @@ def test_batch_is_half_the_price(tmp_path, capsys):
         assert "40 of 40 calls submitted" in capsys.readouterr().out
         assert run("submit") == 0  # nothing left to send
         assert "0 of 40 calls submitted" in capsys.readouterr().out
-        with pytest.raises(costs.UserError, match="a batch is under way"):
+        with pytest.raises(UserError, match="a batch is under way"):
             annotate(tmp_path, server.url, "--budget", "1")
         assert run("collect") == 1
         assert "batch batch_1 is in_progress, 0 of 40 done" in capsys.readouterr().out
@@ -805,7 +806,7 @@ def test_batch_holds_the_budget(tmp_path, capsys):
 )
 def test_bad_input_is_one_line(tmp_path, flags, text):
     make_world(tmp_path, 10)
-    with pytest.raises(costs.UserError, match=text) as error:
+    with pytest.raises(UserError, match=text) as error:
         annotate(tmp_path, None, *flags)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out/*.json"))
@@ -823,33 +824,33 @@ def test_wrong_flags_are_argparse_errors(tmp_path, flags):
 
 def test_fewer_than_32_examples(tmp_path):
     make_world(tmp_path, 5, labeled=31)
-    with pytest.raises(costs.UserError, match="32 examples go into a prompt, and 31 labeled rows"):
+    with pytest.raises(UserError, match="32 examples go into a prompt, and 31 labeled rows"):
         annotate(tmp_path, None, "--budget", "1", "--shots", "32")
 
 
 def test_missing_label_set_and_price(tmp_path, monkeypatch):
     make_world(tmp_path, 5)
-    entry = {**costs.load_task("fever"), "labels": []}
+    entry = {**load_task("fever"), "labels": []}
     with monkeypatch.context() as patch:
-        patch.setattr(costs, "load_task", lambda name: entry)
-        with pytest.raises(costs.UserError, match="task 'stanceosaurus': no label set"):
+        patch.setattr(gpt_annotate, "load_task", lambda name: entry)
+        with pytest.raises(UserError, match="task 'stanceosaurus': no label set"):
             annotate(tmp_path, None, "--budget", "1")
     args = make_args(tmp_path)
     args = [*args[: args.index("--price-in")], "--model", "brand-new", "--budget", "1"]
-    with pytest.raises(costs.UserError, match="no token prices for model 'brand-new'"):
+    with pytest.raises(UserError, match="no token prices for model 'brand-new'"):
         gpt_annotate.main(args)
 
 
 def test_label_outside_the_set(tmp_path):
     make_world(tmp_path, 5)
-    with pytest.raises(costs.UserError, match="is no label of task 'fever'"):
+    with pytest.raises(UserError, match="is no label of task 'fever'"):
         annotate(tmp_path, None, "--budget", "1", task="fever")
 
 
 def test_store_of_another_model(tmp_path):
     gold = make_world(tmp_path, 5)
     with open_annotator(gold) as server:
-        with pytest.raises(costs.UserError, match="no such model"):  # paid nothing, binds nothing
+        with pytest.raises(UserError, match="no such model"):  # paid nothing, binds nothing
             annotate(tmp_path, server.url, "--budget", "1", "--model", "c", "--concurrency", "1")
         annotate(tmp_path, server.url, "--budget", "1")
         for flags, text in (
@@ -857,7 +858,7 @@ def test_store_of_another_model(tmp_path):
             (["--temperature", "1"], "with temperature 0.0, not 1.0"),
             (["--seed", "1"], "with seed 0, not 1"),
         ):
-            with pytest.raises(costs.UserError, match=f"answers.jsonl: written {text}"):
+            with pytest.raises(UserError, match=f"answers.jsonl: written {text}"):
                 annotate(tmp_path, server.url, "--budget", "1", *flags)
     assert server.requests == 6
 
@@ -868,11 +869,7 @@ def test_store_of_another_model(tmp_path):
 def test_copied_files_label_with_the_simulated_annotator(tmp_path):
     """The docstring's Copy line, the offline default, and error lines of the command."""
     copied = tmp_path / "copied"
-    (copied / "data").mkdir(parents=True)
-    named = re.search(r"Copy:(.*?)Paper:", gpt_annotate.__doc__, re.S)[1]
-    for name in re.findall(r"[\w.]+\.(?:py|json|csv)", named):
-        path = Path(name if (ROOT / name).exists() else f"data/{name}")
-        shutil.copy(ROOT / path, copied / path)
+    copy_stage("gpt_annotate.py", copied)
     gold = make_world(tmp_path, 200)
     simulate = ["--simulate", "0.8", "--gold", str(tmp_path / "gold.jsonl")]
     command = [sys.executable, "gpt_annotate.py", *make_args(tmp_path), *simulate]
@@ -897,7 +894,7 @@ def test_copied_files_label_with_the_simulated_annotator(tmp_path):
 def test_corruption_is_at_the_stated_rate():
     gold = {f"stir {i}": "stir [Action] buffer [Reagent]" for i in range(1000)}
     rows = [{"source": source, "target": target} for source, target in gold.items()]
-    labels = costs.load_task("wlp")["labels"]
+    labels = load_task("wlp")["labels"]
     annotator = Annotator(rows, "entities", labels, 0.9)
     answers = [annotator.answer(source) for source in gold]
     assert answers == [annotator.answer(source) for source in gold]
@@ -932,7 +929,7 @@ def test_store_survives_a_full_disk(tmp_path, monkeypatch):
     with open_annotator(gold) as server:
         with monkeypatch.context() as patch:
             patch.setattr(Store, "write", fail)
-            with pytest.raises((OSError, costs.UserError)):
+            with pytest.raises((OSError, UserError)):
                 annotate(tmp_path, server.url, "--budget", "1")
         assert annotate(tmp_path, server.url, "--budget", "1") == 0
     assert len(server.charges) == 30

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import costs
+from data.budget import count_llm_labels
+from data.files import ROOT, UserError
+from data.grid import cells, grid, list_rules
+from data.prices import load_prices
+from data.runs import parse_run
 
-ROOT = costs.ROOT
+ROOT = ROOT
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_answers_are_bought_once_a_seed_and_shared(make):
     assert len(shared) == 2 * (8 + 2)  # N=100 and 500 at four budgets; N=10 and none at +$20
     for call in shared:
         assert call["store"] == f"{bought[call['seed']]['output']}/answers.jsonl"
-        run = costs.parse_run(Path(call["output"]).parent.name)
+        run = parse_run(Path(call["output"]).parent.name)
         assert (run.llm_labels, run.labels) == (int(call["num"]), int(call["add-labeled"]))
     trained = [call for call in find_calls(text, "train_small.py") if call["strategy"] == "llm"]
     assert {call["train"] for call in trained} == {f"{c['output']}/labels.jsonl" for c in shared}
@@ -115,7 +119,7 @@ def test_two_annotators_are_not_mixed(make):
 
 
 def test_a_finished_study_needs_no_key(make):
-    for run in costs.grid("fig6", "wlp", "mini"):
+    for run in grid("fig6", "wlp", "mini"):
         folder = make.folder / "runs" / "mini" / "wlp" / run.name
         (folder / "m").mkdir(parents=True)
         for name in ("metrics.json", "m/annotation.json"):
@@ -135,25 +139,25 @@ def test_all_leaves_the_llm_out_where_it_costs_money(make):
 
 def test_counts_of_an_llm(tmp_path):
     """Appendix E's counts, those of today's prices, and what a small unlabeled set limits."""
-    prices = costs.load_prices()
-    found = costs.count_llm_labels("wlp", Fraction(200), prices)
+    prices = load_prices()
+    found = count_llm_labels("wlp", Fraction(200), prices)
     each = 2251 * Fraction("0.15") / 10**6 + 49 * Fraction("0.60") / 10**6
     assert list(found.values()) == [4347, 200 // each, 200 // (each / 2)]
-    with pytest.raises(costs.UserError, match="llm_tokens_per_label"):
-        costs.count_llm_labels("fever", Fraction(200), prices)
+    with pytest.raises(UserError, match="llm_tokens_per_label"):
+        count_llm_labels("fever", Fraction(200), prices)
     (tmp_path / "wlp").mkdir()
     rows = {"rows": {"train": 1200, "unlabeled": 300}}
     (tmp_path / "wlp" / "about.json").write_text(json.dumps(rows))
-    cells = costs.cells("fig6", "wlp", "mini", prepared=tmp_path)
-    bought = [cell for cell in cells if cell.llm_labels]
+    laid = cells("fig6", "wlp", "mini", prepared=tmp_path)
+    bought = [cell for cell in laid if cell.llm_labels]
     assert {cell.llm_labels for cell in bought} == {300}
     assert any("434 rows for an LLM planned, 300 exist" in cell.notes for cell in bought)
 
 
 def test_the_level_of_an_llm_is_a_run_without_training():
-    run = costs.grid("fig7", "wlp", "paper")[-1]
+    run = grid("fig7", "wlp", "paper")[-1]
     assert run.name == "prompted-n100-g200-s0"
-    assert costs.parse_run(run.name) == run
-    rules = "\n".join(costs.list_rules("wlp", [run], "paper"))
+    assert parse_run(run.name) == run
+    rules = "\n".join(list_rules("wlp", [run], "paper"))
     assert "ANNOTATE_wlp/prompted-n100-g200-s0 := --num 200 --seed 0" in rules
     assert "FLAGS_" not in rules

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import costs
+from data.budget import make_terms, plan, read_study
+from data.files import UserError
+from data.grid import cells, grid
+from data.prices import load_prices
+from data.runs import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {
@@ -159,9 +163,9 @@ def test_what_an_entry_lacks_is_one_line_that_names_it():
     for field, (value, message) in faults.items():
         broken = {**entry, field: value}
         broken = {key: kept for key, kept in broken.items() if kept is not None}
-        with pytest.raises(costs.UserError, match=re.escape(message)) as stop:
-            costs.plan(costs.make_terms("mine", broken, costs.load_prices()), 100, 10)
-            costs.read_study("mine", broken)
+        with pytest.raises(UserError, match=re.escape(message)) as stop:
+            plan(make_terms("mine", broken, load_prices()), 100, 10)
+            read_study("mine", broken)
         assert "\n" not in str(stop.value)
 
 
@@ -172,12 +176,12 @@ def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
     path.write_text(json.dumps({"mine": entry}))
     limits = {"tasks": path, "rows": {"train": 216, "unlabeled": 90}}
     for figure in ("fig2", "fig3", "fig4", "fig7"):
-        found = costs.cells(figure, "mine", **limits)
+        found = cells(figure, "mine", **limits)
         runs = [(cell.labels, cell.budget_usd, str(cell.runs)) for cell in found]
         assert len(set(runs)) == len(runs) and {run[0] for run in runs} == {100, 216}
-    names = {run.name for run in costs.grid("fig3", "mine", **limits)}
+    names = {run.name for run in grid("fig3", "mine", **limits)}
     assert {"teacher-n216-s0", "small-n216-s0"} <= names
-    assert max(costs.parse_run(name).labels for name in names) == 216
+    assert max(parse_run(name).labels for name in names) == 216
 
 
 def test_files_of_a_windows_program_are_read(project):

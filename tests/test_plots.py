@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import costs
 import plots
 from data import printed_tables, tables
+from data.prices import parse_amount
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tables.Table(
@@ -140,7 +140,7 @@ def test_table5_counts_a_prepared_world(tmp_path):
 def test_table6():
     table = build("table6")
     assert len(table.rows) == 6
-    values = [[costs.parse_amount(c.replace(",", ""), "") for c in r[1:9]] for r in table.rows]
+    values = [[parse_amount(c.replace(",", ""), "") for c in r[1:9]] for r in table.rows]
     different = [
         (row[0], table.columns[i + 1])
         for row, amounts in zip(table.rows, values, strict=True)

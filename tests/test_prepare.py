@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 import fetch
 import prepare
 
-from costs import UserError, load_task
+from data.files import UserError, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"

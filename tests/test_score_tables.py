@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-import costs
 import plots
 from data import tables
+from data.files import load_task, write_json
+from data.grid import TABLES, grid
+from data.prices import load_prices, price_gpu_hour, show_usd
+from data.runs import parse_run
 
 GPU = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-40GB", "gpus": 1}
 CPU = {"device": "cpu", "gpu": None, "gpus": 0}
@@ -43,7 +46,7 @@ SCORES = {"small": 20.0, "teacher": 70.0, "dist": 60.0, "self": 15.0, "bert": 40
 def write_runs(folder, table, tasks=("wlp",), scale="mini", seeds=(0, 1, 2), **options):
     """All runs of a table: Ann. is 20, 21, 22 at seeds 0, 1, 2, others have SCORES at each seed."""
     for task in tasks:
-        for run in costs.grid(table, task, scale, seeds):
+        for run in grid(table, task, scale, seeds):
             seed = run.seed if run.strategy == "small" else 0
             write_run(folder, run, SCORES.get(run.strategy, 30.0) + seed, task=task, **options)
     return folder
@@ -110,7 +113,7 @@ def test_a_missing_run_shows(runs):
 
 def test_a_score_of_zero_is_a_score(runs):
     for seed in (0, 1, 2):
-        write_run(runs, costs.parse_run(f"small-n138-s{seed}"), 0.0)
+        write_run(runs, parse_run(f"small-n138-s{seed}"), 0.0)
     assert find_row(build(runs)[0], "Dist. - Ann.")[3] == "+60.0"
 
 
@@ -137,9 +140,9 @@ def test_gpu_time_is_priced_at_the_papers_and_at_todays_prices(tmp_path):
     _, cells = build(tmp_path, task="fever")
     (ann,) = find_cells(cells, N="100", Budget="+$0", Strategy="Ann.")
     (dist,) = find_cells(cells, N="100", Budget="+$15", Strategy="Dist.")
-    today = costs.price_gpu_hour(costs.load_prices(), "A100-40GB", "today")[0]
+    today = price_gpu_hour(load_prices(), "A100-40GB", "today")[0]
     assert (ann["GPU $ paper"], dist["GPU $ paper"]) == ("$3.75", "$7.50")  # its teacher's too
-    assert dist["GPU $ today"] == costs.show_usd(2 * today)
+    assert dist["GPU $ today"] == show_usd(2 * today)
     assert any("A100-40GB is $3.75" in note for note in cells.notes)
 
 
@@ -157,11 +160,11 @@ def test_where_the_budget_does_not_cover_the_teacher(tmp_path):
 
 def test_labels_by_an_llm_on_request(tmp_path):
     """LLM=1: a row a rule, named by who labeled; counts at both price lists; planned dollars."""
-    for run in costs.grid("table2", "wlp", "mini", (0, 1), llm=True):
+    for run in grid("table2", "wlp", "mini", (0, 1), llm=True):
         write_run(tmp_path, run, 33.0 + run.seed if run.strategy == "llm" else 20.0)
         if run.strategy == "llm":
             told = {"annotator": "simulated annotator (70% correct)", "llm_tokens": {"in": 10**6}}
-            costs.write_json(tmp_path / "wlp" / run.name / "s" / "annotation.json", told)
+            write_json(tmp_path / "wlp" / run.name / "s" / "annotation.json", told)
     table, cells = build(tmp_path, "--llm", seeds="0 1")
     name = "Human + simulated annotator (70% correct)"
     assert find_row(table, name)[2:4] == [None, "33.5 ±0.7"]
@@ -223,10 +226,10 @@ def test_written_as_markdown_csv_and_latex(runs, tmp_path, capsys):
 @pytest.mark.parametrize("name", plots.SCORES)
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_all_tasks_in_one_table(name, scale, tmp_path):
-    shown = costs.TABLES[name][1].split()
+    shown = TABLES[name][1].split()
     write_runs(tmp_path, name, shown, scale, (0,))
     table, cells = build(tmp_path, "--scale", scale, table=name, task="all", seeds="0")
-    titles = [costs.load_task(task)["title"] for task in shown]
+    titles = [load_task(task)["title"] for task in shown]
     assert list(dict.fromkeys(r[0] for r in table.rows if r[0] in titles)) == titles
     assert list(dict.fromkeys(row[0] for row in cells.rows)) == titles
     assert {row["Score"] for row in find_cells(cells)} <= {
@@ -270,11 +273,11 @@ def test_table4_says_between_which_budgets_ann_catches_up(tmp_path):
     assert (score["Dist. $"], score["Ann. $"], score["All $"]) == ("$10.05", "$103.20", "$1,289.48")
     assert (paper["Dist."], paper["Dist. $"], paper["Ann. $"]) == (74.2, "$101", "$1,032")
     assert (paper["All labels"], paper["All $"]) == (76.9, "$12,899")
-    write_run(runs, costs.parse_run("small-n10496-s0"), 60.0, task="fever")
+    write_run(runs, parse_run("small-n10496-s0"), 60.0, task="fever")
     assert read(runs)[0]["Ann. catches up"] == "$103.20 to $1,289.48"
-    write_run(runs, costs.parse_run("small-n577-s0"), 90.0, task="fever")
+    write_run(runs, parse_run("small-n577-s0"), 90.0, task="fever")
     assert read(runs)[0]["Ann. catches up"] == "$7.48 to $9.93"
-    write_run(runs, costs.parse_run("small-n500-s0"), 90.0, task="fever")
+    write_run(runs, parse_run("small-n500-s0"), 90.0, task="fever")
     assert read(runs)[0]["Ann. catches up"] == "$0"
     (runs / "fever" / "small-n577-s0" / "metrics.json").unlink()
     assert read(runs)[0]["Ann. catches up"] == "missing"
