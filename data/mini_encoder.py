@@ -21,18 +21,14 @@ holds, take their places.
 
 import argparse
 import json
-import os
-import platform
 import random
-import shutil
-import sys
 import time
 from pathlib import Path
 
 import mini_town
 import torch
 import transformers
-from mini_models import TEXT, Progress, measure, name_folder, read_seconds
+from mini_models import TEXT, Progress, measure, name_folder, read_seconds, save
 from tokenizers import processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, TrainingArguments
 
@@ -180,36 +176,6 @@ def pretrain(args, tokenizer, lines, work):
     return trainer.model, clock.count(), losses[-1]
 
 
-def save(args, model, tokenizer, seconds, loss):
-    """Write the model folder in bf16 with its card; check that it loads from there."""
-    temporary = args.output.with_name(f".{args.output.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    loaded = BertForMaskedLM.from_pretrained(temporary)
-    facts = {
-        "model": args.output.name,
-        "region": args.region,
-        "text_seed": TEXT[args.region].SEED,
-        "parameters": loaded.num_parameters(),
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "examples": args.steps * args.batch_size,
-        "text_lines": args.lines,
-        "cpu_minutes": round(seconds / 60, 1),
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "final_loss": loss,
-        "seed": args.seed,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    (temporary / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (temporary / "README.md").write_text(format_card(facts, model.config), encoding="utf-8")
-    shutil.rmtree(args.output, ignore_errors=True)
-    os.replace(temporary, args.output)
-    print(f"{args.output}: {facts['parameters']:,} parameters, loss {loss:.3f}", file=sys.stderr)
-
-
 TOLD = {  # region -> what its card adds about the objective
     "lab": "",
     "town": """ 85% of the examples mask one salient word instead: a fact's value, or a word
@@ -274,7 +240,9 @@ def main(argv=None):
     tokenizer = load_vocabulary(args.vocabulary)
     work = args.output.parent / "work" / args.output.name
     model, seconds, loss = pretrain(args, tokenizer, lines, work)
-    save(args, model, tokenizer, seconds, loss)
+    facts = {"region": args.region, "model": args.output.name, "final_loss": loss}
+    facts["cpu_minutes"] = round(seconds / 60, 1)
+    save(args, args.output, model, tokenizer, args.steps, facts, format_card)
 
 
 if __name__ == "__main__":

@@ -346,7 +346,8 @@ def build_model(region, which, vocabulary_size, seed):
 
 def assert_tied(model):
     """Fail loudly where the head and the embeddings are two tensors."""
-    if model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr():
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight.data_ptr() != embeddings.weight.data_ptr():
         raise AssertionError("the output head is not tied to the embeddings")
 
 
@@ -416,7 +417,11 @@ def pretrain(region, which, tokenizer, lines, args):
     seconds += time.monotonic() - start
     history = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     loss = history[-1] if history else None
-    save(region, which, model, tokenizer, args, steps, seconds, loss)
+    facts = {"region": region, "model": which, "final_loss": loss}
+    facts["minutes"] = round(seconds / 60, 1)
+    folder = args.output / name_folder(region, which)
+    vocabulary = args.output / "work" / region / "spiece.model"
+    save(args, folder, model, tokenizer, steps, facts, format_card, [vocabulary])
 
 
 class SaveSeconds(transformers.TrainerCallback):
@@ -441,28 +446,29 @@ def name_folder(region, which):
     return which if region == "lab" else f"{region}-{which}"
 
 
-def save(region, which, model, tokenizer, args, steps, seconds, loss):
-    """Write the model folder in bf16 with its card; check that it loads, tied, from there."""
-    name = name_folder(region, which)
-    folder, temporary = args.output / name, args.output / f".{name}.new"
+def save(args, folder, model, tokenizer, steps, facts, format_card, files=()):
+    """Swap in `folder`: the model in bf16, what is known of it, its card; it must load from there.
+
+    `facts` has region and model; format_card(facts, config) gives the card's text; copies of
+    `files` lie beside.
+    """
+    temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    shutil.copy(args.output / "work" / region / "spiece.model", temporary)
-    loaded = T5ForConditionalGeneration.from_pretrained(temporary)
+    for file in files:
+        shutil.copy(file, temporary)
+    loaded = type(model).from_pretrained(temporary)
     assert_tied(loaded)
     facts = {
-        "region": region,
-        "text_seed": TEXT[region].SEED,
-        "model": which,
+        **facts,
+        "text_seed": TEXT[facts["region"]].SEED,
         "parameters": loaded.num_parameters(),
         "steps": steps,
         "batch_size": args.batch_size,
         "examples": steps * args.batch_size,
         "text_lines": args.lines,
-        "minutes": round(seconds / 60, 1),
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "final_loss": loss,
         "seed": args.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -471,6 +477,7 @@ def save(region, which, model, tokenizer, args, steps, seconds, loss):
     (temporary / "README.md").write_text(format_card(facts, model.config), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+    loss = facts["final_loss"]
     print(f"{folder}: {facts['parameters']:,} parameters, loss {loss}", file=sys.stderr)
 
 
