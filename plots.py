@@ -39,6 +39,11 @@ def join(head, lines):
     return [[*(blank if i else head), label, *line] for i, (label, line) in pairs]
 
 
+def show_constant(scores):
+    """The best score of a predictor that always gives the same output; None without a run."""
+    return next(filter(None, (score.show_mean("constant") for score in scores)), None)
+
+
 def lay_group(study, cells):
     """Lines of Table 2 for one task and N: {label: one entry a budget}."""
     teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
@@ -58,6 +63,12 @@ def lay_group(study, cells):
         lines["Ann., paper's rule"] = [ann.show_paper() for _, ann, _ in scores]
         label = f"Dist. [{teacher.show_paper()}], paper's rule"
         lines[label] = [dist.show_paper() for *_, dist in scores]
+    lines["Constant predictor"] = [show_constant([a, d]) for _, a, d in scores[:1]]
+    lines["Constant predictor"] += [""] * (len(cells) - 1)
+    invalid = [[score.show_mean("invalid_rate") for score in both] for _, *both in scores]
+    if any(map(any, invalid)):
+        shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
+        lines["Invalid %: Ann. / Dist."] = shown
     printed = [[study.find_printed(c, kind) for c in cells] for kind in ("small", "dist")]
     if any(printed[0]):
         lines[f"paper: Ann., N={show_count(cells[0].labels * study.unit)}"] = printed[0]
@@ -99,7 +110,9 @@ def lay_budgets(studies):
         heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
     notes = [
         "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's $1.875; rows: "
-        "what they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's]."
+        "what they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's].",
+        "Constant predictor: the best that always gives the same output. Invalid: outputs that "
+        "can't be read.",
     ]
     if any(cell.llm_labels for study in studies for cell in study.cells):
         notes.append(

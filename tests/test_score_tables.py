@@ -86,6 +86,8 @@ def test_cells_are_means_over_seeds_with_their_spread_and_what_was_bought(runs):
     assert find_row(table, "Dist. - Ann.")[2:4] == [None, "+39.0"]
     assert find_row(table, "Ann., paper's rule")[2] == "50.0 ±0.0"
     assert find_row(table, "Dist. [50.0 ±0.0], paper's rule")[3] == "50.0 ±0.0"
+    assert find_row(table, "Constant predictor")[2:] == ["0.6", "", "", "", ""]
+    assert find_row(table, "Invalid %: Ann. / Dist.")[2:4] == ["2.5 / –", "2.5 / 2.5"]
 
 
 def test_the_papers_values_stand_beside(runs):
