@@ -154,6 +154,17 @@ def open_run(output, settings):
 
 
 # same in: train_small.py, train_teacher.py, distill.py
+def raise_steps(args, rows):
+    """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
+    batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
+    fewer = math.ceil(rows / batch) * args.epochs < args.min_steps
+    return args.min_steps if args.max_steps <= 0 and fewer else args.max_steps
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
 def load_tokenizer(model):
     """The tokenizer of a model folder or hub name."""
     looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
@@ -457,6 +468,7 @@ def train(args):
     settings = {key: value for key, value in vars(args).items() if key not in skip}
     if not open_run(args.output, settings):
         return None
+    args.max_steps = raise_steps(args, len(rows))
     examples, counts = encode_rows(rows, tokenizer, args)
     model, collator, loss = load_parts(args, tokenizer)
     checkpoint = find_checkpoint(args.output / "checkpoints")
@@ -514,6 +526,7 @@ def parse_args(argv=None):
     add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
     add("--epochs", type=float, default=50, help="passes over the labels (%(default)s)")
     add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
+    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
     add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
     add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
     add("--learning-rate", type=float, default=3e-5, help="peak, AdamW (%(default)s)")

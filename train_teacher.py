@@ -158,6 +158,17 @@ def open_run(output, settings):
 
 
 # same in: train_small.py, train_teacher.py, distill.py
+def raise_steps(args, rows):
+    """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
+    batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
+    fewer = math.ceil(rows / batch) * args.epochs < args.min_steps
+    return args.min_steps if args.max_steps <= 0 and fewer else args.max_steps
+
+
+# end same
+
+
+# same in: train_small.py, train_teacher.py, distill.py
 def load_tokenizer(model):
     """The tokenizer of a model folder or hub name."""
     looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
@@ -609,7 +620,8 @@ def estimate_hours(args, footprint, gpus, plan, rows, tokens):
     flops *= (4 / 3 if plan["recompute"] else 1) * (2 / 3 if plan["memory"] == "lora" else 1)
     speed *= 0.5 if plan["memory"] == "fp32" and not plan["autocast"] else 1
     batch = args.batch_size * args.gradient_accumulation
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(rows / batch) * args.epochs
+    steps = raise_steps(args, rows)
+    steps = steps if steps > 0 else math.ceil(rows / batch) * args.epochs
     kept = 0 if plan["memory"] == "lora" else 2 * sum(BYTES[plan["memory"]]) * footprint.weights
     seconds = batch * flops / (speed * 1e12 * args.utilisation)
     return steps * (seconds + kept / plan["gpus"] / (bandwidth * 1e12)) / 3600
@@ -924,6 +936,7 @@ def train(args):
     settings = {key: value for key, value in vars(args).items() if key not in skip}
     if args.dry_run or not open_run(args.output, {**settings, "memory": plan["memory"]}):
         return None
+    args.max_steps = raise_steps(args, len(rows))
     model = place_model(args, plan)
     checkpoint = find_checkpoint(args.output / "checkpoints")
     step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
@@ -980,6 +993,7 @@ def parse_args(argv=None):
     add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
     add("--epochs", type=float, default=20, help="passes over the labels (%(default)s)")
     add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
+    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
     add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
     add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
     add("--learning-rate", type=float, default=3e-5, help="peak (%(default)s)")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,31 @@ def list_flags(world, output, **changes):
     return [word for k, v in flags.items() if v is not None for word in (f"--{k}", str(v))]
 
 
+@pytest.mark.parametrize("script", [train_small, train_teacher, distill])
+@pytest.mark.parametrize(
+    ("rows", "max_steps", "min_steps", "steps"),
+    [(100, -1, 0, -1), (100, -1, 40, 40), (320, -1, 40, -1), (321, -1, 41, -1), (100, 7, 40, 7)],
+)
+def test_steps_are_those_of_the_epochs_and_at_least_min_steps(
+    script, rows, max_steps, min_steps, steps, monkeypatch
+):
+    """-1 leaves it to Trainer: 4 epochs of 10 or 11 batches are 40 or 44 steps."""
+    args = Namespace(
+        max_steps=max_steps, min_steps=min_steps, epochs=4, batch_size=16, gradient_accumulation=2
+    )
+    assert script.raise_steps(args, rows) == steps
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as many rows take half the steps
+    assert script.raise_steps(args, 2 * rows) == steps
+
+
 def load_weights(run):
     return safetensors.torch.load_file(run / "model" / "model.safetensors")
 
 
 def test_it_learns_and_records_what_it_did(world, tmp_path, capsys):
     run = tmp_path / "run"
-    changes = {"num_labels": 200, "max_steps": 250, "batch_size": 16, "logging_steps": 20}
+    changes = {"num_labels": 200, "batch_size": 16, "logging_steps": 20}
+    changes |= {"max_steps": None, "epochs": 2, "min_steps": 250}
     train_small.main(list_flags(world, run, task="wlp", dropout=0.05, **changes))
     record = json.loads((run / "training.json").read_text())
     assert (record["strategy"], record["task"], record["labels"]) == ("small", "wlp", 200)
