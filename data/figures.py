@@ -290,6 +290,8 @@ def write_caption(figure, parts):
     counts = dict.fromkeys(c.labels for part in parts for c in part.cells if "small" in c.runs)
     dollars = {part.title: max(c.budget_usd or 0 for c in part.cells) for part in parts}
     budgets = [f"{show_usd(usd)} ({title})" for title, usd in dollars.items() if usd]
+    if len(set(dollars.values())) == 1 and budgets:  # the same for each task
+        budgets = [show_usd(next(iter(dollars.values())))]
     shown = ", ".join(map(drawing.show_count, counts))
     return CAPTIONS[figure].format(counts=shown, budgets=", ".join(budgets))
 
