@@ -433,6 +433,7 @@ def build_arguments(args):
         save_steps=args.save_steps,
         save_total_limit=1,
         dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         report_to="none",
     )
