@@ -268,7 +268,7 @@ define write_list
 endef
 $(foreach a,$(ASKED),$(eval $(call write_list,$(a))))
 # All runs of this make, to count; one that trains nothing leaves the file to another at work.
-$(if $(ASKED),$(if $(PARTIAL)$(strip $(DRY)),,$(file > $(MADE)/.runs,$(LIST))))
+$(if $(ASKED),$(if $(PARTIAL)$(DRY),,$(file > $(MADE)/.runs,$(LIST))))
 
 # What a table is made with, beside runs; all of data/, as making it again takes a second.
 SHOWS := plots.py costs.py $(wildcard data/*.py) data/paper_scores.csv

@@ -14,6 +14,7 @@ Paper:  Tables 1 to 11, Figures 2 to 7
 """
 
 import argparse
+import itertools
 
 from costs import Ledger
 from data import printed_tables
@@ -165,10 +166,8 @@ def lay_table4(studies):
             theirs = key == "paper"
             dollars = read_dollars(study) if theirs else usd
             caught = show_dollars(dollars[1]) if theirs else find_crossing(study, key == "score")
-            pairs = zip(line, dollars, strict=True)
-            lines[key] = [x for score, cost in pairs for x in (score, show_dollars(cost))] + [
-                caught
-            ]
+            pairs = zip(line, map(show_dollars, dollars), strict=True)
+            lines[key] = [*itertools.chain(*pairs), caught]
         rows += join([study.title, f"{first.labels:,}"], lines)
     columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
     notes = [
@@ -189,18 +188,14 @@ def find_crossing(study, correct):
         score = study.score(cell, strategy)
         return score.mean("score" if correct else score.paper_key() or "score")
 
-    goal, below = mean(first, "dist"), None
+    goal, below = mean(first, "dist"), ""
     points = [(cell.annotate_usd, mean(cell, "small")) for cell in cells]
     if goal is None or None in [score for _, score in points]:
         return "missing"
     for usd, score in points:
         if score >= goal:
-            return (
-                show_dollars(usd)
-                if below is None
-                else f"{show_dollars(below)} to {show_dollars(usd)}"
-            )
-        below = usd
+            return below + show_dollars(usd)
+        below = f"{show_dollars(usd)} to "
     return "never"
 
 

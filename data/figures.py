@@ -26,6 +26,7 @@ from data.drawing import ANN, DIST, DIST_LESS, FRONTIER, LLM, LLM_ONLY, Dot, Lin
 from data.files import UserError, load_task, write_atomic
 from data.grid import LLM_EXAMPLES, choose_tasks, parse_seeds
 from data.points import TaskPoints, find_frontier, name_metric
+from data.tables import show_dollars
 
 # --- from points to panels -----------------------------------------------------------------
 
@@ -106,7 +107,7 @@ def make_fig2(part, args):
 
 def make_label_ticks(cells):
     """N at each tick, and every second one's dollars: more of them would run into each other."""
-    usd = [" " if i % 2 else show_usd(cell.initial_usd) for i, cell in enumerate(cells)]
+    usd = [" " if i % 2 else show_dollars(cell.initial_usd) for i, cell in enumerate(cells)]
     counts = [cell.labels for cell in cells]
     shown = [f"{drawing.show_count(n)}\n{text}" for n, text in zip(counts, usd, strict=True)]
     return tuple(zip(counts, shown, strict=True))
@@ -129,7 +130,7 @@ def make_fig3(part, args):
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
         panels.append(
             Panel(
-                f"{part.title}, +{show_usd(budget)}",
+                f"{part.title}, +{show_dollars(budget)}",
                 lines,
                 "" if panels else name_metric(part.results),
                 "N (its dollars below)",
@@ -140,10 +141,6 @@ def make_fig3(part, args):
             )
         )
     return panels
-
-
-def show_usd(amount):
-    return drawing.show_dollars(float(amount))
 
 
 def make_sizes(part, lines):
@@ -261,7 +258,7 @@ def note_annotators(part):
     bought = [point for _, point, _ in part.drawn if point.llm_today]
     if bought:
         counts = [f"{count:,} ({name})" for name, count in bought[0].llm_today.items()]
-        budget = show_usd(bought[0].budget_usd)
+        budget = show_dollars(bought[0].budget_usd)
         text = (
             f"{part.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn, the"
         )
@@ -289,11 +286,11 @@ def write_caption(figure, parts):
     """What is drawn, with the counts and the dollars of these cells."""
     counts = dict.fromkeys(c.labels for part in parts for c in part.cells if "small" in c.runs)
     dollars = {part.title: max(c.budget_usd or 0 for c in part.cells) for part in parts}
-    budgets = [f"{show_usd(usd)} ({title})" for title, usd in dollars.items() if usd]
-    if len(set(dollars.values())) == 1 and budgets:  # the same for each task
-        budgets = [show_usd(next(iter(dollars.values())))]
-    shown = ", ".join(map(drawing.show_count, counts))
-    return CAPTIONS[figure].format(counts=shown, budgets=", ".join(budgets))
+    several = len(set(dollars.values())) > 1
+    shown = {t: show_dollars(usd) + f" ({t})" * several for t, usd in dollars.items() if usd}
+    budgets = ", ".join(dict.fromkeys(shown.values()))
+    counts = ", ".join(map(drawing.show_count, counts))
+    return CAPTIONS[figure].format(counts=counts, budgets=budgets)
 
 
 def note_dollars(args):
