@@ -39,6 +39,23 @@ PYTEST_FLAGS ?=
 
 # --- settings, checked before anything is made -----------------------------------------------
 
+# These words become paths and words of a shell, so only plain characters pass, whatever the goal;
+# a folder of runs or splits is never named by anything else.
+PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T \
+  U V W X Y Z 0 1 2 3 4 5 6 7 8 9 _ . -
+# $(call odd,TEXT): what is left of TEXT without its plain characters and spaces.
+odd = $(eval left := $$(1))$(strip $(foreach c,$(PLAIN) $(2),$(eval left := $$(subst $(c),,$$(left))))$(left))
+odd_path = $(call odd,$(1),/ : @ + = ~)$(word 2,$(1))
+check = $(if $(strip $(2)),$(error error: $(1)=$($(1)): $(3)))
+SCALES := $(shell $(PYTHON) -c 'import json; print(*json.load(open("data/scales.json")))')
+$(call check,SCALE,$(if $(filter 1,$(words $(SCALE))),$(filter-out $(SCALES),$(SCALE)),none),no\
+  such scale; choose one of $(SCALES))
+$(call check,TASK,$(call odd,$(TASK)),the name of a task has letters and digits and _ . - alone)
+$(call check,SEEDS,$(call odd,$(SEEDS)),whole numbers are needed)
+$(call check,MODEL,$(call odd_path,$(MODEL)),no name of a model)
+$(call check,DATA,$(call odd_path,$(DATA)),a path with\
+  spaces or quotes or the like cannot be used here; make a link to it)
+$(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),,none)),a folder with a name is needed)
 WORLD := $(SCALE)$(if $(DATA),-$(notdir $(abspath $(DATA))))
 RUNS := runs/$(WORLD)
 PREPARED := data/prepared/$(WORLD)
@@ -350,7 +367,7 @@ lint: | $(INSTALLED) ## formatting and common mistakes
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
 
 clean: ## remove tables and caches; runs, data, labels and paid answers stay
-	@rm -rf $(MADE) .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
+	@rm -rf -- '$(MADE)' .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
 
 clean-runs: ## remove the runs and the data of SCALE (and DATA), not paid answers
-	@rm -rf $(RUNS) $(PREPARED)
+	@rm -rf -- 'runs/$(WORLD)' 'data/prepared/$(WORLD)'

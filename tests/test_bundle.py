@@ -123,6 +123,38 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
     assert named in done.stderr
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "DATA={tmp}/my data",
+        "DATA={tmp}/d'x",
+        "DATA={tmp}/d;x",
+        "DATA={tmp}/`touch made`",
+        "DATA=/",
+        "SCALE=",
+        "SCALE=../..",
+        "SCALE=mini /tmp/x",
+        "SCALE=nosuch",
+        "TASK=wlp' ; touch made ; '",
+        "SEEDS=0;1",
+        "MODEL=a b",
+    ],
+)
+@pytest.mark.parametrize("goal", ["clean-runs", "settings", "table2", "data"])
+def test_words_that_are_no_plain_path_stop_every_goal(goal, setting, tmp_path):
+    (tmp_path / "my data").mkdir()
+    done = run_make("-n", goal, setting.format(tmp=tmp_path))
+    assert done.returncode and "error: " in done.stderr and setting.split("=")[0] in done.stderr
+    assert "rm -rf" not in done.stdout and not (ROOT / "made").exists()
+
+
+@pytest.mark.parametrize("data", ["", "tests"])
+def test_clean_runs_removes_one_world_of_runs_and_splits_alone(data):
+    world = "mini-tests" if data else "mini"
+    lines = run_make("-n", "clean-runs", f"DATA={data}").stdout.splitlines()
+    assert lines == [f"rm -rf -- 'runs/{world}' 'data/prepared/{world}'"]
+
+
 def list_commands(runs, *args):
     """Command lines of `make -n ARGS`, each on one line; `runs` is a folder without runs."""
     done = run_make("-n", f"RUNS={runs}", *args)
