@@ -80,7 +80,7 @@ endif
 # How many rows a folder of real data has limits what can be run, so it is split first (seconds).
 LIMITS := $(if $(DATA),--prepared $(PREPARED))
 define split
-  SAID := $$(shell $(PYTHON) data/prepare.py --task '$(1)' --scale '$(SCALE)' --data '$(DATA)' \
+  SAID := $$(shell $(PYTHON) -m data.prepare --task '$(1)' --scale '$(SCALE)' --data '$(DATA)' \
     $(PREPARE_FLAGS) --output $(PREPARED)/$(1) 2>&1 > /dev/null)
   ifneq ($$(.SHELLSTATUS),0)
     $$(error $$(SAID))
@@ -179,7 +179,7 @@ several = $(filter torchrun accelerate,$(LAUNCH))
 queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
 
 $(PREPARED)/%/about.json: | $(INSTALLED)
-	@$(PY) data/prepare.py --task $* --scale $(SCALE) $(if $(DATA),--data $(DATA)) \
+	@$(PY) -m data.prepare --task $* --scale $(SCALE) $(if $(DATA),--data $(DATA)) \
 	  $(PREPARE_FLAGS) --output $(@D) >&2
 
 # Order-only prerequisites: a changed comment in a script must not train for hours again. One
@@ -288,7 +288,7 @@ $(foreach a,$(ASKED),$(eval $(call write_list,$(a))))
 $(if $(ASKED),$(if $(PARTIAL)$(DRY),,$(file > $(MADE)/.runs,$(LIST))))
 
 # What a table is made with, beside runs; all of data/, as making it again takes a second.
-SHOWS := plots.py costs.py $(wildcard data/*.py) data/paper_scores.csv
+SHOWS := plots.py costs.py $(wildcard data/*.py data/costs/*.py data/plots/*.py data/paper/*.csv)
 plot = plots.py $(basename $(notdir $@)) --output $(MADE)
 runs = --task "$(TASK)" --scale $(SCALE) --seeds "$(SEEDS)" --runs $(RUNS) \
   $(if $(LLM),--llm) $(if $(DATA),--data $(DATA) $(LIMITS))
@@ -350,15 +350,15 @@ settings: ## the values of all variables
 	@echo 'answers: $(ANSWERS)'
 	@echo 'runs: $(RUNS)  data: $(PREPARED)  make flags: $(MAKEFLAGS)'
 
-mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/mini-models/work (hours)
-	@$(PY) data/mini_models.py
-	@$(PY) data/mini_encoder.py
+mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/world/models/work (hours)
+	@$(PY) -m data.world.pretrain
+	@$(PY) -m data.world.encoder
 
 bench: | $(INSTALLED) ## time distillation against the released loop and plain fine-tuning
-	@$(PY) data/bench_distill.py
+	@$(PY) -m data.bench.distill
 
 bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
-	@$(PY) data/bench_gpu.py --output data/bench
+	@$(PY) -m data.bench.gpu --output data/bench
 
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)
 	@$(PY) -m pytest -n $(CORES) --dist loadfile $(PYTEST_FLAGS)

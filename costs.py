@@ -23,8 +23,8 @@ Usage:
 Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report also
         training.json and metrics.json of each run
 Writes: nothing; results go to stdout
-Copy:   costs.py and data/ (__init__.py, grid.py, budget.py, runs.py, prices.py, files.py,
-        tasks.json, scales.json, prices.csv); standard library only
+Copy:   costs.py data/__init__.py data/files.py data/costs/ data/tasks.json data/scales.json
+        data/prices.csv; standard library only
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 """
 
@@ -34,9 +34,8 @@ import json
 import math
 from fractions import Fraction
 
-from data.budget import count_teacher_hours, make_terms, plan, price_distilling, read_study
-from data.files import DATA, UserError, load_task, load_tasks, run_cli
-from data.grid import (
+from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling, read_study
+from data.costs.grid import (
     TABLES,
     cells,
     choose_tasks,
@@ -49,7 +48,7 @@ from data.grid import (
     show_flags,
     shows,
 )
-from data.prices import (
+from data.costs.prices import (
     load_prices,
     match_gpu,
     name_llm,
@@ -63,7 +62,8 @@ from data.prices import (
     show_usd,
     to_json,
 )
-from data.runs import RUN_NAME, parse_run, read_runs
+from data.costs.runs import RUN_NAME, parse_run, read_runs
+from data.files import DATA, UserError, load_task, load_tasks, run_cli
 
 # --- the ledger ----------------------------------------------------------------------------
 

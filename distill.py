@@ -4,7 +4,7 @@ Usage:
     python distill.py --teacher runs/paper/wlp/teacher-n5000-s0/model --num-unlabeled 100000 \\
         --unlabeled data/prepared/paper/wlp/unlabeled.jsonl --prefix "wlp: " \\
         --output runs/paper/wlp/dist-n5000-u100000-s0
-    python distill.py --teacher data/mini-models/teacher --student data/mini-models/student \\
+    python distill.py --teacher data/world/models/teacher --student data/world/models/student \\
         --unlabeled data/prepared/mini/wlp/unlabeled.jsonl --num-unlabeled 500 --prefix "wlp: " \\
         --max-steps 200 --learning-rate 3e-3 --output /tmp/dist
     The halves can be two commands, on two machines: --labels-only stops after the teacher pass,

@@ -9,7 +9,7 @@ Reads:  data/tasks.json; a JSONL file of {"source", "target", "prediction"}, or 
         model (T5 or any other seq2seq, or an encoder classifier) and {"source", "target"}
 Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw output is kept),
         then OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it
-Copy:   evaluate.py and data/ (__init__.py, files.py, metrics.py, decode.py, tasks.json)
+Copy:   evaluate.py data/__init__.py data/files.py data/evaluate/ data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _paper is the released scorer's rule, every other
@@ -56,6 +56,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.evaluate.metrics import METRICS, Row, parse_entities
 from data.files import (
     ROOT,
     UserError,
@@ -66,7 +67,6 @@ from data.files import (
     write_atomic,
     write_json,
 )
-from data.metrics import METRICS, Row, parse_entities
 
 # --- rows and results -----------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ def restore_entities(output, source, brackets, restorer):
 
 def generate_rows(options, task, rows, model, tokenizer, ids):
     """(rows of predictions.jsonl, counts) of a seq2seq model's greedy outputs."""
-    from data import decode
+    from data.evaluate import decode
 
     limit, restored = options.max_target_length, 0
     found, unfinished = decode.generate_ids(model, tokenizer, ids, options.batch_size, limit)
@@ -265,7 +265,7 @@ def generate_rows(options, task, rows, model, tokenizer, ids):
 def predict(options, task, rows):
     """(rows of predictions.jsonl, counts, seconds) of a model on the data's rows."""
     times = [time.monotonic()]
-    from data import decode
+    from data.evaluate import decode
 
     model, tokenizer, classifier = decode.load_model(options.model, options.bf16)
     times.append(time.monotonic())
@@ -292,7 +292,7 @@ def predict(options, task, rows):
 
 def describe_run(options):
     """Hardware and provenance, so that a number can be trusted or made again."""
-    from data import decode
+    from data.evaluate import decode
 
     hardware, versions = decode.describe_machine()
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]

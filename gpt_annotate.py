@@ -14,15 +14,14 @@ Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was pai
         it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it; with
         --predictions also OUTPUT/predictions.jsonl, as evaluate.py reads it;
         OUTPUT/annotation.json last: counts, tokens, dollars of these rows
-Copy:   gpt_annotate.py and data/ (__init__.py, llm_prompts.py, llm_calls.py, llm_store.py,
-        llm_batches.py, files.py, prices.py, tasks.json, prices.csv; for --simulate
-        annotator_server.py)
+Copy:   gpt_annotate.py data/__init__.py data/files.py data/annotate/ data/costs/prices.py
+        data/tasks.json data/prices.csv
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
 The budget is for the store: all that was ever paid into it, with the worst case of each call set
 aside before it is sent. What a provider may have billed for an answer that was lost on the way
-(timeout, dropped connection, error 5xx, killed run) counts at its worst case; data/llm_store.py has
-the rules. Run the same command again to continue; a finished job makes no call.
+(timeout, dropped connection, error 5xx, killed run) counts at its worst case; the rules are in
+data/annotate/store.py. Run the same command again to continue; a finished job makes no call.
 """
 
 import argparse
@@ -41,7 +40,11 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from data import llm_batches
+from data.annotate import batches
+from data.annotate.calls import Caller, Progress, clean_url
+from data.annotate.prompts import FORMATS, GENERIC, Prompter
+from data.annotate.store import Money, Store
+from data.costs.prices import load_prices, parse_amount, price_tokens, show_price, show_usd, to_json
 from data.files import (
     DATA,
     ROOT,
@@ -53,10 +56,6 @@ from data.files import (
     write_atomic,
     write_json,
 )
-from data.llm_calls import Caller, Progress, clean_url
-from data.llm_prompts import FORMATS, GENERIC, Prompter
-from data.llm_store import Money, Store
-from data.prices import load_prices, parse_amount, price_tokens, show_price, show_usd, to_json
 
 PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
@@ -362,17 +361,16 @@ def open_server(args, money):
     if args.simulate is None:
         yield args.base_url
         return
-    script = DATA / "annotator_server.py"
     prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
     options = ["--task", args.task, "--gold", args.gold, "--accuracy", args.simulate]
     options += ["--seed", args.seed, "--model", args.model, "--until-eof", "--prices", *prices]
-    command = [sys.executable, str(script), *map(str, options)]
+    command = [sys.executable, "-m", "data.annotate.server", *map(str, options)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, start_new_session=True) as server:
+    with subprocess.Popen(command, **pipes, cwd=ROOT, start_new_session=True) as server:
         try:
             url = server.stdout.readline().strip()
             if not url:
-                raise UserError(f"{script}: the simulated annotator did not start")
+                raise UserError("data.annotate.server: the simulated annotator did not start")
             print(f"no key is used: {url} simulates {args.model}", file=sys.stderr)
             yield url
         finally:
@@ -388,10 +386,10 @@ async def make_calls_left(args, store, url, key, calls):
     caller = Caller(store, args, url, key, Progress(store, left, args.budget))
     try:
         if args.batch == "submit":
-            count = await llm_batches.submit(caller, [c for c in left if c.key not in sent])
+            count = await batches.submit(caller, [c for c in left if c.key not in sent])
             return [f"{count:,} of {len(left):,} calls submitted; now --batch collect"]
         if args.batch == "collect":
-            lines = await llm_batches.collect(caller, left)
+            lines = await batches.collect(caller, left)
             left = [call for call in left if call.key not in store.answers]
             why = next(reversed(store.faults), "none is under way")
             text = f"{len(left):,} calls have no answer ({why}); --batch submit sends them"

@@ -4,12 +4,13 @@ Usage:
     python plots.py table2 --task wlp --seeds "0 1 2"          scores of the runs in runs/mini
     python plots.py table11 --task all --scale paper --runs runs/paper --output out
     python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
-    python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv (data/figures.py)
+    python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv
+
 Reads:  metrics.json (and training.json) of runs; data/tasks.json, data/scales.json,
-        data/prices.csv, data/paper_scores.csv, data/paper_tables.csv
+        data/prices.csv, data/paper/scores.csv, data/paper/tables.csv
 Writes: stdout (Markdown); with --output also NAME.md, NAME.csv and NAME.tex in that folder, and
         for a table of scores NAME-cells, which lists its cells one by one
-Copy:   plots.py, costs.py, data/*.py, data/*.json, data/*.csv; standard library only for tables
+Copy:   plots.py data/plots/ data/paper/ and what costs.py names; standard library only for tables
 Paper:  Tables 1 to 11, Figures 2 to 7
 """
 
@@ -17,13 +18,13 @@ import argparse
 import itertools
 
 from costs import Ledger
-from data import printed_tables
-from data.figures import FIGURES
+from data.costs.grid import LLM_EXAMPLES
+from data.costs.prices import load_prices, name_llm
 from data.files import DATA, load_tasks, run_cli
-from data.grid import LLM_EXAMPLES
-from data.prices import load_prices, name_llm
-from data.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
-from data.tables import Table, read_tasks, render, show_count, show_dollars
+from data.plots import printed
+from data.plots.figures import FIGURES
+from data.plots.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
+from data.plots.tables import Table, read_tasks, render, show_count, show_dollars
 
 # --- the layouts ---------------------------------------------------------------------------
 
@@ -321,7 +322,7 @@ def add_score_flags(parser):
 # --- command line --------------------------------------------------------------------------
 
 TABLES = {name: (text, build_scores, add_score_flags) for name, (text, *_) in SCORES.items()}
-COMMANDS = {**printed_tables.TABLES, **TABLES, **FIGURES}
+COMMANDS = {**printed.TABLES, **TABLES, **FIGURES}
 
 
 def parse_args(argv=None):

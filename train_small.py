@@ -3,7 +3,7 @@
 Usage:
     python train_small.py --train data/prepared/paper/wlp/train.jsonl --num-labels 1000 \\
         --prefix "wlp: " --output runs/paper/wlp/small-n1000-s0
-    python train_small.py --model data/mini-models/student --num-labels 100 --max-steps 200 \\
+    python train_small.py --model data/world/models/student --num-labels 100 --max-steps 200 \\
         --train data/prepared/mini/wlp/train.jsonl --prefix "wlp: " --learning-rate 3e-3 \\
         --output /tmp/small
     python train_small.py --model distilbert-base-uncased --labels REFUTES SUPPORTS \\

@@ -4,7 +4,7 @@ Usage:
     python train_teacher.py --train data/prepared/paper/wlp/train.jsonl --num-labels 5000 \\
         --prefix "wlp: " --output runs/paper/wlp/teacher-n5000-s0
     python train_teacher.py --dry-run --gpus 1xH100 --num-labels 5000 --usd-per-gpu-hour 4
-    python train_teacher.py --model data/mini-models/teacher --num-labels 100 --max-steps 200 \\
+    python train_teacher.py --model data/world/models/teacher --num-labels 100 --max-steps 200 \\
         --train data/prepared/mini/wlp/train.jsonl --prefix "wlp: " --learning-rate 3e-4 \\
         --output /tmp/teacher
 

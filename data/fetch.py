@@ -1,8 +1,8 @@
 """Fetch the authors' data files, checked, and read unlabeled sources from archives or public sets.
 
 Usage:
-    python data/fetch.py --task wlp                                 # into data/prepared/downloads
-    python data/fetch.py --task wlp --base http://127.0.0.1:8000    # a mirror of your own
+    python -m data.fetch --task wlp                                 # into data/prepared/downloads
+    python -m data.fetch --task wlp --base http://127.0.0.1:8000    # a mirror of your own
 
 Reads:  data/sources.json: addresses, row counts, sizes and hashes; the web.
 Writes: OUTPUT/<task>/<task>_{train,test|dev}_all.json, each whole and checked or not at all, and
@@ -28,7 +28,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.files import UserError, read_json, run_cli, write_atomic
 
 SOURCES = Path(__file__).with_name("sources.json")

@@ -1,10 +1,10 @@
 """Write one task's splits, train, dev, test and unlabeled, from the mini world or from real data.
 
 Usage:
-    python data/prepare.py --task wlp --scale paper --unlabeled unlabeled.zip \\
+    python -m data.prepare --task wlp --scale paper --unlabeled unlabeled.zip \\
         --output data/prepared/paper/wlp
-    python data/prepare.py --task wlp --scale mini --output data/prepared/mini/wlp
-    python data/prepare.py --task mytask --data FOLDER --check        # look, write nothing
+    python -m data.prepare --task wlp --scale mini --output data/prepared/mini/wlp
+    python -m data.prepare --task mytask --data FOLDER --check        # look, write nothing
 
 Reads:  data/tasks.json and scales.json; the mini world's generators (scale mini without --data);
         FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled .jsonl, or in the authors'
@@ -14,10 +14,7 @@ Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which f
         sha256, how many rows, and what was left out. OUTPUT/unlabeled_gold.jsonl, the answers to
         the unlabeled rows where all of them are known (mini world, rows taken from train): for
         the simulated annotator of gpt_annotate.py alone, no training script reads it.
-Copy:   data/prepare.py data/fetch.py data/sources.json data/tasks.json data/scales.json
-        data/mini_world.py data/mini_lexicon.json data/mini_town.py data/mini_town.json
-        data/__init__.py data/grid.py data/budget.py data/runs.py data/prices.py data/files.py
-        data/prices.csv
+Copy:   data/prepare.py data/fetch.py data/sources.json data/world/ and what costs.py names
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
 Without a dev file, dev is drawn from train. Without unlabeled rows, at scale mini, they too are
@@ -30,19 +27,14 @@ import hashlib
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import fetch
-import mini_town
-import mini_world
-
-from data.budget import FIELDS, OPTIONAL, check_entry, make_terms, read_study
+from data import fetch
+from data.costs.budget import FIELDS, OPTIONAL, check_entry, make_terms, read_study
+from data.costs.grid import TABLES, grid
+from data.costs.prices import load_prices, show_price
 from data.files import UserError, load_task, read_json, run_cli, write_atomic, write_json
-from data.grid import TABLES, grid
-from data.prices import load_prices, show_price
+from data.world import lab, town
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test", "unlabeled")
@@ -348,9 +340,9 @@ def write_splits(output, splits, about):
 def draw_mini(task):
     """({split: rows}, files that made them) of the mini world: the lab or the town."""
     if task == "wlp":
-        return mini_world.draw_splits(), ["data/mini_world.py", "data/mini_lexicon.json"]
-    if task in mini_town.TASKS:
-        return mini_town.draw_splits(task), ["data/mini_town.py", "data/mini_town.json"]
+        return lab.draw_splits(), ["data/world/lab.py", "data/world/lab.json"]
+    if task in town.TASKS:
+        return town.draw_splits(task), ["data/world/town.py", "data/world/town.json"]
     raise UserError(f"the mini world has no {task}; give a folder by --data")
 
 

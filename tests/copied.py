@@ -11,8 +11,9 @@ def list_copied(path):
     """Paths, from the project's root, of all files that the `Copy:` part of `path` names."""
     said = re.search(r"^Copy:(.*(?:\n {8}.*)*)", Path(ROOT, path).read_text(encoding="utf-8"), re.M)
     found = set()
-    for name in re.findall(r"[\w./*-]+\.(?:py|jsonl?|csv)\b", said[1]):
-        found |= {p.relative_to(ROOT) for p in (*ROOT.glob(name), *ROOT.glob(f"data/{name}"))}
+    for name in re.findall(r"[\w./*-]+(?:\.(?:py|jsonl?|csv|html)\b|/(?= |,|;|\n|$))", said[1]):
+        name = f"{name}*.*" if name.endswith("/") else name
+        found |= {p.relative_to(ROOT) for p in ROOT.glob(name) if p.is_file()}
     for other in re.findall(r"what (\S+\.py) names", said[1]):
         found |= list_copied(other)
     return found

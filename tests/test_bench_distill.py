@@ -1,8 +1,7 @@
-"""data/bench_distill.py: what it compares is what it says; its parts run."""
+"""data/bench/distill.py: what it compares is what it says; its parts run."""
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
-import bench_distill as bench  # noqa: E402
-
 import distill  # noqa: E402
+from data.bench import distill as bench  # noqa: E402
 
-MODELS = ROOT / "data" / "mini-models"
+MODELS = ROOT / "data" / "world" / "models"
 ROWS = [f"add {i} ml of buffer and mix for {i} minutes" for i in range(1, 41)]
 
 

@@ -1,16 +1,14 @@
-"""data/bench_gpu.py: every part runs on a CPU with mini models, and its arithmetic is right."""
+"""data/bench/gpu.py: every part runs on a CPU with mini models, and its arithmetic is right."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-import bench_gpu
 from tiny import slow
+
+from data.bench import gpu as bench_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = json.loads(bench_gpu.LENGTHS.read_text())["lengths"]
@@ -163,10 +161,10 @@ def test_the_head_is_untied_as_in_the_published_models():
 
 def test_optimisers_are_compared(tmp_path, capsys):
     """A few steps of each way; the kept figures say what the README says."""
-    import bench_optimisers
-    import mini_world
+    from data.bench import optimisers as bench_optimisers
+    from data.world import lab
 
-    mini_world.write_splits(tmp_path, mini_world.draw_splits(1))
+    lab.write_splits(tmp_path, lab.draw_splits(1))
     flags = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl", "--seeds", 0]
     flags += ["--rates", "3e-5", "--steps", 2, "--labels", 16, "--dev-rows", 8, "--batch-size", 4]
     bench_optimisers.main([str(flag) for flag in [*flags, "--output", tmp_path / "o.json"]])

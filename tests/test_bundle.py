@@ -1,5 +1,6 @@
 """Promises of the bundle: copied blocks stay the same, help lists every target, names are kept."""
 
+import ast
 import csv
 import itertools
 import json
@@ -12,15 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 from copied import list_copied  # noqa: E402
 
-from data import printed_tables  # noqa: E402
-from data.grid import TABLES, grid, shows  # noqa: E402
-from data.points import load_scores  # noqa: E402
+from data.costs.grid import TABLES, grid, shows  # noqa: E402
+from data.plots import printed  # noqa: E402
+from data.plots.points import load_scores  # noqa: E402
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
-CODE_IN_DATA = sorted(f"data/{path.name}" for path in ROOT.glob("data/[!_]*.py"))
+CODE_IN_DATA = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("data/**/[!_]*.py"))
 BLOCK = re.compile(r"# same in: (?P<files>.+)\n(?P<text>(?:.*\n)*?)# end same\n")
 
 
@@ -57,12 +57,15 @@ def test_training_scripts_import_nothing_local():
 
 def list_local_imports(path, found):
     """Add to `found` every file of the project that `path` imports, itself or by another file."""
-    for line in re.findall(r"^ *(?:from|import) .*", (ROOT / path).read_text(), re.MULTILINE):
-        for word in re.findall(r"\w+", line.split(" import (")[0]):
-            for file in (Path(f"{word}.py"), Path("data", f"{word}.py")):
-                if file not in found and (ROOT / file).exists() and f"{word}.py" != path.name:
-                    found.add(file)
-                    list_local_imports(file, found)
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = Path(name.replace(".", "/") + ".py")
+            if file not in found and (ROOT / file).is_file():
+                found.add(file)
+                list_local_imports(file, found)
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, *CODE_IN_DATA])
@@ -181,7 +184,7 @@ def read_flags(command):
 def test_make_n_at_paper_scale_prints_the_papers_commands(tmp_path):
     """Table 2's counts and Table 8's settings, as the paper prints them, are in the commands."""
     trained = find_trained(list_commands(tmp_path, "table2", "SCALE=paper", "TASK=all"), tmp_path)
-    printed = printed_tables.load_printed(8)
+    numbers = printed.load_printed(8)
     wanted = set()
     for cell in (row for row in load_scores() if row["table"] == 2):
         kind, task, n = cell["strategy"], cell["task"], cell["labels"]
@@ -194,11 +197,11 @@ def test_make_n_at_paper_scale_prints_the_papers_commands(tmp_path):
         task, run = name.split("/")
         flags, teacher = read_flags(command), run.startswith("teacher")
         for item in ("epochs", "learning_rate"):
-            value, _, for_teacher = printed[task, item].rstrip(")").partition(" (")
+            value, _, for_teacher = numbers[task, item].rstrip(")").partition(" (")
             value = for_teacher if teacher and for_teacher else value
             assert float(flags[f"--{item.replace('_', '-')}"]) == float(value), name
         for item in ("batch_size", "max_source_length", "max_target_length"):
-            assert flags[f"--{item.replace('_', '-')}"] == printed[task, item], name
+            assert flags[f"--{item.replace('_', '-')}"] == numbers[task, item], name
         assert flags["--prefix"] == f"{task}: "
         family = "google/t5-{}-ssm" if task == "nq" else "google/t5-v1_1-{}"
         model = flags.get("--model") or flags["--student"]

@@ -13,10 +13,9 @@ from copied import copy_stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
-from data.points import load_scores
-from data.runs import make_run
+from data.costs.runs import make_run
+from data.plots.points import load_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICES = costs.load_prices()
@@ -476,7 +475,7 @@ def test_flags_of_a_run(capsys):
 
     dist = flags("--run", "dist-n100-u1900-s2")
     assert (dist["--num-unlabeled"], dist["--seed"]) == ("1900", "2")
-    assert dist["--student"] == "data/mini-models/student"
+    assert dist["--student"] == "data/world/models/student"
     small = flags("--run", "small-n138-s0", "--scale", "paper")
     assert (small["--num-labels"], small["--seed"]) == ("138", "0")
     base = flags("--run", "small-base-n1000-s0", "--scale", "paper")

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tiny import WORDS, build_word_tokenizer, slow  # noqa: E402
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,12 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 
 import evaluate
 import train_small
+from data.costs.grid import make_flags, show_flags
+from data.costs.runs import parse_run
 from data.files import UserError
-from data.grid import make_flags, show_flags
-from data.runs import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "data"))
-import mini_encoder  # noqa: E402
+from data.world import encoder  # noqa: E402
 
 PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it said about warm cold wet ##ter ##ly , ."
 PIECES += " moon sea road bread"
@@ -155,7 +153,7 @@ def test_bad_input_is_one_error_line(files, tmp_path):
         ({"labels": LABELS[1:]}, "target 'Supporting' is none of --labels Refuting"),
         ({"labels": None, "train": single}, "single.jsonl: a classifier needs two classes"),
         ({"labels": None, "train": free}, "9 different targets, so no classes"),
-        ({"model": ROOT / "data/mini-models/student"}, "--labels: .*student is no encoder"),
+        ({"model": ROOT / "data/world/models/student"}, "--labels: .*student is no encoder"),
         ({"model": tmp_path / "hollow"}, "6 weights of the encoder are missing"),
         ({"max_source_length": 50}, "--max-source-length 50: .*bert reads 40 tokens"),
     ]
@@ -171,7 +169,7 @@ def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, ca
     """A few steps on the lab's text leave a folder that goes on to classify."""
     folder = tmp_path / "lab-encoder"
     flags = ["--region", "lab", "--lines", "3000", "--batch-size", "16", "--output", str(folder)]
-    mini_encoder.main([*flags, "--steps", "6", "--save-steps", "3"])
+    encoder.main([*flags, "--steps", "6", "--save-steps", "3"])
     facts = json.loads((folder / "pretraining.json").read_text())
     assert (
         facts["examples"] == 96 and f"{facts['parameters']:,}" in (folder / "README.md").read_text()
@@ -182,9 +180,9 @@ def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, ca
 
 
 def test_masking_hides_whole_words_and_asks_for_no_others():
-    tokenizer = mini_encoder.load_vocabulary(ROOT / "data" / "mini-models" / "student")
+    tokenizer = encoder.load_vocabulary(ROOT / "data" / "world" / "models" / "student")
     lines = [f"add {i} ml of chloroform buffer to the flask" for i in range(40)]
-    text = mini_encoder.MaskedText("lab", tokenizer, lines, 400, 8, seed=0)
+    text = encoder.MaskedText("lab", tokenizer, lines, 400, 8, seed=0)
     masked = 0
     for i in range(400):
         row = text[i]
@@ -216,7 +214,8 @@ def test_flags_of_table_10():
 def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
     load = train_small.load_tokenizer
     encoder, student = (
-        load(str(ROOT / "data" / "mini-models" / name)) for name in ("town-encoder", "town-student")
+        load(str(ROOT / "data" / "world" / "models" / name))
+        for name in ("town-encoder", "town-student")
     )
     assert encoder.get_vocab() == student.get_vocab()
     pieces = encoder.convert_ids_to_tokens(encoder("so they agreed").input_ids)
@@ -224,4 +223,4 @@ def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
     assert pieces[1:-1] == student.convert_ids_to_tokens(student("so they agreed").input_ids)[:-1]
     for task in ("stanceosaurus", "fever", "multipit_id"):
         model = make_flags(task, "mini", "bert")["model"]
-        assert model == "data/mini-models/town-encoder"
+        assert model == "data/world/models/town-encoder"

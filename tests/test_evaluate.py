@@ -18,11 +18,10 @@ from copied import copy_stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import evaluate
-from data import metrics
+from data.costs.grid import make_evaluation_flags
+from data.evaluate import metrics
 from data.files import UserError, load_task, read_jsonl, run_cli
-from data.grid import make_evaluation_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"
@@ -389,7 +388,7 @@ def test_paper_vocabulary(tmp_path, capsys):
 def test_restorer_with_the_genuine_vocabulary():
     from transformers import T5TokenizerFast
 
-    from data.decode import Restorer
+    from data.evaluate.decode import Restorer
 
     restorer = Restorer(T5TokenizerFast.from_pretrained(SPIECE.parent))
     source = "Add ~25 μl of 2× buffer (≥ 5 m²) and 25 ml, at 20˚C × 3; a 10‐kDa ½ cup …"
@@ -410,7 +409,7 @@ def test_restoring_finds_nearly_every_target():
     """Real targets through T5's token ids and back: all of 400 sentences with lost characters."""
     from transformers import T5TokenizerFast
 
-    from data.decode import Restorer
+    from data.evaluate.decode import Restorer
 
     tokenizer = T5TokenizerFast.from_pretrained(SPIECE.parent)
     restorer, brackets = Restorer(tokenizer), {f"[{label}]": label for label in LABELS}
@@ -961,7 +960,7 @@ def test_decoding_in_stages_is_greedy_decoding(kind):
     import torch
     import transformers
 
-    from data import decode
+    from data.evaluate import decode
 
     torch.manual_seed(3)
     tokenizer = make_tokenizer()
@@ -1036,7 +1035,7 @@ def test_bad_models(tmp_path, capsys):
 
 def test_progress_lines(monkeypatch, capsys):
     """Into a file: a line every 10 s with rows done and the time left, none for short work."""
-    from data import decode
+    from data.evaluate import decode
 
     now = [0.0]
     monkeypatch.setattr(decode.time, "monotonic", lambda: now[0])

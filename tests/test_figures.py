@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import costs
 import plots
-from data import drawing, figures
+from data.costs.grid import cells, grid
+from data.costs.runs import parse_run
 from data.files import UserError, write_json
-from data.grid import cells, grid
-from data.points import find_frontier
-from data.runs import parse_run
+from data.plots import drawing, figures
+from data.plots.points import find_frontier
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"

@@ -11,21 +11,21 @@ import time
 from argparse import Namespace
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from copied import copy_stage
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import evaluate
 import gpt_annotate
 import train_small
-from data import annotator_server, llm_calls, mini_world
-from data.annotator_server import FAULTS, Annotator, AnnotatorServer
+from data.annotate import calls
+from data.annotate import server as annotator_server
+from data.annotate.prompts import Prompter, estimate_tokens
+from data.annotate.server import FAULTS, Annotator, AnnotatorServer
+from data.annotate.store import Money, Store
+from data.costs.prices import load_prices
 from data.files import ROOT, UserError, load_task, read_json, read_jsonl
-from data.llm_prompts import Prompter, estimate_tokens
-from data.llm_store import Money, Store
-from data.prices import load_prices
+from data.world import lab
 
 ROOT = ROOT
 KEY = "sk-test-0123456789"
@@ -209,9 +209,9 @@ def test_retry_after_is_kept(tmp_path):
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "5")
     assert min(server.times[5:]) - server.times[0] >= 1
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert 25 < llm_calls.read_wait({"retry-after": date}) <= 30
-    assert llm_calls.read_wait({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
-    assert llm_calls.read_wait({"retry-after": "soon"}) is None
+    assert 25 < calls.read_wait({"retry-after": date}) <= 30
+    assert calls.read_wait({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert calls.read_wait({"retry-after": "soon"}) is None
 
 
 def test_long_retry_after_ends_the_run(tmp_path):
@@ -241,7 +241,7 @@ def test_rates_are_kept(tmp_path):
         annotate(tmp_path, server.url, "--budget", "1", "--rpm", "1200")
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
     assert sum(gaps) >= 0.9 * 19 * 60 / 1200
-    limiter = llm_calls.Limiter(tpm=6000)
+    limiter = calls.Limiter(tpm=6000)
     assert [round(limiter.take(100)) for _ in range(4)] == [0, 1, 2, 3]
 
 
@@ -645,7 +645,7 @@ def read_wlp():
 
 def make_mini_rows():
     sizes = {"train": 150, "dev": 1, "test": 100, "unlabeled": 1}
-    splits = mini_world.draw_splits(sizes=sizes)
+    splits = lab.draw_splits(sizes=sizes)
     return [*splits["train"], *splits["test"]]
 
 

@@ -4,18 +4,16 @@ import json
 import os
 import re
 import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.budget import count_llm_labels
+from data.costs.budget import count_llm_labels
+from data.costs.grid import cells, grid, list_rules
+from data.costs.prices import load_prices
+from data.costs.runs import parse_run
 from data.files import ROOT, UserError
-from data.grid import cells, grid, list_rules
-from data.prices import load_prices
-from data.runs import parse_run
 
 ROOT = ROOT
 
@@ -26,7 +24,7 @@ def make(tmp_path):
     for path in (*ROOT.glob("*.py"), ROOT / "Makefile", ROOT / "requirements.txt"):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "data").mkdir()
-    for path in ROOT.glob("data/*.*"):
+    for path in ROOT.glob("data/*"):
         (tmp_path / "data" / path.name).symlink_to(path)
 
     def run(*args, **environment):

@@ -2,33 +2,31 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "data"))
-import mini_town  # noqa: E402
+from data.world import town as world  # noqa: E402
 
 ENTRIES = json.loads((ROOT / "data" / "tasks.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=mini_town.TASKS)
+@pytest.fixture(scope="module", params=world.TASKS)
 def task(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
 def rows(task):
-    return mini_town.draw_rows(task)
+    return world.draw_rows(task)
 
 
 def read_claim(town, text):
     """(person, habit) that a claim is about."""
     person = next(word for word in re.findall(r"\w+", text) if word in town.people)
     said = re.sub(rf"\b{person}\b", "P", text)
-    habits = [h for h, wordings in mini_town.HABITS.items() if any(w in said for w in wordings)]
+    habits = [h for h, wordings in world.HABITS.items() if any(w in said for w in wordings)]
     return person, habits[0]
 
 
@@ -43,9 +41,9 @@ def test_splits_share_no_source_and_have_table_5s_sizes(task, rows):
 
 def test_the_same_seed_draws_the_same_rows_and_another_seed_others(task):
     small = {"train": 20, "unlabeled": 20}
-    assert mini_town.draw_splits(task, 1, small) == mini_town.draw_splits(task, 1, small)
-    assert mini_town.draw_splits(task, 1, small) != mini_town.draw_splits(task, 2, small)
-    assert mini_town.draw_splits(task, sizes=small)["test"] == mini_town.draw_splits(task)["test"]
+    assert world.draw_splits(task, 1, small) == world.draw_splits(task, 1, small)
+    assert world.draw_splits(task, 1, small) != world.draw_splits(task, 2, small)
+    assert world.draw_splits(task, sizes=small)["test"] == world.draw_splits(task)["test"]
 
 
 def test_targets_are_labels_of_the_task_and_none_is_rare(task, rows):
@@ -59,14 +57,14 @@ def test_targets_are_labels_of_the_task_and_none_is_rare(task, rows):
 
 
 def test_claims_are_labeled_by_the_facts():
-    town = mini_town.Town()
-    for row in mini_town.draw_rows("fever", sizes={"train": 300, "unlabeled": 0})["train"]:
+    town = world.Town()
+    for row in world.draw_rows("fever", sizes={"train": 300, "unlabeled": 0})["train"]:
         assert town.habits[read_claim(town, row.source)] == (row.target == "SUPPORTS")
 
 
 def test_questions_are_answered_by_the_facts():
-    town = mini_town.Town()
-    for row in mini_town.draw_rows("nq", sizes={"train": 300, "unlabeled": 0})["train"]:
+    town = world.Town()
+    for row in world.draw_rows("nq", sizes={"train": 300, "unlabeled": 0})["train"]:
         ((person, relation),) = row.needs
         assert person in row.source and row.target == town.facts[person, relation]
 
@@ -77,22 +75,22 @@ def group_of(town, word):
 
 
 def test_paraphrases_mean_the_same_word_by_word():
-    town = mini_town.Town()
+    town = world.Town()
 
     def meaning(sentence):
         words = [group_of(town, word) for word in re.findall(r"\w+", sentence)]
         return sorted(str(word) for word in words if word not in ("the", "was", "by"))
 
-    for row in mini_town.draw_rows("multipit_id", sizes={"train": 300, "unlabeled": 0})["train"]:
+    for row in world.draw_rows("multipit_id", sizes={"train": 300, "unlabeled": 0})["train"]:
         first, second = re.fullmatch(r"sentence1: (.*) sentence2: (.*)", row.source).groups()
         assert (meaning(first) == meaning(second)) == (row.target == "YES")
         assert first != second
-    for row in mini_town.draw_rows("multipit_gen", sizes={"train": 300, "unlabeled": 0})["train"]:
+    for row in world.draw_rows("multipit_gen", sizes={"train": 300, "unlabeled": 0})["train"]:
         assert meaning(row.source) == meaning(row.target) and row.source != row.target
 
 
 def test_a_word_has_one_meaning():
-    town = mini_town.Town()
+    town = world.Town()
     words = [word for kind in town.synonyms.values() for group in kind for word in group]
     cues = [cue for cues in town.cues.values() for cue in cues]
     values = [value for values in town.values.values() for value in values]
@@ -101,8 +99,8 @@ def test_a_word_has_one_meaning():
 
 
 def test_irrelevant_replies_name_neither_agent_nor_object_of_the_claim():
-    town = mini_town.Town()
-    for row in mini_town.draw_rows("stanceosaurus", sizes={"train": 300, "unlabeled": 0})["train"]:
+    town = world.Town()
+    for row in world.draw_rows("stanceosaurus", sizes={"train": 300, "unlabeled": 0})["train"]:
         claim, reply = re.fullmatch(r"claim: (.*) tweet: (.*)", row.source).groups()
         kinds = {group for kind in ("agent", "object") for group in town.synonyms[kind]}
         told = {group_of(town, word) for word in re.findall(r"\w+", claim)} & kinds
@@ -111,7 +109,7 @@ def test_irrelevant_replies_name_neither_agent_nor_object_of_the_claim():
 
 
 def test_pretraining_text_tells_the_truth_and_holds_no_test_source_nor_label():
-    town, lines = mini_town.Town(), mini_town.draw_pretraining_text(4000)
+    town, lines = world.Town(), world.draw_pretraining_text(4000)
     judged = [line for line in lines if line.endswith(("rightly", "wrongly"))]
     for line in judged:
         assert town.habits[read_claim(town, line)] == line.endswith("rightly")
@@ -120,23 +118,23 @@ def test_pretraining_text_tells_the_truth_and_holds_no_test_source_nor_label():
     assert not words & {label for entry in ENTRIES.values() for label in entry["labels"]}
     held_out = {
         row["source"].rstrip(".?")
-        for task in mini_town.TASKS
+        for task in world.TASKS
         for split in ("dev", "test")
-        for row in mini_town.draw_splits(task)[split]
+        for row in world.draw_splits(task)[split]
     }
     assert not held_out & set(lines)
 
 
 def test_command_line_writes_the_splits_and_prints_what_they_hold(tmp_path, capsys):
-    mini_town.main(["--task", "nq", "--output", str(tmp_path), "--stats"])
+    world.main(["--task", "nq", "--output", str(tmp_path), "--stats"])
     assert "facts that test needs do not occur in 100 labels" in capsys.readouterr().out
     written = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
-    assert written == mini_town.draw_splits("nq")["test"]
+    assert written == world.draw_splits("nq")["test"]
     with pytest.raises(ValueError, match="no task 'wlp'"):
-        mini_town.draw_rows("wlp")
+        world.draw_rows("wlp")
 
 
 def test_generation_is_scored_against_the_source():
-    splits = mini_town.draw_splits("multipit_gen", sizes={"train": 10, "unlabeled": 10})
+    splits = world.draw_splits("multipit_gen", sizes={"train": 10, "unlabeled": 10})
     assert all(row["source"] == row["target"] for row in splits["test"])
     assert all(row["source"] != row["target"] for row in splits["train"])

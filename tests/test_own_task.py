@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data.budget import make_terms, plan, read_study
+from data.costs.budget import make_terms, plan, read_study
+from data.costs.grid import cells, grid
+from data.costs.prices import load_prices
+from data.costs.runs import parse_run
 from data.files import UserError
-from data.grid import cells, grid
-from data.prices import load_prices
-from data.runs import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {
@@ -71,9 +71,9 @@ def read_entry():
 def project(tmp_path_factory):
     """A copy of the project with README's entry and a folder of remarks."""
     folder = tmp_path_factory.mktemp("own") / "project"
-    ignored = shutil.ignore_patterns("prepared", "mini-models", "results", "__pycache__")
+    ignored = shutil.ignore_patterns("prepared", "models", "results", "__pycache__")
     shutil.copytree(ROOT / "data", folder / "data", ignore=ignored)
-    (folder / "data" / "mini-models").symlink_to(ROOT / "data" / "mini-models")
+    (folder / "data" / "world" / "models").symlink_to(ROOT / "data" / "world" / "models")
     for name in ("Makefile", "requirements.txt", *(path.name for path in ROOT.glob("*.py"))):
         shutil.copy(ROOT / name, folder)
     path = folder / "data" / "tasks.json"
@@ -95,7 +95,7 @@ def make(project, *words):
 
 
 def test_from_the_folder_to_table_2(project):
-    checked = call(project, *"python3 data/prepare.py --task mine --data remarks --check".split())
+    checked = call(project, *"python3 -m data.prepare --task mine --data remarks --check".split())
     assert checked.returncode == 0, checked.stderr
     assert "prices: $0.10 a label, $3.75 an hour of A100-40GB" in checked.stdout
     assert "make can make: table2, table3, table4" in checked.stdout
@@ -192,7 +192,7 @@ def test_files_of_a_windows_program_are_read(project):
     (folder / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + train.replace("\n", "\r\n").encode())
     with (folder / "test.jsonl").open("a") as file:
         file.write(train[: train.index("\n") + 1])
-    flags = "data/prepare.py --task mine --data windows --check".split()
+    flags = "-m data.prepare --task mine --data windows --check".split()
     done = call(project, sys.executable, *flags)
     assert done.returncode == 0, done.stderr
     assert "train: 1 rows dropped: their source is in test" in done.stdout

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,14 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "data"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-import prepare  # noqa: E402
 from tiny import slow  # noqa: E402
 
 import distill  # noqa: E402
 import evaluate  # noqa: E402
 import train_small  # noqa: E402
 import train_teacher  # noqa: E402
+from data import prepare  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not (SHARED / "t5_vocab" / "spiece.model").exists() or not (SHARED / "official").is_dir(),

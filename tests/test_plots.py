@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import plots
-from data import printed_tables, tables
-from data.prices import parse_amount
+from data.costs.prices import parse_amount
+from data.plots import printed, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tables.Table(
@@ -102,7 +101,7 @@ def test_a_row_of_another_length_is_refused_before_anything_is_written(tmp_path)
 
 def test_every_printed_value_of_the_paper_stands_beside_ours():
     for number, items in {1: 3, 5: 4, 6: 4, 8: 5}.items():
-        assert len(printed_tables.load_printed(number)) == 6 * items
+        assert len(printed.load_printed(number)) == 6 * items
 
 
 def test_table1():
@@ -110,10 +109,10 @@ def test_table1():
     pairs = list(zip(column(table, "Total $"), column(table, "Paper"), strict=True))
     # FEVER and MultiPIT-Gen: the paper's totals are not #train x price
     assert [ours == paper for ours, paper in pairs] == [True, True, False, True, False, True]
-    printed = printed_tables.load_printed(1)
+    numbers = printed.load_printed(1)
     names = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
-    assert column(table, "#Train") == [printed[name, "train"] for name in names]
-    assert column(table, "$/Label") == [printed[name, "usd_per_label"] for name in names]
+    assert column(table, "#Train") == [numbers[name, "train"] for name in names]
+    assert column(table, "$/Label") == [numbers[name, "usd_per_label"] for name in names]
     text = "\n".join(table.notes)
     for value in ("$13,544", "$18,443, the total of MultiPIT-Id", "$14,469", "$12,899"):
         assert value in text

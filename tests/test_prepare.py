@@ -14,11 +14,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-import fetch
-import prepare
-
+from data import fetch, prepare
 from data.files import UserError, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,7 +244,7 @@ def test_other_mistakes(tmp_path):
 
 def test_paper_scale_without_unlabeled_says_what_to_do(tmp_path):
     data = make_folder(tmp_path / "mine", train=make_rows(50), test=make_rows(5, 100))
-    command = [sys.executable, "data/prepare.py", "--task", "wlp", "--scale", "paper"]
+    command = [sys.executable, "-m", "data.prepare", "--task", "wlp", "--scale", "paper"]
     command += ["--data", str(data), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""

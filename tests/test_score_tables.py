@@ -7,11 +7,11 @@ import re
 import pytest
 
 import plots
-from data import tables
+from data.costs.grid import TABLES, grid
+from data.costs.prices import load_prices, price_gpu_hour, show_usd
+from data.costs.runs import parse_run
 from data.files import load_task, write_json
-from data.grid import TABLES, grid
-from data.prices import load_prices, price_gpu_hour, show_usd
-from data.runs import parse_run
+from data.plots import tables
 
 GPU = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-40GB", "gpus": 1}
 CPU = {"device": "cpu", "gpu": None, "gpus": 0}

@@ -19,16 +19,15 @@ import train_small
 import train_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDENT = ROOT / "data" / "mini-models" / "student"
+STUDENT = ROOT / "data" / "world" / "models" / "student"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    sys.path.insert(0, str(ROOT / "data"))
-    import mini_world
+    from data.world import lab
 
-    mini_world.main(["--output", str(folder)])
+    lab.main(["--output", str(folder)])
     return folder
 
 

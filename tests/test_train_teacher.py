@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, T5Config
 from transformers import T5ForConditionalGeneration as T5
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tiny import WORDS, build_word_tokenizer, slow  # noqa: E402
 

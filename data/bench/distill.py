@@ -1,0 +1,638 @@
+"""Time distillation, and measure what its shortcuts cost: what `make bench` runs.
+
+Usage:
+    python -m data.bench.distill              # speed: about 4 minutes on one core
+    python -m data.bench.distill --times 145  # the paper's ratio of sizes: 8 minutes
+    python -m data.bench.distill --exactness | --losses | --memory  # 15 minutes, 10, 3
+
+Reads:  data/world/models (make mini-models) and data/prepared/mini/wlp (make table2, or
+        data/world/lab.py); the teacher is fine-tuned first, once, as Table 2's with N = 100.
+Writes: stdout: tables. OUTPUT: models, labels and runs; OUTPUT/<mode>.json: every measurement.
+Paper:  Table 2's GPU hours of distillation; the released training code's loop.
+
+Speed (the default): one run each of (a) the loop of the released code, (b) distill.py, (c) plain
+fine-tuning of the same student on the same rows (train_small.py), for the same epochs, batches,
+threads and fp32; repeated in turn, so that each ratio is of neighbours in time. (a) is a plain
+loop without the Trainer's overhead: targets decoded once, then in every step of every epoch the
+teacher again, T^2 KL over the whole vocabulary, averaged over padding too, rows in random order.
+The teacher is the mini teacher made larger by feed-forward units that add exactly nothing: its
+outputs stay those of a real teacher, its cost is that of its size. The process keeps to as many
+cores as threads (--threads), which steadies the times.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import random
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+import distill  # noqa: E402
+import evaluate  # noqa: E402
+import train_small  # noqa: E402
+import train_teacher  # noqa: E402
+from data.costs.grid import make_flags, show_flags  # noqa: E402
+
+LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
+
+
+def read_recipe(strategy):
+    """Table 2's settings at mini scale for "teacher" or "dist", as command-line words."""
+    return shlex.split(show_flags(make_flags("wlp", "mini", strategy)))
+
+
+def quietly(function, *args):
+    """Call a script's main with its progress kept back; shown only where it stops."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+            return function([str(arg) for arg in args])
+    except SystemExit as stop:
+        if stop.code:
+            sys.exit(f"{text.getvalue()}{stop.code}")
+
+
+@contextlib.contextmanager
+def hold_cores(threads):
+    """As many threads, and where the system can, kept to as many of its cores."""
+    torch.set_num_threads(threads)
+    pin = getattr(os, "sched_setaffinity", None)
+    cores = os.sched_getaffinity(0) if pin else ()
+    if pin:
+        pin(0, sorted(cores)[-threads:])
+    try:
+        yield
+    finally:
+        if pin:
+            pin(0, cores)
+
+
+def say(text):
+    print(f"[bench] {text}", file=sys.stderr, flush=True)
+
+
+# --- a teacher --------------------------------------------------------------------------------
+
+
+def make_teacher(args):
+    """The mini teacher fine-tuned on labeled rows, kept for the next time. Returns its folder."""
+    output = args.output / f"teacher-n{args.labels}"
+    say(f"fine-tuning the teacher: {output}")
+    flags = [*read_recipe("teacher"), "--model", args.models / "teacher"]
+    flags += ["--num-labels", args.labels]
+    flags += ["--max-steps", args.teacher_steps] if args.teacher_steps else []
+    quietly(train_teacher.main, *flags, "--train", args.data / "train.jsonl", "--output", output)
+    return output / "model"
+
+
+def enlarge(folder, parameters, output):
+    """Save the model with as many more feed-forward units, adding nothing, as make `parameters`."""
+    small = distill.load_model(str(folder))
+    config = small.config
+    layers = config.num_layers + config.num_decoder_layers
+    missing = max(0, parameters - small.num_parameters())
+    config.d_ff += math.ceil(missing / (3 * config.d_model * layers))
+    torch.manual_seed(0)
+    large = type(small)(config)
+    for name, new in large.state_dict().items():
+        old = small.state_dict()[name]
+        if name.endswith("wo.weight"):
+            new.zero_()
+        new[tuple(slice(size) for size in old.shape)] = old
+    shutil.rmtree(output, ignore_errors=True)
+    large.save_pretrained(output)
+    distill.load_tokenizer(str(folder)).save_pretrained(output)
+    return large.num_parameters()
+
+
+# --- speed ------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by phase. A phase ends what runs on the device, if any, before it reads the time."""
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        start = self.read()
+        yield
+        self.seconds[name] += self.read() - start
+
+    @contextlib.contextmanager
+    def watch(self, owner, name, phase):
+        """Count what a function or method takes as a phase."""
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            with self.phase(phase):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, timed)
+        yield
+        setattr(owner, name, function)
+
+    def read(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def run_released(args, teacher_folder, rows, clock):
+    """(a): the released loop. `rows` are texts. Returns the source and target ids it trained on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with clock.phase("load"):
+        tokenizer = distill.load_tokenizer(str(args.models / "student"))
+        teacher = distill.load_model(str(teacher_folder)).to(device).eval()
+        student = distill.load_model(str(args.models / "student")).to(device).train()
+        optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
+    with clock.phase("decode"):
+        cached = decode_once(args, teacher, tokenizer, rows)
+    for epoch in range(args.epochs):
+        random.Random(epoch).shuffle(cached)
+        for i in range(0, len(cached), args.batch_size):
+            with clock.phase("batch"):
+                sources, targets = zip(*cached[i : i + args.batch_size], strict=True)
+                ids = distill.pad_rows(sources, -1).to(device)
+                labels = distill.pad_rows(targets, -100).to(device)
+                batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
+                shifted = student.prepare_decoder_input_ids_from_labels(labels)
+            with clock.phase("teacher, every step"), torch.no_grad():
+                target = (teacher(**batch, decoder_input_ids=shifted).logits / 2).softmax(-1)
+            with clock.phase("student"):
+                output = (student(**batch, decoder_input_ids=shifted).logits / 2).log_softmax(-1)
+                loss = torch.nn.functional.kl_div(output, target, reduction="none")
+                optimizer.zero_grad()
+                (4 * loss.sum(-1).mean()).backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+    return cached
+
+
+def decode_once(args, teacher, tokenizer, rows):
+    """The ids of each row and of its greedy target, by generate()."""
+    cached = []
+    for i in range(0, len(rows), args.batch_size):
+        texts = [LENGTHS[1] + row for row in rows[i : i + args.batch_size]]
+        flags = {"padding": True, "truncation": True, "max_length": 64, "return_tensors": "pt"}
+        inputs = tokenizer(texts, **flags).to(teacher.device)
+        ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)
+        for source, real, target in zip(
+            inputs.input_ids, inputs.attention_mask, ids[:, 1:].tolist(), strict=True
+        ):
+            end = target.index(1) + 1 if 1 in target else len(target)
+            cached.append((source[real > 0].tolist(), target[:end]))
+    return cached
+
+
+def run_ours(args, teacher_folder, unlabeled, clock):
+    """(b): both halves of distill.py, with what they spend their time on."""
+    labels, output = args.output / "labels", args.output / "ours"
+    for folder in (labels, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    common = ["--unlabeled", unlabeled, *LENGTHS, "--teacher-dtype", "float32", "--no-bf16"]
+    teacher = ["--teacher", teacher_folder, "--labels", labels, "--labels-only"]
+    student = ["--teacher", labels, "--student", args.models / "student", "--output", output]
+    with clock.phase("teacher, once"), clock.watch(distill, "decode", "decode and keep"):
+        quietly(distill.main, *teacher, *common)
+    with (
+        clock.phase("student"),
+        clock.watch(distill.Labels, "__getitem__", "labels from disk"),
+        clock.watch(distill.Collator, "__call__", "batch"),
+        clock.watch(distill.Trainer, "compute_loss", "forward and loss"),
+        clock.watch(distill.Trainer, "train", "train"),
+    ):
+        quietly(distill.main, *student, *training(args), *common)
+
+
+def run_plain(args, train, clock):
+    """(c): fine-tuning on the same rows with the teacher's targets as if they were labels."""
+    output = args.output / "plain"
+    shutil.rmtree(output, ignore_errors=True)
+    files = ["--model", args.models / "student", "--train", train, "--output", output]
+    with clock.phase("student"), clock.watch(train_small.Trainer, "train", "train"):
+        quietly(train_small.main, *files, *training(args), *LENGTHS, "--no-bf16")
+
+
+def training(args):
+    flags = ["--epochs", args.epochs, "--batch-size", args.batch_size]
+    return [*flags, "--learning-rate", args.learning_rate, "--save-steps", 10**6]
+
+
+def measure_speed(args):
+    teacher, unlabeled = make_teacher(args), args.output / "rows.jsonl"
+    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[: args.rows]
+    unlabeled.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [json.loads(line)["source"] for line in lines]
+    size = distill.load_model(str(args.models / "student")).num_parameters()
+    results = []
+    for times in args.times:
+        folder = args.output / f"teacher-{times}x"
+        parameters = enlarge(teacher, times * size, folder)
+        say(f"teacher of {parameters:,} parameters, {parameters / size:.1f} times the student's")
+        once = argparse.Namespace(**{**vars(args), "epochs": 1})
+        run_all(once, folder, rows, unlabeled)  # what is loaded or compiled only once
+        runs = []
+        for repeat in range(args.repeats):
+            runs.append(run_all(args, folder, rows, unlabeled))
+            seconds = [f"({name}) {run['whole']:.1f} s" for name, run in runs[-1].items()]
+            say(f"repeat {repeat + 1}: {', '.join(seconds)}")
+        about = {"teacher": parameters, "student": size, "times": parameters / size}
+        results.append({**about, "rows": len(rows), "runs": runs})
+    show_speed(args, results)
+    return results
+
+
+def run_all(args, teacher, rows, unlabeled):
+    """One run each of (a), (b) and (c). Returns the seconds of each by phase."""
+    clocks = {name: Clock() for name in "abc"}
+    with wall(clocks["a"]):
+        run_released(args, teacher, rows, clocks["a"])
+    with wall(clocks["b"]):
+        run_ours(args, teacher, unlabeled, clocks["b"])
+    train = write_plain(args, unlabeled)
+    with wall(clocks["c"]):
+        run_plain(args, train, clocks["c"])
+    return {name: dict(clock.seconds) for name, clock in clocks.items()}
+
+
+@contextlib.contextmanager
+def wall(clock):
+    """The whole of a run, on the clock of the machine and of the processor."""
+    used, start = time.process_time(), clock.read()
+    yield
+    clock.seconds["whole"] = clock.read() - start
+    clock.seconds["processor"] = time.process_time() - used
+
+
+def write_plain(args, unlabeled):
+    """A file of the rows with the teacher's targets as text."""
+    path, sources = args.output / "plain.jsonl", distill.Sources(unlabeled, None, 0)
+    tokenizer = distill.load_tokenizer(str(args.models / "student"))
+    labels = open_labels(args.output / "labels", sources)
+    with open(path, "w", encoding="utf-8") as file:
+        for i, source in enumerate(sources.read(np.arange(len(labels)))):
+            target = tokenizer.decode(labels[i][1]["id"], skip_special_tokens=True)
+            file.write(json.dumps({"source": source, "target": target or "nothing"}) + "\n")
+    return path
+
+
+def open_labels(folder, sources):
+    labels = distill.Labels(folder, json.loads((folder / "labels.json").read_text()))
+    labels.load(sources.keys)
+    return labels
+
+
+OURS = "teacher, once", "decode and keep", "student", "train", "labels from disk", "batch"
+PHASES = {
+    "a": ("load", "decode", "batch", "teacher, every step", "student"),
+    "b": (*OURS, "forward and loss"),
+    "c": ("train",),
+}
+
+
+def show_speed(args, results):
+    print(
+        f"{results[0]['rows']:,} rows, {args.epochs} epochs, batches of {args.batch_size}, "
+        f"{torch.get_num_threads()} thread(s), fp32; median of {args.repeats} (least - most)\n"
+    )
+    names = {"a": "the released loop", "b": "distill.py", "c": "plain fine-tuning"}
+    for result in results:
+        runs = result["runs"]
+        print(
+            f"A teacher of {result['teacher']:,} parameters, {result['times']:.0f} times the"
+            f" student's {result['student']:,}"
+        )
+        for letter, name in names.items():
+            print_row(f"({letter}) {name}, s", [run[letter]["whole"] for run in runs])
+            for phase in PHASES[letter]:
+                print_row(f"      {phase}", [run[letter][phase] for run in runs])
+        for clock in ("whole", "processor"):
+            by = "" if clock == "whole" else ", processor time"
+            ratios = [run["a"][clock] / run["b"][clock] for run in runs]
+            print_row(f"(a) / (b){by}", ratios)
+        ratios = [run["b"]["student"] / run["c"]["student"] for run in runs]
+        print_row("student half of (b) / (c)", ratios)
+        print()
+    print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
+
+
+def print_row(name, values):
+    spread = f"({min(values):.2f} - {max(values):.2f})"
+    print(f"  {name:<30}{statistics.median(values):>9.2f}   {spread}")
+
+
+# --- exactness --------------------------------------------------------------------------------
+
+
+def measure_exactness(args):
+    """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
+    teacher, results = make_teacher(args), []
+    folders = {k: label_rows(args, teacher, k) for k in (8, 32, 64, 0)}
+    for temperature in args.temperatures:
+        exact = differentiate(args, teacher, folders[0], temperature, live=True)
+        for k, folder in folders.items():
+            loss, gradient, mass = differentiate(args, teacher, folder, temperature)
+            names = [f"k{k}-t{temperature:g}-s{seed}" for seed in range(args.seeds)]
+            flags = ["--temperature", temperature]
+            runs = [train_and_score(args, n, folder, i, flags) for i, n in enumerate(names)]
+            error = torch.linalg.vector_norm(gradient - exact[1])
+            error = (error / torch.linalg.vector_norm(exact[1])).item()
+            cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
+            result = {"k": k, "temperature": temperature, "mass_outside": mass, "loss": loss}
+            result |= {"dense_loss": exact[0], "gradient_error": error, "cosine": cosine}
+            results.append({**result, **(collect(runs) if runs else {})})
+            say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1].get('scores')}")
+    show_exactness(args, results)
+    return results
+
+
+def label_rows(args, teacher, k):
+    """The teacher pass for all seeds, each of which draws rows of its own. Returns the labels."""
+    folder = args.output / f"labels-k{k}"
+    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
+    flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
+    for seed in range(max(1, args.seeds)):
+        quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
+    return folder
+
+
+def show_exactness(args, results):
+    print(
+        f"{args.unlabeled:,} rows. Loss, gradient: the untrained student on {args.batch_size * 4} "
+        "rows, against the teacher in float64."
+    )
+    if args.seeds:
+        print(
+            f"Score: dev, after {results[0]['steps']:,} steps, mean ± spread (each seed); "
+            "difference: to k = all with the same seeds."
+        )
+    columns = " T    k  mass outside    loss  loss error  gradient error   cosine"
+    print(f"\n{columns}{'  difference  score' if args.seeds else ''}")
+    dense = {r["temperature"]: r.get("scores") for r in results if not r["k"]}
+    for r in results:
+        line = (
+            f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['mass_outside']:>13.3%}"
+            f" {r['loss']:>7.4f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
+            f" {r['gradient_error']:>15.1e} {r['cosine']:>8.6f}"
+        )
+        if args.seeds:
+            difference = statistics.mean(r["scores"]) - statistics.mean(dense[r["temperature"]])
+            line += f" {difference:>+11.1f}  {show_scores(r['scores'])}"
+        print(line)
+
+
+def differentiate(args, teacher, folder, temperature, live=False):
+    """Loss and flat gradient of the student on some rows by distill.py; live: the reference."""
+    sources = distill.Sources(args.data / "unlabeled.jsonl", args.unlabeled, 0)
+    labels = open_labels(folder, sources)
+    student = distill.load_model(str(args.models / "student")).double()
+    collate = distill.Collator(student, labels, temperature)
+    batch = collate([labels[i] for i in range(min(len(labels), args.batch_size * 4))])
+    inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")}
+    real = batch["labels"] != -100
+    logits = student(**inputs).logits[real]
+    if live:
+        with torch.no_grad():
+            target = distill.load_model(str(teacher)).double()(**inputs).logits[real] / temperature
+        p, q = target.softmax(1), (logits / temperature).softmax(1)
+        loss = temperature**2 * (p * (p.log() - q.log())).sum(1)
+    elif "ids" in batch:
+        soft = batch["teacher"].double(), batch["ids"], batch["rest"].double()
+        loss = distill.TopLoss.apply(logits, *soft, temperature)
+    else:
+        loss = distill.dense_loss(logits, batch["teacher"].double(), temperature)
+    loss.mean().backward()
+    key, mass = labels.key, 0.0
+    if key["top_k"]:
+        soft = torch.cat([batch["teacher"] / temperature, batch["rest"][:, None]], 1)
+        mass = soft.softmax(1)[:, -1].mean().item()
+    gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
+    return loss.mean().item(), gradient, mass
+
+
+def train_and_score(args, name, teacher, seed, flags):
+    """A student's score on dev, in percent, and the steps and seconds of its training."""
+    output = args.output / "students" / name
+    files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
+    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
+    train = ["--max-steps", args.steps] if args.steps else []
+    quietly(distill.main, *read_recipe("dist"), *files, *rows, *train, "--seed", seed, *flags)
+    if not (output / "metrics.json").exists():
+        score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
+        quietly(evaluate.main, "--task", "wlp", *score, "--output", output)
+    score = json.loads((output / "metrics.json").read_text())["score"]
+    record = json.loads((output / "training.json").read_text())
+    return {"score": score, "steps": record["steps"], "seconds": record["seconds"]["train"]}
+
+
+def collect(runs):
+    """The runs of several seeds in one entry."""
+    scores, seconds = ([run[name] for run in runs] for name in ("score", "seconds"))
+    return {"scores": scores, "seconds": seconds, "steps": runs[0]["steps"]}
+
+
+def show_scores(scores):
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.1f}{spread} ({' '.join(f'{s:.1f}' for s in scores)})"
+
+
+def measure_losses(args):
+    """--loss paper and ours on the same teacher, rows, steps and seeds: dev score and seconds."""
+    teacher, results = make_teacher(args), []
+    labels = label_rows(args, teacher, 64)
+    sources = {"paper": (teacher, ["--loss", "paper", "--labels", labels]), "kl": (labels, [])}
+    names = {"paper": "paper", "kl": "k64"}  # the students of --exactness, if they are there
+    for temperature in args.temperatures:
+        for loss, (source, flags) in sources.items():
+            flags, runs = [*flags, "--temperature", temperature], []
+            for seed in range(args.seeds):
+                name = f"{names[loss]}-t{temperature:g}-s{seed}"
+                runs.append(train_and_score(args, name, source, seed, flags))
+            results.append({"loss": loss, "temperature": temperature, **collect(runs)})
+            say(f"{loss}, T = {temperature:g}: {results[-1]['scores']}")
+    steps = results[0]["steps"]
+    print(f"{args.unlabeled:,} rows, {steps:,} steps; dev score: mean ± spread (each seed)\n")
+    print("loss     T   training s   dev score")
+    for r in results:
+        seconds = statistics.median(r["seconds"])
+        head = f"{r['loss']:<6} {r['temperature']:>3g} {seconds:>12.1f}"
+        print(f"{head}   {show_scores(r['scores'])}")
+    return results
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import distill
+written, write = [], distill.write_shard
+def stop_early(*args):
+    if len(written) == 2:
+        raise KeyboardInterrupt
+    written.append(1)
+    return write(*args)
+distill.write_shard = stop_early
+try:
+    distill.main(sys.argv[2:])
+except KeyboardInterrupt:
+    pass
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) / 1024)
+"""
+
+
+def measure_memory(args):
+    """Peak memory (VmHWM) of both halves, each in a process of its own, as the rows grow.
+
+    The rows are distinct: real ones with a number appended. The teacher pass stops after two
+    shards, the student after some steps; its labels are real records under the new rows' names.
+    """
+    seed, results = args.output / "seed", []
+    teacher, real = args.models / "teacher", args.output / "seed.jsonl"
+    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[:1024]
+    real.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags, first = ["--top-k", 8, *LENGTHS], ["--teacher", teacher, "--labels-only", "--labels"]
+    quietly(distill.main, *first, seed, "--unlabeled", real, *flags)
+    print("      rows   teacher pass   student     labels")
+    for rows in args.memory_rows:
+        unlabeled, labels, output = (args.output / n for n in ("many.jsonl", "many", "student"))
+        size = write_many(rows, lines, unlabeled, seed, labels)
+        for folder in (args.output / "none", output):
+            shutil.rmtree(folder, ignore_errors=True)
+        common = ["--unlabeled", unlabeled, "--num-unlabeled", rows, *flags]
+        second = ["--teacher", labels, "--student", args.models / "student", "--output", output]
+        peaks = {
+            "teacher pass": run_child(*first, args.output / "none", *common),
+            "student": run_child(*second, "--max-steps", 50, *common),
+        }
+        results.append({"rows": rows, "labels_bytes": size, "peak_mib": peaks})
+        peaks = f"{peaks['teacher pass']:>10,.0f} MiB {peaks['student']:>6,.0f} MiB"
+        print(f"{rows:>10,} {peaks} {size / 2**20:>6,.0f} MiB", flush=True)
+    for half in ("teacher pass", "student"):
+        peaks = [result["peak_mib"][half] for result in results]
+        print(f"{half}: most / least = {max(peaks) / min(peaks):.3f}")
+    for name in ("many", "none"):
+        shutil.rmtree(args.output / name)
+    return results
+
+
+def write_many(rows, lines, unlabeled, seed, folder):
+    """`rows` distinct rows and labels for them from one real shard. Returns the labels' bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(seed / "labels.json", folder)
+    labels = distill.Labels(seed, json.loads((seed / "labels.json").read_text()))
+    facts = json.loads(next(seed.glob("shard-*.json")).read_text())
+    data = next(seed.glob("shard-*.bin")).read_bytes()
+    table = np.frombuffer(data[-facts["rows"] * labels.row.itemsize :], labels.row).copy()
+    records, size = data[: -table.nbytes], 0
+    texts = [json.loads(line)["source"] for line in lines]
+    with open(unlabeled, "w", encoding="utf-8") as file:
+        for start in range(0, rows, len(texts)):
+            many = [f"{text} {start + i}" for i, text in enumerate(texts[: rows - start])]
+            file.writelines(json.dumps({"source": text}) + "\n" for text in many)
+            table["key"] = 0
+            table["key"][: len(many)] = [distill.hash_text(text) for text in many]
+            path = folder / f"shard-{start:012d}.bin"
+            path.write_bytes(records + table.tobytes())
+            distill.write_json(
+                path.with_suffix(".json"), {**facts, "sha256": distill.hash_file(path)}
+            )
+            size += path.stat().st_size
+    return size
+
+
+def run_child(*args):
+    """Peak resident memory, MiB, of distill.main(args) in a fresh process."""
+    command = [sys.executable, "-c", CHILD, str(ROOT), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return float(done.stdout.split()[-1])
+
+
+# --- command line -----------------------------------------------------------------------------
+
+MODES = {
+    "speed": measure_speed,
+    "exactness": measure_exactness,
+    "losses": measure_losses,
+    "memory": measure_memory,
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    for name in ("exactness", "losses", "memory"):
+        add(
+            f"--{name}",
+            dest="mode",
+            action="store_const",
+            const=name,
+            default="speed",
+            help=f"{MODES[name].__doc__.splitlines()[0]}",
+        )
+    add("--models", type=Path, default=ROOT / "data/world/models", help="folder (%(default)s)")
+    add("--data", type=Path, default=ROOT / "data/prepared/mini/wlp", help="folder (%(default)s)")
+    add("--output", type=Path, default=ROOT / "runs/bench", help="folder (%(default)s)")
+    add(
+        "--times", type=int, nargs="+", default=[10, 20, 40], help="teacher / student (%(default)s)"
+    )
+    add("--rows", type=int, default=64, help="unlabeled rows, speed (%(default)s)")
+    add("--epochs", type=int, default=50, help="passes over them (%(default)s)")
+    add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
+    add("--unlabeled", type=int, default=4200, help="rows, exactness and losses (%(default)s)")
+    add("--steps", type=int, help="of their students (default: Table 2's)")
+    both = "T, exactness and losses (%(default)s)"
+    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=both)
+    add("--seeds", type=int, default=3, help="of their students; 0: no scores (%(default)s)")
+    add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
+    add("--labels", type=int, default=100, help="the teacher's (%(default)s)")
+    add("--teacher-steps", type=int, help="of its fine-tuning (default: Table 2's)")
+    add("--batch-size", type=int, default=32, help="rows, speed (%(default)s)")
+    add("--learning-rate", type=float, default=3e-3, help="the students', speed (%(default)s)")
+    add("--threads", type=int, default=1, help="and cores (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.seeds < (args.mode != "exactness"):
+        sys.exit(f"error: --seeds {args.seeds}: at least one is needed")
+    for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
+        if not path.exists():
+            prepare = (
+                "python -m data.prepare --task wlp --scale mini --output data/prepared/mini/wlp"
+            )
+            sys.exit(f"error: {path}: not there; run `make mini-models` and `{prepare}`")
+    args.output.mkdir(parents=True, exist_ok=True)
+    with hold_cores(args.threads):
+        results = MODES[args.mode](args)
+    settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
+    facts = {"settings": settings, "results": results, "machine": distill.describe_run(__file__)}
+    distill.write_json(args.output / f"{args.mode}.json", facts)
+
+
+if __name__ == "__main__":
+    main()

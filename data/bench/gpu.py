@@ -1,0 +1,555 @@
+"""Measure the paper's WLP row on the GPU at hand: random weights, WLP's real lengths, our code.
+
+Usage:
+    python -m data.bench.gpu --output data/bench                  # T5-XXL and T5-Small, 10 minutes
+    python -m data.bench.gpu --teacher mini --student mini --seconds 2 --output /tmp/bench
+
+Reads:  data/bench/wlp_lengths.json (tokens of 2,048 WLP rows); the training scripts.
+Writes: OUTPUT/DEVICE-TEACHER.json: device, versions, date, and every part's raw figures, after
+        each part anew.
+Paper:  Table 6: $67.5 to fine-tune T5-XXL on 5K labels, $435 to distill with 100K rows.
+
+Parts, the most important first: `tune`, train_teacher.py's Trainer as its plan says, then a step
+of the longest rows, whose memory the plan is about; `pass`, distill.py's greedy decoding with soft
+labels, each row stopped at its real length; `student`, distill.py's Trainer on kept soft labels;
+`released`, the same student with the teacher run in fp32 in every step, as the released code does,
+where that fits; `graphs`, the student's layers as CUDA graphs, a trial that distill.py does not
+offer. Speed does not depend on the weights' values, so they are random. Each part is a process of
+its own with a share of --minutes: one that fails or hangs takes no other part's figures along.
+"""
+
+import argparse
+import contextlib
+import copy
+import datetime
+import gc
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+import distill
+import train_teacher
+
+LENGTHS = Path(__file__).with_name("wlp_lengths.json")
+MINI_SHAPE = (64, 128, 4, 2)  # d_model, d_ff, heads, layers
+PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
+SHARES = {"tune": 3, "pass": 3, "student": 2, "released": 2, "graphs": 2}  # of the time
+SPARE = 10  # seconds before its end at which a part stops measuring
+
+
+def make_config(size, vocabulary):
+    """T5 v1.1's config of that size; `mini` is for trying this script on a CPU."""
+    shapes = {**train_teacher.T5_SHAPES, "mini": MINI_SHAPE}
+    width, hidden, heads, layers = shapes[size]
+    return transformers.T5Config(
+        d_model=width,
+        d_kv=width // heads if size == "mini" else 64,
+        d_ff=hidden,
+        num_heads=heads,
+        num_layers=layers,
+        vocab_size=vocabulary,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        use_cache=False,
+    )
+
+
+def make_model(config, dtype, device):
+    """A model of random weights, made on the device, with a head of its own as T5 v1.1 has."""
+    config, before = copy.deepcopy(config), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = transformers.T5ForConditionalGeneration(config)
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+            torch.nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
+    finally:
+        torch.set_default_dtype(before)
+    return train_teacher.fuse_gelu(model)
+
+
+def make_rows(lengths, vocabulary, count, seed=0):
+    """Rows of random ids with WLP's lengths; the first source id encodes the target's length."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(count):
+        source, target = lengths[i % len(lengths)]
+        ids, labels = (rng.integers(3, vocabulary, n) for n in (source, target))
+        ids[0], ids[-1], labels[-1] = target + 2, 1, 1  # 1 ends a sequence; a length is 1 to 128
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return rows
+
+
+def count_flops(config, lengths, way=6):
+    """FLOP a row of a pass: `way` (6 to train, 2 to run) for each weight and real token.
+
+    Attention's own products are left out, as is usual; at these lengths they are some 2%.
+    """
+    pieces = train_teacher.Footprint(config, [8, 8]).pieces[1:]
+    totals = {"encoder": 0, "decoder": 0}
+    for name, weights in pieces:
+        totals["encoder" if name.startswith("encoder") else "decoder"] += weights
+    source, target = np.mean(lengths, axis=0)
+    return float(way * (totals["encoder"] * source + totals["decoder"] * target))
+
+
+def wait(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_peak(device):
+    """GiB at the peak since the last call: in tensors, and as the allocator held them."""
+    if device != "cuda":
+        return {"peak_gib": None, "reserved_gib": None}
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    return dict(zip(("peak_gib", "reserved_gib"), (n / 2**30 for n in peaks), strict=True))
+
+
+class Clock(transformers.TrainerCallback):
+    """Times the steps after the first few, which warm up and compile; stops when time is up.
+
+    seconds: measured after the warm-up; until: of time.monotonic(), never to be passed.
+    """
+
+    def __init__(self, seconds, until, device, skip=3):
+        self.seconds, self.until, self.device = seconds, until, device
+        self.skip, self.times = skip, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.compiler.cudagraph_mark_step_begin()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wait(self.device)
+        self.times.append(time.monotonic())
+        measured = self.times[-1] - self.times[min(self.skip, len(self.times) - 1)]
+        if self.times[-1] > self.until or measured > self.seconds:
+            control.should_training_stop = True
+
+    def report(self, rows):
+        """Steps timed, seconds a step (mean, fastest and slowest tenth), rows a second, GiB."""
+        steps = np.diff(self.times[self.skip :])
+        if not len(steps):
+            raise RuntimeError(f"time was up after {len(self.times)} steps of warm-up")
+        return {
+            "steps": len(steps),
+            "seconds_a_step": float(steps.mean()),
+            "seconds_a_step_10_90": np.quantile(steps, [0.1, 0.9]).tolist(),
+            "batch": rows,
+            "rows_a_second": float(rows / steps.mean()),
+            **measure_peak(self.device),
+        }
+
+
+class Padding:
+    """The batches that DataCollatorForSeq2Seq makes, without a tokenizer."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, rows):
+        ids = distill.pad_rows([row["input_ids"] for row in rows], -1)
+        labels = distill.pad_rows([row["labels"] for row in rows], -100)
+        return {
+            "input_ids": ids.clamp(min=0),
+            "attention_mask": (ids >= 0).long(),
+            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
+            "labels": labels,
+        }
+
+
+def time_steps(trainer, clock, rows):
+    """Train until the clock stops it; the clock's report."""
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.remove_callback(Clock)
+    trainer.args.save_strategy = transformers.trainer_utils.SaveStrategy.NO
+    trainer.args.logging_strategy = transformers.trainer_utils.IntervalStrategy.NO
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock.report(rows)
+
+
+def bench_tune(args, lengths, device):
+    """Fine-tuning the teacher as train_teacher.py would on this machine; fewer rows a pass if the
+    plan was wrong and memory runs out."""
+    config = make_config(args.teacher, args.vocabulary)
+    flags = ["--dry-run", "--memory", args.memory, "--batch-size", "32", "--max-steps", "100000"]
+    settings = train_teacher.parse_args(flags)
+    settings.dry_run, settings.output = False, Path(args.scratch) / "tune"
+    footprint = train_teacher.Footprint(config, np.max(lengths, axis=0).tolist())
+    gpus = train_teacher.list_gpus(None)[:1]
+    plan, plans = train_teacher.plan_memory(settings, footprint, gpus, np.mean(lengths, axis=0))
+    if not plan:
+        return {"skipped": f"does not fit: {[max(p['gib_per_gpu']) for p in plans.values()]} GiB"}
+    known = {"parameters": footprint.weights, "flops_a_row": count_flops(config, lengths)}
+    known.update(peak_tflops=gpus[0][2], out_of_memory=[])
+    while True:
+        try:
+            return tune_as_planned(args, config, settings, plan, known, lengths, device)
+        except torch.OutOfMemoryError:
+            known["out_of_memory"].append(plan["micro_batch"])
+        if plan["micro_batch"] == 1:
+            return {**known, "failed": "out of memory at 1 row a pass"}
+        plan = {**plan, "micro_batch": plan["micro_batch"] // 2, "recompute": True}
+        gc.collect()  # the failed try is gone once its traceback is
+        torch.cuda.empty_cache()
+
+
+def tune_as_planned(args, config, settings, plan, known, lengths, device):
+    """The speed at WLP's lengths, and the memory of a few steps at the longest ones."""
+    dtype = torch.float32 if plan["memory"] == "fp32" else torch.bfloat16
+    model = make_model(config, dtype, device)
+    if plan["memory"] == "lora":
+        model = train_teacher.add_adapters(model, settings.lora_rank)
+    bf16 = plan["memory"] == "bf16"
+    optimiser = train_teacher.SplitAdafactor(model.parameters(), 3e-5) if bf16 else None
+    trainer = train_teacher.Trainer(
+        model=model,
+        args=train_teacher.build_arguments(settings, plan),
+        train_dataset=make_rows(lengths, args.vocabulary, 5000),
+        data_collator=Padding(model),
+        compute_loss_func=train_teacher.compute_loss,
+        optimizers=(optimiser, None),
+    )
+    found = {**known, **time_steps(trainer, Clock(args.seconds, args.until, device), 32)}
+    kept = ("memory", "micro_batch", "recompute", "autocast", "gib_per_gpu")
+    found.update({key: plan[key] for key in kept})
+    if known["peak_tflops"]:
+        reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
+        found["utilisation"] = reached / known["peak_tflops"]
+    args.save(found)
+    trainer.train_dataset = make_rows([np.max(lengths, axis=0)], args.vocabulary, 96)
+    try:
+        clock = Clock(0, args.until + SPARE / 2, device, skip=1)
+        found["longest"] = time_steps(trainer, clock, 32)
+    except torch.OutOfMemoryError as error:
+        found["longest"] = {"failed": str(error)}
+    return found
+
+
+@contextlib.contextmanager
+def force_lengths(model):
+    """Make greedy decoding end each row where its source's first id says.
+
+    The length travels in the encoder's output, which distill.py thins out with the rows.
+    """
+
+    def mark(module, inputs, kwargs, output):
+        output.last_hidden_state[:, 0, 0] = kwargs["input_ids"][:, 0].to(
+            output.last_hidden_state.dtype
+        )
+
+    def end(module, inputs, kwargs, output):
+        wanted = kwargs["encoder_outputs"].last_hidden_state[:, 0, 0].long() - 2
+        done = output.past_key_values.get_seq_length() >= wanted
+        output.logits[:, -1, 1] = torch.where(done, 1e4, -1e4).to(output.logits.dtype)
+
+    hooks = [model.encoder.register_forward_hook(mark, with_kwargs=True)]
+    hooks.append(model.register_forward_hook(end, with_kwargs=True))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def make_labels(args, folder):
+    """distill.py's Labels for the settings of its defaults, with no row in it."""
+    key = {"vocabulary_size": args.vocabulary, "top_k": min(64, args.vocabulary // 2)}
+    key.update(max_target_length=128, max_source_length=128, temperatures=[1.0, 2.0])
+    return distill.Labels(Path(folder), {"key": key})
+
+
+def bench_pass(args, lengths, device):
+    """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
+    batches of each size."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = make_model(make_config(args.teacher, args.vocabulary), dtype, device).eval()
+    rows = [row["input_ids"] for row in make_rows(lengths, args.vocabulary, args.shard_rows)]
+    rows.sort(key=len, reverse=True)
+    labels, found = make_labels(args, args.scratch), {"dtype": str(dtype), "batches": []}
+    for size in args.pass_batch:
+        try:
+            found["batches"].append(time_shard(model, rows, size, labels, args, device))
+        except torch.OutOfMemoryError:
+            found["batches"].append({"batch": size, "failed": "out of memory"})
+        timed = [batch for batch in found["batches"] if "rows_a_second" in batch]
+        if timed:
+            args.save({**found, **max(timed, key=lambda batch: batch["rows_a_second"])})
+        torch.cuda.empty_cache()
+        if time.monotonic() > args.until:
+            break
+    return {**found, **max(timed, key=lambda b: b["rows_a_second"])} if timed else found
+
+
+def time_shard(model, rows, size, labels, args, device):
+    """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    with force_lengths(model):
+        distill.decode(model, batches[-1], labels)
+        wait(device)
+        start, done, tokens = time.monotonic(), 0, 0
+        for i in np.random.default_rng(0).permutation(len(batches)):
+            decoded = distill.decode(model, batches[i], labels)
+            done, tokens = done + len(batches[i]), tokens + sum(len(row[0]) for row in decoded)
+            wait(device)
+            if time.monotonic() > args.until:
+                break
+    seconds = time.monotonic() - start
+    speed = {"rows_a_second": done / seconds, "mean_tokens": tokens / done}
+    return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak(device)}
+
+
+def write_labels(args, lengths, count=4096):
+    """A folder of soft labels with random ids and logits for rows of WLP's lengths, indexed."""
+    labels, rng = make_labels(args, args.scratch), np.random.default_rng(0)
+    key, chosen = labels.key, np.array(lengths)[np.arange(count) % len(lengths)]
+    ids = rng.integers(3, args.vocabulary, chosen.max()).astype(labels.id)
+    soft = np.zeros(chosen.max(), labels.token)
+    for token in soft:
+        token["ids"] = rng.choice(args.vocabulary, key["top_k"], replace=False)
+    soft["id"], soft["rest"] = soft["ids"][:, 0], -2.0
+    soft["logits"] = -np.sort(rng.exponential(3, soft["logits"].shape), 1)
+    table = np.zeros(count, labels.row)
+    table["key"], table["source"], table["target"] = np.arange(count), *chosen.T
+    path = labels.folder / "shard-0.bin"
+    with open(path, "wb") as file:
+        for source, target in chosen:
+            file.write(ids[:source].tobytes() + soft[:target].tobytes())
+        file.write(table.tobytes())
+    about = {"rows": count, "sha256": distill.hash_file(path), "seconds": 0.0, "processes": 1}
+    distill.write_json(path.with_suffix(".json"), about)
+    labels.load(table["key"])
+    return labels
+
+
+class BucketCollator(distill.Collator):
+    """distill.py's batches, padded to the next multiple of 32: few shapes, one graph for each."""
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        blank = {"input_ids": 0, "attention_mask": 0, "decoder_input_ids": 0, "labels": -100}
+        for name, value in blank.items():
+            missing = -batch[name].shape[1] % 32
+            batch[name] = torch.nn.functional.pad(batch[name], (0, missing), value=value)
+        return batch
+
+
+def build_student(args, labels, device, batch=32, teacher=None, graphs=False):
+    """distill.py's Trainer, with the teacher in every step if there is one."""
+    flags = ["--labels", "x", "--unlabeled", "x", "--output", args.scratch, "--temperature", "2"]
+    flags += ["--loss", "paper"] if teacher else []
+    flags += ["--max-steps", "100000", "--batch-size", str(batch)]
+    settings = distill.parse_args(flags)
+    settings.bf16 = device == "cuda" and not teacher
+    model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
+    for stack in (model.encoder, model.decoder) if graphs else ():
+        mode = "reduce-overhead" if device == "cuda" else None
+        stack.forward = torch.compile(stack.forward, mode=mode, dynamic=True)
+    return distill.Trainer(
+        settings=settings,
+        released=teacher,
+        model=model,
+        args=distill.build_arguments(settings),
+        train_dataset=labels,
+        data_collator=(BucketCollator if graphs else distill.Collator)(model, labels, 2.0),
+    )
+
+
+def bench_student(args, lengths, device):
+    """The student's training on kept soft labels; larger batches show what launching costs."""
+    labels, found = write_labels(args, lengths), None
+    for batch in (32, 128):
+        clock = Clock(args.seconds / 2, args.until, device, skip=args.warm_up)
+        timed = time_steps(build_student(args, labels, device, batch), clock, batch)
+        if found:
+            found["larger"] = timed
+        else:
+            found = timed
+            args.save(found)
+        if time.monotonic() > args.until:
+            break
+    return found
+
+
+def bench_released(args, lengths, device):
+    """The student's training with the teacher run in fp32 in every step."""
+    config = make_config(args.teacher, args.vocabulary)
+    needed = train_teacher.Footprint(config, [8, 8]).weights * 4 / 2**30 + 8
+    if needed > train_teacher.list_gpus(None)[0][1]:
+        return {"skipped": f"the fp32 teacher needs {needed:.0f} GiB"}
+    teacher = make_model(config, torch.float32, device).eval()
+    trainer = build_student(args, write_labels(args, lengths), device, teacher=teacher)
+    return time_steps(trainer, Clock(args.seconds, args.until, device), 32)
+
+
+def bench_graphs(args, lengths, device):
+    """The student with both stacks compiled into CUDA graphs (on a CPU: compiled)."""
+    trainer = build_student(args, write_labels(args, lengths), device, graphs=True)
+    return time_steps(trainer, Clock(args.seconds, args.until, device, args.warm_up), 32)
+
+
+def price_row(parts, usd):
+    """GPU-hours and dollars of WLP's row: 5K labels x 20 epochs, 100K rows x 50 epochs.
+
+    What was not measured is left out; `usd` needs all three parts of our way.
+    """
+    counts = {"tune": 5_000 * 20, "pass": 100_000, "student": 100_000 * 50}
+    counts["released"] = counts["student"]
+    speeds = {name: parts.get(name, {}).get("rows_a_second") for name in counts}
+    hours = {name: counts[name] / speed / 3600 for name, speed in speeds.items() if speed}
+    row = {"hours": hours, "usd_per_hour": usd, "paper_usd": PAPER_USD, "usd": None}
+    if {"tune", "pass", "student"} <= hours.keys():
+        ours = {"tune": hours["tune"], "distill": hours["pass"] + hours["student"]}
+        row["usd"] = {name: value * usd for name, value in ours.items()}
+    return row
+
+
+def describe_device(device):
+    import accelerate
+
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    if device == "cuda":
+        versions["cuda"] = torch.version.cuda
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    threads = torch.get_num_threads()
+    return {"device": name, "date": today, "cpu_threads": threads, "versions": versions}
+
+
+def run_part(args):
+    """Measure one part in this process; its figures so far are in args.into at any time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = {"machine": describe_device(device)}
+    args.until = time.monotonic() + args.stop_at - time.time() - SPARE
+    args.warm_up = 10 if device == "cuda" else 1
+    args.save = lambda found: distill.write_json(args.into, {**machine, "found": found})
+    args.save({"failed": "it was stopped before its first figure"})
+    with tempfile.TemporaryDirectory() as args.scratch:
+        try:
+            lengths = json.loads(LENGTHS.read_text())["lengths"]
+            args.save({**globals()[f"bench_{args.part}"](args, lengths, device), "whole": True})
+        except Exception as error:
+            so_far = json.loads(args.into.read_text())["found"]
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            args.save({**so_far, "failed": reason})
+            raise
+
+
+def start_part(name, args, limit, into):
+    """Run one part as a process of its own, killed after `limit` seconds; what it left behind."""
+    command = [sys.executable, "-m", "data.bench.gpu", "--part", name, "--into", into]
+    command += ["--stop-at", time.time() + limit]
+    for flag in ("teacher", "student", "vocabulary", "memory", "seconds", "shard_rows", "output"):
+        command += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+    command += ["--pass-batch", *map(str, args.pass_batch)]
+    found = {"failed": f"it did not start, or was stopped after {limit:g} s"}
+    answer = {"machine": {}, "found": found}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([*map(str, command)], timeout=limit, check=False)
+    return {**answer, **json.loads(into.read_text())} if into.exists() else answer
+
+
+def run_parts(args):
+    """All parts in turn, each with its share of the time that is left; the file grows with them."""
+    begun, result = time.monotonic(), {"teacher": args.teacher, "student": args.student}
+    result.update(vocabulary=args.vocabulary, parts={}, seconds={}, wlp_row=None)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(args.parts):
+        start = time.monotonic()
+        left, shares = 60 * args.minutes - (start - begun), [SHARES[n] for n in args.parts[i:]]
+        limit = left * shares[0] / sum(shares)
+        print(f"[bench] {name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            answer = start_part(name, args, limit, Path(folder) / "part.json")
+        result = {**result, **answer["machine"]}
+        result["parts"][name] = answer["found"]
+        result["seconds"][name] = time.monotonic() - start
+        if "cuda" in result.get("versions", {}):  # a CPU has no hourly price here
+            result["wlp_row"] = price_row(result["parts"], args.usd_per_gpu_hour)
+        words = f"{result.get('device', 'unknown')} {args.teacher}".lower()
+        file = args.output / f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.json"
+        distill.write_json(file, result)
+    return result, file
+
+
+def show(result):
+    """The figures as text."""
+    print(f"{result.get('device')}, {result.get('date')}, teacher {result['teacher']}")
+    for name, part in result["parts"].items():
+        text = []
+        if "rows_a_second" in part:
+            text.append(f"{part['rows_a_second']:,.1f} rows a second at batch {part['batch']}")
+        if "utilisation" in part:
+            text.append(f"{part['utilisation']:.1%} of peak")
+        if part.get("peak_gib"):
+            text.append(f"{part['peak_gib']:.1f} GiB at the peak")
+        if (part.get("longest") or {}).get("peak_gib"):
+            planned = max(part["gib_per_gpu"])
+            peak = part["longest"]["peak_gib"]
+            text.append(f"{peak:.1f} GiB with the longest rows (planned {planned:.1f})")
+        text += [f"{key}: {part[key]}" for key in ("skipped", "failed") if key in part]
+        text += (
+            ["stopped before its end"] if "rows_a_second" in part and not part.get("whole") else []
+        )
+        print(f"{name:<9} {'; '.join(text)}")
+    if row := result["wlp_row"]:
+        hours = ", ".join(f"{name} {value:.2f}" for name, value in row["hours"].items())
+        print(f"WLP's row, 5K labels x 20 epochs and 100K rows x 50: GPU-hours {hours}")
+        if row["usd"]:
+            print(
+                f"= ${row['usd']['tune']:,.2f} + ${row['usd']['distill']:,.2f} at "
+                f"${row['usd_per_hour']:g} an hour; the paper: ${PAPER_USD['tune']:g} + "
+                f"${PAPER_USD['distill']:g}"
+            )
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = [*train_teacher.T5_SHAPES, "mini"]
+    add = parser.add_argument
+    add("--teacher", choices=sizes, default="xxl", help="T5 v1.1 size (%(default)s)")
+    add("--student", choices=sizes, default="small", help="T5 v1.1 size (%(default)s)")
+    add("--vocabulary", type=int, default=32128, help="ids (%(default)s)")
+    add("--parts", nargs="+", choices=SHARES, default=[*SHARES], help="which (all)")
+    add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
+    add("--pass-batch", type=int, nargs="+", default=[64, 256], help="rows decoded at once")
+    add("--shard-rows", type=int, default=1024, help="rows decoded at each size (%(default)s)")
+    add("--seconds", type=float, default=45, help="measured for each part (%(default)s)")
+    add("--minutes", type=float, default=9.5, help="for all parts together (%(default)s)")
+    add("--usd-per-gpu-hour", type=float, default=4.0, help="price (%(default)s)")
+    add("--output", type=Path, required=True, help="folder for the raw figures")
+    add("--part", choices=SHARES, help=argparse.SUPPRESS)  # one part, in this process
+    add("--stop-at", type=float, help=argparse.SUPPRESS)  # as time.time() counts
+    add("--into", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    transformers.utils.logging.set_verbosity_error()
+    if args.part:
+        run_part(args)
+        return
+    if args.teacher != "mini" and not torch.cuda.is_available():
+        distill.fail("no GPU that this torch can use; --teacher mini --student mini run on a CPU")
+    result, file = run_parts(args)
+    show(result)
+    print(f"raw figures: {file}", file=sys.stderr)
+    if not any("rows_a_second" in part for part in result["parts"].values()):
+        distill.fail("no part was measured; the reasons are above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,511 @@
+"""The grid of experiments: cells of each table and figure, their runs and flags, rules for make.
+
+Reads:  data/tasks.json, data/scales.json, data/prices.csv
+Writes: nothing
+Paper:  section 4, Tables 2 to 4 and 8 to 11, Figures 2 to 7, appendix E
+"""
+
+import math
+import shlex
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from data.costs.budget import (
+    check_entry,
+    load_scale,
+    make_terms,
+    plan,
+    price_distilling,
+    read_study,
+)
+from data.costs.prices import load_prices, parse_count
+from data.costs.runs import ENCODERS, make_run, parse_run
+from data.files import DATA, UserError, load_task, read_json
+
+
+class Cell(NamedTuple):
+    """One cell of a table: what is planned there, and the runs (one per seed) that fill it.
+
+    `runs` maps a strategy to a tuple of Runs, or to None for N/A: the budget doesn't cover it.
+    Amounts are the scale's own; those that a cell doesn't have are None.
+    """
+
+    task: str
+    labels: int
+    initial_usd: Fraction
+    runs: dict
+    notes: tuple = ()
+    budget_usd: Fraction = None  # additional dollars; None where the table fixes counts instead
+    extra_labels: int = None
+    annotate_usd: Fraction = None
+    gpu_hours: int = None
+    unlabeled: int = None
+    distill_usd: Fraction = None  # the teacher's training in it
+    teacher_usd: Fraction = None
+    llm_labels: int = None
+    llm_usd: Fraction = None
+
+
+class Layout:
+    """Lays out the cells of one task: takes the paper's counts, gives those of a scale.
+
+    `missing` maps a kind of model that the paper has (a size, distilbert, bert) to why this task
+    has none at this scale; its runs are left out, and `notes` say so.
+    """
+
+    def __init__(self, study, terms, seeds, divide_by, parameters, llm=False, missing=None):
+        self.study, self.terms, self.seeds, self.llm = study, terms, seeds, llm
+        self.parameters = parameters  # size -> million parameters
+        self.missing, self.notes = missing or {}, {}  # in order, each once
+        self.unit = 1 if study.own else divide_by
+        # The paper's rates are for the paper's N, measured ones for the N of our runs.
+        self.rate_unit = 1 if terms.rates == "measured" else self.unit
+
+    def make_runs(self, strategy, labels, **kind):
+        return tuple(make_run(strategy, labels, seed, **kind) for seed in self.seeds)
+
+    def keep_known(self, kinds):
+        """Those of `kinds` that this task has at this scale; a note for each other one."""
+        self.notes |= {self.missing[kind]: None for kind in kinds if kind in self.missing}
+        return [kind for kind in kinds if kind not in self.missing]
+
+    def cap(self, count, rows, what):
+        """(`count`, or the rows there are if those are fewer; a note if so)."""
+        limit = count if rows is None else rows // self.unit
+        note = (f"{count:,} {what} planned, {limit:,} exist",) if count > limit else ()
+        return min(count, limit), note
+
+    def list_labels(self):
+        """N of Figures 2, 3 and 7: a task of one's own has its own, none twice."""
+        study = self.study
+        counts = sorted({study.few_shot_n, *study.labels_n}) if study.own else FIGURE_N
+        return self.keep_distinct(counts, study.train_rows)
+
+    def list_study(self):
+        """N of Figures 4, 5 and 6: those of Tables 11 and 2."""
+        counts = (self.study.few_shot_n, *self.study.labels_n)
+        return self.keep_distinct(counts, self.study.train_rows)
+
+    def list_unlabeled(self):
+        """Unlabeled rows of Figure 2, none twice."""
+        return self.keep_distinct(FIGURE_U, self.study.unlabeled_rows)
+
+    def keep_distinct(self, counts, rows):
+        """`counts` up to the first that takes all `rows` there are, as more would be the same."""
+        whole = [count for count in counts if rows is not None and count >= rows]
+        return [count for count in dict.fromkeys(counts) if count not in whole[1:]]
+
+    def scale_terms(self, student, teacher):
+        """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
+
+        Fine-tuning goes with the teacher's parameters. A step of the released distillation runs
+        the teacher forward and the student forward and back, three times its forward pass.
+        """
+        size, terms = self.parameters, self.terms
+        fit = Fraction(size[teacher], size["xxl"])
+        step = Fraction(size[teacher] + 3 * size[student], size["xxl"] + 3 * size["small"])
+        return terms._replace(
+            teacher_hours={n: hours * fit for n, hours in terms.teacher_hours.items()},
+            distill_hours={n: hours * step for n, hours in terms.distill_hours.items()},
+        )
+
+    def count_unlabeled(self, terms, labels, usd):
+        """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
+
+        For the paper's tasks the count is that of Table 2: whole thousands, rounded down.
+        """
+        bought = plan(terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
+        count = bought["unlabeled"] if bought else 0
+        printed = not self.study.own and terms.rates == "paper"
+        return (count // 1000 * 1000 if printed else count) // self.rate_unit
+
+    def price_distilling(self, terms, labels, unlabeled):
+        usd = price_distilling(terms, labels * self.rate_unit, unlabeled * self.rate_unit)
+        return usd / self.rate_unit
+
+    def at_budget(self, labels, budget, also=(), student="small", teacher="xxl"):
+        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
+        names further strategies that train on the bought labels."""
+        wanted, usd = labels // self.unit, Fraction(budget) / self.unit
+        n, _ = self.cap(wanted, self.study.train_rows, "labels")
+        size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
+        if (student, teacher) != ("small", "xxl"):
+            terms = self.scale_terms(student, teacher)
+            notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
+        extra = math.floor(usd / terms.usd_per_label)
+        total, note = self.cap(wanted + extra, self.study.train_rows, "labels")
+        wanted = self.count_unlabeled(terms, n, usd) if budget else 0
+        rows, cut = self.cap(wanted, self.study.unlabeled_rows, "unlabeled rows")
+        runs = {each: self.make_runs(each, total) for each in also}
+        runs["small"] = self.make_runs("small", total, student=student)
+        runs["teacher"] = self.make_runs("teacher", n, teacher=teacher) if rows else None
+        runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size) if rows else None
+        plans = {"budget_usd": usd, "extra_labels": extra}
+        plans["annotate_usd"] = extra * terms.usd_per_label
+        plans["teacher_usd"] = self.price_distilling(terms, n, 0)
+        if rows:
+            plans["gpu_hours"] = math.ceil(usd / terms.usd_per_gpu_hour)
+            plans["unlabeled"] = rows
+            plans["distill_usd"] = self.price_distilling(terms, n, rows)
+        if self.llm and terms.usd_per_llm_label is not None and budget:
+            count = math.floor(usd / terms.usd_per_llm_label)
+            count, more = self.cap(count, self.study.unlabeled_rows, "rows for an LLM")
+            plans["llm_labels"], notes = count, notes + more
+            plans["llm_usd"] = count * terms.usd_per_llm_label
+            runs["llm"] = self.make_runs("llm", n, llm_labels=count)
+        notes += (*note, *cut)
+        return Cell(terms.task, n, n * terms.usd_per_label, runs, notes, **plans)
+
+    def at_counts(self, labels, unlabeled, strategies):
+        """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
+        n, note = self.cap(labels // self.unit, self.study.train_rows, "labels")
+        rows, cut = self.cap(unlabeled // self.unit, self.study.unlabeled_rows, "unlabeled rows")
+        runs, plans = {}, {}
+        for each in strategies:
+            use = rows if each in ("dist", "self") else 0
+            runs[each] = self.make_runs(each, n, unlabeled=use)
+        if rows:
+            usd = self.price_distilling(self.terms, n, rows)
+            plans = {"unlabeled": rows, "distill_usd": usd}
+            plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
+        if "small" in strategies:
+            plans["annotate_usd"] = Fraction(0)
+        if "teacher" in strategies and self.terms.teacher_hours:
+            plans["teacher_usd"] = self.price_distilling(self.terms, n, 0)
+        initial = n * self.terms.usd_per_label
+        return Cell(self.terms.task, n, initial, runs, (*note, *cut), **plans)
+
+    def at_all_labels(self, strategy):
+        """A cell of all labeled rows."""
+        if self.study.train_rows is None:
+            raise UserError(
+                f"task {self.terms.task!r}: field 'rows' needs 'train', how many labels exist"
+            )
+        return self.at_counts(self.study.train_rows, 0, (strategy,))
+
+
+FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
+FIGURE_U = (10_000, 100_000)
+# Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
+# scale divides these: the prompt is the paper's, and a price of a label stands on its length.
+LLM_EXAMPLES, LLM_TEST_ROWS = 100, 200
+
+
+def lay_table2(at):
+    return [at.at_budget(n, usd) for n in at.study.labels_n for usd in (0, *at.study.budgets)]
+
+
+def lay_table3(at):
+    return [at.at_counts(at.study.labels_n[-1], 100_000, ("small", "teacher", "self", "dist"))]
+
+
+def lay_table4(at):
+    """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
+    n, ann_only = at.study.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
+    budgets = (0, *at.study.budgets, *at.study.catch_up_usd)
+    bought = [at.at_budget(n, usd) for usd in budgets]
+    bought = [
+        cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in bought
+    ]
+    first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
+    extra = whole.labels - first.labels
+    plans = {"extra_labels": extra, "annotate_usd": extra * at.terms.usd_per_label}
+    whole = whole._replace(labels=first.labels, initial_usd=first.initial_usd, **plans)
+    return [first, *bought, whole]
+
+
+def lay_table9(at):
+    return [at.at_all_labels("teacher")]
+
+
+def lay_table10(at):
+    usd, also = at.study.budgets[-1], at.keep_known(("distilbert", "bert"))
+    return [at.at_budget(n, usd, also) for n in at.study.labels_n]
+
+
+def lay_table11(at):
+    return [at.at_budget(at.study.few_shot_n, usd) for usd in (0, *at.study.few_shot_budgets)]
+
+
+def lay_fig2(at):
+    kinds, rows = ("teacher", "dist"), at.list_unlabeled()
+    distilled = [at.at_counts(n, u, kinds) for n in at.list_labels() for u in rows]
+    return [*lay_labels(at), *distilled]
+
+
+def lay_fig3(at):
+    return [at.at_budget(n, usd) for n in at.list_labels() for usd in at.study.few_shot_budgets]
+
+
+def lay_sizes(at, figure, role, sizes):
+    usd = at.study.figure_usd.get(figure, at.study.budgets[-1])
+    counts, sizes = at.list_study(), at.keep_known(sizes)
+    return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
+
+
+def lay_fig4(at):
+    return lay_sizes(at, "fig4", "student", ("small", "base", "large"))
+
+
+def lay_fig5(at):
+    return lay_sizes(at, "fig5", "teacher", ("large", "xl", "xxl"))
+
+
+def lay_fig6(at):
+    if at.terms.usd_per_llm_label is None:
+        raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
+    at.llm, usd = True, at.study.figure_usd.get("fig6", at.study.budgets[-1])
+    counts = at.list_study()
+    cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
+    alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
+    only = Cell(at.terms.task, 0, Fraction(0), alone, (), cells[1].budget_usd)
+    return [*cells, only._replace(llm_labels=cells[1].llm_labels, llm_usd=cells[1].llm_usd)]
+
+
+def lay_labels(at):
+    return [at.at_counts(n, 0, ("small",)) for n in at.list_labels()]
+
+
+def lay_fig7(at):
+    usd = LLM_EXAMPLES * at.terms.usd_per_label
+    runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=LLM_TEST_ROWS)}
+    level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=LLM_TEST_ROWS)
+    if at.terms.usd_per_llm_label is not None:
+        level = level._replace(llm_usd=LLM_TEST_ROWS * at.terms.usd_per_llm_label)
+    return [*lay_labels(at), level]
+
+
+ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
+TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
+    "table2": (lay_table2, ALL),
+    "table3": (lay_table3, ALL),
+    "table4": (lay_table4, ALL),
+    "table9": (lay_table9, ALL),
+    "table10": (lay_table10, "stanceosaurus fever"),
+    "table11": (lay_table11, ALL),
+    "fig2": (lay_fig2, ALL),
+    "fig3": (lay_fig3, ALL),
+    "fig4": (lay_fig4, "wlp multipit_gen"),
+    "fig5": (lay_fig5, "wlp multipit_gen"),
+    "fig6": (lay_fig6, "wlp stanceosaurus"),
+    "fig7": (lay_fig7, "wlp stanceosaurus"),
+}
+
+
+def find_missing(entry, scale, settings):
+    """{kind of model: why there are no runs of it} for one task at one scale."""
+    models, missing = {**settings["models"], **entry.get(scale, {}).get("models", {})}, {}
+    for kind in (*load_scale("paper")["million_parameters"], *ENCODERS):
+        name = ENCODERS.get(kind, f"T5 of size {kind}")
+        if kind in ENCODERS and entry["metric"] != "classes":
+            missing[kind] = f"{entry['title']}: {name} only tells classes, so it is left out"
+        elif kind not in models or (kind in ENCODERS and kind not in settings["flags"]):
+            missing[kind] = f"{entry['title']}: no {name} at scale {scale}, so it is left out"
+    return missing
+
+
+def parse_seeds(text):
+    """The seeds of a flag such as "0 1 2", each once."""
+    seeds = tuple(dict.fromkeys(parse_count(seed, "--seeds") for seed in text.split()))
+    if not seeds:
+        raise UserError("--seeds: no seed given; write for example --seeds '0 1 2'")
+    return seeds
+
+
+def list_tasks(asked, tasks=DATA / "tasks.json"):
+    """The names in a text such as "wlp fever", or for "all" the paper's six, each once."""
+    names = ALL.split() if asked == "all" else list(dict.fromkeys(asked.split()))
+    if not names:
+        raise UserError("--task: no task given; write for example wlp, 'wlp fever' or all")
+    for name in names:
+        load_task(name, tasks)
+    return names
+
+
+def shows(table, task):
+    """Whether the paper shows `task` in `table`; a task of one's own goes with all six."""
+    if table not in TABLES:
+        raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
+    shown = TABLES[table][1]
+    return task in shown.split() or (shown == ALL and task not in ALL.split())
+
+
+def choose_tasks(table, asked, tasks=DATA / "tasks.json"):
+    """The tasks of `asked` ("all" or names) that `table` shows, or if it shows none, all asked."""
+    names = list_tasks(asked, tasks)
+    return [name for name in names if shows(table, name)] or names
+
+
+def cells(
+    table,
+    task,
+    scale="mini",
+    seeds=(0,),
+    terms=None,
+    tasks=DATA / "tasks.json",
+    llm=False,
+    prepared=None,
+    rows=None,
+):
+    """The Cells of a table or figure for one task, in reading order.
+
+    `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars to
+    Tables 2 and 11, if it is known how many tokens one takes;
+    `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought, or
+    `rows` has them by split.
+    """
+    if table not in TABLES:
+        raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
+    entry, settings = load_task(task, tasks), load_scale(scale)
+    study, divide_by = read_study(task, entry), settings["divide_by"]
+    terms = terms or make_terms(task, entry, load_prices())
+    sizes = load_scale("paper")["million_parameters"]
+    rows = read_json(Path(prepared) / task / "about.json")["rows"] if prepared else rows
+    if rows:
+        unit = 1 if study.own else divide_by
+        study = study._replace(
+            train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit
+        )
+    missing, llm = find_missing(entry, scale, settings), llm and table in ("table2", "table11")
+    layout = Layout(study, terms, tuple(seeds), divide_by, sizes, llm, missing)
+    first, *others = TABLES[table][0](layout)
+    return [first._replace(notes=(*first.notes, *layout.notes)), *others]
+
+
+def grid(*args, **options):
+    """The Runs behind cells(...), same arguments: each once, after what it needs."""
+    runs = {}
+    for cell in cells(*args, **options):
+        for run in (run for group in cell.runs.values() for run in group or ()):
+            for needed in map(parse_run, run.needs):
+                runs.setdefault(needed.name, needed)
+            runs.setdefault(run.name, run)
+    return list(runs.values())
+
+
+# --- flags of the training scripts ---------------------------------------------------------
+
+
+def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", real_text=False):
+    """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
+
+    The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
+    for `real_text` (data that the scale wasn't made for), those of "real-text".
+    """
+    entry, settings = load_task(task, tasks), load_scale(scale)
+    check_entry(task, entry)
+    run = run or make_run(strategy, 0, 0)
+    known, own = settings["flags"], entry.get(scale, {})
+    if run.strategy not in known:
+        raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
+    models = {**settings["models"], **own.get("models", {})}
+    encoder = run.strategy in ENCODERS
+    size = run.teacher if run.strategy == "teacher" else run.strategy if encoder else run.student
+    if size not in models:
+        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
+    distilled = run.strategy in ("dist", "self")
+    # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
+    kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
+    rate = own.get("learning_rate", {}).get(kind)
+    flags = {
+        "student" if distilled else "model": models[size],
+        **known[run.strategy],
+        **({} if rate is None else {"learning-rate": rate}),
+        "max-source-length": entry["max_source_length"],
+        "max-target-length": entry["max_target_length"],
+        "prefix": entry["prefix"],
+        **own.get("all", {}),
+        **own.get(run.strategy, {}),
+        **(own.get("real-text", {}) if real_text else {}),
+    }
+    if encoder:  # it has one output a class, so nothing to write and no task to be told
+        if entry["metric"] != "classes":
+            raise UserError(f"task {task!r}: no classes, so nothing for {run.strategy} to learn")
+        flags |= {"max-target-length": None, "prefix": None, "labels": entry["labels"]}
+    if strategy:
+        return flags
+    if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
+        flags["num-unlabeled" if distilled else "num-labels"] = run.unlabeled or run.labels
+    return {**flags, "seed": run.seed}
+
+
+def make_evaluation_flags(task, scale, tasks=DATA / "tasks.json"):
+    """{flag: value} for evaluate.py: the "evaluate" of a task's entry for `scale`."""
+    return load_task(task, tasks).get(scale, {}).get("evaluate", {})
+
+
+def show_flags(flags):
+    """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out; a list
+    is several values of one flag."""
+    words = []
+    for name, value in flags.items():
+        if value is not None:
+            words.append(f"--no-{name}" if value is False else f"--{name}")
+            values = value if isinstance(value, list) else [value]
+            words += [] if isinstance(value, bool) else map(str, values)
+    return shlex.join(words)
+
+
+# --- the runs as make sees them ------------------------------------------------------------
+
+
+def name_pass(run, runs):
+    """The file that says that enough rows are labeled for `run`, e.g. teacher-n100-s0/1900.labels:
+    as many as any of `runs` needs, so that one pass of the teacher serves them all."""
+    (needed,) = run.needs
+    return f"{needed}/{max(r.unlabeled for r in runs if needed in r.needs)}.labels"
+
+
+def order_work(task, runs, every):
+    """Files of the finished `runs` of a task, some of its runs in `every` table asked for, in the
+    order in which make should start them.
+
+    Teachers come first, and then half of what doesn't need them: by then they are done, on two
+    cores too, and a run whose files are not there yet would have to wait for make's next round.
+    """
+    learners = [run for run in runs if run.needs]
+    teachers = dict.fromkeys(name for run in learners for name in run.needs)
+    others = [run.name for run in runs if not run.needs and run.name not in teachers]
+    half = len(others) // 2
+    names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
+    names += [*others[half:], *(run.name for run in learners)]
+    return [f"{task}/{n}" + "/metrics.json" * (not n.endswith(".labels")) for n in names]
+
+
+def list_llm_rules(task, run, runs):
+    """{Makefile variable: value} of a run on an LLM's labels or answers.
+
+    A seed has its own examples, so its answers are its own; its runs share them, each with the
+    first of the rows, so that the run with most of them pays for all.
+    """
+    if run.strategy == "prompted":
+        return {f"ANNOTATE_{task}/{run.name}": f"--num {run.llm_labels} --seed {run.seed}"}
+    most = max(r.llm_labels for r in runs if (r.strategy, r.seed) == ("llm", run.seed))
+    flags = f"--num {run.llm_labels} --add-labeled {run.labels} --seed {run.seed}"
+    answers = f"s{run.seed}/{most}.answers"
+    return {f"ANNOTATE_{task}/{run.name}": flags, f"ANSWERS_{task}/{run.name}": answers}
+
+
+def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
+    """Makefile variables of the `runs` of a task: flags, and the labels that a run learns from."""
+
+    def assign(name, value):
+        return f"{name} := " + value.replace("$", "$$").replace("#", "\\#")
+
+    lines = []
+    for run in runs:
+        if run.strategy in ("llm", "prompted"):
+            lines += map(assign, *zip(*list_llm_rules(task, run, runs).items(), strict=True))
+        if run.strategy == "prompted":  # no model is trained
+            continue
+        flags = make_flags(task, scale, run=run, tasks=tasks, real_text=real_text)
+        lines.append(assign(f"FLAGS_{task}/{run.name}", show_flags(flags)))
+        if run.needs:
+            labels = f"{task}/{name_pass(run, runs)}"
+            lines.append(assign(f"LABELS_{task}/{run.name}", labels))
+            plain = make_run("dist", run.labels, run.seed, int(Path(labels).stem))
+            flags = make_flags(task, scale, run=plain, tasks=tasks, real_text=real_text)
+            lines.append(assign(f"FLAGS_{labels}", show_flags(flags)))
+    evaluation = make_evaluation_flags(task, scale, tasks)
+    return [*dict.fromkeys(lines), assign(f"EVALUATE_{task}", show_flags(evaluation))]

@@ -1,0 +1,265 @@
+"""Exact money and the price list: dollars of labels, GPU-hours and tokens, speeds of GPUs.
+
+Reads:  data/prices.csv (edit it)
+Writes: nothing
+Paper:  section 2.5, Table 1, appendices A and E
+"""
+
+import csv
+import re
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import NamedTuple
+
+from data.files import DATA, UserError
+
+# --- money ---------------------------------------------------------------------------------
+
+# Money is a Fraction of a dollar. Floats lose labels: three dimes buy two labels at $0.10, as
+# 0.1 + 0.2 is not 0.3. Decimal mends sums, but what decides a count here are quotients
+# ($435 / 100,000 rows, seconds / 3,600, budget / price) and only Fraction keeps those exact, so
+# floor and ceil below are never off by one. Rounding happens once, when an amount is printed.
+
+PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
+
+
+def parse_amount(value, what):
+    """`value` as an exact Fraction >= 0; `what` names it in the error.
+
+    Text is read digit by digit; a float counts as the shortest decimal that prints the same.
+    """
+    if isinstance(value, Fraction) and value >= 0:
+        return value
+    try:
+        amount = Decimal(str(value).strip().removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise UserError(f"{what}: {value!r} is not a number of 0 or more, such as 100 or 0.26")
+    if amount.adjusted() > 15 or amount.as_tuple().exponent < -40:
+        raise UserError(f"{what}: {value} is out of range")
+    return Fraction(amount)
+
+
+def parse_count(value, what, least=0):
+    """`value` as an int >= `least`; `what` names it in the error."""
+    text = str(value).strip()
+    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
+        raise UserError(f"{what}: {value!r} is not a whole number of {least} or more")
+    return int(text)
+
+
+def parse_price(value, what):
+    """An amount above 0: at a price of 0 a budget would buy without end."""
+    price = parse_amount(value, what)
+    if not price:
+        raise UserError(f"{what}: must be above 0, or a budget would buy without end")
+    return price
+
+
+def show_usd(amount):
+    """Dollars and cents, rounded half to even: $1,300.00; None stays None."""
+    return None if amount is None else f"${round(amount * 100) / 100:,.2f}"
+
+
+def show_price(amount):
+    """A price with two to six decimals: $0.26, $0.00435."""
+    whole, decimals = f"{round(amount * 10**6) / 10**6:,.6f}".split(".")
+    return f"${whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def to_json(value):
+    """`value` for json.dumps: a Fraction becomes an int where whole, else the nearest float."""
+    if isinstance(value, Fraction):
+        return int(value) if value.denominator == 1 else float(value)
+    if hasattr(value, "_asdict"):
+        return to_json(value._asdict())
+    if isinstance(value, dict):
+        return {key: to_json(entry) for key, entry in value.items()}
+    return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def show_columns(columns, rows):
+    """An aligned plain table: columns of numbers stand right, None shows as –."""
+    lines = [["–" if cell is None else str(cell) for cell in line] for line in [columns, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    number = re.compile(r"[$+]?[\d.,]+( x)?|–|N/A")
+    sides = [">" if all(number.fullmatch(x) for x in c[1:]) else "<" for c in zip(*lines)]  # noqa: B905
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    shown = [form.format(*line).rstrip() for line in lines]
+    return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+
+
+# --- the price list ------------------------------------------------------------------------
+
+
+class Price(NamedTuple):
+    """A row of the price list.
+
+    `list` is paper (what the paper paid), today (what --price-list today and `report` use) or
+    other (kept to compare). `usd` buys one `unit`. Rows of speed and batch have a `ratio` in
+    place of a price: a GPU's speed in multiples of the GPU in `unit`, a discount's factor.
+    """
+
+    list: str
+    item: str
+    name: str
+    unit: str
+    usd: Fraction
+    ratio: Fraction
+    source: str
+    date: str
+
+
+LISTS = ("paper", "today", "other")
+ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
+UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
+DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
+
+
+def read_price(row, where):
+    """One row of the list, checked; a UserError names the line and the column."""
+    text = {key: row[key].strip() for key in Price._fields}
+    priced = text["item"] not in ("speed", "batch")
+    good = {
+        "list": (text["list"] in LISTS, f"is none of {', '.join(LISTS)}"),
+        "item": (text["item"] in ITEMS, f"is none of {', '.join(ITEMS)}"),
+        "name": (text["name"], "is empty"),
+        "unit": (not priced or text["unit"] in UNITS, f"is none of {', '.join(UNITS)}"),
+        "source": (text["source"], "is empty: say where this price stands"),
+        "date": (DATE.fullmatch(text["date"]), "is no date such as 2026-11 or 2026-11-05"),
+    }
+    for column, (passed, fault) in good.items():
+        if not passed:
+            raise UserError(f"{where}: {column} {text[column]!r} {fault}")
+    column, parse = ("usd", parse_amount) if priced else ("ratio", parse_price)
+    value = parse(text[column], f"{where}: {column}")
+    return Price(**{**text, "usd": None, "ratio": None, column: value})
+
+
+def load_prices(path=DATA / "prices.csv"):
+    """The price list, every row checked: exact amounts, known items and units, no doubles."""
+    prices = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            missing = [key for key in Price._fields if key not in (rows.fieldnames or [])]
+            if missing:
+                raise UserError(f"{path} line 1: no column {missing[0]!r} in the heading")
+            for row in rows:
+                where = f"{path} line {rows.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"{where}: not {len(rows.fieldnames)} columns as the heading")
+                price = read_price(row, where)
+                key = (price.list, price.item, price.name.lower())
+                key += (len(prices),) if price.list == "other" else ()
+                if key in prices:
+                    raise UserError(f"{where}: a second row {' '.join(key)}; mark one as other")
+                prices[key] = price
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    if len({price.unit for price in prices.values() if price.item == "speed"}) > 1:
+        raise UserError(f"{path}: the speed rows name two units; compare all GPUs to one GPU")
+    return list(prices.values())
+
+
+def find_price(prices, which, item, name):
+    """Dollars of one label, hour or token in list `which`, or None where it has no such row."""
+    for price in prices:
+        if (price.list, price.item, price.name.lower()) == (which, item, name.lower()):
+            return price.usd / UNITS[price.unit]
+    return None
+
+
+def find_speed(prices, gpu):
+    """(the GPU that speeds refer to, speed of `gpu` in multiples of it or None)."""
+    base = next((price.unit for price in prices if price.item == "speed"), gpu)
+    speeds = {p.name.lower(): p.ratio for p in prices if p.item == "speed"}
+    return base, Fraction(1) if gpu.lower() == base.lower() else speeds.get(gpu.lower())
+
+
+def compare_speeds(prices, kind, gpu, gpu_speed=None):
+    """Hours of `gpu` that do the work of one hour of `kind`; `gpu_speed` overrides the list."""
+    (_, known), (base, speed) = find_speed(prices, kind), find_speed(prices, gpu)
+    speed = speed if gpu_speed is None else parse_price(gpu_speed, "--gpu-speed")
+    for name, value in ((gpu, speed), (kind, known)):
+        if value is None:
+            raise UserError(
+                f"no speed of GPU {name!r}, so hours of {kind} can't become hours of {gpu}; add "
+                f"a speed row (in multiples of {base}) to the price list or pass --gpu-speed"
+            )
+    return known / speed
+
+
+def price_gpu_hour(prices, gpu, which, derive=True):
+    """(dollars of an hour of `gpu`, how that was found), from list `which` or the next best.
+
+    In order: its own row; with `derive`, its speed times the price of the GPU that speeds refer
+    to, as the paper prices its A40; its row in the other list; that product, if nothing else.
+    """
+    other = "today" if which == "paper" else "paper"
+    base, speed = find_speed(prices, gpu)
+    rows = {each: find_price(prices, each, "gpu", gpu) for each in (which, other)}
+    base_usd = find_price(prices, which, "gpu", base)
+    if rows[which] is not None:
+        return rows[which], f"{which}'s row"
+    if speed and base_usd is not None and (derive or rows[other] is None):
+        return base_usd * speed, f"{float(speed):g} x {which}'s {base}, by the speed row"
+    if rows[other] is not None:
+        return rows[other], f"{other}'s row, as {which} has none"
+    raise UserError(
+        f"no price for an hour of GPU {gpu!r}; known: {', '.join(list_gpus(prices))}; add a row "
+        "to the price list or pass --gpu-usd-per-hour"
+    )
+
+
+def list_gpus(prices):
+    """Names of the GPUs that the list prices or rates, in its order."""
+    return list(dict.fromkeys(p.name for p in prices if p.item in ("gpu", "speed")))
+
+
+def match_gpu(prices, device):
+    """The list's name for a GPU as its driver spells it ("NVIDIA A100-SXM4-40GB"), else that."""
+
+    def words(name):
+        return set(re.findall(r"[a-z0-9]+", name.lower()))
+
+    found = [gpu for gpu in list_gpus(prices) if words(gpu) <= words(device)]
+    return max(found, key=len, default=device)
+
+
+def price_tokens(prices, model, which="paper"):
+    """{"in", "out", "cached"}: dollars of one token of `model`; cached input defaults to input.
+
+    List `which` is looked at first, then the other one.
+    """
+    for name in (which, "paper", "today"):
+        usd = {k: find_price(prices, name, f"tokens-{k}", model) for k in ("in", "out", "cached")}
+        if usd["in"] is not None and usd["out"] is not None:
+            return {**usd, "cached": usd["in"] if usd["cached"] is None else usd["cached"]}
+    models = dict.fromkeys(price.name for price in prices if price.item == "tokens-in")
+    raise UserError(
+        f"no token prices for model {model!r}; known: {', '.join(models)}; add its tokens-in and "
+        "tokens-out rows to the price list or pass its price by flag"
+    )
+
+
+def price_label(prices, name, entry, which="paper"):
+    """Dollars of one label of task `name`: its entry's usd_per_label, or the list's row."""
+    if "usd_per_label" in entry:
+        return parse_price(entry["usd_per_label"], f"task {name!r}: field 'usd_per_label'")
+    for each in (which, "paper", "today"):
+        usd = find_price(prices, each, "label", name)
+        if usd is not None:
+            return parse_price(usd, f"task {name!r}: price of a label")
+    raise UserError(
+        f"task {name!r}: no price of a label; give its entry a field 'usd_per_label', add a row "
+        "to the price list, or pass --usd-per-label"
+    )
+
+
+def name_llm(which):
+    """The LLM that list `which` pays: the paper's, or a successor as that one was shut down."""
+    return "text-davinci-003" if which == "paper" else "gpt-4o-mini"

@@ -1,0 +1,196 @@
+"""Runs: what a folder's name says, what a finished run used, rates measured from many.
+
+Reads:  training.json, metrics.json and annotation.json of run folders
+Writes: nothing
+"""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from data.costs.prices import compare_speeds, match_gpu, parse_amount, parse_count
+from data.files import UserError, read_json
+
+
+class Run(NamedTuple):
+    """One training run; `needs` names the runs that must be done before it."""
+
+    name: str
+    # small, teacher, dist, self, llm; distilbert and bert in Table 10; prompted: an LLM's own
+    # answers to `llm_labels` test rows, from prompts with examples out of `labels` labeled ones
+    strategy: str
+    labels: int
+    unlabeled: int
+    llm_labels: int
+    seed: int
+    needs: tuple
+    student: str = "small"
+    teacher: str = "xxl"
+
+
+ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # strategies that train a classifier
+RUN_NAME = re.compile(
+    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)(?:-(?P<size>base|large|xl))?"
+    r"(?:-from-(?P<teacher>large|xl))?-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?"
+    r"(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
+)
+
+
+def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small", teacher="xxl"):
+    """A Run with its folder's name, e.g. dist-n1000-u19000-s0; the usual sizes go unnamed."""
+    size = teacher if strategy == "teacher" else student
+    name = strategy + (f"-{size}" if size not in ("small", "xxl") else "")
+    name += f"-from-{teacher}" if strategy == "dist" and teacher != "xxl" else ""
+    name += f"-n{labels}" + (f"-u{unlabeled}" if strategy in ("dist", "self") else "")
+    name += (f"-g{llm_labels}" if strategy in ("llm", "prompted") else "") + f"-s{seed}"
+    needs = ()
+    if strategy == "dist":
+        needs = (make_run("teacher", labels, seed, teacher=teacher).name,)
+    elif strategy == "self":
+        needs = (make_run("small", labels, seed, student=student).name,)
+    return Run(name, strategy, labels, unlabeled, llm_labels, seed, needs, student, teacher)
+
+
+def parse_run(name):
+    """The Run of a folder's name: the inverse of make_run."""
+    match = RUN_NAME.fullmatch(name)
+    if match:
+        strategy, size = match["strategy"], match["size"]
+        count = {key: int(match[key] or 0) for key in ("labels", "seed", "unlabeled", "llm")}
+        sizes = ("small", size) if strategy == "teacher" else (size, match["teacher"])
+        run = make_run(strategy, *count.values(), sizes[0] or "small", sizes[1] or "xxl")
+        if run.name == name:
+            return run
+    raise UserError(f"run {name!r}: not a name such as small-n1000-s0 or dist-n1000-u19000-s0")
+
+
+class Record(NamedTuple):
+    """What one finished run used, as its training.json and metrics.json say: no dollars."""
+
+    run: str
+    world: str
+    task: str
+    strategy: str
+    labels: int
+    unlabeled: int
+    seed: int
+    llm_tokens: dict  # "in", "out", "cached" -> count
+    llm_model: str  # None where not recorded
+    gpu: str  # as the driver names it; None on a CPU
+    gpus: int
+    hours: Fraction  # all but the teacher's pass, times the number of GPUs
+    pass_hours: Fraction  # this run's share of the teacher's pass over the unlabeled rows
+    evaluate_hours: Fraction
+
+
+def read_record(folder):
+    """The Record of a run folder, None where it only scores a model that was trained elsewhere;
+    a UserError names the file and the field at fault."""
+    path, scored = folder / "training.json", folder / "metrics.json"
+    metrics = read_json(scored) if scored.exists() else {}
+    training = read_json(path) if path.exists() else metrics.get("training")
+    if training is None:
+        return None
+
+    def need(record, key):
+        if not isinstance(record, dict) or record.get(key) is None:
+            raise UserError(f"{path}: no {key!r} in this record; train this run again")
+        return record[key]
+
+    def count(key, record=training, least=0):
+        return parse_count(record.get(key) or 0, f"{path}: {key!r}", least)
+
+    def hours(phases, gpus):
+        used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
+        return sum(used, Fraction(0)) * max(1, gpus) / 3600
+
+    hardware, seconds = need(training, "hardware"), need(training, "seconds")
+    cpu = need(hardware, "device") == "cpu"
+    gpus = 1 if cpu else count("gpus", hardware, 1)
+    teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
+    labels = count("labels")
+    if RUN_NAME.fullmatch(folder.name):  # people's labels alone; the file also counts an LLM's
+        labels = parse_run(folder.name).labels
+    return Record(
+        folder.name,
+        folder.resolve().parent.parent.name,
+        str(need(training, "task")),
+        str(need(training, "strategy")),
+        labels,
+        count("unlabeled"),
+        count("seed"),
+        *read_llm_use(folder, training),
+        None if cpu else str(need(hardware, "gpu")),
+        gpus,
+        hours(seconds, gpus) - teacher_pass,
+        teacher_pass,
+        hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
+    )
+
+
+def find_annotation(folder):
+    """The annotation.json of a run, in its folder or one below; None where it has none."""
+    found = [folder / "annotation.json", *sorted(folder.glob("*/annotation.json"))]
+    return next((path for path in found if path.exists()), None)
+
+
+def read_llm_use(folder, training):
+    """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
+    its annotation.json. A simulated annotator has no model."""
+    path = find_annotation(folder)
+    used = training if training.get("llm_tokens") or path is None else read_json(path)
+    tokens = used.get("llm_tokens") or {}
+    tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
+    tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()}
+    simulated = str(used.get("annotator")).startswith("simulated")
+    return tokens, None if simulated else used.get("llm_model")
+
+
+def read_runs(folder):
+    """Records of every finished run below `folder`, by path."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that holds the runs")
+    found = {path.parent for path in folder.rglob("training.json")}
+    found |= {path.parent for path in folder.rglob("metrics.json")}
+    by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
+    records = [record for record in map(read_record, by_numbers) if record]
+    if not records:
+        raise UserError(f"{folder}: no finished run here (no training.json); train one first")
+    return records
+
+
+def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
+    """(GPU, labels -> teacher hours, labels -> hours an example) of the runs of task `name`.
+
+    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs.
+    On a CPU the hours count as those of `gpu`, unless the hour is `priced` by flag.
+    """
+    if folder is None:
+        raise UserError("--rates measured: pass --runs DIR, the folder of your runs")
+    records = [record for record in read_runs(folder) if record.task == name]
+    teachers = [record for record in records if record.strategy == "teacher"]
+    students = [record for record in records if record.strategy == "dist" and record.unlabeled]
+    if not teachers or not students:
+        raise UserError(
+            f"{folder}: {len(teachers)} teacher and {len(students)} dist runs of task {name!r}; "
+            "measured rates need one of each"
+        )
+    kinds = [r.gpu and match_gpu(prices, r.gpu) for r in teachers + students]
+    if None in kinds and not gpu and not priced:
+        raise UserError(
+            f"{folder}: these runs used a CPU, which has no price; pass --gpu NAME to count "
+            "their seconds as that GPU's, or --gpu-usd-per-hour"
+        )
+    if len(set(kinds)) > 1 and not gpu:
+        raise UserError(f"{folder}: runs on {len(set(kinds))} kinds of device; name one by --gpu")
+    target = gpu or kinds[0] or "CPU"
+    used = {}
+    for record, kind in zip(teachers + students, kinds, strict=True):
+        same = kind is None or kind.lower() == target.lower()
+        factor = 1 if same else compare_speeds(prices, kind, target, gpu_speed)
+        key = record.labels if record.strategy == "teacher" else "dist"
+        used.setdefault(key, []).append((record.hours + record.pass_hours) * factor)
+    distill = sum(used.pop("dist")) / sum(record.unlabeled for record in students)
+    return target, {n: sum(each) / len(each) for n, each in sorted(used.items())}, {0: distill}

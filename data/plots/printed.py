@@ -1,0 +1,267 @@
+"""Tables of the paper that need no training: prices, sizes, costs, examples, hyperparameters.
+
+Usage:
+    python plots.py table1            # and table5, table6, table7, table8
+Reads:  data/tasks.json, data/scales.json, data/prices.csv, data/paper/tables.csv; for Table 7, and
+        for Table 5 if asked, the splits of data/prepare.py
+Writes: nothing; plots.py prints and writes what the functions here build
+Paper:  Tables 1, 5, 6, 7 and 8
+"""
+
+import csv
+import math
+import re
+from pathlib import Path
+
+from data.costs.budget import (
+    check_entry,
+    count_teacher_hours,
+    make_terms,
+    plan,
+    price_distilling,
+    read_study,
+)
+from data.costs.grid import make_flags
+from data.costs.prices import load_prices, parse_amount, price_label, show_usd
+from data.files import DATA, load_task, read_jsonl
+from data.plots.points import load_scores
+from data.plots.tables import Table, read_tasks, show_dollars
+
+# --- the paper's tables of prices and settings ---------------------------------------------
+
+
+def load_printed(table, path=DATA / "paper" / "tables.csv"):
+    """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
+
+
+def read_number(printed):
+    """The number in a printed value such as $13,544; None where nothing or N/A is printed."""
+    digits = re.sub(r"[$,]", "", printed or "")
+    return float(digits) if re.fullmatch(r"[\d.]+", digits) else None
+
+
+class Notes(list):
+    """The notes below a table; `mark` adds one and gives the letter that points to it."""
+
+    def mark(self, text):
+        self.append(f"{chr(ord('a') + len(self))}: {text}")
+        return self[-1][0]
+
+
+def read_table4(strategy, name):
+    """(N, dollars) that Table 4 prints for a strategy; None where it prints no dollars."""
+    cells = [c for c in load_scores() if (c["table"], c["task"]) == (4, name)]
+    found = [(c["labels"], c["budget_usd"]) for c in cells if c["strategy"] == strategy]
+    return found[0] if found and found[0][1] else None
+
+
+def build_table1(args):
+    printed, notes, rows = load_printed(1), Notes(), []
+    prices = load_prices(args.prices)
+    totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
+    for name, entry in read_tasks(args):
+        fields = check_entry(name, entry)
+        price = price_label(prices, name, entry)
+        train = read_study(name, entry).train_rows
+        total = None if train is None else f"${round(train * price):,}"
+        theirs, mark = totals.get(name), ""
+        if theirs and total != theirs:
+            text = f"{train:,} labels at ${float(price):.3f} are {total}; the paper prints {theirs}"
+            same = [t for t, value in totals.items() if value == theirs and t != name]
+            also = ", the total of " + load_task(same[0])["title"] if same else ""
+            mark = notes.mark(text + also)
+        kind, count = fields.get("kind"), None if train is None else f"{train:,}"
+        rows.append([fields["title"], kind, count, f"${float(price):.3f}", total, theirs, mark])
+        n, usd = read_table4("small-full", name) or (0, None)
+        if usd and abs((train - n) * price - usd) > 1:
+            mark = notes.mark(
+                f"Table 4's upper bound, ${usd:,}, pays {math.floor(usd / price):,} labels; the "
+                f"{train - n:,} there are beyond N = {n:,} cost ${round((train - n) * price):,}"
+            )
+            rows[-1][-1] += mark
+    columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
+    title = "Table 1. What it costs to annotate each training set"
+    return Table("table1", title, columns, rows, tuple(notes), left=2)
+
+
+def count_rows(path):
+    """Rows of a prepared file, None where there is none."""
+    return len(read_jsonl(path, ("source",))) if path.exists() else None
+
+
+def find_most_unlabeled(table, name, args):
+    """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped.
+
+    The paper's tasks take whole thousands, as Table 2 prints them.
+    """
+    entry = load_task(name, args.tasks)
+    study = read_study(name, entry)
+    terms = make_terms(name, entry, load_prices(args.prices))
+    few = table == "table11"
+    labels = [study.few_shot_n] if few else study.labels_n
+    budgets = study.few_shot_budgets if few else study.budgets
+    plans = [plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
+    most = max((bought["unlabeled"] for bought in plans if bought), default=0)
+    return most if study.own else most // 1000 * 1000
+
+
+def build_table5(args):
+    printed, notes, rows, short = load_printed(5), Notes(), [], []
+    for name, entry in read_tasks(args):
+        fields = check_entry(name, entry)
+        ours = {**fields.get("rows", {})}
+        ours["unlabeled"] = find_most_unlabeled("table2", name, args)
+        few_shot = find_most_unlabeled("table11", name, args)
+        if few_shot > ours["unlabeled"]:
+            short.append(f"{fields['title']} {few_shot:,}")
+        for split in ("train", "dev", "test", "unlabeled"):
+            theirs, count = printed.get((name, split)), ours.get(split)
+            released, mark = fields.get("released_rows", {}).get(split), ""
+            if released not in (None, count):
+                mark = notes.mark(f"the released file has {released:,} rows, the paper {theirs}")
+            elif read_number(theirs) not in (None, count):
+                mark = notes.mark(f"{count:,} here; the paper prints {theirs}")
+            cells = [None if n is None else f"{n:,}" for n in (count, released)]
+            row = [fields["title"], split, cells[0], theirs, cells[1]]
+            if args.prepared:
+                found = count_rows(Path(args.prepared) / name / f"{split}.jsonl")
+                row.append(None if found is None else f"{found:,}")
+            rows.append([*row, mark])
+    notes.append("Ours, unlabeled: the most that a cell of Table 2 buys at the paper's rates.")
+    if short:
+        text = "Table 11 asks for more than there is: {}; its runs take what there is."
+        notes.append(text.format(", ".join(short)))
+    counted = ["Prepared"] * bool(args.prepared)
+    columns = ["Dataset", "Split", "Ours", "Paper", "Released file", *counted, "Note"]
+    return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
+
+
+def add_table5_flags(parser):
+    text = "also count a prepared world, e.g. data/prepared/mini (default: no)"
+    parser.add_argument("--prepared", metavar="DIR", help=text)
+
+
+def build_table6(args):
+    printed, notes, rows, n = load_printed(6), Notes(), [], 5000
+    prices = load_prices(args.prices)
+    for name, entry in read_tasks(args):
+        terms = make_terms(name, entry, prices)
+        teacher = price_distilling(terms, n, 0)
+        ours = {
+            "initial_usd": n * terms.usd_per_label,
+            "annotate_1k_usd": 1000 * terms.usd_per_label,
+            "teacher_usd": teacher,
+            "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
+        }
+        row, mark = [entry["title"]], ""
+        at, whole = read_table4("dist", name) or (n, None)
+        for item, usd in ours.items():
+            theirs = printed.get((name, item))
+            row += [show_dollars(usd), theirs]
+            if theirs and abs(usd - parse_amount(theirs.replace(",", ""), item)) >= 0.05:
+                hours = count_teacher_hours(terms, n)
+                counts = (
+                    f"the unlabeled counts of Table 2 follow from {float(hours):g} h of teacher"
+                )
+                what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
+                mark += notes.mark(f"{what}; the paper prints {theirs} here")
+        usd = price_distilling(terms, at, 100_000)
+        if whole and abs(usd - whole) > 1:
+            parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
+            mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
+        rows.append([*row, mark])
+    columns = ["Dataset"]
+    for head in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K"):
+        columns += [head, f"{head}, paper"]
+    title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
+    return Table("table6", title, [*columns, "Note"], rows, tuple(notes))
+
+
+def show_rate(rate):
+    """A learning rate as Table 8 prints it: 3e-5."""
+    mantissa, exponent = f"{rate:e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def build_table8(args):
+    printed, notes, tasks = load_printed(8), Notes(), read_tasks(args)
+    heads = {
+        "max_source_length": "Max source length",
+        "max_target_length": "Max target length",
+        "batch_size": "Batch size",
+        "epochs": "Epochs",
+        "learning_rate": "Learning rate",
+    }
+    rows = []
+    for item, head in heads.items():
+        ours, theirs = [], []
+        for name, entry in tasks:
+            flags = [
+                make_flags(name, "paper", strategy, tasks=args.tasks)[item.replace("_", "-")]
+                for strategy in ("small", "dist", "teacher")
+            ]
+            small, dist, teacher = map(show_rate if item == "learning_rate" else str, flags)
+            ours.append(small if small == teacher else f"{small} ({teacher})")
+            theirs.append(printed.get((name, item)))
+            if dist != small:
+                notes.append(f"{head}, {entry['title']}: {dist} when distilling")
+            if theirs[-1] not in (None, ours[-1]):
+                text = f"{head}, {entry['title']}: {ours[-1]} here, {theirs[-1]} in the paper"
+                notes.append(text)
+        rows += [[head, "ours", *ours], ["", "paper", *theirs]]
+    notes.append("In brackets: the teacher's value, where it is another one.")
+    columns = ["Hyperparameter", "From", *(entry["title"] for _, entry in tasks)]
+    title = "Table 8. Hyperparameters at scale paper"
+    return Table("table8", title, columns, rows, tuple(notes), left=2)
+
+
+def read_example(folder):
+    """(source, target) of the first labeled row of a prepared task, (None, None) without one."""
+    path = Path(folder) / "train.jsonl"
+    rows = read_jsonl(path) if path.exists() else []
+    row = next((row for row in rows if row["target"]), {})
+    return row.get("source"), row.get("target")
+
+
+def build_table7(args):
+    rows, missing = [], []
+    for name, entry in read_tasks(args):
+        fields = check_entry(name, entry)
+        source, target = read_example(Path(args.prepared) / name)
+        if source is None:
+            missing.append(fields["title"])
+        else:
+            source = fields["prefix"] + source
+        kept = "; ".join(target) if isinstance(target, list) else target
+        parts = {"Source": source, "Target": kept}
+        if fields["metric"] == "classes":
+            parts["Target is one of"] = ", ".join(fields["labels"])
+        heads = [fields["title"], fields.get("kind")]
+        for part, text in parts.items():
+            rows.append([*heads, part, text])
+            heads = ["", ""]
+    notes = [f"The first labeled row of {args.prepared}; the source as a model reads it, prefixed."]
+    if missing:
+        notes.append(f"Not prepared, `make data` does it: {', '.join(missing)}")
+    title = "Table 7. An example of each task"
+    columns = ["Dataset", "Task", "Part", "Text"]
+    return Table("table7", title, columns, rows, tuple(notes), left=4, wide=3)
+
+
+def add_table7_flags(parser):
+    text = "folder of prepared tasks (default: data/prepared/mini)"
+    parser.add_argument("--prepared", metavar="DIR", default="data/prepared/mini", help=text)
+
+
+# Command -> (one line of help, function of the parsed flags that returns a Table or several,
+# function that adds flags of its own to the parser or None).
+TABLES = {
+    "table1": ("annotation price of each data set", build_table1, None),
+    "table5": ("rows of each data set", build_table5, add_table5_flags),
+    "table6": ("dollars of 1K labels and of a distillation", build_table6, None),
+    "table7": ("an example of each task", build_table7, add_table7_flags),
+    "table8": ("hyperparameters of each task", build_table8, None),
+}
