@@ -48,92 +48,21 @@ from data.costs.grid import (
     show_flags,
     shows,
 )
+from data.costs.ledger import Ledger
 from data.costs.prices import (
     load_prices,
-    match_gpu,
-    name_llm,
     parse_amount,
     parse_count,
     price_gpu_hour,
-    price_label,
-    price_tokens,
     show_columns,
     show_price,
     show_usd,
     to_json,
 )
-from data.costs.runs import RUN_NAME, parse_run, read_runs
+from data.costs.runs import parse_run, read_runs
 from data.files import DATA, UserError, load_task, load_tasks, run_cli
 
-# --- the ledger ----------------------------------------------------------------------------
-
-
-class Ledger:
-    """Prices Records by list `which`; dollars are None where a CPU has no price."""
-
-    def __init__(self, prices, tasks, which, gpu=None, gpu_usd_per_hour=None, llm_model=None):
-        self.prices, self.tasks, self.which, self.gpu = prices, tasks, which, gpu
-        self.usd_per_hour, self.llm_model = gpu_usd_per_hour, llm_model
-        self.notes = {}  # in order, each once
-
-    def price_hours(self, record, hours):
-        if self.usd_per_hour is not None:
-            return hours * self.usd_per_hour
-        kind = match_gpu(self.prices, record.gpu) if record.gpu else self.gpu
-        if kind is None:
-            return None
-        usd, how = price_gpu_hour(self.prices, kind, self.which)
-        self.notes[f"{self.which}: an hour of {kind} is {show_price(usd)} ({how})"] = None
-        return hours * usd
-
-    def price_labels(self, record):
-        entry = self.tasks.get(record.task, {})
-        return record.labels * price_label(self.prices, record.task, entry, self.which)
-
-    def price_llm(self, record):
-        if not any(record.llm_tokens.values()):
-            return Fraction(0)
-        model = self.llm_model or record.llm_model or name_llm(self.which)
-        usd = price_tokens(self.prices, model, self.which)
-        self.notes[f"{self.which}: tokens are those of {model}"] = None
-        return sum(usd[kind] * count for kind, count in record.llm_tokens.items())
-
-    def sum_up(self, labels_usd, llm_usd, parts):
-        """The four amounts of a bill; `parts` are (Record, hours)."""
-        parts = [self.price_hours(*part) for part in parts]
-        compute = None if None in parts else sum(parts, Fraction(0))
-        total = None if compute is None else labels_usd + llm_usd + compute
-        return {"labels_usd": labels_usd, "llm_usd": llm_usd, "compute_usd": compute, "usd": total}
-
-    def price_model(self, record, others):
-        """One compact model: its labels, its own hours and those of the runs it needs."""
-        parts, missing = [(record, record.hours + record.pass_hours)], False
-        for name in parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ():
-            needed = others.get((record.world, record.task, name))
-            if needed:
-                parts.append((needed, needed.hours + needed.pass_hours))
-            else:
-                self.notes[f"{record.run}: no price, as {name} is not there"] = missing = True
-        bill = self.sum_up(self.price_labels(record), self.price_llm(record), parts)
-        return {**bill, "compute_usd": None, "usd": None} if missing else bill
-
-    def price_group(self, records):
-        """Several runs, nothing paid twice.
-
-        Labels of a seed are nested samples, so the largest N of each task and seed buys them
-        all, an LLM's likewise; a teacher's pass is made once, for the student with most rows.
-        """
-        labels, llm, passes = {}, {}, {}
-        for record in records:
-            key = (record.world, record.task, record.seed)
-            labels[key] = max(labels.get(key, 0), self.price_labels(record))
-            llm[key] = max(llm.get(key, 0), self.price_llm(record))
-            needs = parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ()
-            key += (needs or record.run,)
-            passes[key] = max(passes.get(key, record), record, key=lambda each: each.pass_hours)
-        parts = [(r, r.hours) for r in records] + [(r, r.pass_hours) for r in passes.values()]
-        bill = self.sum_up(sum(labels.values()), sum(llm.values()), parts)
-        return {"hours": sum((hours for _, hours in parts), Fraction(0)), **bill}
+# --- what finished runs cost ----------------------------------------------------------------
 
 
 def group_tables(records, tasks, asked=None):

@@ -17,8 +17,8 @@ Paper:  Tables 1 to 11, Figures 2 to 7
 import argparse
 import itertools
 
-from costs import Ledger
 from data.costs.grid import LLM_EXAMPLES
+from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, name_llm
 from data.files import DATA, load_tasks, run_cli
 from data.plots import printed

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import costs
+from data.costs.prices import match_gpu
 from data.costs.runs import make_run
 from data.plots.points import load_scores
 
@@ -597,7 +598,7 @@ def test_gpus_are_recognised_as_drivers_spell_them():
         "NVIDIA A40": "A40",
         "NVIDIA A100 80GB PCIe": "NVIDIA A100 80GB PCIe",  # not in the list: as it is
     }.items():
-        assert costs.match_gpu(PRICES, device) == name
+        assert match_gpu(PRICES, device) == name
 
 
 HEAD = "list,item,name,unit,usd,ratio,source,date\n"
@@ -773,10 +774,24 @@ def test_report_faults(tmp_path):
         assert str(path) in text and named in text
     write(path, "{")
     assert "not JSON" in fail("report", tmp_path)
-    write(path, {**good, "hardware": {"device": "cuda", "gpu": "NVIDIA X1", "gpus": 1}})
-    assert "NVIDIA X1" in fail("report", tmp_path)
-    write(path, {**good, "task": "other"})
-    assert "'other'" in fail("report", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ({"hardware": {"device": "cuda", "gpu": "NVIDIA X1", "gpus": 1}}, "gpu,NVIDIA X1,hour"),
+        ({"task": "other"}, "label,other,label"),
+        ({"llm_tokens": {"in": 9}, "llm_model": "llama"}, "tokens-in,llama,1M tokens"),
+    ],
+)
+def test_what_has_no_price_is_no_dollars_and_a_row_to_add(tmp_path, capsys, change, row):
+    path = add_run(tmp_path, costs.parse_run("small-n100-s0")) / "training.json"
+    write(path, {**json.loads(path.read_text()), **change})
+    found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    assert found["runs"][0]["paper"]["usd"] is found["total"]["today"]["usd"] is None
+    assert found["runs"][0]["hours"] == 2
+    assert any(f"paper,{row},USD,,SOURCE,YEAR" in note for note in found["notes"])
+    assert "–" in run("report", tmp_path, capsys=capsys)
 
 
 def test_measured_rates(tmp_path, capsys):

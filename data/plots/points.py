@@ -16,9 +16,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from costs import Ledger
 from data.costs.budget import count_llm_labels, load_scale, make_terms
 from data.costs.grid import cells, parse_seeds
+from data.costs.ledger import Ledger
 from data.costs.prices import load_prices
 from data.costs.runs import find_annotation, read_record
 from data.files import DATA, UserError, load_tasks, read_json
