@@ -22,7 +22,8 @@ from tiny import WORDS, build_word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).with_name("pins.json")
-STEPS = "--task wlp --max-steps 12 --batch-size 8 --learning-rate 3e-3 --warmup-steps 2 --dropout 0.1".split()
+FLAGS = "--task wlp --max-steps 12 --batch-size 8 --learning-rate 3e-3 --warmup-steps 2"
+STEPS = [*FLAGS.split(), "--dropout", "0.1"]
 LENGTHS = "--max-source-length 16 --max-target-length 12".split()
 LABELS = ["Amount", "Reagent"]
 
