@@ -8,7 +8,8 @@ Usage:
 Reads:  data/tasks.json; a JSONL file of {"source", "target", "prediction"}, or a Hugging Face
         model (T5 or any other seq2seq, or an encoder classifier) and {"source", "target"}
 Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw output is kept),
-        then OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it
+        OUTPUT/row_scores.json (each row's part of the strict score), then OUTPUT/metrics.json,
+        last and atomically, with the training.json that lies beside it
 Copy:   evaluate.py data/__init__.py data/files.py data/evaluate/ data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
@@ -194,6 +195,17 @@ def summarize(scores, task, options, rows):
     return result | {"signature": show_signature(scores, options, rows)}
 
 
+def write_rows(folder, scores, task, n):
+    """row_scores.json: two lists over the rows, of the strict score's numerator and denominator.
+
+    Their sums give the score of any part of the rows, and of two runs on the same rows the
+    sampling error of a difference (data/plots/paired.py).
+    """
+    parts = [[round(float(value), 6) for value in column] for column in scores.parts.T]
+    told = {"task": task, "n": n, "numerators": parts[0], "denominators": parts[1]}
+    write_atomic(folder / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
+
+
 def compare_runs(options, task):
     """Paired bootstrap of B - A: every metric's difference, 95% interval and p-value.
 
@@ -317,7 +329,9 @@ def evaluate_model(options, task):
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_atomic(options.output / "predictions.jsonl", "".join(lines))
     start, rows = time.monotonic(), make_rows(rows)
-    result = summarize(score_rows(rows, task, options), task, options, rows)
+    scores = score_rows(rows, task, options)
+    result = summarize(scores, task, options, rows)
+    write_rows(options.output, scores, options.task, len(rows))
     keys = ("max_source_length", "max_target_length", "batch_size")
     result |= {"split": options.split or options.data.stem}
     result |= {"settings": {**{key: getattr(options, key) for key in keys}}, **counts}
@@ -434,8 +448,10 @@ def main(argv=None):
     else:
         rows = read_rows(options.predictions, options.data, task)
         rows = make_rows(rows, options.paper_vocabulary, options.max_target_length)
-        result = summarize(score_rows(rows, task, options), task, options, rows)
+        scores = score_rows(rows, task, options)
+        result = summarize(scores, task, options, rows)
         if options.output:
+            write_rows(options.output, scores, options.task, len(rows))
             write_json(options.output / "metrics.json", result)
     if options.json:
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1047,3 +1047,28 @@ def test_progress_lines(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "generate 400/1,000 rows, 18 s left" and len(lines) == 2
     assert math.isclose(now[0], 30)
+
+
+# --- each row's part of the score -----------------------------------------------------------
+
+PARTS = {  # task -> (source, target, prediction) of each row, numerators, denominators
+    "wlp": (
+        [("", "cold water [Reagent] mix [Action]", "water [Reagent] mix [Action]"), ("", "", "")],
+        [2, 0],
+        [4, 0],
+    ),
+    "fever": ([("a", "SUPPORTS", "supports"), ("b", "REFUTES", "")], [1, 0], [1, 1]),
+    "nq": ([("a", "the red cat", "red dog"), ("b", "one", "one")], [0.5, 1], [1, 1]),
+}
+
+
+@pytest.mark.parametrize("task", PARTS)
+def test_the_rows_of_row_scores_json_give_the_score(task, tmp_path):
+    rows, numerators, denominators = PARTS[task]
+    keys = ("source", "target", "prediction")
+    path = write(tmp_path / "p.jsonl", [dict(zip(keys, row, strict=True)) for row in rows])
+    assert run("--task", task, "--predictions", path, "--output", tmp_path / "o") == 0
+    found = json.loads((tmp_path / "o" / "row_scores.json").read_text())
+    assert (found["n"], found["numerators"], found["denominators"]) == (2, numerators, denominators)
+    score = json.loads((tmp_path / "o" / "metrics.json").read_text())["score"]
+    assert score == pytest.approx(100 * sum(numerators) / sum(denominators))

@@ -38,6 +38,7 @@ class Scores(NamedTuple):
 
     columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
     constants: {"": (text, score), "_paper": ...} of the best constant; settings: for the signature.
+    parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
     """
 
     columns: np.ndarray
@@ -45,6 +46,7 @@ class Scores(NamedTuple):
     headline: str
     constants: dict
     settings: dict
+    parts: np.ndarray
 
 
 def find_default(task):
@@ -78,6 +80,11 @@ def count_classes(rows, classes, n, size):
     keep = classes < size
     counts = np.bincount(rows[keep] * size + classes[keep], minlength=n * size)
     return counts.reshape(n, size)
+
+
+def count_each(values):
+    """(n, 2) parts of a score that is the mean of `values`, 0-1 each."""
+    return np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
 
 
 # --- entities -------------------------------------------------------------------------------
@@ -212,7 +219,8 @@ def score_entities(rows, task, options):
     headline = {"correct": "entity_f1", "paper": "f1_paper"}[options.rule]
     settings = {"match": "multiset(text,label)", "case": "kept", "missing_paper": default}
     settings |= {"characters": "restored" if restored else "as-given"}
-    return Scores(np.hstack([counts, pairs]), finish, headline, constants, settings)
+    parts = np.stack([2 * counts[:, 0], counts[:, 1] + counts[:, 2]], axis=1)  # F1
+    return Scores(np.hstack([counts, pairs]), finish, headline, constants, settings, parts)
 
 
 def note_odd_targets(odd):
@@ -263,7 +271,9 @@ def score_classes(rows, task, options):
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
     constant = labels[best], float(to_percent(count, len(rows)))
     settings = {"case": "ignored", "invalid_paper": default}
-    return Scores(columns, finish, headline, {"": constant, "_paper": constant}, settings)
+    constants = {"": constant, "_paper": constant}
+    parts = count_each([a == b for a, b in zip(gold, correct, strict=True)])
+    return Scores(columns, finish, headline, constants, settings, parts)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -298,7 +308,8 @@ def score_answers(rows, task, options):
         return {"em": to_percent(sums[..., 0], n), "f1": to_percent(sums[..., 1], n)}
 
     constants = {"": choose_constant_answer(targets, golds)}
-    return Scores(columns, finish, "f1", constants, {"normalization": "squad1.1"})
+    settings = {"normalization": "squad1.1"}
+    return Scores(columns, finish, "f1", constants, settings, count_each(columns[:, 1]))
 
 
 def choose_constant_answer(targets, golds):
@@ -437,7 +448,8 @@ def score_paraphrase(rows, task, options):
         return {key: 100 * sums[..., i] / n for i, key in enumerate(keys)}
 
     settings = {"beta": 4, "bleu": "13a,4-gram,unsmoothed", **settings}
-    return Scores(columns, finish, "bert_ibleu", {"": (text, score)}, settings)
+    parts = count_each(columns[:, 0])
+    return Scores(columns, finish, "bert_ibleu", {"": (text, score)}, settings, parts)
 
 
 METRICS = {
