@@ -1,5 +1,6 @@
 """costs.py: the paper's dollars to the cent, properties of budgets, grid, flags, ledger, faults."""
 
+import csv
 import json
 import math
 import shlex
@@ -596,9 +597,32 @@ def test_gpus_are_recognised_as_drivers_spell_them():
         "NVIDIA A100-SXM4-40GB": "A100-40GB",
         "NVIDIA H100 80GB HBM3": "H100-80GB",
         "NVIDIA A40": "A40",
-        "NVIDIA A100 80GB PCIe": "NVIDIA A100 80GB PCIe",  # not in the list: as it is
+        "NVIDIA A100 80GB PCIe": "A100-80GB",
+        "NVIDIA H100 PCIe": "H100-PCIe",
+        "NVIDIA GeForce RTX 4090": "RTX-4090",
+        "NVIDIA RTX A4000": "RTX-A4000",  # no A40
+        "NVIDIA L40S": "L40S",
+        "NVIDIA L4": "L4",
+        "Tesla T4": "T4",
     }.items():
         assert match_gpu(PRICES, device) == name
+    for other in (  # not in the list: as it is
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GH200 480GB",
+        "NVIDIA RTX 6000 Ada Generation",
+    ):
+        assert match_gpu(PRICES, other) == other
+
+
+def test_speeds_of_the_list_are_those_of_its_tflops():
+    """A card without bf16 works in fp32; the A40's is the paper's own figure."""
+    with open(costs.DATA / "prices.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["gib"] and row["name"] != "A40":
+                speed = float(row["bf16_tflops"] or row["fp32_tflops"]) / 312
+                assert float(row["ratio"]) == pytest.approx(speed, rel=0.01), row["name"]
 
 
 HEAD = "list,item,name,unit,usd,ratio,source,date\n"

@@ -220,6 +220,10 @@ def list_gpus(prices):
     return list(dict.fromkeys(p.name for p in prices if p.item in ("gpu", "speed")))
 
 
+# A card with one of these words more is another card: a slice of one, a laptop's, a faster one.
+VARIANTS = {"mig", "laptop", "ti", "super", "d", "ada", "max", "nvl"}
+
+
 def match_gpu(prices, device):
     """The list's name for a GPU as its driver spells it ("NVIDIA A100-SXM4-40GB"), else that."""
 
@@ -227,6 +231,7 @@ def match_gpu(prices, device):
         return set(re.findall(r"[a-z0-9]+", name.lower()))
 
     found = [gpu for gpu in list_gpus(prices) if words(gpu) <= words(device)]
+    found = [gpu for gpu in found if not (words(device) - words(gpu)) & VARIANTS]
     return max(found, key=len, default=device)
 
 
