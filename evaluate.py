@@ -1,4 +1,4 @@
-"""Score predictions, or a model's greedy outputs, by the right rule and by the paper's.
+"""Score predictions, or a model's greedy outputs, by the strict rule and by the released one.
 
 Usage:
   python evaluate.py --task wlp --model runs/paper/wlp/small-n1000-s0/model \\
@@ -13,15 +13,15 @@ Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw o
 Copy:   evaluate.py data/__init__.py data/files.py data/evaluate/ data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
-All scores are percentages. A key that ends in _paper is the released scorer's rule, every other
-key the right one; `score` is the task's headline, the right one unless --rule paper is given.
+All scores are percentages. A key that ends in _released is the released scorer's rule, every other
+key the right one; `score` is the task's headline, the right one unless --rule released is given.
 
 Entities, 'Entity [Label] Entity [Label] ...'. A word is a label if it is one of the task's, exact
 in brackets and case; other bracketed words are text. Whitespace is collapsed, case is kept. Strict:
 the multisets of (text, label) in each sentence are compared, micro. An output is invalid if words
 follow its last label, if a label has no text, or if a bracketed word is neither label nor source.
-  f1_paper, macro_f1_paper: each entity loses its last word, one entity per remaining text is
-  kept, a missing one counts as paper_default_label, extra ones are free. See parse_paper().
+  f1_released, macro_f1_released: each entity loses its last word, one entity per remaining text is
+  kept, a missing one counts as paper_default_label, extra ones are free. See parse_released().
 Classes. Case and outer whitespace are ignored. An output that is no label is invalid and wrong for
 every class: micro F1 is the share of right rows, macro F1 the mean over classes that occur in
 targets or outputs. In the paper's rule such an output counts as paper_default_label.
@@ -42,7 +42,7 @@ the target as it was annotated. `generated` is the raw output (unknown character
 `target_decoded` the target as its token ids give it back, cut to --max-target-length: the paper's
 rule compares these two. entity_f1_unrestored is the strict score of `generated`. Real targets sent
 through T5's vocabulary and back score 95.9 unrestored and 100.0 restored on WLP's test set. Without
-a model, the _paper keys compare the texts as given, or as --paper-vocabulary spiece.model, with
+a model, the _released keys compare the texts as given, or as --released-vocabulary FILE, with
 --max-target-length if that is given, would decode them.
 """
 
@@ -122,7 +122,7 @@ def read_vocabulary(path):
     import sentencepiece
 
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; --paper-vocabulary takes a spiece.model")
+        raise UserError(f"{path}: no such file; --released-vocabulary takes a spiece.model")
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError):
@@ -165,10 +165,10 @@ def score_rows(rows, task, options):
 
 def show_signature(scores, options, rows):
     """Everything that decides the numbers, as one line in sacrebleu's manner."""
-    paper = "token-ids" if any(row.paper_target is not row.target for row in rows) else "text"
+    paper = "token-ids" if any(row.released_target is not row.target for row in rows) else "text"
     settings = {"rule": options.rule, **scores.settings}
-    if any(key.endswith("_paper") for key in scores.finish(scores.columns[:1], 1)):
-        settings["paper_side"] = paper
+    if any(key.endswith("_released") for key in scores.finish(scores.columns[:1], 1)):
+        settings["released_side"] = paper
     settings |= {"bootstrap": options.bootstrap, "seed": options.seed, "version": 1}
     return "|".join(f"{key}:{value}" for key, value in settings.items())
 
@@ -178,7 +178,7 @@ def summarize(scores, task, options, rows):
     n = len(rows)
     point = scores.finish(scores.columns.sum(0), n)
     metrics = {key: float(value) for key, value in point.items()}
-    suffix = "_paper" if options.rule == "paper" and "_paper" in scores.constants else ""
+    suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
     text, constant = scores.constants[suffix]
     result = {
         "task": options.task,
@@ -218,7 +218,7 @@ def compare_runs(options, task):
         sizes = f"{len(first):,} and {len(second):,} rows"
         raise UserError(f"{' and '.join(options.compare)}: not the same data ({sizes})")
     limit = options.max_target_length
-    both = [make_rows(rows, options.paper_vocabulary, limit) for rows in both]
+    both = [make_rows(rows, options.released_vocabulary, limit) for rows in both]
     first, second = (score_rows(rows, task, options) for rows in both)
     n, width = len(both[0]), first.columns.shape[1]
     columns = np.hstack([first.columns, second.columns])
@@ -386,10 +386,10 @@ def parse_args(argv=None):
     add("--data", type=Path, help="JSONL file of source and target; predictions must match it")
     add("--output", type=Path, help="folder to write (default: with --model its run folder)")
     add("--json", action=argparse.BooleanOptionalAction, default=False, help="print JSON (no)")
-    add("--rule", choices=("correct", "paper"), default="correct", help="of `score` (%(default)s)")
+    add("--rule", choices=("strict", "released"), default="strict", help="of `score` (%(default)s)")
     add("--bootstrap", type=int, default=1000, help="samples for 95%% intervals (%(default)s)")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    add("--paper-vocabulary", help="spiece.model through which the _paper keys see all texts")
+    add("--released-vocabulary", help="spiece.model through which the _released keys see all texts")
     deberta = "microsoft/deberta-xlarge-mnli"
     name = "folder, hub name, or package:NAME of an installed one (%(default)s, the paper's)"
     add("--bertscore-model", default=deberta, help=name)
@@ -411,7 +411,7 @@ def add_decoding_flags(add):
     add("--split", help="name in metrics.json (default: the data file's, without its ending)")
     add("--prefix", help="put before sources (default: the task's; nothing for a classifier)")
     add("--max-source-length", type=int, help="tokens (default: the task's, Table 8)")
-    limit = "tokens of outputs and of the _paper keys' targets, the end token too (default: the "
+    limit = "tokens of outputs and of the _released keys' targets, the end token too (default: the "
     limit += "task's, Table 8; with --predictions no limit)"
     add("--max-target-length", type=int, help=limit)
     add("--batch-size", type=int, default=128, help="rows decoded at once (%(default)s)")
@@ -447,7 +447,7 @@ def main(argv=None):
         result = evaluate_model(options, task)
     else:
         rows = read_rows(options.predictions, options.data, task)
-        rows = make_rows(rows, options.paper_vocabulary, options.max_target_length)
+        rows = make_rows(rows, options.released_vocabulary, options.max_target_length)
         scores = score_rows(rows, task, options)
         result = summarize(scores, task, options, rows)
         if options.output:

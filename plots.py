@@ -61,10 +61,10 @@ def lay_group(study, cells):
     }
     if any(cell.llm_labels for cell in cells):
         lines |= lay_llm(study, cells)
-    if any(score.paper_key() for _, *both in scores for score in both):
-        lines["Ann., paper's rule"] = [ann.show_paper() for _, ann, _ in scores]
-        label = f"Dist. [{teacher.show_paper()}], paper's rule"
-        lines[label] = [dist.show_paper() for *_, dist in scores]
+    if any(score.released_key() for _, *both in scores for score in both):
+        lines["Ann., paper's rule"] = [ann.show_released() for _, ann, _ in scores]
+        label = f"Dist. [{teacher.show_released()}], paper's rule"
+        lines[label] = [dist.show_released() for *_, dist in scores]
     lines["Constant predictor"] = [show_constant([a, d]) for _, a, d in scores[:1]]
     lines["Constant predictor"] += [""] * (len(cells) - 1)
     invalid = [[score.show_mean("invalid_rate") for score in both] for _, *both in scores]
@@ -89,8 +89,8 @@ def lay_llm(study, cells):
         name: [score.show() if score.runs else None for score in scores],
         "  labels bought / today": [f"+{n} / {today}" if n else None for n, today in counts],
     }
-    if any(score.paper_key() for score in scores):
-        shown = [score.show_paper() if score.runs else None for score in scores]
+    if any(score.released_key() for score in scores):
+        shown = [score.show_released() if score.runs else None for score in scores]
         lines[f"{name}, paper's rule"] = shown
     return lines
 
@@ -130,8 +130,8 @@ def show_both(study, groups, printed):
     """{"score": ..., "paper's rule": ..., "paper": ...}: one entry a group of runs."""
     scores = [study.score(cell, strategy) for cell, strategy in groups]
     lines = {"score": [score.show() for score in scores]}
-    if any(score.paper_key() for score in scores):
-        lines["paper's rule"] = [score.show_paper() for score in scores]
+    if any(score.released_key() for score in scores):
+        lines["paper's rule"] = [score.show_released() for score in scores]
     return {**lines, "paper": printed} if any(printed) else lines
 
 
@@ -181,13 +181,13 @@ def lay_table4(studies):
     return [*columns, "Ann. catches up"], rows, notes, 3
 
 
-def find_crossing(study, correct):
-    """Between which dollars Ann. reaches the score of Dist., by the correct rule or the paper's."""
+def find_crossing(study, strict):
+    """Between which dollars Ann. reaches the score of Dist., by either rule."""
     first, *cells = study.cells
 
     def mean(cell, strategy):
         score = study.score(cell, strategy)
-        return score.mean("score" if correct else score.paper_key() or "score")
+        return score.mean("score" if strict else score.released_key() or "score")
 
     goal, below = mean(first, "dist"), ""
     points = [(cell.annotate_usd, mean(cell, "small")) for cell in cells]
@@ -218,7 +218,7 @@ def lay_table9(studies):
         head = [study.title, f"{cell.labels:,}"]
         for row in (r for r in study.printed if r["strategy"] == "teacher"):
             key = PRINTED_METRICS.get(row["metric"], "score")
-            paper = f"{key}_paper" if key != "score" else score.paper_key()
+            paper = f"{key}_released" if key != "score" else score.released_key()
             paper = score.show(paper) if paper and score.values(paper) else score.show(key)
             theirs = existing.get(row["metric"], {})
             constant = score.show_mean("constant") if key in ("score", "micro_f1") else None
@@ -226,7 +226,7 @@ def lay_table9(studies):
             rows[-1] += [constant, row["score"], theirs.get("score")]
             head = ["", ""]
         if not study.printed:  # a task of one's own
-            rows.append([*head, "score", "", score.show(), score.show_paper()])
+            rows.append([*head, "score", "", score.show(), score.show_released()])
             rows[-1] += [score.show_mean("constant"), None, None]
     columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Paper's rule", "Constant"]
     notes = ["T5-XXL and Published: printed in the paper, on real data, not to compare directly."]

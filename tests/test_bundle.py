@@ -262,7 +262,7 @@ else mkdir -p {runs}/wlp/teacher-n500-s0 {runs}/wlp/small-n500-s0; fi
 
 def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
     runs, log = tmp_path / "runs", tmp_path / "log"
-    measures = {"entity_f1": 12.5, "f1_paper": 25.0, "invalid_rate": 0.0, "constant": 0.5}
+    measures = {"entity_f1": 12.5, "f1_released": 25.0, "invalid_rate": 0.0, "constant": 0.5}
     metrics = {"task": "wlp", "n": 7, "metric": "entity_f1", "score": 12.5, "metrics": measures}
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "signature": "s"}))
     script = tmp_path / "python"

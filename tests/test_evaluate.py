@@ -44,7 +44,7 @@ def make(pairs, source=None):
     ]
 
 
-def score(task, rows, rule="correct", bootstrap=0, **options):
+def score(task, rows, rule="strict", bootstrap=0, **options):
     """evaluate.py's result for rows, without a process of its own."""
     options = SimpleNamespace(task=task, rule=rule, bootstrap=bootstrap, seed=0, **options)
     entry, rows = load_task(task), evaluate.make_rows(rows)
@@ -66,7 +66,7 @@ def run(*argv):
 # --- entities by hand -----------------------------------------------------------------------
 
 ENTITY_ROWS = {
-    # name: (target, prediction, f1_paper, entity_f1, invalid)
+    # name: (target, prediction, f1_released, entity_f1, invalid)
     "equal": ("cold water [Reagent]", "cold water [Reagent]", 100, 100, 0),
     # One word: the paper's key is the empty text, so the word itself is never looked at.
     "one word": ("Mix [Action]", "Stir [Action]", 100, 0, 0),
@@ -134,7 +134,7 @@ ENTITY_ROWS = {
 def test_entity_row(name):
     target, prediction, paper, strict, invalid = ENTITY_ROWS[name]
     found = score("wlp", make([(target, prediction)]))["metrics"]
-    keys = ("f1_paper", "entity_f1", "invalid_rate")
+    keys = ("f1_released", "entity_f1", "invalid_rate")
     assert [found[key] for key in keys] == pytest.approx([paper, strict, invalid])
 
 
@@ -160,17 +160,17 @@ def test_entities_over_rows():
 def test_macro_paper():
     """Pairs (gold, predicted): Time-Time, Time-Size, Size-Size: both F1s are 2 / 3."""
     rows = make([("a b [Time] c d [Time] e f [Size]", "a b [Time] c d [Size] e f [Size]")])
-    assert score("wlp", rows)["metrics"]["macro_f1_paper"] == pytest.approx(200 / 3)
+    assert score("wlp", rows)["metrics"]["macro_f1_released"] == pytest.approx(200 / 3)
     # A missing Time counts as Amount: Time 0, Size 100, Amount 0, the mean over three.
     rows = make([("a b [Time] e f [Size]", "e f [Size]")])
-    assert score("wlp", rows)["metrics"]["macro_f1_paper"] == pytest.approx(100 / 3)
+    assert score("wlp", rows)["metrics"]["macro_f1_released"] == pytest.approx(100 / 3)
 
 
 def test_adversary():
     """Every last word wrong: 100 under the paper's rule, 0 under the strict one."""
     rows = make([("cold water [Reagent] 5 ml [Amount]", "cold xx [Reagent] 5 xx [Amount]")] * 3)
     found = score("wlp", rows)["metrics"]
-    assert (found["f1_paper"], found["entity_f1"]) == (100, 0)
+    assert (found["f1_released"], found["entity_f1"]) == (100, 0)
 
 
 def read_wlp():
@@ -185,16 +185,16 @@ def test_figures_of_the_released_rule():
     gold = [metrics.parse_entities(row["target"], brackets) for row in rows]
     assert sum(len(entities) for entities, _ in gold) == 23_993
     assert not any(rest for _, rest in gold)
-    assert sum(len(metrics.parse_paper(row["target"], labels)) for row in rows) == 10_368
+    assert sum(len(metrics.parse_released(row["target"], labels)) for row in rows) == 10_368
     empty = score("wlp", [{**row, "prediction": ""} for row in rows])["metrics"]
-    assert round(empty["f1_paper"], 1) == 9.2 and empty["entity_f1"] == 0
+    assert round(empty["f1_released"], 1) == 9.2 and empty["entity_f1"] == 0
     wrong = [
         " ".join(f"{' '.join([*text.split()[:-1], 'xx'])} [{label}]" for text, label in entities)
         for entities, _ in gold
     ]
     rows = [{**row, "prediction": text} for row, text in zip(rows, wrong, strict=True)]
     found = score("wlp", rows)["metrics"]
-    assert found["f1_paper"] == 100 and found["entity_f1"] < 0.1
+    assert found["f1_released"] == 100 and found["entity_f1"] < 0.1
 
 
 def count_paper_by_loops(pairs):
@@ -243,7 +243,7 @@ def test_paper_rule_agrees_with_scikit_learn_on_broken_outputs():
     pairs = [(row["target"], break_text(row["target"], rng)) for row in read_wlp()]
     gold, predicted = count_paper_by_loops(pairs)
     found = score("wlp", make(pairs))["metrics"]
-    for key, average in (("f1_paper", "micro"), ("macro_f1_paper", "macro")):
+    for key, average in (("f1_released", "micro"), ("macro_f1_released", "macro")):
         wanted = 100 * f1_score(gold, predicted, average=average)
         assert found[key] == pytest.approx(wanted, abs=1e-6)
 
@@ -338,10 +338,10 @@ def test_properties_of_entities(pairs, rng):
     # A text against itself is right, and where there is nothing to find the score is 0.
     same = score("wlp", make([(target, target) for target, _ in pairs]))["metrics"]
     something = any(target for target, _ in pairs)
-    assert same["entity_f1"] == same["f1_paper"] == (100 if something else 0)
+    assert same["entity_f1"] == same["f1_released"] == (100 if something else 0)
     # One more wrong entity costs precision alone; the paper's rule does not see it.
     more = score("wlp", make([(text, f"{text} zz zz [Seal]") for text, _ in pairs]))["metrics"]
-    assert more["f1_paper"] == same["f1_paper"]
+    assert more["f1_released"] == same["f1_released"]
     assert more["entity_recall"] == same["entity_recall"]
     assert more["entity_precision"] < 100
 
@@ -351,7 +351,7 @@ def test_properties_of_entities(pairs, rng):
 def test_best_constant_of_entities(texts):
     """The constant scores what is said, and no other output of one entity scores more."""
     rows = make([(text, "") for text in texts])
-    for rule in ("correct", "paper"):
+    for rule in ("strict", "released"):
         constant = score("wlp", rows, rule)["constant"]
         tries = ["", "[Time]", "a [Time]", "a b [pH]", "a b c [Time]", "a [Amount]", "b a [Amount]"]
         for text in [*tries, constant["prediction"]]:
@@ -371,17 +371,17 @@ def test_paper_vocabulary(tmp_path, capsys):
     rows = make(pairs)
     path = write(tmp_path / "p.jsonl", rows)
     found = []
-    for more in ([], ["--paper-vocabulary", SPIECE]):
+    for more in ([], ["--released-vocabulary", SPIECE]):
         assert run("--task", "wlp", "--predictions", path, "--json", *more) == 0
         found.append(json.loads(capsys.readouterr().out))
-    assert [one["metrics"]["f1_paper"] for one in found] == [0, 100]
+    assert [one["metrics"]["f1_released"] for one in found] == [0, 100]
     assert [one["metrics"]["entity_f1"] for one in found] == [0, 0]
-    assert "paper_side:text" in found[0]["signature"]
-    assert "paper_side:token-ids" in found[1]["signature"]
+    assert "released_side:text" in found[0]["signature"]
+    assert "released_side:token-ids" in found[1]["signature"]
     # Targets cut to 4 tokens, as the released code cuts them to Table 8's: no label is left.
-    more = ["--paper-vocabulary", SPIECE, "--max-target-length", 4]
+    more = ["--released-vocabulary", SPIECE, "--max-target-length", 4]
     assert run("--task", "wlp", "--predictions", path, "--json", *more) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["f1_paper"] == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["f1_released"] == 0
 
 
 @needs_spiece
@@ -437,12 +437,16 @@ STANCE_PAIRS = [
 def test_classes_by_hand():
     """No label: wrong for every class, or, for the paper, Irrelevant and so right in row 5."""
     found = score("stanceosaurus", make(STANCE_PAIRS))["metrics"]
-    assert found["micro_f1"] == pytest.approx(40) and found["micro_f1_paper"] == pytest.approx(60)
+    assert found["micro_f1"] == pytest.approx(40) and found["micro_f1_released"] == pytest.approx(
+        60
+    )
     # Supporting 1, Refuting 0, Discussing 1, Querying 0; Irrelevant 0 (right), 1 / 2 (paper).
-    assert found["macro_f1"] == pytest.approx(40) and found["macro_f1_paper"] == pytest.approx(50)
+    assert found["macro_f1"] == pytest.approx(40) and found["macro_f1_released"] == pytest.approx(
+        50
+    )
     assert found["invalid_rate"] == pytest.approx(40)
     # Best constant: Irrelevant, in 2 of 5 targets.
-    assert found["constant"] == found["constant_paper"] == pytest.approx(40)
+    assert found["constant"] == found["constant_released"] == pytest.approx(40)
 
 
 @pytest.mark.parametrize(
@@ -451,10 +455,10 @@ def test_classes_by_hand():
 def test_accuracy_by_hand(task, default, other):
     rows = make([(default, default), (default, "?"), (default, ""), (other, other.lower())])
     found = score(task, rows)
-    expected = {"accuracy_paper": 100, "accuracy": 50, "invalid_rate": 50, "constant": 75}
-    assert found["metrics"] == pytest.approx({**expected, "constant_paper": 75})
+    expected = {"accuracy_released": 100, "accuracy": 50, "invalid_rate": 50, "constant": 75}
+    assert found["metrics"] == pytest.approx({**expected, "constant_released": 75})
     assert (found["metric"], found["score"]) == ("accuracy", 50)
-    assert score(task, rows, "paper")["score"] == 100
+    assert score(task, rows, "released")["score"] == 100
     assert found["constant"]["prediction"] == default
 
 
@@ -480,8 +484,8 @@ def test_classes_agree_with_scikit_learn(pairs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = {
-            "micro_f1_paper": f1_score(gold, paper, average="micro"),
-            "macro_f1_paper": f1_score(gold, paper, average="macro"),
+            "micro_f1_released": f1_score(gold, paper, average="micro"),
+            "macro_f1_released": f1_score(gold, paper, average="macro"),
             "micro_f1": accuracy_score(gold, right),
             "macro_f1": f1_score(gold, right, labels=valid, average="macro"),
         }
@@ -637,8 +641,8 @@ def test_intervals_are_seeded(tmp_path, capsys):
         found.append(json.loads(capsys.readouterr().out)["intervals"])
     assert found[0] == found[1] != found[2]
     assert found[0].keys() == {
-        "micro_f1_paper",
-        "macro_f1_paper",
+        "micro_f1_released",
+        "macro_f1_released",
         "micro_f1",
         "macro_f1",
         "invalid_rate",
@@ -692,8 +696,8 @@ def test_result_has_its_keys(tmp_path, capsys):
     assert err == ""
     assert {"task", "n", "metric", "score", "metrics", "signature"} <= found.keys()
     assert (found["task"], found["n"], found["metric"]) == ("wlp", 1, "entity_f1")
-    assert run("--task", "wlp", "--predictions", path, "--json", "--rule", "paper") == 0
-    assert json.loads(capsys.readouterr().out)["metric"] == "f1_paper"
+    assert run("--task", "wlp", "--predictions", path, "--json", "--rule", "released") == 0
+    assert json.loads(capsys.readouterr().out)["metric"] == "f1_released"
     assert run("--task", "wlp", "--predictions", path) == 0
     assert "entity_f1 100.00 on 1 rows" in capsys.readouterr().out
     assert run("--task", "wlp", "--predictions", path, "--output", tmp_path / "run") == 0
@@ -737,8 +741,11 @@ def spoil(tmp_path):
             ["--task", "wpl", "--predictions", file["good"]],
             "unknown task 'wpl'; known: wlp",
         ),
-        "vocabulary": ([*at, file["good"], "--paper-vocabulary", "no.model"], "no such file"),
-        "no vocabulary": ([*at, file["good"], "--paper-vocabulary", file["good"]], "no Sentence"),
+        "vocabulary": ([*at, file["good"], "--released-vocabulary", "no.model"], "no such file"),
+        "no vocabulary": (
+            [*at, file["good"], "--released-vocabulary", file["good"]],
+            "no Sentence",
+        ),
     }
 
 
@@ -772,7 +779,7 @@ def test_odd_target_is_noted(capsys):
 
 
 def test_faulty_task_entries():
-    options = SimpleNamespace(rule="correct")
+    options = SimpleNamespace(rule="strict")
     with pytest.raises(UserError, match="entities, classes, answers, paraphrase"):
         evaluate.score_rows([], {"metric": "rouge"}, options)
     task = {"metric": "classes", "labels": ["up", "down"], "paper_default_label": "left"}
@@ -783,11 +790,11 @@ def test_faulty_task_entries():
 def test_task_of_ones_own():
     """A new entry needs its labels and a metric; what decides is the entry, never its name."""
     task = {"metric": "classes", "labels": ["up", "down"]}
-    options = SimpleNamespace(task="mine", rule="paper", bootstrap=0, seed=0)
+    options = SimpleNamespace(task="mine", rule="released", bootstrap=0, seed=0)
     rows = evaluate.make_rows(make([("up", "?"), ("down", "down")]))
     scores = evaluate.score_rows(rows, task, options)
     found = evaluate.summarize(scores, task, options, rows)
-    assert (found["metric"], found["score"]) == ("micro_f1_paper", 100)
+    assert (found["metric"], found["score"]) == ("micro_f1_released", 100)
 
 
 def make_large(task):
@@ -882,19 +889,21 @@ def trained(tmp_path_factory):
         decoder_start_token_id=0,
     )
     model = T5ForConditionalGeneration(config)
-    inputs = tokenizer([f"wlp: {a}" for a, _ in TRAINED], padding=True, return_tensors="pt")
+    texts = [f"wlp: {a}" for a, _ in TRAINED]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     labels = tokenizer([b for _, b in TRAINED], padding=True, return_tensors="pt").input_ids
     labels[labels == 0] = -100
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(800):
-        loss = model(
-            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, labels=labels
-        ).loss
+    for _ in range(2000):
+        out = model(**inputs, labels=labels)
         optimizer.zero_grad()
-        loss.backward()
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if loss.item() < 0.004:
+        exact = bool(((out.logits.argmax(-1) == labels) | (labels == -100)).all())
+        if exact and out.loss.item() < 0.01:
             break
+    assert exact, "the tiny model did not learn its rows by heart"
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [{"source": a, "target": b} for a, b in TRAINED]
@@ -912,7 +921,7 @@ def test_model(trained, capsys):
     assert json.loads(out) == result and err == ""
     found = result["metrics"]
     # Both rules are satisfied in full; without the lost characters 3 of 9 entities are wrong.
-    assert found["entity_f1"] == found["f1_paper"] == 100
+    assert found["entity_f1"] == found["f1_released"] == 100
     assert found["entity_f1_unrestored"] < 90
     assert found["invalid_rate"] == 0
     assert result["restored_outputs"] == 2
@@ -920,7 +929,7 @@ def test_model(trained, capsys):
     assert result["split"] == "test" and result["training"] == {"strategy": "small"}
     assert result["settings"]["dtype"] == "float32" and result["settings"]["prefix"] == "wlp: "
     assert {"load", "generate", "score"} == result["seconds"].keys()
-    assert "characters:restored|paper_side:token-ids" in result["signature"]
+    assert "characters:restored|released_side:token-ids" in result["signature"]
     assert result["provenance"]["data_sha256"] and result["hardware"]["cpu_threads"]
     rows = read_jsonl(folder / "predictions.jsonl")
     assert [row["prediction"] for row in rows] == [target for _, target in TRAINED]

@@ -29,15 +29,15 @@ class Row(NamedTuple):
     target: str  # a list where a task of answers has several
     prediction: str
     generated: str  # before restoring; None where the prediction was not restored from one
-    paper_target: str
-    paper_output: str
+    released_target: str
+    released_output: str
 
 
 class Scores(NamedTuple):
     """Additive statistics of a task's rows and how their sums become scores.
 
     columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
-    constants: {"": (text, score), "_paper": ...} of the best constant; settings: for the signature.
+    constants: {"" and "_released": (text, score)} of the best constant; settings: the signature's.
     parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
     """
 
@@ -105,7 +105,7 @@ def parse_entities(text, labels):
     return entities, words
 
 
-def parse_paper(text, labels):
+def parse_released(text, labels):
     """{entity text without its last word: upper-case label}, as the released scorer reads a text.
 
     Later entities overwrite earlier ones, and all entities of one word share the empty text.
@@ -147,11 +147,11 @@ def match_entities(rows, golds, brackets):
     return np.array(counts)
 
 
-def match_paper_entities(rows, golds, index, default):
+def match_released_entities(rows, golds, index, default):
     """(n, 3 x labels) targets, outputs and hits of each label in the released scorer's pairs."""
     numbers, gold, predicted = [], [], []
     for number, (row, want) in enumerate(zip(rows, golds, strict=True)):
-        have = parse_paper(row.paper_output, index)
+        have = parse_released(row.released_output, index)
         for text, label in want.items():
             numbers.append(number)
             gold.append(index[label])
@@ -172,7 +172,7 @@ def choose_constant_entity(golds):
     return f"{text} [{label}]", float(to_percent(2 * hits, total))
 
 
-def choose_constant_paper(golds, default, names):
+def choose_constant_released(golds, default, names):
     """The same by the paper's rule, which gives the pairs of the default label for nothing."""
     pairs = Counter(pair for gold in golds for pair in gold.items())
     free = Counter({text: n for (text, label), n in pairs.items() if label == default})
@@ -196,16 +196,16 @@ def score_entities(rows, task, options):
     golds = [parse_entities(row.target, brackets) for row in rows]
     note_odd_targets([bool(rest) for _, rest in golds])
     golds = [gold for gold, _ in golds]
-    paper_golds = [parse_paper(row.paper_target, index) for row in rows]
+    released_golds = [parse_released(row.released_target, index) for row in rows]
     counts = match_entities(rows, golds, brackets)
-    pairs = match_paper_entities(rows, paper_golds, index, default.upper())
+    pairs = match_released_entities(rows, released_golds, index, default.upper())
 
     def finish(sums, n):
         hits, predicted, gold, invalid, raw_hits, raw = np.moveaxis(sums[..., :6], -1, 0)
         paper = np.split(sums[..., 6:], 3, axis=-1)  # targets, outputs, hits
         scores = {
-            "f1_paper": to_percent(paper[2].sum(-1), paper[0].sum(-1)),
-            "macro_f1_paper": average_f1(paper[2], paper[1], paper[0]),
+            "f1_released": to_percent(paper[2].sum(-1), paper[0].sum(-1)),
+            "macro_f1_released": average_f1(paper[2], paper[1], paper[0]),
             "entity_f1": to_percent(2 * hits, predicted + gold),
             "entity_precision": to_percent(hits, predicted),
             "entity_recall": to_percent(hits, gold),
@@ -215,9 +215,9 @@ def score_entities(rows, task, options):
         return scores | ({"entity_f1_unrestored": unrestored} if restored else {})
 
     constants = {"": choose_constant_entity(golds)}
-    constants["_paper"] = choose_constant_paper(paper_golds, default.upper(), names)
-    headline = {"correct": "entity_f1", "paper": "f1_paper"}[options.rule]
-    settings = {"match": "multiset(text,label)", "case": "kept", "missing_paper": default}
+    constants["_released"] = choose_constant_released(released_golds, default.upper(), names)
+    headline = {"strict": "entity_f1", "released": "f1_released"}[options.rule]
+    settings = {"match": "multiset(text,label)", "case": "kept", "missing_released": default}
     settings |= {"characters": "restored" if restored else "as-given"}
     parts = np.stack([2 * counts[:, 0], counts[:, 1] + counts[:, 2]], axis=1)  # F1
     return Scores(np.hstack([counts, pairs]), finish, headline, constants, settings, parts)
@@ -246,7 +246,7 @@ def score_classes(rows, task, options):
         where = f"row {gold.index(None) + 1}: target {target!r}"
         raise UserError(f"{where} is no label of this task; known: {', '.join(labels)}")
     correct = [index.get(row.prediction.strip().upper(), len(labels)) for row in rows]
-    paper = [index.get(row.paper_output.strip().upper(), index[default.upper()]) for row in rows]
+    paper = [index.get(row.released_output.strip().upper(), index[default.upper()]) for row in rows]
     counts = [gold]
     for ids in (correct, paper):
         counts += [ids, [g if g == p else len(labels) for g, p in zip(gold, ids, strict=True)]]
@@ -257,21 +257,21 @@ def score_classes(rows, task, options):
         right, paper_right = to_percent(hits.sum(-1), n), to_percent(paper_hits.sum(-1), n)
         invalid = to_percent(n - predicted.sum(-1), n)
         if task.get("report") == "accuracy":
-            return {"accuracy_paper": paper_right, "accuracy": right, "invalid_rate": invalid}
+            return {"accuracy_released": paper_right, "accuracy": right, "invalid_rate": invalid}
         return {
-            "micro_f1_paper": paper_right,
-            "macro_f1_paper": average_f1(paper_hits, paper, gold),
+            "micro_f1_released": paper_right,
+            "macro_f1_released": average_f1(paper_hits, paper, gold),
             "micro_f1": right,
             "macro_f1": average_f1(hits, predicted, gold),
             "invalid_rate": invalid,
         }
 
     headline = "accuracy" if task.get("report") == "accuracy" else "micro_f1"
-    headline += {"correct": "", "paper": "_paper"}[options.rule]
+    headline += {"strict": "", "released": "_released"}[options.rule]
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
     constant = labels[best], float(to_percent(count, len(rows)))
-    settings = {"case": "ignored", "invalid_paper": default}
-    constants = {"": constant, "_paper": constant}
+    settings = {"case": "ignored", "invalid_released": default}
+    constants = {"": constant, "_released": constant}
     parts = count_each([a == b for a, b in zip(gold, correct, strict=True)])
     return Scores(columns, finish, headline, constants, settings, parts)
 

@@ -327,7 +327,7 @@ def make_notes(args, parts, missing):
     """What a reader must know to read the points."""
     seeds = parse_seeds(args.seeds)
     names = dict.fromkeys(name for part in parts for name in part.results.names)
-    rule = "the released scorer's rule" if args.rule == "paper" else "the correct rule"
+    rule = "the released scorer's rule" if args.rule == "released" else "the strict rule"
     notes = [f"Scores: {', '.join(names)} on test, by {rule};"]
     notes[0] += f" mean and standard deviation over {len(seeds)} seeds." * (len(seeds) > 1)
     notes[0] += f" one seed ({seeds[0]}), so no spread." * (len(seeds) == 1)
@@ -440,8 +440,8 @@ def write_figure(args):
 
 def add_flags(parser):
     add = parser.add_argument
-    rule = "score by the correct rule or by the released scorer's (default: correct)"
-    add("--rule", choices=("correct", "paper"), default="correct", help=rule)
+    rule = "score by the strict rule or by the released scorer's (default: strict)"
+    add("--rule", choices=("strict", "released"), default="strict", help=rule)
     dollars = "of the plan, or of the GPU time that the runs used (default: planned)"
     add("--dollars", choices=("planned", "measured"), default="planned", help=dollars)
     gpu = "with --dollars measured: count hours on a CPU as hours of this GPU (default: refuse)"

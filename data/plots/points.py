@@ -45,7 +45,7 @@ def load_scores(path=DATA / "paper" / "scores.csv"):
 
 # --- what the runs say ---------------------------------------------------------------------
 
-PAPER_KEYS = {"entity_f1": "f1_paper"}  # elsewhere the name of the score and _paper
+RELEASED_KEYS = {"entity_f1": "f1_released"}  # elsewhere the name of the score and _released
 METRIC_TITLES = {
     "entity_f1": "Entity F1",
     "f1": "F1",
@@ -56,13 +56,13 @@ METRIC_TITLES = {
 
 
 def find_score(metrics, rule):
-    """(name, value) of the score by `rule`, correct or paper; one score where both rules agree."""
+    """(name, value) of the score by `rule`, strict or released; or the one score."""
     name, values = metrics["metric"], metrics["metrics"]
-    if name.endswith("_paper"):  # evaluate.py --rule paper
-        back = {paper: correct for correct, paper in PAPER_KEYS.items()}
-        name = back.get(name, name.removesuffix("_paper"))
-    paper = PAPER_KEYS.get(name, f"{name}_paper")
-    name = paper if rule == "paper" and paper in values else name
+    if name.endswith("_released"):  # evaluate.py --rule released
+        back = {released: strict for strict, released in RELEASED_KEYS.items()}
+        name = back.get(name, name.removesuffix("_released"))
+    paper = RELEASED_KEYS.get(name, f"{name}_released")
+    name = paper if rule == "released" and paper in values else name
     return name, values[name]
 
 
@@ -217,7 +217,7 @@ class Reported:
 
 def name_metric(results):
     """Label of the y axis: the metric of the runs, in percent."""
-    rules = {f"{name}_paper": title for name, title in METRIC_TITLES.items()}
+    rules = {f"{name}_released": title for name, title in METRIC_TITLES.items()}
     titles = {**METRIC_TITLES, **{n: f"{t}, paper's rule" for n, t in rules.items()}}
     names = dict.fromkeys(titles.get(name, name) for name in results.names)
     return f"{' / '.join(names) or 'Score'} (%)"

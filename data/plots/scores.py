@@ -18,7 +18,7 @@ from data.costs.budget import count_llm_labels, load_scale, tell_scale
 from data.costs.grid import cells, parse_seeds
 from data.costs.runs import find_annotation, read_record
 from data.files import read_json
-from data.plots.points import METRIC_TITLES, PAPER_KEYS, load_scores
+from data.plots.points import METRIC_TITLES, RELEASED_KEYS, load_scores
 from data.plots.tables import show_count, show_dollars
 
 STRATEGIES = {
@@ -129,15 +129,15 @@ class Score:
         """The mean alone, for what hardly differs between seeds; None where there is none."""
         return f"{self.mean(key):.1f}" if self.values(key) else None
 
-    def paper_key(self):
+    def released_key(self):
         """The key of the score by the paper's rule; None where both rules agree."""
         metric = self.found[0]["metric"] if self.found else ""
-        key = PAPER_KEYS.get(metric, f"{metric}_paper")
+        key = RELEASED_KEYS.get(metric, f"{metric}_released")
         return key if self.values(key) else None
 
-    def show_paper(self):
+    def show_released(self):
         """As show, by the paper's rule, which is the score where both rules agree."""
-        return self.show(self.paper_key() or "score")
+        return self.show(self.released_key() or "score")
 
     def show_also(self):
         """The task's second measure, if it has one: macro F1 of classes, EM of answers, copies."""
@@ -180,7 +180,7 @@ CELL_COLUMNS = (
 ).split(",")
 LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
 CELL_NOTES = (
-    "Seeds: finished of planned. Score: by the correct rule; Paper: printed in the paper. Invalid: "
+    "Seeds: finished of planned. Score: by the strict rule; Paper: printed in the paper. Invalid: "
     "outputs that can't be read. Constant: the best predictor that always gives the same output.",
     "Planned $: spent beyond N labels by the plan, at the paper's rates and prices. GPU $ and "
     "seconds: measured, loading and saving included; a run that learns from another one has that "
@@ -221,7 +221,7 @@ def show_detail(study, cell, strategy):
         f"{run.unlabeled:,}" if run and learns else "0" if run else None,
         f"{len(score.found)}/{len(score.runs)}",
         score.show(),
-        score.show_paper(),
+        score.show_released(),
         score.show_also(),
         score.show_mean("invalid_rate"),
         score.show_mean("constant"),
@@ -250,11 +250,11 @@ def note_metrics(studies):
     metrics = {}
     for study in studies:
         for found in filter(None, study.read.values()):
-            metrics.setdefault(found["metric"].removesuffix("_paper"), {})[
+            metrics.setdefault(found["metric"].removesuffix("_released"), {})[
                 study.title, found["n"]
             ] = 0
     for metric, tasks in metrics.items():
-        metric = {rule: name for name, rule in PAPER_KEYS.items()}.get(metric, metric)
+        metric = {rule: name for name, rule in RELEASED_KEYS.items()}.get(metric, metric)
         where = ", ".join(f"{title} ({n:,} test rows)" for title, n in tasks)
         what = METRIC_NOTES.get(metric, "see evaluate.py")
         yield f"{METRIC_TITLES.get(metric, metric)}, {where}: {what}."
@@ -283,7 +283,7 @@ def note_signatures(studies):
     for study in studies:
         found = sorted({m["signature"] for m in study.read.values() if m})
         # An encoder's output is a class, a T5's token ids: the paper's rule reads each as it comes.
-        if len({re.sub(r"paper_side:[^|]*", "", signature) for signature in found}) > 1:
+        if len({re.sub(r"released_side:[^|]*", "", signature) for signature in found}) > 1:
             yield (
                 f"{study.title}: scored with {len(found)} different settings, so these numbers "
                 "can't be compared; run evaluate.py again"
