@@ -1,0 +1,185 @@
+"""Try learning rates and steps of one arm, scored on dev: what its recipe is chosen from.
+
+Usage:
+    python -m data.bench.sweep --task wlp --strategy small --labels 100 500 1196
+    python -m data.bench.sweep --task wlp --strategy dist --labels 100 --unlabeled 1900 11100
+    python -m data.bench.sweep --task wlp --strategy teacher --labels 100 --rates 1e-3 --steps 500
+
+Reads:  the splits in data/prepared/SCALE/TASK; the recipe of SCALE, for all other settings; for
+        dist and self the teacher of that recipe, which is trained first
+Writes: OUTPUT, a CSV with a row a trial, which a second call continues; runs/sweep/SCALE/TASK
+
+Every arm gets the same number of trials: all RATES x all STEPS, at each number of labels (and of
+unlabeled rows), seed 0. Test is never read. A choice at the edge of what was tried is told: widen
+the grid there. One process trains and scores, as loading the libraries takes longer than a trial.
+"""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from data.costs.grid import make_flags, show_flags
+from data.costs.runs import make_run
+from data.files import ROOT, UserError, read_json, run_cli
+
+COLUMNS = (
+    "scale task strategy labels unlabeled learning_rate steps seed score_dev metric train_loss "
+    "seconds git_commit"
+).split()
+KEY = COLUMNS[:8]
+DISTILLED = ("dist", "self")
+SCRIPTS = {"teacher": "train_teacher", "dist": "distill", "self": "distill"}
+
+
+def call(script, *words):
+    """Run a script of the bundle in this process; UserError where it ends with an error."""
+    module = __import__(script)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            module.main([str(word) for word in words])
+    except SystemExit as end:
+        if end.code:
+            raise UserError(f"{script}.py: {end.code}") from None
+
+
+def list_flags(args, run, **changed):
+    """The recipe's flags of a run, with some `changed`; None takes one away."""
+    flags = {**make_flags(args.task, args.scale, run=run), **changed}
+    return shlex.split(
+        show_flags({key: value for key, value in flags.items() if value is not None})
+    )
+
+
+def make_teacher(args, labels, most):
+    """Folder of the soft labels of the recipe's teacher for `most` rows, trained where missing."""
+    run = make_run("teacher", labels, 0)
+    output, splits = args.runs / run.name, args.splits
+    train = ["--task", args.task, "--strategy", "teacher", "--train", splits / "train.jsonl"]
+    call("train_teacher", *train, *list_flags(args, run), "--output", output)
+    run = make_run("dist", labels, 0, unlabeled=most)
+    flags = list_flags(args, run)
+    rows = ["--unlabeled", splits / "unlabeled.jsonl", "--labels", output / "labels"]
+    call("distill", "--labels-only", "--teacher", output / "model", *rows, *flags)
+    return output / "labels"
+
+
+def try_recipe(args, run, rate, steps):
+    """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
+    output = args.runs / f"{run.name}-r{rate:g}-x{steps}"
+    flags = list_flags(
+        args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
+    )
+    if run.strategy in DISTILLED:
+        labels = make_teacher(args, run.labels, max(args.unlabeled))
+        inputs = ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
+    else:
+        inputs = ["--train", args.splits / "train.jsonl"]
+    names = ["--task", args.task, "--strategy", run.strategy]
+    call(SCRIPTS.get(run.strategy, "train_small"), *names, *flags, *inputs, "--output", output)
+    dev = ["--data", args.splits / "dev.jsonl", "--output", output]
+    call("evaluate", "--task", args.task, "--model", output / "model", *dev)
+    record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
+    shutil.rmtree(output / "model")
+    values = [args.scale, args.task, run.strategy, run.labels, run.unlabeled, rate, steps, 0]
+    values += [metrics["score"], metrics["metric"], record["train_loss"]]
+    values += [record["seconds"]["train"], record["git_commit"]]
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def read_trials(path):
+    """{trial: its row} of a CSV written before."""
+    if not path.exists():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        return {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+
+
+def write_trial(path, row):
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if new:
+            table.writeheader()
+        table.writerow(row)
+
+
+def choose(rows):
+    """The best trial of a cell: the highest score on dev, then the fewer steps, the lower rate."""
+    return min(
+        rows, key=lambda r: (-float(r["score_dev"]), int(r["steps"]), float(r["learning_rate"]))
+    )
+
+
+def tell_edges(best, args):
+    """Which chosen values lie at the edge of those tried, as text."""
+    edges = []
+    for name, tried in (("learning_rate", args.rates), ("steps", args.steps)):
+        low, high, value = min(tried), max(tried), float(best[name])
+        if value == high or (value == low and name == "learning_rate"):
+            edges.append(f"{name} {value:g} is the {'highest' if value == high else 'lowest'}")
+    return f"  at the edge: {', '.join(edges)}" if edges else ""
+
+
+def list_runs(args):
+    counts = args.unlabeled if args.strategy in DISTILLED else [0]
+    pairs = itertools.product(args.labels, counts)
+    return [make_run(args.strategy, labels, 0, unlabeled=rows) for labels, rows in pairs]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--task", required=True, help="a name in data/tasks.json")
+    add("--scale", default="mini", help="a name in data/scales.json (%(default)s)")
+    add("--strategy", default="small", help="small, teacher, dist, self, bert (%(default)s)")
+    add("--labels", type=int, nargs="+", required=True, help="numbers of labels")
+    add("--unlabeled", type=int, nargs="+", default=[0], help="unlabeled rows, for dist and self")
+    add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
+    add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
+    add("--output", type=Path, default=ROOT / "data/results/sweep.csv", help="(%(default)s)")
+    args = parser.parse_args(argv)
+    args.runs = ROOT / "runs" / "sweep" / args.scale / args.task
+    args.splits = ROOT / "data" / "prepared" / args.scale / args.task
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not (args.splits / "dev.jsonl").exists():
+        raise UserError(f"{args.splits}: no splits; make data TASK={args.task} SCALE={args.scale}")
+    for run in list_runs(args):
+        rows = []
+        for rate, steps in itertools.product(args.rates, args.steps):
+            known = read_trials(args.output)
+            values = (
+                args.scale,
+                args.task,
+                run.strategy,
+                run.labels,
+                run.unlabeled,
+                rate,
+                steps,
+                0,
+            )
+            row = known.get(tuple(map(str, values)))
+            if row is None:
+                row = try_recipe(args, run, rate, steps)
+                write_trial(args.output, row)
+            rows.append(row)
+            print(f"{run.name} rate {rate:g} steps {steps}: {float(row['score_dev']):.1f}")
+        best = choose(rows)
+        chosen = json.dumps({key: best[key] for key in ("learning_rate", "steps", "score_dev")})
+        print(f"{run.name}: {chosen}{tell_edges(best, args)}", flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)
