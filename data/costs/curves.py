@@ -1,0 +1,302 @@
+"""Learning curves of all arms, and what a few runs tell of them: scores, with bands.
+
+Reads:  nothing
+Writes: nothing; standard library only, the same bits on every machine
+Paper:  none; it answers the paper's question for scores that were not measured
+
+Scores are fractions of 1. With H(x; k, b) = 1 / (1 + (k / x)^b), a logistic curve in log x:
+
+    ann(n)     = f + (a - f) H(n; k, b)                             student on n labels of people
+    teach(n)   = f + (at - f) H(n; kt, bt)                          teacher on n labels
+    top(n)     = f + [(teach(n) - f)^-10 + (cap - f)^-10]^(-1/10)   the teacher, or the cap
+    dist(n, u) = f + (top(n) - f) H(r u; k, bd)           a distilled row is worth r labels
+    llm(n, m)  = f + (la - f) H(n + w m; k, b)                      m labels of an LLM beside n
+
+f is the floor (a constant predictor), a the asymptote, k the labels half-way, b the steepness. The
+prior is one for every task and is not fitted to any; runs reweight draws from it (importance
+resampling), so that the answer is a set of curves and not one. Nothing here knows a price.
+"""
+
+import math
+import random
+from statistics import NormalDist
+from typing import NamedTuple
+
+STUDENTS, KEPT, OTHERS = 40_000, 1_000, 30  # draws; draws kept; draws of the rest for each kept
+DRIFT = 0.012  # standard deviation by which real curves leave the family, per e-fold past the runs
+TEACHER_NOISE = 0.02  # of one teacher run
+EFFECTIVE = 20  # draws that must share the weight, or no curve explains the runs
+
+normal = NormalDist().inv_cdf
+
+
+class Run(NamedTuple):
+    """A run that was scored: strategy small, teacher or dist; counts; score, 0 to 1.
+
+    `error` is the standard error of the score by its rows, where runs were scored on other rows.
+    """
+
+    strategy: str
+    labels: int
+    unlabeled: int
+    score: float
+    error: float = 0.0
+
+
+def rise(x, k, b):
+    """H(x; k, b), 0 to 1: the share of the way from floor to asymptote at x examples."""
+    return 1 / (1 + (k / x) ** b) if x > 0 else 0.0
+
+
+def join_limits(x, y):
+    """The smaller of two limits, rounded where they are close."""
+    return (max(x, 1e-4) ** -10 + max(y, 1e-4) ** -10) ** -0.1
+
+
+class Curves:
+    """One draw: a value for each letter of the module's equations, and noise of its own."""
+
+    __slots__ = "f a k b s at kt bt cap r bd sd l w z".split()
+
+    def ann(self, n):
+        return self.f + (self.a - self.f) * rise(n, self.k, self.b)
+
+    def teach(self, n):
+        return self.f + (self.at - self.f) * rise(n, self.kt, self.bt)
+
+    def dist(self, n, u):
+        top = join_limits(self.teach(n) - self.f, self.cap - self.f)
+        return self.f + top * rise(self.r * u, self.k, self.bd)
+
+    def llm(self, n, m):
+        whole = n + self.w * m
+        share = n / whole if whole else 0
+        human, limit = self.a - self.f, join_limits(self.a - self.f, self.l - self.f)
+        return self.f + (share * human + (1 - share) * limit) * rise(whole, self.k, self.b)
+
+    def predict(self, strategy, n, u):
+        """(mean, standard deviation) of one run."""
+        if strategy == "small":
+            return self.ann(n), self.s
+        return (
+            (self.teach(n), TEACHER_NOISE) if strategy == "teacher" else (self.dist(n, u), self.sd)
+        )
+
+
+class Uniform:
+    """Numbers between 0 and 1, neither included, the same on every Python."""
+
+    def __init__(self, seed):
+        self.draw = random.Random(seed).random
+
+    def __call__(self):
+        return min(max(self.draw(), 1e-12), 1 - 1e-12)
+
+    def normal(self):
+        return normal(self())
+
+    def lognormal(self, median, sd):
+        return median * math.exp(sd * normal(self()))
+
+    def bounded(self, a, b):
+        """Kumaraswamy's distribution on 0 to 1: a Beta whose inverse has a closed form."""
+        return (1 - (1 - self()) ** (1 / b)) ** (1 / a)
+
+
+def draw_student(u, constant):
+    """A curve of the student on labels, before any run; one in four rises in a jump."""
+    draw = Curves()
+    near = u() < 0.7
+    floor = constant + 0.012 * u.normal() if near else constant * u()
+    draw.f = min(max(floor, 0.0), 0.98)
+    jump = u() < 0.25
+    draw.b = u.lognormal(2.2, 0.45) if jump else u.lognormal(0.75, 0.45)
+    draw.a = draw.f + (1 - draw.f) * u.bounded(2.1, 1.3)
+    draw.k = u.lognormal(math.exp(6.5), 2.0)
+    draw.s = u.lognormal(0.014, 0.45)
+    return draw
+
+
+def draw_others(u, student):
+    """The same draw with a teacher and with what its labels are worth."""
+    draw = Curves()
+    for name in "fakbs":
+        setattr(draw, name, getattr(student, name))
+    draw.at = draw.f + (1 - draw.f) * u.bounded(4.75, 1.35)
+    draw.kt, draw.bt = u.lognormal(math.exp(4.3), 2.0), u.lognormal(0.9, 0.4)
+    draw.cap = max(draw.a, draw.f + (1 - draw.f) * u.bounded(5.7, 1.2))
+    draw.r, draw.bd, draw.sd = u.lognormal(1, 1), u.lognormal(1.1, 0.4), u.lognormal(0.018, 0.5)
+    return draw
+
+
+def add_noise(draw, u, llm):
+    """A draw's own noise, and where an LLM was scored what its labels are worth.
+
+    llm: (its own score, 0 to 1; rows it was scored on), or None.
+    """
+    kept = Curves()
+    for name in Curves.__slots__[:12]:
+        setattr(kept, name, getattr(draw, name))
+    kept.z = [u.normal() for _ in range(5)]
+    if llm:
+        score, rows = llm
+        score += math.sqrt(max(score * (1 - score), 0.01) / rows) * u.normal()
+        kept.l = min(max(score, kept.f), 1.0) + 0.03 * abs(u.normal())
+        kept.w = u.lognormal(max(0.05, (score - kept.f) / (1 - kept.f)) ** 2, 0.5)
+    return kept
+
+
+def weigh(residual, scale, error=0.0, degrees=4):
+    """Log of Student's t density, up to a constant: a run far off is forgiven, not believed."""
+    scale = math.hypot(scale, error)
+    return -math.log(scale) - (degrees + 1) / 2 * math.log1p((residual / scale) ** 2 / degrees)
+
+
+def resample(draws, logs, u):
+    """(KEPT draws in proportion to exp(logs), systematically; how many share the weight)."""
+    most = max(logs)
+    weights = [math.exp(log - most) for log in logs]
+    total = sum(weights)
+    step = total / KEPT
+    kept, reached, place, at = [], 0.0, -1, u() * step
+    for _ in range(KEPT):
+        while reached <= at and place + 1 < len(weights):
+            place += 1
+            reached += weights[place]
+        kept.append(draws[place])
+        at += step
+    return kept, total * total / sum(weight * weight for weight in weights)
+
+
+def clip(score):
+    return min(1.0, max(0.0, score))
+
+
+class Posterior:
+    """Draws that explain `runs` (Run) of a task whose constant predictor scores `constant`, 0 to 1.
+
+    llm: (an LLM's own score, rows) or None; error: the standard error of a score by the rows it is
+    measured on. `effective` and `effective_student` tell how many draws share the weight; below
+    EFFECTIVE no curve of the family explains the runs.
+    """
+
+    def __init__(self, runs, constant, llm=None, error=0.0, seed=0):
+        u, self.runs, self.error = Uniform(seed), list(runs), error
+        of = {name: [run for run in runs if run.strategy == name] for name in STRATEGIES}
+        students = [draw_student(u, constant) for _ in range(STUDENTS)]
+        logs = [self.weigh_runs(draw, of["small"]) for draw in students]
+        students, self.effective_student = resample(students, logs, u)
+        both = [draw_others(u, draw) for draw in students for _ in range(OTHERS)]
+        logs = [self.weigh_runs(draw, of["teacher"] + of["dist"]) for draw in both]
+        if not of["teacher"]:  # unmeasured, a teacher is hardly worse than the student
+            n = max((run.labels for run in of["small"]), default=100)
+            logs = [
+                log + (0 if draw.teach(n) > draw.ann(n) - 0.02 else -4)
+                for log, draw in zip(logs, both, strict=True)
+            ]
+        kept, self.effective = resample(both, logs, u)
+        self.draws = [add_noise(draw, u, llm) for draw in kept]
+        self.most_labels = max((run.labels for run in of["small"]), default=10)
+        self.most_rows = max((run.unlabeled for run in of["dist"]), default=1000)
+
+    @staticmethod
+    def weigh_runs(draw, runs):
+        total = 0.0
+        for run in runs:
+            mean, sd = draw.predict(run.strategy, run.labels, run.unlabeled)
+            total += weigh(run.score - mean, sd, run.error, 3 if run.strategy == "dist" else 4)
+        return total
+
+    def widen(self, sd):
+        """The standard deviation of a run as measured."""
+        return math.hypot(sd, self.error) if self.error else sd
+
+    def ann(self, n, noise=1):
+        """Scores of Ann. on n labels, one a draw; noise 0: what runs score on average."""
+        drift = DRIFT * math.log(max(1, n / self.most_labels))
+        return [
+            clip(d.ann(n) + drift * d.z[0] + noise * self.widen(d.s) * d.z[1]) for d in self.draws
+        ]
+
+    def teach(self, n):
+        """Scores of one teacher run on n labels, one a draw."""
+        return [clip(d.teach(n) + TEACHER_NOISE * d.z[1]) for d in self.draws]
+
+    def dist(self, n, u, noise=1):
+        """Scores of Dist. with a teacher on n labels and u rows, one a draw."""
+        drift = DRIFT * math.log(max(1, u / self.most_rows))
+        return [
+            clip(d.dist(n, u) + drift * d.z[2] + noise * self.widen(d.sd) * d.z[3])
+            for d in self.draws
+        ]
+
+    def llm(self, n, m, noise=1):
+        """Scores of the student on n labels of people and m of an LLM, one a draw."""
+        drift = DRIFT * math.log(max(1, (n + m) / self.most_labels))
+        return [
+            clip(d.llm(n, m) + drift * d.z[0] + noise * self.widen(d.s) * d.z[4])
+            for d in self.draws
+        ]
+
+    def score(self, arm, counts, noise=1):
+        """Scores of an arm (ann, dist, llm) at its counts (labels, rows)."""
+        return self.ann(counts[0], noise) if arm == "ann" else getattr(self, arm)(*counts, noise)
+
+    def find_misfits(self):
+        """The runs outside the 98% band of their own posterior: no curve goes through them all."""
+        scores = {
+            "small": lambda run: self.ann(run.labels),
+            "teacher": lambda run: self.teach(run.labels),
+            "dist": lambda run: self.dist(run.labels, run.unlabeled),
+        }
+        bands = [(run, sorted(scores[run.strategy](run))) for run in self.runs]
+        return [run for run, v in bands if not quantile(v, 0.01) <= run.score <= quantile(v, 0.99)]
+
+    def value_of_run(self, run, options, outcomes=40, seed=1):
+        """(points, 0 to 100, that the chosen option gains by knowing `run` first; how often it
+        changes): the expected value of sample information.
+
+        run: (strategy, labels, unlabeled); options: for each, its scores, one a draw, no noise.
+        """
+        u, count = Uniform(seed), len(self.draws)
+        expected = [draw.predict(*run) for draw in self.draws]
+        means = [sum(option) / count for option in options]
+        now = max(range(len(means)), key=means.__getitem__)
+        gain = changed = 0
+        for _ in range(outcomes):
+            mean, sd = expected[int(u() * count)]
+            found = mean + sd * u.normal()
+            weights = [math.exp(weigh(found - mean, sd)) for mean, sd in expected]
+            total = sum(weights)
+            means = [sum(map(float.__mul__, weights, option)) / total for option in options]
+            best = max(range(len(means)), key=means.__getitem__)
+            gain += means[best] - means[now]
+            changed += best != now
+        return 100 * gain / outcomes, changed / outcomes
+
+
+STRATEGIES = ("small", "teacher", "dist")
+
+
+def quantile(values, q):
+    """The q-quantile, between the two nearest values."""
+    values = sorted(values)
+    place = (len(values) - 1) * q
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (values[high] - values[low]) * (place - low)
+
+
+def band(values):
+    """(10%, 50%, 90%) in points, 0 to 100: the band that four of five runs fall into."""
+    return tuple(100 * quantile(values, q) for q in (0.1, 0.5, 0.9))
+
+
+def share_above(first, second):
+    """P(first > second) over paired draws, 0 to 1."""
+    return sum(x > y for x, y in zip(first, second, strict=True)) / len(first)
+
+
+def list_budgets(low, high, steps):
+    """`steps` budgets from `low` to `high` dollars, in equal ratios."""
+    return [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
