@@ -21,8 +21,9 @@ SEEDS ?= 0
 DATA ?=
 LAUNCH ?=
 PYTHON ?= python3
-# Small models are slow on long real sentences: at mini scale a sample of a real test set will do.
-PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 500))
+# Below scale paper a sample of a real test set will do.
+PREPARE_FLAGS ?= $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 500)$(if $(filter \
+  middle%,$(SCALE)),--test-rows 1000))
 TRAIN_FLAGS ?=
 # PARTIAL=1 shows what is finished and trains nothing.
 PARTIAL ?=

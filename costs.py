@@ -17,6 +17,8 @@ Usage:
         the same for make: each run's flags, and the labels that it learns from
     python costs.py report runs/
         what the runs of a folder cost, at the paper's prices and at today's
+    python costs.py memory --model google/t5-v1_1-xxl --gpus "1xH100-80GB 4xA40"
+        which way a teacher fits these GPUs, in how many hours, for how many dollars
     python costs.py prices
         the price list, with source and date of each row
 
@@ -49,6 +51,7 @@ from data.costs.grid import (
     shows,
 )
 from data.costs.ledger import Ledger
+from data.costs.memory import run_memory
 from data.costs.prices import (
     load_prices,
     parse_amount,
@@ -343,6 +346,9 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "runs": ("DIR", "folder of runs for --rates measured"),
     "price-list": ("LIST", "paper or today: rows of the price list (default: paper)"),
     "gpu": ("NAME", "GPU to rent, of the price list (default: the paper's A40; that of --runs)"),
+    "gpus": ("LIST", "COUNTxCARD of the price list, or COUNTxGB, e.g. '1xH100-80GB 4x48'"),
+    "model": ("NAMES", "T5 folders or hub names (default: the scale's teacher)"),
+    "utilisation": ("SHARE", "of the card's peak FLOP/s, assumed (default: 0.4)"),
     "gpu-usd-per-hour": ("USD", "dollars of an hour of it (default: price list)"),
     "gpu-speed": ("X", "its speed in multiples of an A100-40GB (default: price list)"),
     "usd-per-label": ("USD", "dollars of a label (default: price list)"),
@@ -356,6 +362,9 @@ DEFAULTS = {
     "prices": DATA / "prices.csv",
     "rates": "paper",
     "price-list": "paper",
+    "utilisation": 0.4,
+    "memory task": "wlp",
+    "memory scale": "paper",
 }
 CHOICES = {"rates": ("paper", "measured"), "price-list": ("paper", "today")}
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
@@ -367,9 +376,18 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "flags": (run_flags, "!task scale strategy run real-text tasks"),
     "rules": (run_rules, "!for !task scale seeds llm prepared real-text tasks"),
     "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
+    "memory": (
+        run_memory,
+        "!gpus model task scale labels utilisation tasks prices gpu-usd-per-hour",
+    ),
     "prices": (run_prices, "json prices"),
 }
 OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
+    "memory": {
+        "task": ("NAME", "a task of --tasks, for its lengths (default: wlp)"),
+        "scale": ("NAME", "an entry of data/scales.json, for its settings (default: paper)"),
+        "labels": ("N", "labels to train on (default: the task's largest N)"),
+    },
     "report": {
         "for": ("TABLE", "list this table too if runs of it are missing"),
         "gpu": ("NAME", "price hours on a CPU as hours of this GPU (default: no dollars)"),
@@ -390,7 +408,8 @@ def add_flag(add, command, name, required=False):
     value, text = {**FLAGS, **OWN_FLAGS.get(command, {})}[name]
     if value is None:
         return add(f"--{name}", action="store_true", help=text)
-    kind = {"metavar": value, "default": DEFAULTS.get(name), "help": text}
+    kind = {"metavar": value, "help": text}
+    kind["default"] = DEFAULTS.get(f"{command} {name}", DEFAULTS.get(name))
     if name in CHOICES:
         kind["choices"] = CHOICES[name]
     if required:  # a group of flags that exclude each other doesn't take this word

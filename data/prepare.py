@@ -30,7 +30,7 @@ import re
 from pathlib import Path
 
 from data import fetch
-from data.costs.budget import FIELDS, OPTIONAL, check_entry, make_terms, read_study
+from data.costs.budget import FIELDS, OPTIONAL, check_entry, load_scale, make_terms, read_study
 from data.costs.grid import TABLES, grid
 from data.costs.prices import load_prices, show_price
 from data.files import UserError, load_task, read_json, run_cli, write_atomic, write_json
@@ -375,10 +375,7 @@ def prepare(args):
     """Make the splits; returns what was made as text."""
     entry, sources = load_task(args.task), read_json(args.sources)
     check_entry(args.task, entry)
-    scales = read_json(ROOT / "data" / "scales.json")
-    if args.scale not in scales:
-        raise UserError(f"unknown scale {args.scale!r}; known: {', '.join(scales)}")
-    divide_by = scales[args.scale]["divide_by"]
+    divide_by = load_scale(args.scale)["divide_by"]
     if args.scale == "mini" and not args.data:
         splits, names = draw_mini(args.task)
         notes = {}

@@ -672,6 +672,31 @@ def test_edited_prices_count(tmp_path, capsys):
     assert json.loads(run(*line, capsys=capsys))["annotate"]["extra_labels"] == 3
 
 
+# --- the scale between mini and paper --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "model", "millions", "memory"),
+    [
+        ("middle", "google/t5-v1_1-xl", 2850, "bf16"),
+        ("middle_large", "google/t5-v1_1-large", 783, "bf16"),
+        ("middle_base", "google/t5-v1_1-base", 248, "fp32"),
+        ("middle_flan", "google/flan-t5-xl", 2850, "bf16"),
+    ],
+)
+def test_scale_middle_prices_its_own_teacher(scale, model, millions, memory):
+    """Hours go with parameters: of the teacher to train it, of it and 3 students to distil."""
+    flags = costs.make_flags("wlp", scale, "teacher")
+    assert (flags["model"], flags["memory"], flags["min-steps"]) == (model, memory, 600)
+    own, full = (costs.cells("table2", "wlp", each)[1] for each in (scale, "paper"))
+    assert own.teacher_usd == full.teacher_usd / 10 * Fraction(millions, 11135)
+    assert f"{millions:,}M parameters" in costs.cells("table2", "wlp", scale)[0].notes[0]
+    left = (10 - own.teacher_usd) * 10
+    rate = Fraction(435, 100_000) * Fraction(millions + 3 * 77, 11135 + 3 * 77)
+    assert own.unlabeled == min(math.floor(left / rate) // 1000 * 100, 11_100)
+    assert own.extra_labels == full.extra_labels // 10
+
+
 # --- the ledger ----------------------------------------------------------------------------
 
 

@@ -43,11 +43,22 @@ class Study(NamedTuple):
 
 
 def load_scale(name, path=DATA / "scales.json"):
-    """One entry of data/scales.json; a UserError lists the names where `name` is none."""
+    """One entry of data/scales.json, on top of the one that it is `like`; a UserError lists the
+    names where `name` is none."""
     scales = read_json(path)
     if name not in scales:
         raise UserError(f"unknown scale {name!r}; known: {', '.join(scales)} (entries of {path})")
-    return scales[name]
+    scale = scales[name]
+    return merge(load_scale(scale["like"], path), scale) if "like" in scale else scale
+
+
+def merge(below, above):
+    """`below` with the entries of `above` in it, dicts in dicts likewise."""
+    both = {
+        key: merge(below[key], value) if isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
 
 
 def tell_scale(name, own):

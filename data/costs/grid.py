@@ -47,6 +47,21 @@ class Cell(NamedTuple):
     llm_usd: Fraction = None
 
 
+def scale_terms(terms, priced, wanted):
+    """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
+
+    `priced`, `wanted`: million parameters of (the student, the teacher). Fine-tuning goes with the
+    teacher's parameters. A step of the released distillation runs the teacher forward and the
+    student forward and back, three times its forward pass.
+    """
+    fit = Fraction(wanted[1], priced[1])
+    step = Fraction(wanted[1] + 3 * wanted[0], priced[1] + 3 * priced[0])
+    return terms._replace(
+        teacher_hours={n: hours * fit for n, hours in terms.teacher_hours.items()},
+        distill_hours={n: hours * step for n, hours in terms.distill_hours.items()},
+    )
+
+
 class Layout:
     """Lays out the cells of one task: takes the paper's counts, gives those of a scale.
 
@@ -96,20 +111,6 @@ class Layout:
         whole = [count for count in counts if rows is not None and count >= rows]
         return [count for count in dict.fromkeys(counts) if count not in whole[1:]]
 
-    def scale_terms(self, student, teacher):
-        """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
-
-        Fine-tuning goes with the teacher's parameters. A step of the released distillation runs
-        the teacher forward and the student forward and back, three times its forward pass.
-        """
-        size, terms = self.parameters, self.terms
-        fit = Fraction(size[teacher], size["xxl"])
-        step = Fraction(size[teacher] + 3 * size[student], size["xxl"] + 3 * size["small"])
-        return terms._replace(
-            teacher_hours={n: hours * fit for n, hours in terms.teacher_hours.items()},
-            distill_hours={n: hours * step for n, hours in terms.distill_hours.items()},
-        )
-
     def count_unlabeled(self, terms, labels, usd):
         """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
 
@@ -131,7 +132,9 @@ class Layout:
         n, _ = self.cap(wanted, self.study.train_rows, "labels")
         size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
         if (student, teacher) != ("small", "xxl"):
-            terms = self.scale_terms(student, teacher)
+            known = self.parameters
+            priced, asked = (known["small"], known["xxl"]), (known[student], known[teacher])
+            terms = scale_terms(terms, priced, asked)
             notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
         extra = math.floor(usd / terms.usd_per_label)
         total, note = self.cap(wanted + extra, self.study.train_rows, "labels")
@@ -360,7 +363,15 @@ def cells(
     entry, settings = load_task(task, tasks), load_scale(scale)
     study, divide_by = read_study(task, entry), settings["divide_by"]
     terms = terms or make_terms(task, entry, load_prices())
-    sizes = load_scale("paper")["million_parameters"]
+    paper, notes = load_scale("paper")["million_parameters"], ()
+    sizes = {**paper, **settings.get("million_parameters", {})}
+    if sizes != paper and terms.rates == "paper" and not study.own:
+        priced, wanted = ((each["small"], each["xxl"]) for each in (paper, sizes))
+        terms = scale_terms(terms, priced, wanted)
+        notes = (
+            f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
+            "paper's for XXL, scaled by parameter counts, not measured",
+        )
     rows = read_json(Path(prepared) / task / "about.json")["rows"] if prepared else rows
     if rows:
         unit = 1 if study.own else divide_by
@@ -370,7 +381,7 @@ def cells(
     missing, llm = find_missing(entry, scale, settings), llm and table in ("table2", "table11")
     layout = Layout(study, terms, tuple(seeds), divide_by, sizes, llm, missing)
     first, *others = TABLES[table][0](layout)
-    return [first._replace(notes=(*first.notes, *layout.notes)), *others]
+    return [first._replace(notes=(*first.notes, *notes, *layout.notes)), *others]
 
 
 def grid(*args, **options):

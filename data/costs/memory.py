@@ -1,0 +1,337 @@
+"""Which way a T5 teacher fits rented GPUs: memory, hours and dollars of fine-tuning it, by way.
+
+The ways are train_teacher.py's. Nothing is loaded: sizes come from the model's config, and what a
+forward pass keeps for the backward pass was counted tensor by tensor with transformers 5.23 (a test
+counts again). Hours are arithmetic at an assumed share of the card's peak, not measured.
+
+Reads:  data/prices.csv, data/tasks.json, data/scales.json; MODEL/config.json if that is a folder
+Writes: nothing; the plans go to stdout
+Paper:  section 2.3: an 11B teacher in fp32 with AdamW, its layers split over several GPUs
+"""
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from data.costs.budget import load_scale, read_study
+from data.costs.grid import make_flags
+from data.costs.prices import (
+    load_prices,
+    parse_count,
+    parse_price,
+    price_gpu_hour,
+    show_columns,
+    show_price,
+    show_usd,
+)
+from data.files import DATA, UserError, load_task, read_json
+
+# Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
+# to continue from a checkpoint; on the disk of a checkpoint and of the model.
+BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 2), "lora": (2, 0, 0)}
+HOST = {"fp32": (4, 8), "bf16": (2, 2), "lora": (2, 0)}
+DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 2)}
+LORA_RANK = 8  # train_teacher.py's default
+RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
+TIGHT = 0.97  # what needs a larger share of a card is taken only if nothing else fits
+MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
+
+# Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
+# of S*d, S*f, S*i, heads*S*S; of a decoder block for T*d, T*f, T*i, S*i, heads*T*T, heads*T*S; of
+# the rest for (S+T)*d. S, T: source and target tokens; d, f, i: width of the model, of its
+# feed-forward layers, of its attention.
+KEPT = {
+    4: ((32, 20, 16, 12), (48, 20, 24, 8, 12, 12), 20),
+    2: ((24, 10, 14, 12), (36, 10, 20, 8, 12, 12), 14),
+}
+LOGITS = 18  # bytes for each of T*V: the logits, copies of them in fp32, softmax and gradients
+
+
+class Shape(NamedTuple):
+    """What of a T5's config decides its size."""
+
+    width: int
+    hidden: int
+    heads: int
+    encoders: int  # blocks
+    decoders: int
+    head_width: int = 64
+    vocabulary: int = 32128
+    gated: bool = True
+    tied: bool = False  # whether the output head is the embeddings
+
+    def count_weights(self):
+        """Weights of (the embeddings, an encoder block, a decoder block, the whole model)."""
+        attention = 4 * self.width * self.heads * self.head_width
+        feed = (3 if self.gated else 2) * self.width * self.hidden
+        encoder, decoder = (n * attention + feed + (n + 1) * self.width for n in (1, 2))
+        embeddings = self.vocabulary * self.width
+        rest = 2 * 32 * self.heads + 2 * self.width + (1 if self.tied else 2) * embeddings
+        whole = self.encoders * encoder + self.decoders * decoder + rest
+        return embeddings, encoder, decoder, whole
+
+    def count_adapters(self, rank):
+        """Weights of LoRA on every linear layer of the blocks."""
+        attention = 4 * (self.width + self.heads * self.head_width)
+        feed = (3 if self.gated else 2) * (self.width + self.hidden)
+        blocks = self.encoders + self.decoders
+        return rank * ((blocks + self.decoders) * attention + blocks * feed)
+
+    def count_kept(self, source, target, size):
+        """Bytes a row keeps of (an encoder block, a decoder block, the rest)."""
+        inner = self.heads * self.head_width
+        widths = self.width, self.hidden, inner
+        encoder = [source * n for n in (*widths, self.heads * source)]
+        decoder = [target * n for n in (*widths, self.heads * target, self.heads * target)]
+        decoder[3:] = [source * inner, decoder[3], self.heads * target * source]
+        rest = [(source + target) * self.width]
+        *by_size, each = KEPT[size]
+        kept = zip((*by_size, (each,)), (encoder, decoder, rest), strict=True)
+        kept = [sum(a * b for a, b in zip(*pair, strict=True)) for pair in kept]
+        return kept[0], kept[1], kept[2] + LOGITS * target * self.vocabulary
+
+
+SIZES = {  # T5 v1.1
+    "small": Shape(512, 1024, 6, 8, 8),
+    "base": Shape(768, 2048, 12, 12, 12),
+    "large": Shape(1024, 2816, 16, 24, 24),
+    "xl": Shape(2048, 5120, 32, 24, 24),
+    "xxl": Shape(4096, 10240, 64, 24, 24),
+}
+NAMES = re.compile(r"(.+/)?(t5-v1_1-|flan-t5-|t5-(?=\w+-(lm-adapt|ssm)))(\w+?)(-lm-adapt|-ssm.*)?")
+
+
+def read_shape(model):
+    """The Shape of a model folder, or by its hub name of a T5 v1.1 or one made from it."""
+    path = Path(model) / "config.json"
+    if not path.exists():
+        name = NAMES.fullmatch(model)
+        if name and name[4] in SIZES:
+            return SIZES[name[4]]
+        raise UserError(f"--model {model}: no folder with a config.json, no T5 v1.1 or Flan-T5")
+    config = {"feed_forward_proj": "relu", "tie_word_embeddings": True, **read_json(path)}
+    config.setdefault("num_decoder_layers", config.get("num_layers"))
+    keys = "d_model d_ff num_heads num_layers num_decoder_layers d_kv vocab_size".split()
+    if missing := [key for key in keys if not config.get(key)]:
+        raise UserError(f"{path}: no {missing[0]!r}, so no T5")
+    gated = config["feed_forward_proj"].startswith("gated")
+    # transformers 5 saves every T5 as tied and says by another key whether its head is its own
+    tied = config.get("scale_decoder_outputs", config["tie_word_embeddings"])
+    return Shape(*(config[key] for key in keys), gated, tied)
+
+
+class Card(NamedTuple):
+    """A GPU of the price list: usable GiB, peak TFLOP/s (bf16 0 where it has none), TB/s."""
+
+    name: str
+    gib: float
+    bf16: float
+    fp32: float
+    bandwidth: float
+
+
+def read_cards(path=DATA / "prices.csv"):
+    """The cards of the price list, which load_prices has checked."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("gib")]
+    columns = ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s")
+    return [Card(row["name"], *(float(row[key] or 0) for key in columns)) for row in rows]
+
+
+def find_cards(spec, cards):
+    """(count, Card) of COUNTxCARD: a name of the list, or the first of so many GB, as in 4x48."""
+    count, _, name = spec.partition("x")
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    for card in cards:
+        size = plain.isdigit() and 0.9 * int(plain) < card.gib <= int(plain)
+        if size or plain == re.sub(r"[^a-z0-9]", "", card.name.lower()):
+            return parse_count(count, f"--gpus {spec}", 1), card
+    known = ", ".join(card.name for card in cards)
+    raise UserError(f"--gpus {spec}: say COUNTxCARD, as 4x48 or 1xT4; known cards: {known}")
+
+
+class Work(NamedTuple):
+    """What is trained: source and target tokens of a row, at most and on average; steps."""
+
+    longest: tuple
+    mean: tuple
+    steps: int
+    batch: int  # rows a step
+    utilisation: float  # share of the peak FLOP/s
+
+
+def read_work(args):
+    """(models, Work) of the teacher of a task at a scale."""
+    entry = load_task(args.task, args.tasks)
+    flags = make_flags(args.task, args.scale, "teacher", tasks=args.tasks)
+    study, unit = read_study(args.task, entry), load_scale(args.scale)["divide_by"]
+    most = study.labels_n[-1] // (1 if study.own else unit)
+    rows = parse_count(args.labels or most, "--labels", 1)
+    epochs = math.ceil(rows / flags["batch-size"]) * flags["epochs"]
+    longest = flags["max-source-length"], flags["max-target-length"]
+    mean = tuple(entry["mean_tokens"].values()) if "mean_tokens" in entry else longest
+    steps = math.ceil(max(epochs, flags.get("min-steps", 0)))
+    used = float(parse_price(args.utilisation, "--utilisation"))
+    models = (args.model or flags["model"]).split()
+    return models, Work(longest, mean, steps, flags["batch-size"], used)
+
+
+class Plan(NamedTuple):
+    """One way on so many cards, `rows` rows in a pass; GiB of all cards, GB of the host."""
+
+    way: str
+    cards: int
+    rows: int
+    recompute: bool
+    model: float  # weights, gradients, optimiser
+    kept: float  # for the backward pass, or by the optimiser while it works
+    most: float  # on the fullest card
+    ddp: float  # on each card if every card has a process with the whole model
+    hours: float
+    disk: float
+    ram: float
+
+
+def make_plan(shape, card, way, cards, rows, recompute, work):
+    """The Plan of one way with these settings, whether it fits or not."""
+    _, _, decoder, weights = shape.count_weights()
+    size, each = (4 if way == "fp32" else 2), sum(BYTES[way])
+    if way == "fp32" and card.bf16:
+        each += 2  # autocast keeps bf16 copies for the backward pass
+    adapters = shape.count_adapters(LORA_RANK) if way == "lora" else 0
+    model = weights * each + 16 * adapters  # in fp32, with gradients and AdamW's moments
+    *blocks, rest = (rows * kept for kept in shape.count_kept(*work.longest, size))
+    spare, kept = 0, blocks
+    if recompute:  # a block keeps its input and position biases; one at a time is done again
+        spare = blocks[1]
+        kept = [size * t * (rows * shape.width + shape.heads * t) for t in work.longest]
+    if way == "bf16":  # the optimiser's fp32 copies of the largest tensor
+        spare = max(spare, 12 * shape.vocabulary * shape.width)
+    kept = shape.encoders * kept[0] + shape.decoders * kept[1]
+    # Layers are shared out by weights, a block at a time: the fullest card may have one too many.
+    most = (model + kept) / cards + (decoder * each if cards > 1 else 0) + rest + spare
+    buckets = 4 * adapters or BYTES[way][1] * weights  # DDP's own copy of the gradients
+    disk = max(2 * DISK[way][0], sum(DISK[way]))  # the next checkpoint lies beside the last
+    ram = max(4, *HOST[way])  # 4: the hub has T5 v1.1 as one file of fp32 weights
+    model, kept, most, buckets = (n / 2**30 for n in (model, kept + rest + spare, most, buckets))
+    return Plan(
+        *(way, cards, rows, recompute, model, kept, most + RESERVE),
+        model + kept + buckets + RESERVE,
+        estimate_hours(shape, card, way, cards, recompute, work),
+        *(weights * n / 1e9 for n in (disk, ram)),
+    )
+
+
+def estimate_hours(shape, card, way, cards, recompute, work):
+    """Hours of training.
+
+    6 FLOP a weight and real token, a third more with recompute, a third less where no weight has
+    a gradient; in each step the optimiser reads and writes all it keeps. Layers on several cards
+    work one after the other, optimisers at the same time.
+    """
+    head, encoder, decoder, weights = shape.count_weights()
+    flops = work.mean[0] * shape.encoders * encoder
+    flops += work.mean[1] * (shape.decoders * decoder + head)
+    flops *= 6 * work.batch * (4 / 3 if recompute else 1) * (2 / 3 if way == "lora" else 1)
+    moved = 0 if way == "lora" else 2 * sum(BYTES[way]) * weights / cards
+    seconds = flops / ((card.bf16 or card.fp32) * 1e12 * work.utilisation)
+    return work.steps * (seconds + moved / (card.bandwidth * 1e12)) / 3600
+
+
+def list_tries(batch, mean):
+    """(rows in a pass, recompute) in the order to try: fast first, lean last."""
+    rows = [n for n in range(batch, 0, -1) if batch % n == 0]
+    whole = [(n, False) for n in rows if n == batch or n * sum(mean) >= MICRO_TOKENS]
+    return whole + [(n, True) for n in rows]
+
+
+def plan_way(shape, card, count, way, work):
+    """The Plan of a way with the fewest GPU-hours among those that fit, else the leanest one."""
+    plans = [
+        [make_plan(shape, card, way, cards, *t, work) for t in list_tries(work.batch, work.mean)]
+        for cards in range(1, count + 1)
+    ]
+    for share in (TIGHT, 1):
+        fit = [next((p for p in some if p.most <= share * card.gib), None) for some in plans]
+        if any(fit):
+            return min(filter(None, fit), key=lambda plan: plan.hours * plan.cards)
+    return min(plans[-1], key=lambda plan: plan.most)
+
+
+def choose_plan(plans, card):
+    """The cheapest that trains all weights; LoRA, another method, where none of them fits."""
+    plans = [plan for plan in plans if plan.most <= card.gib]
+    whole = [plan for plan in plans if plan.way != "lora"]
+    return min(whole or plans, key=lambda plan: plan.hours * plan.cards, default=None)
+
+
+HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"
+NOTES = (
+    "GiB of all GPUs together: Model is weights, gradients and optimiser; Activations are those of "
+    f"the longest rows; Fullest is the most on one GPU, {RESERVE} GiB of it for CUDA",
+    "tight: nothing else may use the GPU, not even a screen",
+    "DDP: GiB on each GPU if each has a process with the whole model, as by LAUNCH: that holds the "
+    "gradients twice",
+    "Disk, RAM: GB for checkpoints and the model, and to load, save and continue",
+    "lora trains adapters alone, another method: it is taken only where no other way fits",
+)
+
+
+def show_plan(plan, card, usd, chosen):
+    """One line of the table of plans, under HEADS."""
+    over, hours = plan.most / card.gib, plan.hours * plan.cards
+    fits = "does not fit" if over > 1 else "tight" if over > TIGHT else "fits"
+    costs = (f"{plan.hours:.2f}", f"{hours:.2f}", show_usd(hours * float(usd)))
+    ddp = plan.ddp if plan.cards == 1 else None
+    return [
+        *(plan.way, plan.cards, plan.rows, "yes" if plan.recompute else "no"),
+        *(each and f"{each:.1f}" for each in (plan.model, plan.kept, plan.most, ddp)),
+        *(costs if over <= 1 else [None] * 3),
+        *(f"{each:,.0f}" for each in (plan.disk, plan.ram)),
+        fits + (", cheapest" if plan is chosen else ""),
+    ]
+
+
+def show_command(plan, count):
+    """How to train by a Plan on the first of `count` cards."""
+    if not plan:
+        return "nothing fits: take more or larger GPUs, shorter rows or a smaller model"
+    devices = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(plan.cards)))} "
+    recompute = "--recompute" if plan.recompute else "--no-recompute"
+    script = f"python train_teacher.py --memory {plan.way} --micro-batch {plan.rows} {recompute}"
+    return (devices if plan.cards < count else "") + script
+
+
+def show_cards(shape, count, card, work, usd, how):
+    """Every way on `count` cards, and how to train by the cheapest."""
+    plans = [plan_way(shape, card, count, way, work) for way in (BYTES if card.bf16 else ["fp32"])]
+    chosen = choose_plan(plans, card)
+    print(f"{count} x {card.name}: {card.gib} GiB each, {show_price(usd)} an hour ({how})")
+    print(show_columns(HEADS.split(","), [show_plan(p, card, usd, chosen) for p in plans]))
+    if not card.bf16:
+        print("fp32 alone, as this card would have to emulate bf16")
+    print(show_command(chosen, count), end="\n\n")
+
+
+def run_memory(args):
+    """which way to hold a teacher fits rented GPUs, in how many hours, for how many dollars"""
+    prices, cards = load_prices(args.prices), read_cards(args.prices)
+    models, work = read_work(args)
+    shapes = {model: read_shape(model) for model in models}
+    wanted = [find_cards(spec, cards) for spec in args.gpus.split()]
+    for model, shape in shapes.items():
+        head = "tied" if shape.tied else "untied"
+        rows = [f"{source:g} + {target:g}" for source, target in (work.mean, work.longest)]
+        print(
+            f"{model}: {shape.count_weights()[-1] / 1e9:.2f}B weights, head {head}; {work.steps:,} "
+            f"steps of {work.batch} rows of {rows[0]} tokens, at most {rows[1]}\n"
+        )
+        for count, card in wanted:
+            usd, how = price_gpu_hour(prices, card.name, "today")
+            if args.gpu_usd_per_hour is not None:
+                usd, how = parse_price(args.gpu_usd_per_hour, "--gpu-usd-per-hour"), "as given"
+            show_cards(shape, count, card, work, usd, how)
+    hours = f"hours of training alone at {work.utilisation:.0%} of the peak, assumed, not measured"
+    print("- " + "\n- ".join([*NOTES, hours]))
