@@ -50,7 +50,7 @@ from transformers import (
 )
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def fail(message):
     """Stop with one `error:` line on stderr and exit code 1."""
     sys.exit(f"error: {message}")
@@ -59,7 +59,7 @@ def fail(message):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def write_json(path, value):
     """Write `value` so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -106,7 +106,7 @@ def describe_run(data):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def open_run(output, settings):
     """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
     config = output / "config.json"
@@ -131,7 +131,7 @@ def open_run(output, settings):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def raise_steps(args, rows):
     """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
     batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
@@ -142,7 +142,7 @@ def raise_steps(args, rows):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def load_tokenizer(model):
     """The tokenizer of a model folder or hub name."""
     looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
@@ -523,7 +523,7 @@ def pad_rows(rows, value):
     return torch.from_numpy(padded)
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 class LengthGroupedSampler(torch.utils.data.Sampler):
     """Batches of similar length in a random order that depends on (seed, epoch) alone.
 
@@ -555,7 +555,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 class Progress(transformers.TrainerCallback):
     """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
 
@@ -590,7 +590,7 @@ class Progress(transformers.TrainerCallback):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def find_checkpoint(folder):
     """The newest whole checkpoint (its trainer_state.json is written last), or None."""
     found = {}
@@ -931,7 +931,7 @@ def parse_args(argv=None):
     return args
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 @contextlib.contextmanager
 def one_error_line(folder):
     """Turn what the system refuses (full disk, no permission) into one `error:` line.
@@ -954,7 +954,7 @@ def one_error_line(folder):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def start_quietly(args):
     """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
     if args.fp16:

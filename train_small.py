@@ -8,6 +8,9 @@ Usage:
         --output /tmp/small
     python train_small.py --model distilbert-base-uncased --labels REFUTES SUPPORTS \\
         --train data/prepared/paper/fever/train.jsonl --output runs/paper/fever/distilbert-n5000-s0
+    Every other flag is that of Hugging Face's Seq2SeqTrainingArguments: --max-steps 200,
+    --learning-rate (3e-5), --warmup-steps, --weight-decay, --gradient-accumulation-steps, --seed
+    (0), --save-steps (by time; 0 = none), --report-to tensorboard, --fsdp, --eval-strategy, ...
 
 Reads:  TRAIN, a JSONL file of {"source", "target"}; a Hugging Face folder or hub name of a T5 or
         of an encoder (BERT, DistilBERT, ...): the model's own config says which. An encoder gets a
@@ -19,8 +22,10 @@ Paper:  section 2.2; input and output formats of Appendix B; hyperparameters of 
         in Table 10, whose own hyperparameters are not stated: Table 8's are the defaults.
 """
 
+# ruff: noqa: E402 (torch is loaded after --help is answered)
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -31,175 +36,144 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+
+TABLE_8 = {"epochs": 50, "batch_size": 32, "learning_rate": 3e-5, "length": 128}
+
+
+def parse_args(argv=None):
+    """(our flags, the words left for Trainer's); files that are not there are said at once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add, yes_no, length = parser.add_argument, argparse.BooleanOptionalAction, TABLE_8["length"]
+    add(
+        "--model", default="google/t5-v1_1-small", help="T5 or encoder, folder or hub (%(default)s)"
+    )
+    add("--train", type=Path, required=True, help="JSONL file of source and target")
+    add("--dev", type=Path, help="such a file too, for --eval-strategy and its loss")
+    add("--labels", nargs="+", help="class names of an encoder (default: the targets in --train)")
+    add("--num-labels", type=int, help="labels to sample from --train (default: all)")
+    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
+    add("--output", type=Path, required=True, help="run folder")
+    add("--task", help="name recorded in training.json")
+    add("--strategy", default="small", help="name recorded in training.json (%(default)s)")
+    add("--max-source-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--max-target-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--epochs", type=float, default=TABLE_8["epochs"], help="over the labels (%(default)s)")
+    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
+    add("--batch-size", type=int, default=TABLE_8["batch_size"], help="of a step (%(default)s)")
+    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
+    add("--bf16", action=yes_no, help="bf16 over fp32 weights; paper: fp32 (default: if native)")
+    args, rest = parser.parse_known_args(argv)
+    if args.labels and len(set(args.labels)) < len(args.labels):
+        parser.error("--labels names a class twice")
+    for path in filter(None, (args.train, args.dev)):
+        if not path.is_file():
+            sys.exit(f"error: {path}: no such file")
+    return args, rest
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
+    HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
 )
 
 
-# same in: train_small.py, train_teacher.py, distill.py
-def fail(message):
-    """Stop with one `error:` line on stderr and exit code 1."""
-    sys.exit(f"error: {message}")
-
-
-# end same
-
-
 # same in: train_small.py, train_teacher.py
-def read_jsonl(path, keys):
-    """The rows of a JSONL file, each an object with `keys`; a fault is named by file and line."""
+def read_rows(path, keys=("source", "target")):
+    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
     rows = []
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line) if line.strip() else None
-                if row is not None and not all(isinstance(row.get(key), str) for key in keys):
-                    fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
-                rows += [] if row is None else [row]
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
-    except (ValueError, AttributeError):
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                if line.strip():
+                    rows.append({key: json.loads(line)[key] for key in keys})
+                    "".join(rows[-1].values()).encode()
+    except UnicodeEncodeError:
+        fail(f"{path} line {number}: half a character (a lone surrogate such as \\ud83d)")
+    except UnicodeDecodeError as error:
+        fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})")
+    except (KeyError, TypeError):
+        fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+    except (ValueError, RecursionError):
         fail(f"{path} line {number}: not a JSON object")
     return rows or fail(f"{path}: no rows")
 
 
-# end same
+def sample_rows(rows, count, seed, path):
+    """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
+    rows = [row for row in rows if row["target"].strip()]
+    if (count or 1) > len(rows):
+        fail(f"{path}: {count or 1:,} labels asked for, {len(rows):,} rows with a target are there")
+    random.Random(seed).shuffle(rows)
+    return rows[:count]
 
 
-# same in: train_small.py, train_teacher.py, distill.py
-def write_json(path, value):
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def encode(texts, tokenizer, limit):
+    """(ids of each text, at most `limit` with the end token kept; the number of texts cut)."""
+    rows = tokenizer(texts).input_ids
+    cut = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in rows]
+    return cut, sum(len(ids) > limit for ids in rows)
 
 
-def hash_file(path, digest=None):
-    """SHA-256 of a file, or the digest so far continued with it; a large file stays on disk."""
-    digest = digest or hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def check_classes(texts, tokenizer, limit):
+    """Refuse class names that the model can't write whole, or that become the same tokens.
 
-
-def describe_run(data):
-    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    gpus = torch.cuda.device_count()
-    return {
-        "hardware": {
-            "device": "cuda" if gpus else "cpu",
-            "gpu": torch.cuda.get_device_name() if gpus else None,
-            "gpus": gpus,
-            "cpu_threads": torch.get_num_threads(),
-            "cpu": platform.processor() or platform.machine(),
-        },
-        "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "git_commit": commit or None,
-        "data_sha256": hash_file(data),
-    }
-
-
-# end same
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def open_run(output, settings):
-    """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
-    config = output / "config.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if config.exists():
-        try:
-            before = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError:
-            fail(f"{config}: not JSON; remove {output} to start over")
-        other = [key for key in settings if before.get(key) != settings[key]]
-        if other:
-            changes = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in other)
-            fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-        if (output / "training.json").exists():
-            print(f"[{output.name}] already trained", file=sys.stderr)
-            return False
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(config, settings)
-    return True
-
-
-# end same
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def raise_steps(args, rows):
-    """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
-    batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
-    fewer = math.ceil(rows / batch) * args.epochs < args.min_steps
-    return args.min_steps if args.max_steps <= 0 and fewer else args.max_steps
-
-
-# end same
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def load_tokenizer(model):
-    """The tokenizer of a model folder or hub name."""
-    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
-    if looks_local and not Path(model).is_dir():
-        fail(f"{model}: no such model folder")
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
-
-
-def load_model(model, **kwargs):
-    """A T5 model from a folder or the hub, in fp32 unless told otherwise.
-
-    fp16 is not offered: T5's activations overflow in it.
+    Targets that repeat, at most 100 different ones, are taken for classes.
     """
-    try:
-        config = AutoConfig.from_pretrained(model)
-        for key in [key for key in kwargs if key != "dtype" and hasattr(config, key)]:
-            setattr(config, key, kwargs.pop(key))
-        kwargs.setdefault("dtype", torch.float32)
-        return T5ForConditionalGeneration.from_pretrained(model, config=config, **kwargs)
-    except Exception as error:
-        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+    names = sorted({text.strip() for text in texts})
+    if len(names) > min(100, len(texts) / 2):
+        return
+    ids = dict(zip(names, map(tuple, tokenizer(names).input_ids), strict=True))
+    longest = max(map(len, ids.values()))
+    if cut := [name for name in names if len(ids[name]) > limit]:
+        fail(
+            f"--max-target-length {limit}: {len(cut)} of {len(names)} different targets are longer"
+            f", as {cut[0]!r}, so no output could be right; {longest} tokens hold them all"
+        )
+    same = [name for name in names if list(ids.values()).count(ids[name]) > 1]
+    if same:
+        fail(f"{', '.join(map(repr, same))} are the same tokens to this model; rename the targets")
+
+
+def compute_loss(model, inputs, count=None):
+    """A batch's share of the step's cross-entropy, in nats per target of the whole step.
+
+    Logits (B, T, V), or (B, C) of an encoder. T5 itself averages over each batch it is given, so
+    the gradient would grow with the number of batches, and short ones would count too much.
+    """
+    labels = inputs.pop("labels").flatten()
+    logits = model(**inputs).logits.float().flatten(0, -2)
+    labels = labels.to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    count = (labels != -100).sum() if count is None else count
+    return loss / torch.as_tensor(count, device=loss.device)
 
 
 # end same
-
-
-def is_encoder(model):
-    """Whether a model folder or hub name is an encoder, which can only classify."""
-    try:
-        return not AutoConfig.from_pretrained(model).is_encoder_decoder
-    except Exception as error:
-        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
 
 
 def name_classes(args, rows):
@@ -209,38 +183,10 @@ def name_classes(args, rows):
     if unknown := sorted(targets - set(classes)):
         fail(f"{args.train}: target {unknown[0]!r} is none of --labels {', '.join(classes)}")
     if len(classes) < 2:
-        fail(
-            f"{args.train}: a classifier needs two classes, found {classes}; name them by --labels"
-        )
+        fail(f"{args.train}: a classifier needs two classes, found {classes}; --labels names them")
     if not args.labels and len(classes) > len(rows) / 2:
         fail(f"{args.train}: {len(classes):,} different targets, so no classes; take a T5 model")
     return classes
-
-
-def load_classifier(args):
-    """An encoder with a new head over args.labels, in fp32; the seed draws the head."""
-    torch.manual_seed(args.seed)
-    names = dict(enumerate(args.labels))
-    try:
-        config = AutoConfig.from_pretrained(
-            args.model, id2label=names, label2id={name: i for i, name in names.items()}
-        )
-        for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
-            if args.dropout is not None:
-                setattr(config, key, args.dropout)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            args.model, config=config, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:
-        fail(f"{args.model}: no encoder can be loaded ({str(error).splitlines()[0]})")
-    inner = f"{model.base_model_prefix}."
-    missing = [k for k in found["missing_keys"] if k.startswith(inner) and ".pooler." not in k]
-    if missing:  # they would be random, and only the scores would show it
-        fail(f"{args.model}: {len(missing)} weights of the encoder are missing, as {missing[0]}")
-    longest = getattr(config, "max_position_embeddings", args.max_source_length)
-    if args.max_source_length > longest:
-        fail(f"--max-source-length {args.max_source_length}: {args.model} reads {longest} tokens")
-    return model
 
 
 def encode_rows(rows, tokenizer, args):
@@ -248,35 +194,378 @@ def encode_rows(rows, tokenizer, args):
 
     A class is one id, its place in args.labels, which an encoder has and a T5 has not.
     """
-    counts, texts = {}, [args.prefix + row["source"] for row in rows]
-    sources = tokenizer(texts).input_ids
-    sources, counts["truncated_sources"] = cut_rows(sources, args.max_source_length)
+    sources = [args.prefix + row["source"] for row in rows]
+    sources, cut = encode(sources, tokenizer, args.max_source_length)
+    targets, counts = [row["target"] for row in rows], {"truncated_sources": cut}
     if args.labels:
-        targets = [[args.labels.index(row["target"].strip())] for row in rows]
+        targets = [[args.labels.index(target.strip())] for target in targets]
     else:
-        targets = tokenizer(text_target=[row["target"] for row in rows]).input_ids
-        targets, counts["truncated_targets"] = cut_rows(targets, args.max_target_length)
+        check_classes(targets, tokenizer, args.max_target_length)
+        targets, cut = encode(targets, tokenizer, args.max_target_length)
+        counts["truncated_targets"] = cut
     pairs = zip(sources, targets, strict=True)
     return [{"input_ids": source, "labels": target} for source, target in pairs], counts
 
 
-def cut_rows(rows, limit):
-    """(rows of at most `limit` ids, the last one, end of sequence, kept; how many were cut)."""
-    cut = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in rows]
-    return cut, sum(len(ids) > limit for ids in rows)
+def load_parts(args, config, tokenizer):
+    """(model, collator): a T5, or an encoder with a new head over args.labels."""
+    if not args.labels:
+        model = load_model(args.model, config, tokenizer)
+        return model, DataCollatorForSeq2Seq(tokenizer, model=model)
+    longest = getattr(config, "max_position_embeddings", args.max_source_length)
+    if args.max_source_length > longest:
+        fail(f"--max-source-length {args.max_source_length}: {args.model} reads {longest} tokens")
+    config.id2label = dict(enumerate(args.labels))
+    config.label2id = {name: i for i, name in enumerate(args.labels)}
+    model = load_model(args.model, config, tokenizer, AutoModelForSequenceClassification)
+    return model, DataCollatorWithPadding(tokenizer)
 
 
-def sample_rows(rows, count, seed, path):
-    """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
-    rows = [row for row in rows if row["target"].strip()]
-    if count is not None and count > len(rows):
-        fail(f"{path}: {count:,} labels asked for, {len(rows):,} rows with a target are there")
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    return [rows[i] for i in order[:count]]
+def train(args, training):
+    """Fine-tune and write the run folder. Returns the record in training.json."""
+    start = time.monotonic()
+    config, tokenizer = load_config(args.model, args.dropout), load_tokenizer(args.model)
+    rows = read_rows(args.train)
+    if not config.is_encoder_decoder:
+        args.labels = name_classes(args, rows)
+    elif args.labels:
+        fail(f"--labels: {args.model} is no encoder; a T5 model learns to write the labels")
+    rows = sample_rows(rows, args.num_labels, training.seed, args.train)
+    examples, counts = encode_rows(rows, tokenizer, args)
+    dev = args.dev and encode_rows(read_rows(args.dev), tokenizer, args)[0]
+    if not open_run(args, training, data=args.train, model=args.model):
+        return None
+    torch.manual_seed(training.seed)
+    model, collator = load_parts(args, config, tokenizer)
+    trainer = Trainer(
+        lengths=[len(row["input_ids"]) + len(row["labels"]) for row in examples],
+        model=model,
+        args=training,
+        train_dataset=examples,
+        eval_dataset=dev,
+        data_collator=collator,
+        compute_loss_func=compute_loss,
+    )
+    record = {"script": "train_small.py", "labels": len(rows), "unlabeled": 0, **counts}
+    return save_run(trainer, tokenizer, args, fit(trainer, args, record, start))
 
 
+def main(argv=None):
+    args, rest = parse_args(argv)
+    training = read_training(args, rest)
+    with run_folder(args.output):
+        record = train(args, training)
+    if record:
+        report(args, record, f"{record['labels']:,} labels")
+
+
+# --- run folder -----------------------------------------------------------------------------
 # same in: train_small.py, train_teacher.py, distill.py
+LIMITS = (  # lowest and highest value of our flags and Trainer's; no flag is NaN or infinite
+    (1, 10**9, "num_labels num_unlabeled batch_size teacher_batch_size micro_batch shard_rows"),
+    (1, 10**4, "lora_rank gradient_accumulation_steps"),
+    (2, 32_767, "max_source_length max_target_length"),
+    (0, 10**9, "min_steps top_k save_steps"),
+    (1e-300, 1e300, "epochs learning_rate lora_learning_rate temperature temperatures"),
+    (0, 1, "ce_weight utilisation"),
+    (0, 0.99, "dropout"),
+    (0, 2**32 - 1, "seed"),
+)
+OURS = {  # Trainer's flags that have another name here, or no place
+    "num_train_epochs": "is --epochs here",
+    "per_device_train_batch_size": "is --batch-size here, the batch of a step on all devices",
+    "output_dir": "is --output here",
+    "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
+    "train_sampling_strategy": "has no effect: batches are always of similar length",
+    "label_smoothing_factor": "is no part of the loss",
+    "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
+    **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
+}
+BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each ten minutes
+FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
+    r"output|(model|train|dev)$|log|sav|report|run_name|disable|hub|push|project|trackio|dataloader"
+)
+
+
+def fail(message):
+    """Stop with one `error:` line on stderr and exit code 1."""
+    sys.exit(f"error: {message}")
+
+
+def check_limits(flags):
+    """ValueError for a flag outside its limits."""
+    limits = {name: (low, high) for low, high, names in LIMITS for name in names.split()}
+    for name, given in flags.items():
+        for value in given if isinstance(given, list) else [given]:
+            low, high = limits.get(name, (-1e300, 1e300))
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                within = f"{low:g} to {high:g}" if name in limits else "a number"
+                raise ValueError(f"--{name.replace('_', '-')} {value}: not within {within}")
+
+
+def read_training(args, rest):
+    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles args.bf16.
+
+    --batch-size is the batch of a step, so a device's share follows from the number of processes.
+    A wrong flag of either kind is one line and exit code 2, before anything is written.
+    """
+    parser = HfArgumentParser(Seq2SeqTrainingArguments, usage=argparse.SUPPRESS, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # leaves the flags that were given
+    given = vars(parser.parse_args(rest))
+    for name in OURS.keys() & given.keys():
+        parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
+    cuda, best = torch.cuda.is_available(), given.get("load_best_model_at_end")
+    if args.bf16 is None:  # not where it is emulated, as on a T4
+        args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if given.get("save_steps") == 0:
+        given["save_strategy"] = "no"
+    defaults = {
+        "learning_rate": TABLE_8["learning_rate"],
+        "optim": "adamw_torch_fused",
+        "seed": 0,
+        "save_strategy": given.get("eval_strategy", "no") if best else "steps",
+        "save_steps": given.get("eval_steps", 500) if best else BY_TIME,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "logging_nan_inf_filter": False,
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    try:
+        check_limits({**vars(args), **given})
+        parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
+        if args.batch_size % parts:
+            raise ValueError(
+                f"--batch-size {args.batch_size} is the batch of a step and does not divide by "
+                f"{parts}, the number of processes x --gradient-accumulation-steps"
+            )
+        training = Seq2SeqTrainingArguments(
+            **{**defaults, **given},
+            output_dir=str((args.output or Path()) / "checkpoints"),
+            num_train_epochs=args.epochs,
+            per_device_train_batch_size=args.batch_size // parts,
+            bf16=args.bf16,
+        )
+        if training.eval_strategy != "no" and not getattr(args, "dev", None):
+            raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
+    except (ValueError, ImportError, RuntimeError) as error:
+        parser.error(str(error).splitlines()[0])
+    training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
+    set_up(training)
+    return training
+
+
+def set_up(training):
+    """What a library does unasked is turned off; each process takes its own GPU before it loads."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
+    if training.device.type == "cuda":
+        torch.cuda.set_device(training.device)
+    driver = Path("/proc/driver/nvidia/version").exists()
+    hidden = training.use_cpu and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if driver and not torch.cuda.is_available() and not hidden:
+        fail(
+            f"this machine has an NVIDIA driver, but torch {torch.__version__} can't use it, and a "
+            "CPU would take days: install a build of torch for that driver (nvidia-smi shows its "
+            "CUDA version), or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+
+
+def raise_steps(args, training, rows):
+    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
+
+
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path):
+    """The object in a JSON file, or {} where there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def hash_file(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(model):
+    """What names a model: the hash of its folder's weights, configuration and tokenizer, or for a
+    hub name the name with its commit."""
+    if not Path(model).is_dir():
+        return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def run_folder(output):
+    """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with lock(output / ".lock"):
+            yield
+    except KeyboardInterrupt:
+        print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        fail(f"{error.filename or output}: {error.strerror or error}")
+    except (ValueError, ImportError, RuntimeError) as error:
+        explain(error, output)
+        raise
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Hold a lock file, in the first process; it goes with the process, however that ends."""
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:
+            fail(f"{path.parent}: another process is training here")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def explain(error, output):
+    """One line for what a library raised; torch and safetensors say a full disk in their way."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        fail(f"{output}: out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half")
+    writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
+    if re.search(writing, str(error)) and shutil.disk_usage(output).free < 2**24:
+        fail(f"{output}: the disk is full; make room, then run the same command again")
+    if not isinstance(error, RuntimeError):
+        fail(f"{output}: {text}")
+
+
+def open_run(args, training, data, model, **more):
+    """Write OUTPUT/config.json; False for a finished run. Refuses to overwrite what is not this
+    run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
+    output, config = args.output, args.output / "config.json"
+    names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
+    for path in (Path(data).resolve(), Path(model).resolve()):
+        if {output.resolve() / name for name in names} & {path, *path.parents}:
+            fail(f"{path} would be overwritten by this run; choose another --output than {output}")
+    settings = {
+        **training.to_dict(),
+        **vars(args),
+        **more,
+        "processes": training.world_size,
+        "device": training.device.type,
+        "data_sha256": hash_file(data),
+        "model_sha256": hash_model(model),
+    }
+    settings = json.loads(json.dumps(settings, default=str))
+    before = read_json(config)
+    if "model_sha256" not in before:
+        for name in names:
+            if (output / name).exists():
+                fail(
+                    f"{output / name}: not of a run of this version; choose another --output, or "
+                    f"remove {output}"
+                )
+        before = settings
+    keys = [key for key in before.keys() & settings.keys() if not FREE.match(key)]
+    changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
+    if changes:
+        fail(
+            f"{output} was begun with other settings ({', '.join(sorted(changes))}); remove it or "
+            "choose another"
+        )
+    if (output / "training.json").exists():
+        if read_json(output / "training.json") and (output / "model" / "config.json").exists():
+            print(f"[{output.name}] already trained", file=sys.stderr)
+            return False
+        print(f"[{output.name}] training.json or model/ is damaged: trained again", file=sys.stderr)
+    if training.process_index == 0:
+        write_json(config, settings)
+    return True
+
+
+def load_config(model, dropout=None):
+    """The configuration of a T5 or an encoder, from a folder or the hub; others are refused."""
+    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
+    if looks_local and not Path(model).is_dir():
+        fail(f"{model}: no such model folder")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
+        fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
+    for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
+        if dropout is not None:
+            setattr(config, key, dropout)
+    return config
+
+
+def load_tokenizer(model):
+    """The tokenizer of a model folder or hub name; of an empty folder transformers makes one up."""
+    files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
+        fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
+
+
+def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
+    """A model of a folder or the hub, fp32 unless told otherwise; refused where it is not whole.
+
+    An encoder's new head, and the pooler below it, may be missing.
+    """
+    if len(tokenizer) > config.vocab_size:
+        pieces = f"{len(tokenizer):,} pieces in the tokenizer"
+        fail(f"{model}: {pieces}, but {config.vocab_size:,} embeddings")
+    kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
+    try:
+        loaded, found = kind.from_pretrained(model, **kwargs)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    own = "" if kind is T5ForConditionalGeneration else f"{loaded.base_model_prefix}."
+    lost = [k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k]
+    if lost:  # they would be random, and only the scores would show it
+        fail(f"{model}: {len(lost)} weights are missing, as {sorted(lost)[0]}")
+    bad = [name for name, weight in loaded.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        fail(f"{model}: {len(bad)} weights are NaN or infinite, as {bad[0]}")
+    return loaded
+
+
 class LengthGroupedSampler(torch.utils.data.Sampler):
     """Batches of similar length in a random order that depends on (seed, epoch) alone.
 
@@ -305,302 +594,263 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             yield from order[batch * size : (batch + 1) * size].tolist()
 
 
-# end same
+class Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with batches of similar `lengths` that a resumed run sees again.
+
+    compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
+    has `count` real target tokens; the shares of all batches and processes add up to it.
+    """
+
+    def __init__(self, lengths, **kwargs):
+        super().__init__(**kwargs)
+        self.lengths = lengths
+
+    def _get_train_sampler(self, train_dataset=None):
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.lengths, size * self.args.world_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = self.compute_loss_func(model, inputs, num_items_in_batch)
+        loss = loss * self.args.world_size if model.training else loss  # DDP averages
+        return (loss, {}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs):
+        return 0  # walks over all weights at each step
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Without clipping Trainer would walk over all gradients for the log alone."""
+        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
 
 
-# same in: train_small.py, train_teacher.py, distill.py
 class Progress(transformers.TrainerCallback):
-    """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
+    """log.jsonl, the line of time left, checkpoints by time, and an end after Ctrl-C or SIGTERM.
 
-    def __init__(self, output, step):
-        self.name, self.log, self.begun = output.name, output / "log.jsonl", step
-        old = self.log.read_text().splitlines() if self.log.exists() else []
-        old = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.log.write_text("".join(f"{line}\n" for line in old))  # later steps are done again
-        self.before = json.loads(old[-1])["seconds"] if old else 0.0
-        self.start = self.shown = time.monotonic()
+    `start` is when the script began; `seconds` is what all starts of this run took until now.
+    """
+
+    def __init__(self, output, start):
+        self.name, self.log = output.name, output / "log.jsonl"
+        self.start, self.signal = start, None
+        self.clock = output / "checkpoints" / "seconds.json"
+        self.earlier = read_json(self.clock).get("seconds", 0)
+        self.pause, self.handlers = 600, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun, self.main = state.global_step, state.is_world_process_zero
+        self.before = max((entry.get("seconds", 0) for entry in state.log_history), default=0)
+        self.train = self.shown = self.saved = self.ticked = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.stop)
+        if self.main:  # later steps are done again
+            self.clock.parent.mkdir(exist_ok=True)
+            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.tick()
+
+    def stop(self, number, frame):
+        self.signal = number  # the step at hand ends, and a checkpoint is written
+
+    def release(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def tick(self):
+        self.ticked = time.monotonic()
+        self.seconds = self.earlier + self.ticked - self.start
+        if self.main:
+            write_json(self.clock, {"seconds": self.seconds})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Checkpoints are of logged steps, so that the log that they hold is whole."""
+        last, several = state.global_step >= state.max_steps, args.world_size > 1
+        if several and not control.should_log:  # agreeing takes time
+            due = stop = False
+        else:
+            due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+            due, stop = self.agree(args, due, bool(self.signal)) if several else (due, self.signal)
+        if stop:
+            control.should_training_stop = due = True
+        control.should_save = (control.should_save or due) and args.save_strategy != "no"
+        if last and not args.load_best_model_at_end:
+            control.should_save = False  # the model itself comes next
+        if control.should_save or last or stop:
+            control.should_log = True
+        self.saving = time.monotonic()
+
+    def agree(self, args, *said):
+        """What any process said, so that all do the same."""
+        said = torch.tensor(said, dtype=torch.int32, device=args.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return said.tolist()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+        self.pause = max(600, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        self.tick()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in (logs or {}) or not state.is_world_process_zero:
+        if "train_runtime" in logs:
+            state.log_history.pop()
             return
-        now, loss = time.monotonic(), float(logs["loss"])
-        entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
-        with open(self.log, "a") as file:
-            file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
-        if not math.isfinite(loss):
+        now, entry = time.monotonic(), state.log_history[-1]
+        entry["seconds"] = self.before + now - self.train
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
             fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
+        if not self.main:
+            return
+        with open(self.log, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if now - self.ticked > 1:
+            self.tick()
         live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
-        if live or now - self.shown > 10:
-            left = (now - self.start) / (state.global_step - self.begun)
+        if "loss" in logs and (live or now - self.shown > 10):
+            left = (now - self.train) / (state.global_step - self.begun)
             self.shown, left = now, left * (state.max_steps - state.global_step)
+            text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
             end = "\r" if live else "\n"
-            text = (
-                f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s left"
-            )
-            print(f"[{self.name}] {text}   ", end=end, file=sys.stderr, flush=True)
+            print(f"[{self.name}] {text} left   ", end=end, file=sys.stderr, flush=True)
 
 
-# end same
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def find_checkpoint(folder):
-    """The newest whole checkpoint (its trainer_state.json is written last), or None."""
+def find_checkpoint(output, training):
+    """The newest whole checkpoint, or None; what is passed over is said on stderr."""
     found = {}
-    for path in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(path.read_text())["global_step"]] = path.parent
-        except ValueError:
-            continue  # killed in the middle of writing it
+    for folder in (output / "checkpoints").glob("checkpoint-*"):
+        if is_whole(folder, training):
+            found[read_json(folder / "trainer_state.json")["global_step"]] = folder
+        elif training.process_index == 0:
+            print(f"[{output.name}] {folder.name} is not whole: passed over", file=sys.stderr)
     return found[max(found)] if found else None
 
 
-def finish_run(trainer, tokenizer, output, record):
+def is_whole(folder, training):
+    """Whether weights, optimiser, schedule, random states and the step can be read."""
+    if not isinstance(read_json(folder / "trainer_state.json").get("global_step"), int):
+        return False  # written last
+    if training.fsdp or training.deepspeed:  # they have files of their own
+        return True
+    several = training.world_size > 1
+    states = [f"rng_state_{i}.pth" for i in range(training.world_size)] * several
+    try:
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, "pt"):
+                pass
+        for name in ("optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])):
+            with zipfile.ZipFile(folder / name) as file:
+                if file.testzip():
+                    return False
+    except Exception:  # each library has its own for a damaged file
+        return False
+    return bool(weights)
+
+
+def fit(trainer, args, record, start):
+    """Train, from the last whole checkpoint if there is one; `record` and what was done."""
+    output, training = args.output, trainer.args
+    raise_steps(args, training, len(trainer.train_dataset))
+    checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
+    trainer.add_callback(progress)
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    loaded = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        progress.release()
+    state = trainer.state
+    if progress.signal and state.global_step < state.max_steps:
+        if progress.main:
+            kept = training.save_strategy != "no"
+            text = "the same command goes on from there" if kept else "without a checkpoint"
+            text = f"error: {output.name}: stopped at step {state.global_step:,}; {text}"
+            print(text, file=sys.stderr)
+        sys.exit(128 + progress.signal)
+    losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
+    steps = np.diff([0, *(step for step, _ in losses)])
+    seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
+    lost = progress.earlier - progress.before  # by starts that were killed
+    return {
+        **record,
+        "strategy": args.strategy,
+        "task": args.task,
+        "seed": training.seed,
+        "parameters": trainer.model.num_parameters(),
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "examples_seen": round(state.epoch * len(trainer.train_dataset)),
+        "train_loss": float(steps @ [loss for _, loss in losses] / state.global_step),
+        "seconds": {**seconds, **({"lost": lost} if lost > 0 else {})},
+    }
+
+
+def save_run(trainer, tokenizer, args, record, gpus=1):
     """Save the model, then training.json (last and atomically), then drop the checkpoints."""
-    start = time.monotonic()
-    if not math.isfinite(record["train_loss"]):  # a short run may end before its first log line
-        fail(f"{output.name}: the loss is {record['train_loss']}; lower the rate")
-    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):
+    start, output, model = time.monotonic(), args.output, trainer.model
+    if not all(weight.isfinite().all() for weight in model.parameters()):
         fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True  # Trainer turns it off
     temporary = output / ".model.new"
+    shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
-        return
+        return None
     tokenizer.save_pretrained(temporary)
+    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
+    write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
+    os.umask(mask := os.umask(0))
+    for path in temporary.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors gives 0600
     shutil.rmtree(output / "model", ignore_errors=True)
     os.replace(temporary, output / "model")
     record["seconds"]["save"] = time.monotonic() - start
+    record |= describe_run(trainer.args, read_json(output / "config.json"), gpus)
     write_json(output / "training.json", record)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return record
 
 
-# end same
+def describe_run(training, settings, gpus=1):
+    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine.
 
-
-# same in: train_small.py, train_teacher.py
-def compute_loss(outputs, labels, num_items_in_batch=None):
-    """Cross-entropy of logits (B, T, V), nats per target token of the whole step.
-
-    T5 averages over each batch it is given and Trainer adds these up, so without this the gradient
-    would grow with the number of batches and processes, and short batches would count too much.
+    `gpus` is what one process used.
     """
-    logits = outputs.logits.float().flatten(0, 1)
-    labels = labels.to(logits.device).flatten()
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return loss / torch.as_tensor(count, device=loss.device)
-
-
-# end same
-
-
-def compute_class_loss(outputs, labels, num_items_in_batch=None):
-    """Cross-entropy of logits (B, C) and labels (B, 1), nats per row of the whole step."""
-    logits, labels = outputs.logits.float(), labels.flatten().to(outputs.logits.device)
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    count = len(labels) if num_items_in_batch is None else num_items_in_batch
-    return loss / torch.as_tensor(count, device=loss.device)
-
-
-class Trainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with batches of similar length that a resumed run sees again."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
-
-
-def build_arguments(args):
-    """Table 8's settings (or the flags') as Trainer arguments."""
-    cuda = torch.cuda.is_available()
-    bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(args.output / "checkpoints"),
-        use_cpu=not torch.accelerator.is_available(),
-        num_train_epochs=args.epochs,
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler,
-        warmup_steps=args.warmup_steps,
-        optim="adamw_torch_fused",
-        bf16=bf16,
-        seed=args.seed,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,
-        save_steps=args.save_steps,
-        save_total_limit=1,
-        dataloader_pin_memory=cuda,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would multiply the batch unasked
-    return arguments
-
-
-def load_parts(args, tokenizer):
-    """(model, collator, loss function) of a T5, or of an encoder where args.labels has classes."""
-    if args.labels:
-        return load_classifier(args), DataCollatorWithPadding(tokenizer), compute_class_loss
-    dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
-    model = load_model(args.model, **dropout)
-    return model, DataCollatorForSeq2Seq(tokenizer, model=model), compute_loss
-
-
-def read_rows(args):
-    """The labeled rows to learn from; settles args.labels, the classes of an encoder."""
-    rows = read_jsonl(args.train, ("source", "target"))
-    if is_encoder(args.model):
-        args.labels = name_classes(args, rows)
-    elif args.labels:
-        fail(f"--labels: {args.model} is no encoder; a T5 model learns to write the labels")
-    return sample_rows(rows, args.num_labels, args.seed, args.train)
-
-
-def train(args):
-    """Fine-tune and write the run folder. Returns the record in training.json."""
-    start = time.monotonic()
-    tokenizer = load_tokenizer(args.model)
-    rows = read_rows(args)
-    skip = ("logging_steps", "save_steps", "fp16")
-    settings = {key: value for key, value in vars(args).items() if key not in skip}
-    if not open_run(args.output, settings):
-        return None
-    args.max_steps = raise_steps(args, len(rows))
-    examples, counts = encode_rows(rows, tokenizer, args)
-    model, collator, loss = load_parts(args, tokenizer)
-    checkpoint = find_checkpoint(args.output / "checkpoints")
-    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    progress = Progress(args.output, step)
-    trainer = Trainer(
-        model=model,
-        args=build_arguments(args),
-        train_dataset=examples,
-        data_collator=collator,
-        compute_loss_func=loss,
-        callbacks=[progress],
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    loaded = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    record = {
-        "script": "train_small.py",
-        "strategy": args.strategy,
-        "task": args.task,
-        "seed": args.seed,
-        "labels": len(rows),
-        "unlabeled": 0,
-        "parameters": model.num_parameters(),
-        "epochs": trainer.state.epoch,
-        "steps": trainer.state.global_step,
-        "examples_seen": round(trainer.state.epoch * len(rows)),
-        "train_loss": result.training_loss,
-        **counts,
-        "seconds": {"load": loaded - start, "train": progress.before + time.monotonic() - loaded},
-        **describe_run(args.train),
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = training.device.type == "cuda"
+    return {
+        "hardware": {
+            "device": training.device.type,
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "gpus": gpus * training.world_size if cuda else 0,
+            "cpu_threads": torch.get_num_threads(),
+            "cpu": platform.processor() or platform.machine(),
+        },
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_commit": commit or None,
+        **{key: settings.get(key) for key in ("data_sha256", "model_sha256")},
     }
-    finish_run(trainer, tokenizer, args.output, record)
-    return record if trainer.is_world_process_zero() else None
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def report(args, record, rows):
+    """The last line: what was trained on, and what the limits cut off."""
+    cut = [
+        f", {count:,} {kind} cut at {getattr(args, f'max_{kind[:-1]}_length')} tokens"
+        for kind in ("sources", "targets")
+        if (count := record.get(f"truncated_{kind}"))
+    ]
+    print(
+        f"[{args.output.name}] {rows}, {record['steps']:,} steps, loss {record['train_loss']:.3f}, "
+        f"{record['seconds']['train']:.0f} s{''.join(cut)}",
+        file=sys.stderr,
     )
-    add = parser.add_argument
-    add(
-        "--model",
-        default="google/t5-v1_1-small",
-        help="T5 or encoder; folder or hub name (%(default)s)",
-    )
-    add("--train", type=Path, required=True, help="JSONL file of source and target")
-    add("--labels", nargs="+", help="class names of an encoder (default: the targets in --train)")
-    add("--num-labels", type=int, help="labels to sample from it (default: all)")
-    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
-    add("--output", type=Path, required=True, help="run folder")
-    add("--task", help="name recorded in training.json")
-    add("--strategy", default="small", help="name recorded in training.json (%(default)s)")
-    add("--max-source-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--epochs", type=float, default=50, help="passes over the labels (%(default)s)")
-    add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
-    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
-    add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
-    add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
-    add("--learning-rate", type=float, default=3e-5, help="peak, AdamW (%(default)s)")
-    add("--lr-scheduler", default="linear", help="Trainer's schedule name (%(default)s)")
-    add("--warmup-steps", type=int, default=0, help="steps (%(default)s)")
-    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
-    add(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="bf16 arithmetic over fp32 weights; the paper used fp32 (default: where a GPU has it)",
-    )
-    add("--fp16", action="store_true", help="refused: T5's activations overflow in fp16")
-    add("--save-steps", type=int, default=500, help="steps between checkpoints (%(default)s)")
-    add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
-    add("--seed", type=int, default=0, help="labels drawn and training (%(default)s)")
-    args = parser.parse_args(argv)
-    if args.num_labels is not None and args.num_labels < 1:
-        parser.error("--num-labels must be at least 1")
-    if args.labels and len(set(args.labels)) < len(args.labels):
-        parser.error("--labels names a class twice")
-    return args
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-@contextlib.contextmanager
-def one_error_line(folder):
-    """Turn what the system refuses (full disk, no permission) into one `error:` line.
-
-    torch and safetensors report a full disk in their own ways, not as an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}")
-    except Exception as error:
-        writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
-        while not folder.exists():
-            folder = folder.parent
-        if re.search(writing, str(error)) and shutil.disk_usage(folder).free < 2**24:
-            fail(f"{folder}: the disk is full; make room, then run the same command again")
-        raise
 
 
 # end same
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def start_quietly(args):
-    """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
-    if args.fp16:
-        fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-# end same
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    start_quietly(args)
-    with one_error_line(args.output):
-        record = train(args)
-    if record:
-        cut = record["truncated_sources"]
-        print(
-            f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "
-            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s"
-            + f", {cut:,} sources cut at {args.max_source_length} tokens"
-            * (cut > 0),
-            file=sys.stderr,
-        )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ from transformers import (
 )
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def fail(message):
     """Stop with one `error:` line on stderr and exit code 1."""
     sys.exit(f"error: {message}")
@@ -64,7 +64,7 @@ def fail(message):
 # end same
 
 
-# same in: train_small.py, train_teacher.py
+# same in: train_teacher.py
 def read_jsonl(path, keys):
     """The rows of a JSONL file, each an object with `keys`; a fault is named by file and line."""
     rows = []
@@ -85,7 +85,7 @@ def read_jsonl(path, keys):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def write_json(path, value):
     """Write `value` so that a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -132,7 +132,7 @@ def describe_run(data):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def open_run(output, settings):
     """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
     config = output / "config.json"
@@ -157,7 +157,7 @@ def open_run(output, settings):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def raise_steps(args, rows):
     """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
     batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
@@ -168,7 +168,7 @@ def raise_steps(args, rows):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def load_tokenizer(model):
     """The tokenizer of a model folder or hub name."""
     looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
@@ -228,7 +228,7 @@ def sample_rows(rows, count, seed, path):
     return [rows[i] for i in order[:count]]
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 class LengthGroupedSampler(torch.utils.data.Sampler):
     """Batches of similar length in a random order that depends on (seed, epoch) alone.
 
@@ -260,7 +260,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 class Progress(transformers.TrainerCallback):
     """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
 
@@ -295,7 +295,7 @@ class Progress(transformers.TrainerCallback):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def find_checkpoint(folder):
     """The newest whole checkpoint (its trainer_state.json is written last), or None."""
     found = {}
@@ -329,7 +329,7 @@ def finish_run(trainer, tokenizer, output, record):
 # end same
 
 
-# same in: train_small.py, train_teacher.py
+# same in: train_teacher.py
 def compute_loss(outputs, labels, num_items_in_batch=None):
     """Cross-entropy of logits (B, T, V), nats per target token of the whole step.
 
@@ -1045,7 +1045,7 @@ def parse_args(argv=None):
     return args
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 @contextlib.contextmanager
 def one_error_line(folder):
     """Turn what the system refuses (full disk, no permission) into one `error:` line.
@@ -1068,7 +1068,7 @@ def one_error_line(folder):
 # end same
 
 
-# same in: train_small.py, train_teacher.py, distill.py
+# same in: train_teacher.py, distill.py
 def start_quietly(args):
     """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
     if args.fp16:

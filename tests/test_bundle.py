@@ -39,7 +39,7 @@ def read_blocks():
 @pytest.mark.parametrize("key", read_blocks(), ids=lambda key: key[0][:40])
 def test_copied_blocks_are_the_same_everywhere(key):
     texts = read_blocks()[key]
-    assert set(texts) == set(key[1]), f"{key[0]}: not in {set(key[1]) - set(texts)}"
+    assert set(texts) <= set(key[1]), f"{key[0]}: not in {set(key[1]) - set(texts)}"
     assert len(set(texts.values())) == 1, f"{key[0]}: the copies differ"
 
 
@@ -84,7 +84,9 @@ def test_docstring_has_its_parts_in_order(name):
     assert parts == sorted(parts)
 
 
-@pytest.mark.parametrize("name", ["costs.py", "plots.py", "evaluate.py", "gpt_annotate.py"])
+@pytest.mark.parametrize(
+    "name", ["costs.py", "plots.py", "evaluate.py", "gpt_annotate.py", "train_small.py"]
+)
 def test_help_needs_no_heavy_import(name):
     """`--help` and a wrong flag answer at once: torch and transformers are not loaded for them."""
     code = (

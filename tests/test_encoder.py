@@ -154,7 +154,7 @@ def test_bad_input_is_one_error_line(files, tmp_path):
         ({"labels": None, "train": single}, "single.jsonl: a classifier needs two classes"),
         ({"labels": None, "train": free}, "9 different targets, so no classes"),
         ({"model": ROOT / "data/world/models/student"}, "--labels: .*student is no encoder"),
-        ({"model": tmp_path / "hollow"}, "6 weights of the encoder are missing"),
+        ({"model": tmp_path / "hollow"}, "6 weights are missing, as bert.encoder.layer.0"),
         ({"max_source_length": 50}, "--max-source-length 50: .*bert reads 40 tokens"),
     ]
     for changes, message in cases:
@@ -201,11 +201,12 @@ def test_flags_of_table_10():
     """Table 8's settings for encoders too, no task prefix, and every class by name."""
     run = parse_run("distilbert-n5824-s1")
     flags = make_flags("stanceosaurus", "paper", run=run)
-    words = shlex.split(show_flags({"train": "rows.jsonl", "output": "run", **flags}))
-    args = train_small.parse_args(words)
+    words = shlex.split(show_flags({"train": __file__, "output": "run", **flags}))
+    args, rest = train_small.parse_args(words)
+    training = train_small.read_training(args, rest)
     assert (args.model, args.labels, args.num_labels) == ("distilbert-base-uncased", LABELS, 5824)
-    assert (args.epochs, args.batch_size, args.learning_rate) == (50, 32, 3e-5)
-    assert (args.prefix, args.max_source_length, args.seed) == ("", 128, 1)
+    assert (args.epochs, args.batch_size, training.learning_rate) == (50, 32, 3e-5)
+    assert (args.prefix, args.max_source_length, training.seed) == ("", 128, 1)
     assert make_flags("fever", "paper", "bert")["model"] == "bert-base-uncased"
     with pytest.raises(UserError, match="no classes, so nothing for bert to learn"):
         make_flags("wlp", "paper", "bert")

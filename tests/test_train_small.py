@@ -13,10 +13,8 @@ import safetensors.torch
 import torch
 from tiny import slow
 
-import distill
 import evaluate
 import train_small
-import train_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "data" / "world" / "models" / "student"
@@ -49,21 +47,16 @@ def list_flags(world, output, **changes):
     return [word for k, v in flags.items() if v is not None for word in (f"--{k}", str(v))]
 
 
-@pytest.mark.parametrize("script", [train_small, train_teacher, distill])
 @pytest.mark.parametrize(
     ("rows", "max_steps", "min_steps", "steps"),
     [(100, -1, 0, -1), (100, -1, 40, 40), (320, -1, 40, -1), (321, -1, 41, -1), (100, 7, 40, 7)],
 )
-def test_steps_are_those_of_the_epochs_and_at_least_min_steps(
-    script, rows, max_steps, min_steps, steps, monkeypatch
-):
+def test_steps_are_those_of_the_epochs_and_at_least_min_steps(rows, max_steps, min_steps, steps):
     """-1 leaves it to Trainer: 4 epochs of 10 or 11 batches are 40 or 44 steps."""
-    args = Namespace(
-        max_steps=max_steps, min_steps=min_steps, epochs=4, batch_size=16, gradient_accumulation=2
-    )
-    assert script.raise_steps(args, rows) == steps
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as many rows take half the steps
-    assert script.raise_steps(args, 2 * rows) == steps
+    args = Namespace(min_steps=min_steps, epochs=4, batch_size=32)
+    training = Namespace(max_steps=max_steps)
+    train_small.raise_steps(args, training, rows)
+    assert training.max_steps == steps
 
 
 def load_weights(run):
@@ -168,7 +161,7 @@ def test_batches_hold_similar_lengths_and_all_rows_once():
         ({"train": "lacking"}, r"lacking.jsonl line 1.*target"),
         ({"train": "empty"}, r"empty.jsonl: no rows"),
         ({"model": "/no/such/model"}, r"/no/such/model"),
-        ({"model": "half"}, r"half: no (tokenizer|T5 model) can be loaded"),
+        ({"model": "half"}, r"half: no model can be loaded"),
         ({"learning_rate": 1e30}, r"the loss is (nan|inf)"),
         ({"learning_rate": 1e30, "logging_steps": 50}, r"the loss is (nan|inf)"),
         ({"learning_rate": 1e39, "max_steps": 1}, r"last step made weights infinite or NaN"),
@@ -197,14 +190,6 @@ def test_bad_input_is_one_error_line(world, tmp_path, capsys, changes, message):
     assert not (tmp_path / "run" / "training.json").exists()
 
 
-def test_every_script_refuses_fp16_and_says_why(tmp_path):
-    files = ["--train", "x"], ["--train", "x"], ["--unlabeled", "x", "--teacher", "x"]
-    for script, flags in zip((train_small, train_teacher, distill), files, strict=True):
-        with pytest.raises(SystemExit, match="error: --fp16: T5's activations overflow"):
-            script.main([*flags, "--output", str(tmp_path / "run"), "--fp16"])
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path, monkeypatch):
     flags = list_flags(world, tmp_path / "run")
 
@@ -224,13 +209,13 @@ def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path
 
 @slow
 def test_two_processes_are_as_one(world, tmp_path):
-    """torchrun with gloo: two processes of 4 rows a step against one of 8.
+    """torchrun with gloo: two processes against one.
 
     64 rows are whole batches; accelerate fills a short one with rows of the epoch's beginning.
     """
     train_small.main(list_flags(world, tmp_path / "one", dropout=0, num_labels=64))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    flags = list_flags(world, tmp_path / "two", dropout=0, num_labels=64, batch_size=4)
+    flags = list_flags(world, tmp_path / "two", dropout=0, num_labels=64)
     done = subprocess.run(
         [*launch, "2", str(ROOT / "train_small.py"), *flags],
         capture_output=True,
