@@ -212,9 +212,6 @@ def load_parts(args, config, tokenizer):
     if not args.labels:
         model = load_model(args.model, config, tokenizer)
         return model, DataCollatorForSeq2Seq(tokenizer, model=model)
-    longest = getattr(config, "max_position_embeddings", args.max_source_length)
-    if args.max_source_length > longest:
-        fail(f"--max-source-length {args.max_source_length}: {args.model} reads {longest} tokens")
     config.id2label = dict(enumerate(args.labels))
     config.label2id = {name: i for i, name in enumerate(args.labels)}
     model = load_model(args.model, config, tokenizer, AutoModelForSequenceClassification)
@@ -228,12 +225,16 @@ def train(args, training):
     rows = read_rows(args.train)
     if not config.is_encoder_decoder:
         args.labels = name_classes(args, rows)
+        longest = getattr(config, "max_position_embeddings", args.max_source_length)
+        if args.max_source_length > longest:
+            fail(f"--max-source-length: {args.model} reads {longest} tokens at the most")
     elif args.labels:
         fail(f"--labels: {args.model} is no encoder; a T5 model learns to write the labels")
     rows = sample_rows(rows, args.num_labels, training.seed, args.train)
     examples, counts = encode_rows(rows, tokenizer, args)
     dev = args.dev and encode_rows(read_rows(args.dev), tokenizer, args)[0]
-    if not open_run(args, training, data=args.train, model=args.model):
+    settings = open_run(args, training, data=args.train, model=args.model)
+    if not settings:
         return None
     torch.manual_seed(training.seed)
     model, collator = load_parts(args, config, tokenizer)
@@ -247,7 +248,7 @@ def train(args, training):
         compute_loss_func=compute_loss,
     )
     record = {"script": "train_small.py", "labels": len(rows), "unlabeled": 0, **counts}
-    return save_run(trainer, tokenizer, args, fit(trainer, args, record, start))
+    return save_run(trainer, tokenizer, args, fit(trainer, args, settings, record, start))
 
 
 def main(argv=None):
@@ -471,8 +472,8 @@ def explain(error, output):
 
 
 def open_run(args, training, data, model, **more):
-    """Write OUTPUT/config.json; False for a finished run. Refuses to overwrite what is not this
-    run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
+    """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
+    this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
     output, config = args.output, args.output / "config.json"
     names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
     for path in (Path(data).resolve(), Path(model).resolve()):
@@ -507,11 +508,9 @@ def open_run(args, training, data, model, **more):
     if (output / "training.json").exists():
         if read_json(output / "training.json") and (output / "model" / "config.json").exists():
             print(f"[{output.name}] already trained", file=sys.stderr)
-            return False
+            return None
         print(f"[{output.name}] training.json or model/ is damaged: trained again", file=sys.stderr)
-    if training.process_index == 0:
-        write_json(config, settings)
-    return True
+    return settings
 
 
 def load_config(model, dropout=None):
@@ -743,10 +742,12 @@ def is_whole(folder, training):
     return bool(weights)
 
 
-def fit(trainer, args, record, start):
+def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
     output, training = args.output, trainer.args
     raise_steps(args, training, len(trainer.train_dataset))
+    if trainer.is_world_process_zero():
+        write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)

@@ -155,7 +155,7 @@ def test_bad_input_is_one_error_line(files, tmp_path):
         ({"labels": None, "train": free}, "9 different targets, so no classes"),
         ({"model": ROOT / "data/world/models/student"}, "--labels: .*student is no encoder"),
         ({"model": tmp_path / "hollow"}, "6 weights are missing, as bert.encoder.layer.0"),
-        ({"max_source_length": 50}, "--max-source-length 50: .*bert reads 40 tokens"),
+        ({"max_source_length": 50}, "--max-source-length: .*bert reads 40 tokens"),
     ]
     for changes, message in cases:
         with pytest.raises(SystemExit) as stop:
