@@ -96,7 +96,7 @@ $(foreach t,$(if $(DATA),$(if $(GOALS),$(TASKS))),$(if $(wildcard $(PREPARED)/$(
 MADE := $(RUNS)/made
 ifneq ($(GOALS),)
   SAID := $(shell mkdir -p $(MADE) && $(PYTHON) costs.py rules --for '$(GOALS)' --task '$(TASK)' \
-    --scale '$(SCALE)' --seeds '$(SEEDS)' $(LIMITS) $(if $(DATA),--real-text) $(if $(LLM),--llm) \
+    --scale '$(SCALE)' --seeds '$(SEEDS)' $(LIMITS) $(if $(DATA),--data '$(DATA)' --real-text) $(if $(LLM),--llm) \
     2>&1 > $(MADE)/rules.mk)
   ifneq ($(.SHELLSTATUS),0)
     $(error $(SAID))
@@ -146,6 +146,8 @@ venv: $(INSTALLED) ## install requirements.txt into .venv (each target does so w
 
 # In the rules for RUNS/%/..., % is TASK/RUN, for example wlp/dist-n100-u1900-s0.
 task = $(firstword $(subst /, ,$*))
+# A task of one's own is told by a file, NAME=FILE.json.
+entry = $(ENTRY_$(task))
 strategy = $(firstword $(subst -, ,$(notdir $*)))
 flags = $(FLAGS_$*) $(TRAIN_FLAGS)
 
@@ -189,7 +191,7 @@ $(RUNS)/%/metrics.json: | $(INSTALLED) $(PREPARED)/$$(task)/about.json $$(after_
     $$(script_$$(strategy)) evaluate.py
 	@$(launch) $(PY) $(script_$(strategy)) --task $(task) --strategy $(strategy) $(flags) \
 	  $(inputs_$(strategy)) --output $(@D)
-	@$(queue) $(PY) evaluate.py --task $(task) --model $(@D)/model --output $(@D) \
+	@$(queue) $(PY) evaluate.py --task $(entry) --model $(@D)/model --output $(@D) \
 	  --data $(PREPARED)/$(task)/test.jsonl $(EVALUATE_$(task)) > /dev/null
 	@echo "$$(xargs ls < $(MADE)/.runs 2> /dev/null | wc -l) of $(words $(LIST)) runs done" >&2
 
@@ -207,7 +209,7 @@ ANNOTATOR := $(if $(MODEL),$(subst :,_,$(subst /,_,$(MODEL))),simulated-$(LLM_AC
 ANSWERS := data/answers/$(WORLD)
 # $(1): the rows that are asked; $(2): the file with their right answers, for the simulation alone,
 # in which no dollar is spent.
-annotate = $(PY) gpt_annotate.py --task $(task) --labeled $(PREPARED)/$(task)/train.jsonl \
+annotate = $(PY) gpt_annotate.py --task $(entry) --labeled $(PREPARED)/$(task)/train.jsonl \
   --unlabeled $(PREPARED)/$(task)/$(1).jsonl --complete \
   $(if $(MODEL),--model '$(MODEL)' --budget '$(BUDGET)',--simulate $(LLM_ACCURACY) \
     --gold $(PREPARED)/$(task)/$(2).jsonl --budget 1000000) $(LLM_FLAGS)
@@ -236,7 +238,7 @@ $(sort $(PROMPTED)): $(RUNS)/%/metrics.json: \
     | $(INSTALLED) $(PREPARED)/$$(task)/about.json gpt_annotate.py evaluate.py
 	@$(call annotate,test,test) $(ANNOTATE_$*) --predictions --output $(@D)/$(ANNOTATOR) \
 	  --store $(ANSWERS)/$(task)/$(ANNOTATOR)-s$(call seed,$*)-test/answers.jsonl >&2
-	@$(PY) evaluate.py --task $(task) --predictions $(@D)/$(ANNOTATOR)/predictions.jsonl \
+	@$(PY) evaluate.py --task $(entry) --predictions $(@D)/$(ANNOTATOR)/predictions.jsonl \
 	  --output $(@D) $(EVALUATE_$(task)) > /dev/null
 
 .PHONY: data
@@ -330,13 +332,13 @@ $(patsubst %,$(MADE)/%.png,$(filter fig%,$(ASKED))): $(MADE)/%.png: $$(call need
 	@$(PY) $(plot) $(runs) > /dev/null
 
 $(filter-out table7,$(PRINTED)):
-	@$(PYTHON) plots.py $@ $(if $(OWN),--task "$(TASK)" \
+	@$(PYTHON) plots.py $@ $(if $(OWN),--task "$(TASK)" $(if $(DATA),--data '$(DATA)') \
 	  $(if $(filter table5,$@),--prepared $(PREPARED))) --output $(MADE)
 
 table5: | $(if $(OWN),$(patsubst %,$(PREPARED)/%/about.json,$(TASKS)))
 
 table7: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
-	@$(PYTHON) plots.py $@ --task "$(TASK)" --prepared $(PREPARED) --output $(MADE)
+	@$(PYTHON) plots.py $@ --task "$(TASK)" $(if $(DATA),--data '$(DATA)') --prepared $(PREPARED) --output $(MADE)
 
 # --- the rest --------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ Usage:
 Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report also
         training.json and metrics.json of each run
 Writes: nothing; results go to stdout
-Copy:   costs.py data/__init__.py data/files.py data/costs/ data/tasks.json data/scales.json
-        data/prices.csv; standard library only
+Copy:   costs.py data/__init__.py data/files.py data/tasks.py data/costs/ data/tasks.json
+        data/scales.json data/prices.csv; standard library only
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 """
 
@@ -36,100 +36,32 @@ import json
 import math
 from fractions import Fraction
 
-from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling, read_study
+from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.grid import (
     TABLES,
     cells,
     choose_tasks,
     grid,
     list_rules,
-    list_tasks,
     make_flags,
     order_work,
     parse_seeds,
     show_flags,
     shows,
 )
-from data.costs.ledger import Ledger
+from data.costs.ledger import report
 from data.costs.memory import run_memory
 from data.costs.prices import (
     load_prices,
-    parse_amount,
-    parse_count,
     price_gpu_hour,
     show_columns,
     show_price,
     show_usd,
     to_json,
 )
-from data.costs.runs import parse_run, read_runs
-from data.files import DATA, UserError, load_task, load_tasks, run_cli
-
-# --- what finished runs cost ----------------------------------------------------------------
-
-
-def group_tables(records, tasks, asked=None):
-    """{"world task table": (its Records, how many runs it needs)} for the tables whose runs, at
-    the seeds there, are all there; table `asked` is listed incomplete too."""
-    groups, found = {}, {}
-    for record in records:
-        groups.setdefault((record.world, record.task), {})[record.run] = record
-    for (world, task), runs in groups.items():
-        seeds = sorted({record.seed for record in runs.values()})
-        for table in TABLES:
-            try:
-                wanted = grid(table, task, world.split("-")[0], seeds, tasks=tasks)
-                names = [run.name for run in wanted if run.strategy != "prompted"]
-            except UserError:  # the table isn't made for this task, or the folder for a scale
-                continue
-            there = [runs[name] for name in names if name in runs]
-            if there and (len(there) == len(names) or table == asked):
-                found[f"{world} {task} {table}"] = (there, len(names))
-    return found
-
-
-REPORT_NOTES = (
-    "Model: dollars of its labels, its own hours and those of the runs it needs",
-    "totals pay nothing twice: labels once a task and seed, a teacher's pass once",
-    "hours of evaluation are listed and not priced, as in the paper",
-)
-
-
-def report(folder, prices, tasks=DATA / "tasks.json", table=None, gpu=None, **asked):
-    """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
-
-    `gpu` prices hours on a CPU; `asked`: gpu_usd_per_hour (of every hour), llm_model.
-    """
-    records, entries = read_runs(folder), load_tasks(tasks)
-    lists = ("paper", "today")
-    books = {which: Ledger(prices, entries, which, gpu, **asked) for which in lists}
-    others = {(record.world, record.task, record.run): record for record in records}
-
-    def price_group(group):
-        return {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
-
-    runs, strategies, tables = [], {}, {}
-    for record in records:
-        strategies.setdefault(record.strategy, []).append(record)
-        told = record._asdict()
-        told["hours"] += told.pop("pass_hours")
-        runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
-    for name, (group, needed) in group_tables(records, tasks, table).items():
-        tables[name] = {"needs": needed, **price_group(group)}
-    strategies = {name: price_group(group) for name, group in strategies.items()}
-    total = price_group(records)
-    notes = [note for book in books.values() for note in book.notes]
-    if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
-        said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
-        notes.append(f"hours on a CPU {said}")
-    if any(set(record.llm_tokens) == {"in"} for record in records):
-        notes.append("LLM tokens recorded without a split are priced as input")
-    unknown = [r.run for r in records if r.strategy == "llm" and not any(r.llm_tokens.values())]
-    if unknown:
-        notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")
-    result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
-    return {**result, "notes": [*notes, *REPORT_NOTES]}
-
+from data.costs.runs import parse_run
+from data.files import DATA, UserError, parse_amount, parse_count, run_cli
+from data.tasks import load_task, load_tasks, name_word
 
 # --- command line --------------------------------------------------------------------------
 
@@ -142,23 +74,22 @@ def print_notes(notes):
     print("\n".join(["", *(f"- {note}" for note in notes)]))
 
 
-def read_terms(args):
-    """The Terms that the flags of plan, convert and grid describe."""
-    entry, prices = load_task(args.task, args.tasks), load_prices(args.prices)
+def read_terms(task, args):
+    """The Terms of `task` that the flags of plan, convert and grid describe."""
     asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
-    return make_terms(args.task, entry, prices, args.price_list, **asked)
+    return make_terms(task, load_prices(args.prices), args.price_list, **asked)
 
 
 def run_plan(args):
     """what a budget buys under each strategy"""
-    terms = read_terms(args)
+    task = load_task(args.task)
+    terms = read_terms(task, args)
     budget, labels = parse_amount(args.budget, "--budget"), parse_count(args.labels, "--labels", 1)
     result = plan(terms, labels, budget)
     if args.json:
         return print_json(result)
-    title, initial = load_task(args.task, args.tasks)["title"], show_usd(result["initial_usd"])
-    each = show_price(terms.usd_per_label)
-    print(f"{title}: N = {labels:,} labels ({initial} at {each}).", end=" ")
+    initial, each = show_usd(result["initial_usd"]), show_price(terms.usd_per_label)
+    print(f"{task.title}: N = {labels:,} labels ({initial} at {each}).", end=" ")
     print(f"{show_usd(budget)} more buy one of:\n")
     ann, dist, llm = result["annotate"], result["distill"], result["llm"]
     hours = count_teacher_hours(terms, labels)
@@ -186,10 +117,10 @@ def run_plan(args):
 
 def run_convert(args):
     """dollars into labels, hours, examples and tokens, and back"""
-    terms = read_terms(args)
-    first = read_study(args.task, load_task(args.task, args.tasks)).labels_n[0]
-    at = parse_count(args.at_labels or first, "--at-labels", 1)
-    result, llm = {"task": args.task, "at_labels": at}, terms.usd_per_llm_label
+    task = load_task(args.task)
+    terms = read_terms(task, args)
+    at = parse_count(args.at_labels or task.labels_n[0], "--at-labels", 1)
+    result, llm = {"task": task.name, "at_labels": at}, terms.usd_per_llm_label
     prices = {"labels": terms.usd_per_label, "llm_labels": llm, "tokens": terms.usd_per_token}
     if args.usd is not None:
         result["usd"] = usd = parse_amount(args.usd, "--usd")
@@ -208,7 +139,7 @@ def run_convert(args):
         name = next(name for name in prices if getattr(args, name) is not None)
         count = parse_count(getattr(args, name), f"--{name.replace('_', '-')}")
         if prices[name] is None:
-            raise UserError(f"task {args.task!r}: no field 'llm_tokens_per_label' in its entry")
+            raise UserError(f"task {task.name!r}: no field 'llm_tokens_per_label' in its entry")
         result.update({name: count, "usd": count * prices[name]})
     if args.json:
         return print_json({**result, "notes": terms.notes})
@@ -224,15 +155,15 @@ def run_convert(args):
 def run_grid(args):
     """the runs of a table or figure, each once, after what it needs"""
     seeds, results = parse_seeds(args.seeds), []
+    tasks = choose_tasks(args.table, load_tasks(args.task, args.data))
     several = args.task == "all" or " " in args.task.strip()
-    for name in choose_tasks(args.table, args.task, args.tasks):
-        args.task = name
-        place = (args.table, name, args.scale, seeds, read_terms(args), args.tasks, args.llm)
+    for task in tasks:
+        place = (args.table, task, args.scale, seeds, read_terms(task, args), args.llm)
         place += (args.prepared,)
         runs = grid(*place)
-        results.append({"task": name, "runs": runs, "cells": cells(*place)})
+        results.append({"task": task.name, "runs": runs, "cells": cells(*place)})
         for run in () if args.json else runs:
-            print(f"{name}/" * several + run.name)
+            print(f"{task.name}/" * several + run.name)
     if args.json:
         print_json({"for": args.table, "scale": args.scale, "seeds": seeds, "tasks": results})
 
@@ -242,28 +173,27 @@ def run_flags(args):
     if (args.strategy is None) == (args.run is None):
         raise UserError("flags: pass one of --strategy NAME and --run NAME")
     run = parse_run(args.run) if args.run else None
-    shared = (args.task, args.scale, args.strategy, run, args.tasks, args.real_text)
-    print(show_flags(make_flags(*shared)))
+    flags = make_flags(load_task(args.task), args.scale, args.strategy, run, args.real_text)
+    print(show_flags(flags))
 
 
 def run_rules(args):
     """what make must know of the runs of tables and figures: Makefile variables"""
-    seeds, place = parse_seeds(args.seeds), (args.tasks, args.llm, args.prepared)
-    names, wanted = args.table.split(), {}
+    seeds, tasks = parse_seeds(args.seeds), load_tasks(args.task, args.data)
+    names, wanted, every = args.table.split(), {}, {}
     if args.table == "all":
-        asked = list_tasks(args.task, args.tasks)
-        names = [table for table in TABLES if any(shows(table, name) for name in asked)]
+        names = [table for table in TABLES if any(shows(table, task.name) for task in tasks)]
     for table in names:
-        chosen = choose_tasks(table, args.task, args.tasks)
-        wanted[table] = {t: grid(table, t, args.scale, seeds, None, *place) for t in chosen}
-    every = {}
-    for runs in wanted.values():
-        for task in runs:
-            every.setdefault(task, {}).update({run.name: run for run in runs[task]})
+        for task in choose_tasks(table, tasks):
+            runs = grid(table, task, args.scale, seeds, None, args.llm, args.prepared)
+            wanted.setdefault(table, {})[task.name] = runs
+            every.setdefault(task.name, {}).update({run.name: run for run in runs})
     print(f"ASKED := {' '.join(wanted)}")
-    for task, runs in every.items():
-        rules = list_rules(task, runs.values(), args.scale, args.tasks, args.real_text)
-        print("\n".join(rules))
+    for task in tasks:
+        if task.name in every:
+            runs = every[task.name].values()
+            print("\n".join(list_rules(task, runs, args.scale, args.real_text)))
+            print(f"ENTRY_{task.name} := {name_word(task, args.task.split(), args.data)}")
     for table, runs in wanted.items():
         work = (order_work(task, runs[task], every[task].values()) for task in runs)
         print(f"WORK_{table} := {' '.join(itertools.chain(*work))}")
@@ -278,7 +208,8 @@ def run_report(args):
     if args.table not in (None, *TABLES):
         raise UserError(f"unknown table or figure {args.table!r}; known: {', '.join(TABLES)}")
     asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
-    result = report(args.folder, prices, args.tasks, args.table, args.gpu, **asked)
+    tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
+    result = report(args.folder, prices, tasks, args.table, args.gpu, **asked)
     if args.json:
         return print_json(result)
 
@@ -324,7 +255,12 @@ def run_prices(args):
 
 LLM_DEFAULT = "(default: text-davinci-003; of today's list gpt-4o-mini)"
 FLAGS = {  # flag -> (its value's name, None for a switch; help); default None unless in DEFAULTS
-    "task": ("NAME", "a task of --tasks, e.g. wlp; grid and rules take several, or all"),
+    "task": (
+        "NAME",
+        "an entry of data/tasks.json, e.g. wlp, or one's own by FILE.json or NAME=FILE.json; "
+        "grid and rules take several, or all",
+    ),
+    "data": ("DIR", "folder of real data, whose task.json tells a task of one's own"),
     "labels": ("N", "labels there are already"),
     "budget": ("USD", "additional dollars"),
     "at-labels": ("N", "labels of the teacher (default: the first N of the task)"),
@@ -340,7 +276,6 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
         "data of one's own, not the scale's: flags of \"real-text\" too (default: no)",
     ),
     "json": (None, "print JSON (default: a table)"),
-    "tasks": ("FILE", "task entries (default: data/tasks.json)"),
     "prices": ("FILE", "price list (default: data/prices.csv)"),
     "rates": ("KIND", "paper, or measured: GPU time of one's own --runs (default: paper)"),
     "runs": ("DIR", "folder of runs for --rates measured"),
@@ -358,7 +293,6 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
 DEFAULTS = {
     "scale": "mini",
     "seeds": "0",
-    "tasks": DATA / "tasks.json",
     "prices": DATA / "prices.csv",
     "rates": "paper",
     "price-list": "paper",
@@ -368,27 +302,25 @@ DEFAULTS = {
 }
 CHOICES = {"rates": ("paper", "measured"), "price-list": ("paper", "today")}
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
-TERMS = "tasks prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
+TERMS = "prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
 COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
     "plan": (run_plan, f"!task !labels !budget json {TERMS}"),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
-    "grid": (run_grid, f"!for !task scale seeds llm prepared json {TERMS}"),
-    "flags": (run_flags, "!task scale strategy run real-text tasks"),
-    "rules": (run_rules, "!for !task scale seeds llm prepared real-text tasks"),
-    "report": (run_report, "for json tasks prices gpu gpu-usd-per-hour llm-model"),
-    "memory": (
-        run_memory,
-        "!gpus model task scale labels utilisation tasks prices gpu-usd-per-hour",
-    ),
+    "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),
+    "flags": (run_flags, "!task scale strategy run real-text"),
+    "rules": (run_rules, "!for !task scale seeds llm data prepared real-text"),
+    "report": (run_report, "for task json prices gpu gpu-usd-per-hour llm-model"),
+    "memory": (run_memory, "!gpus model task scale labels utilisation prices gpu-usd-per-hour"),
     "prices": (run_prices, "json prices"),
 }
 OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
     "memory": {
-        "task": ("NAME", "a task of --tasks, for its lengths (default: wlp)"),
+        "task": ("NAME", "a task, for its lengths (default: wlp)"),
         "scale": ("NAME", "an entry of data/scales.json, for its settings (default: paper)"),
         "labels": ("N", "labels to train on (default: the task's largest N)"),
     },
     "report": {
+        "task": ("NAME=FILE", "an entry of one's own, for its price of a label; several by spaces"),
         "for": ("TABLE", "list this table too if runs of it are missing"),
         "gpu": ("NAME", "price hours on a CPU as hours of this GPU (default: no dollars)"),
         "gpu-usd-per-hour": ("USD", "dollars of every hour, on any device (default: price list)"),

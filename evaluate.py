@@ -10,7 +10,7 @@ Reads:  data/tasks.json; a JSONL file of {"source", "target", "prediction"}, or 
 Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw output is kept),
         OUTPUT/row_scores.json (each row's part of the strict score), then OUTPUT/metrics.json,
         last and atomically, with the training.json that lies beside it
-Copy:   evaluate.py data/__init__.py data/files.py data/evaluate/ data/tasks.json
+Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/evaluate/ data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _released is the released scorer's rule, every other
@@ -61,13 +61,13 @@ from data.evaluate.metrics import METRICS, Row, parse_entities
 from data.files import (
     ROOT,
     UserError,
-    load_task,
     read_json,
     read_jsonl,
     run_cli,
     write_atomic,
     write_json,
 )
+from data.tasks import load_task
 
 # --- rows and results -----------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ def check_texts(rows, path, keys, several):
 
 def read_rows(predictions, data, task):
     """The rows of a predictions file, checked against the data file if there is one."""
-    several = task["metric"] == "answers"
+    several = task.metric == "answers"
     keys = ("prediction",) if data else ("source", "target", "prediction")
     rows = read_jsonl(predictions, keys)
     if data:
@@ -154,13 +154,8 @@ def find_interval(values):
 
 
 def score_rows(rows, task, options):
-    """Score Rows by the task's metric family; a UserError names the families if it has another."""
-    scorer = METRICS.get(task["metric"])
-    if scorer is None:
-        raise UserError(
-            f"metric {task['metric']!r} in data/tasks.json: not one of {', '.join(METRICS)}"
-        )
-    return scorer(rows, task, options)
+    """Score Rows by the task's metric family."""
+    return METRICS[task.metric](rows, task, options)
 
 
 def show_signature(scores, options, rows):
@@ -181,7 +176,7 @@ def summarize(scores, task, options, rows):
     suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
     text, constant = scores.constants[suffix]
     result = {
-        "task": options.task,
+        "task": task.name,
         "n": n,
         "metric": scores.headline,
         "score": metrics[scores.headline],
@@ -238,7 +233,7 @@ def compare_runs(options, task):
         }
     metrics = {key: metrics[key] for key in scores[0] if key in metrics}
     signature = show_signature(first, options, both[0])
-    head = {"task": options.task, "n": n, "metric": first.headline, **metrics[first.headline]}
+    head = {"task": task.name, "n": n, "metric": first.headline, **metrics[first.headline]}
     return head | {"metrics": metrics, "signature": signature}
 
 
@@ -260,16 +255,16 @@ def generate_rows(options, task, rows, model, tokenizer, ids):
 
     limit, restored = options.max_target_length, 0
     found, unfinished = decode.generate_ids(model, tokenizer, ids, options.batch_size, limit)
-    restorer, brackets = decode.Restorer(tokenizer), {f"[{name}]": name for name in task["labels"]}
+    restorer, brackets = decode.Restorer(tokenizer), {f"[{name}]": name for name in task.labels}
     made = []
     for row, output, marked in zip(rows, *decode.decode_ids(found, tokenizer), strict=True):
         prediction = output
-        if task["metric"] == "entities":
+        if task.metric == "entities":
             prediction = restore_entities(marked, row["source"], brackets, restorer)
             same = prediction.split() == output.split()
             prediction, restored = (output if same else prediction), restored + (not same)
         made.append({**row, "prediction": prediction, "generated": output})
-        if task["metric"] in ("entities", "classes"):
+        if task.metric in ("entities", "classes"):
             made[-1]["target_decoded"] = decode.decode_target(row["target"], tokenizer, limit)
     return made, {"truncated_outputs": unfinished, "restored_outputs": restored}
 
@@ -281,16 +276,16 @@ def predict(options, task, rows):
 
     model, tokenizer, classifier = decode.load_model(options.model, options.bf16)
     times.append(time.monotonic())
-    if classifier and task["metric"] != "classes":
-        raise UserError(f"{options.model}: a classifier cannot do the {task['metric']} of a task")
+    if classifier and task.metric != "classes":
+        raise UserError(f"{options.model}: a classifier cannot do the {task.metric} of a task")
     prefix = options.prefix
     if prefix is None:
-        prefix = "" if classifier else task.get("prefix", "")
+        prefix = "" if classifier else task.prefix
     texts = [prefix + row["source"] for row in rows]
     ids, cut = decode.encode_sources(texts, tokenizer, options.max_source_length)
     counts = {"truncated_sources": cut, "parameters": model.num_parameters()}
     if classifier:
-        names = decode.name_classes(model, task["labels"], options.model)
+        names = decode.name_classes(model, task.labels, options.model)
         outputs = decode.classify(model, tokenizer, ids, options.batch_size, names)
         pairs = zip(rows, outputs, strict=True)
         rows = [{**row, "prediction": output, "generated": output} for row, output in pairs]
@@ -323,7 +318,7 @@ def describe_run(options):
 def evaluate_model(options, task):
     """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
     rows = read_jsonl(options.data)
-    check_texts(rows, options.data, ("source", "target"), task["metric"] == "answers")
+    check_texts(rows, options.data, ("source", "target"), task.metric == "answers")
     rows = [{"source": row["source"], "target": row["target"]} for row in rows]
     rows, counts, seconds = predict(options, task, rows)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -331,7 +326,7 @@ def evaluate_model(options, task):
     start, rows = time.monotonic(), make_rows(rows)
     scores = score_rows(rows, task, options)
     result = summarize(scores, task, options, rows)
-    write_rows(options.output, scores, options.task, len(rows))
+    write_rows(options.output, scores, task.name, len(rows))
     keys = ("max_source_length", "max_target_length", "batch_size")
     result |= {"split": options.split or options.data.stem}
     result |= {"settings": {**{key: getattr(options, key) for key in keys}}, **counts}
@@ -378,7 +373,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--task", required=True, help="entry of data/tasks.json, e.g. wlp")
+    add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--predictions", help="JSONL file of source, target, prediction")
     what.add_argument("--model", help="model folder or hub name; needs --data")
@@ -430,7 +425,7 @@ def choose_output(options):
 def fill_from_task(options, task):
     """The task's lengths where no flag gives them."""
     for name in ("max_source_length", "max_target_length"):
-        setattr(options, name, getattr(options, name) or task.get(name))
+        setattr(options, name, getattr(options, name) or getattr(task, name))
         if not getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: needed, as {options.task} has none in data/tasks.json")
@@ -451,7 +446,7 @@ def main(argv=None):
         scores = score_rows(rows, task, options)
         result = summarize(scores, task, options, rows)
         if options.output:
-            write_rows(options.output, scores, options.task, len(rows))
+            write_rows(options.output, scores, task.name, len(rows))
             write_json(options.output / "metrics.json", result)
     if options.json:
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))

@@ -14,8 +14,8 @@ Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was pai
         it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it; with
         --predictions also OUTPUT/predictions.jsonl, as evaluate.py reads it;
         OUTPUT/annotation.json last: counts, tokens, dollars of these rows
-Copy:   gpt_annotate.py data/__init__.py data/files.py data/annotate/ data/costs/prices.py
-        data/tasks.json data/prices.csv
+Copy:   gpt_annotate.py data/__init__.py data/files.py data/tasks.py data/annotate/
+        data/costs/prices.py data/tasks.json data/prices.csv
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
 The budget is for the store: all that was ever paid into it, with the worst case of each call set
@@ -42,20 +42,21 @@ from pathlib import Path
 
 from data.annotate import batches
 from data.annotate.calls import Caller, Progress, clean_url
-from data.annotate.prompts import FORMATS, GENERIC, Prompter
+from data.annotate.prompts import FORMATS, Prompter
 from data.annotate.store import Money, Store
-from data.costs.prices import load_prices, parse_amount, price_tokens, show_price, show_usd, to_json
+from data.costs.prices import load_prices, price_tokens, show_price, show_usd, to_json
 from data.files import (
     DATA,
     ROOT,
     UserError,
-    load_task,
+    parse_amount,
     read_json,
     read_jsonl,
     run_cli,
     write_atomic,
     write_json,
 )
+from data.tasks import load_task
 
 PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
@@ -110,19 +111,19 @@ def estimate_cost(args, prompter, store, calls, left, prices):
         yield f"{show_usd(args.budget)} buys about {labels:,} labels"
 
 
-def price_paper_label(entry, prices):
+def price_paper_label(task, prices):
     """(tokens, dollars) of a label in the paper (Appendix E), 0 where it says nothing of a task."""
-    tokens = entry.get("paper", entry).get("llm_tokens_per_label") or 0
+    tokens = task.llm_tokens_per_label or 0
     return tokens, price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
 
 
-def count_paper(args, entry, prices):
+def count_paper(args, task, prices):
     """A line with the labels that the budget buys in the paper, where it says so."""
-    tokens, usd = price_paper_label(entry, prices)
+    tokens, usd = price_paper_label(task, prices)
     if not usd or not args.budget:
         return None
     labels = f"{math.floor(args.budget / usd):,} labels at {show_price(usd)}"
-    return f"{show_usd(args.budget)} bought {labels} in the paper, {tokens:,} tokens each"
+    return f"{show_usd(args.budget)} bought {labels} in the paper, {float(tokens):,.0f} tokens each"
 
 
 def read_answers(args, prompter, store, sources, calls):
@@ -280,7 +281,7 @@ def draw_rows(rows, count, seed):
     return [rows[i] for i in order[:count]]
 
 
-def read_labeled(args, entry):
+def read_labeled(args, task):
     """Rows with a target in the order in which train_small.py draws them with the same seed; the
     first --pool of them are the examples."""
     rows = check_texts(args.labeled, read_jsonl(args.labeled), ("source", "target"))
@@ -294,33 +295,24 @@ def read_labeled(args, entry):
     if args.add_labeled > len(rows):
         asked = f"{args.add_labeled:,} rows asked for by --add-labeled"
         raise UserError(f"{args.labeled}: {asked}, {len(rows):,} with a target are there")
-    odd = [
-        row for row in pool if entry["metric"] == "classes" and row["target"] not in entry["labels"]
-    ]
+    odd = [row for row in pool if task.metric == "classes" and row["target"] not in task.labels]
     if odd:
-        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {args.task!r}")
+        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {task.name!r}")
     return rows
 
 
 def read_inputs(args):
-    """(task entry, labeled rows, rows to label); a UserError on anything that cannot work."""
-    entry = load_task(args.task)
-    if entry["metric"] not in GENERIC:
-        raise UserError(
-            f"task {args.task!r}: metric {entry['metric']!r} is none of {', '.join(GENERIC)}"
-        )
-    if entry["metric"] in FORMATS and not entry.get("labels"):
-        raise UserError(
-            f"task {args.task!r}: no label set; fill 'labels' in its entry of data/tasks.json"
-        )
-    labeled = read_labeled(args, entry)
+    """(Task, labeled rows, rows to label); a UserError on anything that cannot work."""
+    task = load_task(args.task)
+    args.entry, args.task = args.task, task.name
+    labeled = read_labeled(args, task)
     keys = ("source", "target") if args.predictions else ("source",)
     rows = check_texts(args.unlabeled, read_jsonl(args.unlabeled, keys), keys)
     if args.gold:
         check_texts(args.gold, read_jsonl(args.gold), ("source", "target"))
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
-    return entry, labeled, rows
+    return task, labeled, rows
 
 
 def check_texts(path, rows, keys):
@@ -362,7 +354,7 @@ def open_server(args, money):
         yield args.base_url
         return
     prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
-    options = ["--task", args.task, "--gold", args.gold, "--accuracy", args.simulate]
+    options = ["--task", args.entry, "--gold", args.gold, "--accuracy", args.simulate]
     options += ["--seed", args.seed, "--model", args.model, "--until-eof", "--prices", *prices]
     command = [sys.executable, "-m", "data.annotate.server", *map(str, options)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -441,12 +433,12 @@ def finish(args, prompter, store, rows, calls, labeled, prices):
 
 def annotate(args):
     """Everything between the command line and the exit code."""
-    entry, labeled, rows = read_inputs(args)
+    task, labeled, rows = read_inputs(args)
     prices = load_prices(args.prices)
-    settle_args(args, entry, prices)
+    settle_args(args, task, prices)
     given = {"in": args.price_in, "cached": args.price_cached, "out": args.price_out}
     money = Money(args.model, prices, given if args.price_in is not None else None)
-    prompter = Prompter(args, entry, labeled[: args.pool])
+    prompter = Prompter(args, task, labeled[: args.pool])
     rows, calls = make_calls(args, prompter, rows)
     path, settings = args.store, list_settings(args, prompter)
     store = Store(path, settings, money, write=False)
@@ -454,7 +446,7 @@ def annotate(args):
     check_context(args, pending, store.calibration)
     if args.dry_run:
         lines = list(estimate_cost(args, prompter, store, calls.values(), pending, prices))
-        print(*filter(None, [*lines, count_paper(args, entry, prices)]), sep="\n")
+        print(*filter(None, [*lines, count_paper(args, task, prices)]), sep="\n")
         return 0
     if pending and not args.replay:
         key = need_server(args)
@@ -476,7 +468,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    add("--task", required=True, help="entry of data/tasks.json")
+    add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
     add("--labeled", required=True, type=Path, help="JSONL file to draw the examples from")
     add("--unlabeled", required=True, type=Path, help="JSONL file of the sources to label")
     add("--output", required=True, type=Path, help="folder of the store and the labels")
@@ -575,11 +567,11 @@ def check_args(parser, args):
     return args
 
 
-def settle_args(args, entry, prices):
+def settle_args(args, task, prices):
     """Defaults that the task decides, and the budget as an exact amount."""
-    if args.endpoint == "completions" or entry["metric"] not in FORMATS:
+    if args.endpoint == "completions" or task.metric not in FORMATS:
         args.structured = "off"
-    length = entry.get("max_target_length", 64) * (2 if args.structured == "off" else 5)
+    length = task.max_target_length * (2 if args.structured == "off" else 5)
     args.max_tokens = args.max_tokens or max(16, length)
     args.max_tokens = args.extra.get("max_completion_tokens") or args.extra.get(
         "max_tokens", args.max_tokens
@@ -593,7 +585,7 @@ def settle_args(args, entry, prices):
             "no --budget: give the USD that this may cost, or --dry-run to see an estimate"
         )
     if args.budget == "paper":
-        _, price = price_paper_label(entry, prices)
+        _, price = price_paper_label(task, prices)
         if not price or not args.num:
             raise UserError("--budget paper: needs --num, and a task whose price the paper states")
         args.budget = args.num * price

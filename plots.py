@@ -20,7 +20,7 @@ import itertools
 from data.costs.grid import LLM_EXAMPLES
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, name_llm
-from data.files import DATA, load_tasks, run_cli
+from data.files import DATA, run_cli
 from data.plots import printed
 from data.plots.figures import FIGURES
 from data.plots.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
@@ -293,9 +293,10 @@ SCORES = {  # table -> (its line of help, its title, its layout)
 
 def build_scores(args):
     """The asked table of scores in the paper's layout, and its cells one by one."""
-    prices, tasks = load_prices(args.prices), load_tasks(args.tasks)
-    books = {which: Ledger(prices, tasks, which) for which in ("paper", "today")}
-    studies = [Study(args, name, entry, books) for name, entry in read_tasks(args)]
+    prices, tasks = load_prices(args.prices), read_tasks(args)
+    known = {task.name: task for task in tasks}
+    books = {which: Ledger(prices, known, which) for which in ("paper", "today")}
+    studies = [Study(args, task, books) for task in tasks]
     _, title, lay = SCORES[args.command]
     columns, rows, own, left = lay(studies)
     details = [row for study in studies for row in list_details(study)]
@@ -315,7 +316,6 @@ def add_score_flags(parser):
     add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
     add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
     add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
-    add("--data", default="", help="name of the data if not the scale's own, for a note")
     add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
 
 
@@ -332,8 +332,13 @@ def parse_args(argv=None):
     add = shared.add_argument
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
-    path = DATA / "tasks.json"
-    add("--tasks", default=path, metavar="FILE", help="task entries " + data % path.name)
+    add(
+        "--data",
+        default="",
+        metavar="DIR",
+        help="folder of real data, if the runs are on it; its "
+        "task.json tells a task of one's own (default: none)",
+    )
     path = DATA / "prices.csv"
     add("--prices", default=path, metavar="FILE", help="price list " + data % path.name)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)

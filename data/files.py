@@ -1,14 +1,18 @@
-"""Reading and writing: JSON, rows, task entries, files that are whole or not there; `error:` lines.
+"""Reading what users wrote and writing what they read: numbers, JSON, rows, whole files; `error:`.
 
-Reads:  the files it is asked for, data/tasks.json
+Reads:  the files it is asked for
 Writes: the same, by a temporary file and a rename
-Copy:   data/__init__.py data/files.py data/tasks.json; standard library only
+Copy:   data/__init__.py data/files.py; standard library only
 """
 
+import contextlib
 import json
+import math
 import os
+import re
 import sys
-import tempfile
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parent
@@ -21,8 +25,13 @@ class UserError(ValueError):
 
 def run_cli(main):
     """Run `main()` as a command: a UserError becomes one `error:` line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows no – shows ? in its place
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
-        sys.exit(main() or 0)
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
@@ -36,74 +45,148 @@ def run_cli(main):
     sys.exit(1)
 
 
-def read_json(path):
-    """The JSON value in `path`, or a UserError that names the file and the fault."""
+# --- numbers -------------------------------------------------------------------------------
+
+
+def parse_amount(value, what):
+    """`value` as an exact Fraction >= 0; `what` names it in the error.
+
+    Text is read digit by digit; a float counts as the shortest decimal that prints the same.
+    """
+    if isinstance(value, Fraction) and value >= 0:
+        return value
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        amount = Decimal(str(value).strip().removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise UserError(f"{what}: {value!r} is not a number of 0 or more, such as 100 or 0.26")
+    if amount.adjusted() > 15 or amount.as_tuple().exponent < -40:
+        raise UserError(f"{what}: {value} is out of range")
+    return Fraction(amount)
+
+
+def parse_count(value, what, least=0):
+    """`value` as an int >= `least`; `what` names it in the error."""
+    text = str(value).strip()
+    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
+        raise UserError(f"{what}: {value!r} is not a whole number of {least} or more")
+    return int(text)
+
+
+def parse_price(value, what):
+    """An amount above 0: at a price of 0 a budget would buy without end."""
+    price = parse_amount(value, what)
+    if not price:
+        raise UserError(f"{what}: must be above 0, or a budget would buy without end")
+    return price
+
+
+# --- JSON ----------------------------------------------------------------------------------
+
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def check_kind(value, kind, where):
+    """`value`, if it is of `kind`, a key of KINDS; int passes as float, true as neither."""
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if isinstance(value, bool) and kind is not bool:
+        fits = False
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{where}: must be {KINDS[kind]}, not {json.dumps(value)[:60]}")
+    return value
+
+
+def need(record, keys, kind, where):
+    """record["a"]["b"] for `keys` "a b"; a UserError names `where`, the key and what it must be."""
+    *folders, last = keys.split()
+    for key, wanted in [*((key, dict) for key in folders), (last, kind)]:
+        if key not in check_kind(record, dict, where):
+            raise UserError(f"{where}: no {key!r}, which is {KINDS[wanted]}")
+        where, record = f"{where}: {key!r}", record[key]
+    return check_kind(record, kind, where)
+
+
+def parse_json(text, where):
+    """The value of a JSON text; a UserError that begins with `where` if it is none."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no number that JSON knows")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+        if "\\ud" in text.lower():  # only an escape can be half of a character
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half of a character (a lone surrogate) is no text") from None
+    except json.JSONDecodeError as error:
+        line = f" in line {error.lineno}" if "\n" in text.strip() else ""
+        raise UserError(f"{where}: not JSON ({error.msg}{line})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+
+
+def read_text(path):
+    """The UTF-8 text in `path`, without the mark that Windows programs put first."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} line {line}: not UTF-8 ({error.reason})") from None
+
+
+def read_json(path, kind=dict):
+    """The JSON value in `path`, which must be of `kind`, or a UserError that names the file."""
+    return check_kind(parse_json(read_text(path), path), kind, path)
 
 
 def read_jsonl(path, keys=("source", "target")):
     """The rows of a JSONL file, each an object that has `keys`; a UserError names file and line."""
     rows = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path} line {number}: not JSON ({error.msg})") from None
-                missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-                if missing:
-                    raise UserError(f"{path} line {number}: no {missing[0]!r} in this row")
-                rows.append(row)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason})") from None
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            row = parse_json(line, f"{path} line {number}")
+            missing = [key for key in keys if not isinstance(row, dict) or key not in row]
+            if missing:
+                raise UserError(f"{path} line {number}: no {missing[0]!r} in this row")
+            rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
 
 
+# --- files that are whole or not there -----------------------------------------------------
+
+
 def write_atomic(path, text):
     """Write `text` to `path` so that a reader sees the old file or the whole new one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):  # a full disk names no file
+            error.filename, error.filename2 = error.filename or str(path), None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 
 def write_json(path, value):
     """Write `value` as JSON, atomically; NaN is refused, as no reader could use it."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def load_tasks(path=DATA / "tasks.json"):
-    """Every task entry by name, as in data/tasks.json."""
-    tasks = read_json(path)
-    if not isinstance(tasks, dict):
-        raise UserError(f"{path}: not an object of task entries by name")
-    return tasks
-
-
-def load_task(name, path=DATA / "tasks.json"):
-    """One task entry; a UserError lists the known names where `name` is none of them."""
-    tasks = load_tasks(path)
-    if name not in tasks:
-        raise UserError(f"unknown task {name!r}; known: {', '.join(tasks)} (entries of {path})")
-    return tasks[name]

@@ -30,10 +30,11 @@ import re
 from pathlib import Path
 
 from data import fetch
-from data.costs.budget import FIELDS, OPTIONAL, check_entry, load_scale, make_terms, read_study
+from data.costs.budget import load_scale, make_terms
 from data.costs.grid import TABLES, grid
 from data.costs.prices import load_prices, show_price
-from data.files import UserError, load_task, read_json, run_cli, write_atomic, write_json
+from data.files import UserError, parse_json, read_json, run_cli, write_atomic, write_json
+from data.tasks import load_task
 from data.world import lab, town
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def check_row(row, split, entry):
     for key in keys:
         if key not in row:
             return f"no {key!r}"
-        several = key == "target" and entry["metric"] == "answers" and split in ("dev", "test")
+        several = key == "target" and entry.metric == "answers" and split in ("dev", "test")
         texts = row[key] if several and isinstance(row[key], list) else [row[key]]
         if not texts or not all(isinstance(text, str) for text in texts):
             return f"{key!r} is {row[key]!r}, not a text" + " or a list of texts" * several
@@ -89,10 +90,10 @@ def check_row(row, split, entry):
 
 def check_target(row, entry):
     """What is wrong with the labels in a target, or None."""
-    labels, target = entry["labels"], row["target"]
-    if entry["metric"] == "classes" and target not in labels:
+    labels, target = entry.labels, row["target"]
+    if entry.metric == "classes" and target not in labels:
         return f"target {target!r} is none of {', '.join(labels)}"
-    if entry["metric"] == "entities":
+    if entry.metric == "entities":
         words = target.split()
         marked = [word for word in words if re.fullmatch(r"\[.+\]", word)]
         unknown = [word for word in marked if word[1:-1] not in labels]
@@ -110,12 +111,13 @@ def read_split(lines, name, split, entry):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line, f"{name} line {number}")
             fault = check_row(row, split, entry)
-        except json.JSONDecodeError as error:
-            row, fault = None, f"not JSON ({error.msg})"
+            fault = fault and f"{name} line {number}: {fault}"
+        except UserError as error:
+            fault = str(error)
         if fault:
-            faults.append(f"{name} line {number}: {fault}")
+            faults.append(fault)
         else:
             rows.append(row)
     return rows, faults if rows or faults else [f"{name}: no rows"]
@@ -228,7 +230,7 @@ def split_rows(rows, sizes, seed):
 
 def size_splits(args, entry, rows, divide_by):
     """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
-    table = {key: n // divide_by for key, n in entry.get("paper", {}).get("rows", {}).items() if n}
+    table = {} if entry.own else {key: n // divide_by for key, n in entry.rows.items() if n}
     count = len({row["source"] for row in rows["train"] if row["target"]})
     dev = min(table.get("dev", 500), count // 10) if args.dev_rows is None else args.dev_rows
     train = args.train_rows
@@ -246,7 +248,7 @@ def read_data(args, entry, sources):
     origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
     if not origins and args.scale == "paper":
         public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
-        text = NO_UNLABELED if "paper" in entry else NO_OWN_UNLABELED
+        text = NO_OWN_UNLABELED if entry.own else NO_UNLABELED
         raise UserError(
             text.format(
                 task=args.task,
@@ -276,7 +278,7 @@ def read_data(args, entry, sources):
 
 def describe_splits(splits, notes, entry, divide_by):
     """The splits' sizes beside Table 5's, and why they differ, as text."""
-    table = entry.get("paper", {}).get("rows", {})
+    table = {} if entry.own else entry.rows
     over = f"Table 5 / {divide_by}" if divide_by > 1 else "Table 5"
     lines = [f"{'split':<10}{'rows':>9}{'sources':>9}" + f"{over:>14}" * bool(table)]
     for split in SPLITS:
@@ -292,7 +294,7 @@ def describe_splits(splits, notes, entry, divide_by):
 
 def compare_rows(rows, splits, notes, entry, divide_by):
     """Add to `notes` where the files or the splits hold other counts than Table 5, and why."""
-    table = entry.get("paper", {}).get("rows", {})
+    table = {} if entry.own else entry.rows
     if table.get("train") and len(rows["train"]) != table["train"]:
         notes["train"].insert(
             0,
@@ -351,19 +353,18 @@ def check_targets(args, entry, rows):
 
     Raises UserError where none is possible, as for a missing price.
     """
-    terms = make_terms(args.task, entry, load_prices())
-    study = read_study(args.task, entry)
+    terms = make_terms(entry, load_prices())
     gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
     lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
-    most, unread = max(study.labels_n), set(entry) - {*FIELDS, *OPTIONAL}
-    if study.own and most > rows["train"]:
+    most, scales = max(entry.labels_n), read_json(ROOT / "data" / "scales.json")
+    if entry.own and most > rows["train"]:
         lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
-    if study.own and unread:
-        lines.append(f"fields of the entry that nothing reads: {', '.join(sorted(unread))}")
+    if unread := sorted(set(entry.scales) - set(scales)):
+        lines.append(f"fields of the entry that nothing reads: {', '.join(unread)}")
     made, lacking = [], {}
     for name in TABLES:
         try:
-            grid(name, args.task, args.scale, rows=rows)
+            grid(name, entry, args.scale, rows=rows)
             made.append(name)
         except UserError as error:
             lacking.setdefault(str(error), []).append(name)
@@ -373,9 +374,8 @@ def check_targets(args, entry, rows):
 
 def prepare(args):
     """Make the splits; returns what was made as text."""
-    entry, sources = load_task(args.task), read_json(args.sources)
-    check_entry(args.task, entry)
-    divide_by = load_scale(args.scale)["divide_by"]
+    entry, sources = load_task(args.task, args.data), read_json(args.sources)
+    args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
     if args.scale == "mini" and not args.data:
         splits, names = draw_mini(args.task)
         notes = {}
@@ -404,7 +404,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--task", required=True, help="entry of data/tasks.json")
+    add("--task", required=True, help="entry of data/tasks.json, or DATA/task.json, or FILE.json")
     add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")
     add("--data", type=Path, help="folder of real data (default: mini world, or the download)")
     add(

@@ -18,6 +18,7 @@ from copied import list_copied  # noqa: E402
 from data.costs.grid import TABLES, grid, shows  # noqa: E402
 from data.plots import printed  # noqa: E402
 from data.plots.points import load_scores  # noqa: E402
+from data.tasks import load_task  # noqa: E402
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 CODE_IN_DATA = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("data/**/[!_]*.py"))
@@ -218,7 +219,7 @@ def test_a_run_of_several_tables_is_trained_and_labeled_once(tmp_path):
         f"{task}/{run.name}"
         for table in asked
         for task in ("wlp", "fever")
-        for run in grid(table, task, "mini")
+        for run in grid(table, load_task(task), "mini")
     }
     assert set(trained) == every
     scored = [line for line in lines if " evaluate.py " in line]

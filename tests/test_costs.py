@@ -6,6 +6,7 @@ import math
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,13 +19,14 @@ import costs
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run
 from data.plots.points import load_scores
+from data.tasks import load_task, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICES = costs.load_prices()
-TASKS = costs.load_tasks()
+TASKS = {task.name: task for task in load_tasks("all")}
 SCORES = load_scores()
-PAPER = [name for name, entry in TASKS.items() if "paper" in entry]
-TERMS = {name: costs.make_terms(name, TASKS[name], PRICES) for name in PAPER}
+PAPER = list(TASKS)
+TERMS = {name: costs.make_terms(TASKS[name], PRICES) for name in PAPER}
 OWN = {
     "title": "Mine",
     "metric": "classes",
@@ -65,7 +67,7 @@ def write(path, value):
 
 @pytest.fixture
 def own_tasks(tmp_path):
-    return write(tmp_path / "tasks.json", {"mine": OWN})
+    return "mine=" + str(write(tmp_path / "task.json", OWN))
 
 
 # --- golden: what the paper prints ---------------------------------------------------------
@@ -105,10 +107,10 @@ def test_grid_at_paper_scale_has_the_printed_counts(row):
     table = f"table{row['table']}"
     cell = next(
         cell
-        for cell in costs.cells(table, row["task"], "paper")
+        for cell in costs.cells(table, load_task(row["task"]), "paper")
         if (cell.labels, cell.budget_usd) == (row["labels"], row["budget_usd"])
     )
-    dist, rows = find_dist(row), TASKS[row["task"]]["paper"]["rows"]["unlabeled"]
+    dist, rows = find_dist(row), TASKS[row["task"]].rows["unlabeled"]
     assert cell.extra_labels == row["extra_labels"]
     assert cell.gpu_hours == dist["gpu_hours"]
     if dist["unlabeled"] is None:
@@ -130,8 +132,8 @@ def test_grid_at_paper_scale_has_the_printed_counts(row):
     ],
 )
 def test_totals_of_table_1(task, printed):
-    total = TASKS[task]["paper"]["rows"]["train"] * TERMS[task].usd_per_label
-    paper = TASKS[task]["paper"]["label_total_usd"]
+    total = TASKS[task].rows["train"] * TERMS[task].usd_per_label
+    paper = TASKS[task].label_total_usd
     assert (f"{round(total):,}" == printed) == (round(total) == paper) == (printed is not None)
 
 
@@ -179,7 +181,7 @@ def test_distillation_budgets_of_table_4(task, ours, paper):
     ("task", "labels"), [("wlp", 5000), ("fever", 8000), ("multipit_id", 9900), ("nq", 25744)]
 )
 def test_catch_up_budgets_of_table_4(task, labels):
-    usd = Fraction(TASKS[task]["paper"]["catch_up_usd"][0])
+    usd = TASKS[task].catch_up_usd[0]
     assert costs.plan(TERMS[task], 5000, usd)["annotate"]["extra_labels"] == labels
 
 
@@ -266,7 +268,7 @@ def test_cents_do_not_drift(count, price_cents):
 
 
 def test_three_dimes_buy_three_labels():
-    terms = costs.make_terms("wlp", TASKS["wlp"], PRICES, usd_per_label=0.1)
+    terms = costs.make_terms(TASKS["wlp"], PRICES, usd_per_label=0.1)
     budget = costs.parse_amount(0.1, "a") + costs.parse_amount(0.2, "b")
     assert math.floor((0.1 + 0.1 + 0.1) / 0.1) == 3 and math.floor(0.3 / 0.1) == 2  # floats
     assert costs.plan(terms, 100, budget)["annotate"]["extra_labels"] == 3
@@ -312,7 +314,7 @@ def test_a_float_counts_as_the_decimal_that_it_prints(value):
 
 
 def test_grid_of_table_2_wlp_at_mini_scale():
-    names = [run.name for run in costs.grid("table2", "wlp", "mini", (0,))]
+    names = [run.name for run in costs.grid("table2", load_task("wlp"), "mini", (0,))]
     assert [n for n in names if n.startswith("small-n1")] == [
         "small-n100-s0",
         "small-n138-s0",
@@ -328,7 +330,7 @@ def test_grid_of_table_2_wlp_at_mini_scale():
 def test_grids_list_each_run_once_and_after_what_it_needs(table, scale):
     for task in costs.TABLES[table][1].split():
         seen = []
-        for made in costs.grid(table, task, scale, (0, 3)):
+        for made in costs.grid(table, load_task(task), scale, (0, 3)):
             assert made.name not in seen
             assert set(made.needs) <= set(seen)
             seen.append(made.name)
@@ -337,19 +339,18 @@ def test_grids_list_each_run_once_and_after_what_it_needs(table, scale):
 
 def test_tables_share_runs():
     def names(table):
-        return {run.name for run in costs.grid(table, "fever", "mini")}
+        return {run.name for run in costs.grid(table, load_task("fever"), "mini")}
 
     assert names("table10") & names("table2")
     assert {"small-n500-s0", "teacher-n500-s0"} <= names("table2") & names("table3")
     assert names("table11") < names("fig3") | names("table11")
-    assert {run.name for run in costs.grid("table9", "wlp", "mini")} == {"teacher-n1196-s0"}
+    assert {run.name for run in costs.grid("table9", TASKS["wlp"], "mini")} == {"teacher-n1196-s0"}
 
 
 @pytest.mark.parametrize("task", PAPER)
 def test_mini_scale_is_the_paper_divided_by_ten(task):
-    pairs = zip(
-        costs.cells("table2", task, "paper"), costs.cells("table2", task, "mini"), strict=True
-    )
+    cells = (costs.cells("table2", load_task(task), scale) for scale in ("paper", "mini"))
+    pairs = zip(*cells, strict=True)
     for paper, mini in pairs:
         assert mini.labels * 10 == paper.labels
         assert mini.budget_usd * 10 == paper.budget_usd
@@ -362,17 +363,17 @@ def test_mini_scale_is_the_paper_divided_by_ten(task):
 
 
 def test_llm_labels_on_request():
-    plain = costs.grid("table2", "wlp", "mini")
-    more = costs.grid("table2", "wlp", "mini", llm=True)
+    plain = costs.grid("table2", load_task("wlp"), "mini")
+    more = costs.grid("table2", load_task("wlp"), "mini", llm=True)
     added = {run.name for run in more} - {run.name for run in plain}
     assert "llm-n100-g434-s0" in added and len(added) == 8
-    assert "llm-n0-g434-s0" in [run.name for run in costs.grid("fig6", "wlp", "mini")]
+    assert "llm-n0-g434-s0" in [run.name for run in costs.grid("fig6", load_task("wlp"), "mini")]
 
 
 def test_grid_command(capsys):
     line = ("grid", "--for", "table2", "--task", "wlp", "--scale", "mini", "--seeds", "1 0 1")
     names = run(*line, capsys=capsys).split()
-    assert names == [run.name for run in costs.grid("table2", "wlp", "mini", (1, 0))]
+    assert names == [run.name for run in costs.grid("table2", load_task("wlp"), "mini", (1, 0))]
     found = json.loads(run(*line, "--json", capsys=capsys))
     assert [each["name"] for each in found["tasks"][0]["runs"]] == names
     assert found["tasks"][0]["cells"][1]["extra_labels"] == 38
@@ -382,31 +383,33 @@ def test_grid_command(capsys):
 
 def test_sizes_that_a_scale_lacks_are_left_out_with_a_note():
     for table, word in (("fig4", "T5 of size base"), ("fig5", "T5 of size xl")):
-        cells = costs.cells(table, "wlp", "mini")
+        cells = costs.cells(table, load_task("wlp"), "mini")
         runs = [run for cell in cells for group in cell.runs.values() for run in group or ()]
         assert {run.student for run in runs} <= {"small", "large"}
         assert {run.teacher for run in runs} <= {"large", "xxl"}
         assert any(word in note for note in cells[0].notes)
-        full = {run.name for run in costs.grid(table, "wlp", "paper")}
+        full = {run.name for run in costs.grid(table, load_task("wlp"), "paper")}
         assert any(size in name for name in full for size in ("base", "xl"))
-    cells = costs.cells("table10", "wlp", "paper")
+    cells = costs.cells("table10", load_task("wlp"), "paper")
     assert set(cells[0].runs) == {"small", "teacher", "dist"}
     assert any("BERT only tells classes" in note for note in cells[0].notes)
 
 
 def test_a_tasks_own_models_of_a_scale_count(tmp_path):
-    entry = {**TASKS["wlp"], "mini": {"models": {"base": "some/folder"}}}
-    tasks = write(tmp_path / "tasks.json", {"wlp": entry})
-    names = {run.name for run in costs.grid("fig4", "wlp", "mini", tasks=tasks)}
+    task = replace(TASKS["wlp"], scales={"mini": {"models": {"base": "some/folder"}}})
+    names = {run.name for run in costs.grid("fig4", task, "mini")}
     assert "small-base-n215-s0" in names
-    assert not any("base" in run.name for run in costs.grid("fig4", "wlp", "mini"))
+    assert not any("base" in run.name for run in costs.grid("fig4", load_task("wlp"), "mini"))
 
 
 def test_several_tasks(capsys):
-    assert costs.choose_tasks("table10", "wlp fever") == ["fever"]
-    assert costs.choose_tasks("table10", "wlp") == ["wlp"]
-    assert costs.choose_tasks("fig2", "fever wlp fever") == ["fever", "wlp"]
-    assert len(costs.choose_tasks("table2", "all")) == 6
+    def choose(table, words):
+        return [task.name for task in costs.choose_tasks(table, load_tasks(words))]
+
+    assert choose("table10", "wlp fever") == ["fever"]
+    assert choose("table10", "wlp") == ["wlp"]
+    assert choose("fig2", "fever wlp fever") == ["fever", "wlp"]
+    assert len(choose("table2", "all")) == 6
     assert "known" in fail("grid", "--for", "table2", "--task", "wlp nosuch")
     names = run("grid", "--for", "table2", "--task", "wlp fever", capsys=capsys).split()
     assert {name.split("/")[0] for name in names} == {"wlp", "fever"} and len(names) == 40
@@ -418,7 +421,8 @@ def test_rules_for_make(capsys):
     assert rules["ASKED"] == "table2 fig2"
     work = rules["WORK_table2"].split()
     metrics = {name for name in work if name.endswith("/metrics.json")}
-    assert metrics == {f"wlp/{r.name}/metrics.json" for r in costs.grid("table2", "wlp", "mini")}
+    runs = costs.grid("table2", TASKS["wlp"], "mini")
+    assert metrics == {f"wlp/{run.name}/metrics.json" for run in runs}
     # one pass labels as many rows as any run of the two needs
     labels = rules["LABELS_wlp/dist-n100-u1000-s0"]
     assert labels == "wlp/teacher-n100-s0/11100.labels" and labels in work
@@ -435,8 +439,8 @@ def test_rules_have_a_tasks_flags_of_evaluation(capsys):
 
 
 def test_rules_are_quoted_for_make_and_the_shell(tmp_path, capsys):
-    tasks = write(tmp_path / "tasks.json", {"mine": {**OWN, "prefix": "it's #1 for $5: "}})
-    line = ("--for", "table2", "--task", "mine", "--tasks", tasks)
+    path = write(tmp_path / "mine.json", {**OWN, "prefix": "it's #1 for $5: "})
+    line = ("--for", "table2", "--task", path)
     fragment = write(tmp_path / "rules.mk", run("rules", *line, capsys=capsys))
     text = f"include {fragment}\nall:\n\t@printf '%s\\n' $(FLAGS_mine/small-n200-s0)\n"
     made = ["make", "-s", "-f", write(tmp_path / "Makefile", text)]
@@ -495,7 +499,7 @@ def test_flags_of_every_kind():
 
 
 def test_own_task(own_tasks, capsys):
-    line = ("--task", "mine", "--tasks", own_tasks)
+    line = ("--task", own_tasks)
     plan = json.loads(run("plan", *line, "--labels", 200, "--budget", 10, "--json", capsys=capsys))
     assert plan["annotate"] == {"extra_labels": 200, "usd": 10}
     assert plan["gpu"] == "H100-80GB"
@@ -530,8 +534,8 @@ def test_own_task(own_tasks, capsys):
     ],
 )
 def test_a_fault_in_an_entry_is_named(tmp_path, change, named):
-    path = write(tmp_path / "tasks.json", {"mine": {**OWN, **change}})
-    text = fail("grid", "--for", "table2", "--task", "mine", "--tasks", path)
+    path = write(tmp_path / "mine.json", {**OWN, **change})
+    text = fail("grid", "--for", "table2", "--task", path)
     assert named in text and ("mine" in text or named == "RTX-9")
 
 
@@ -540,8 +544,8 @@ def test_a_fault_in_an_entry_is_named(tmp_path, change, named):
 )
 def test_a_missing_field_is_named(tmp_path, field):
     entry = {key: value for key, value in OWN.items() if key != field}
-    path = write(tmp_path / "tasks.json", {"mine": entry})
-    assert field in fail("grid", "--for", "table2", "--task", "mine", "--tasks", path)
+    path = write(tmp_path / "mine.json", entry)
+    assert field in fail("grid", "--for", "table2", "--task", path)
 
 
 # --- prices, overrides, conversions --------------------------------------------------------
@@ -686,11 +690,11 @@ def test_edited_prices_count(tmp_path, capsys):
 )
 def test_scale_middle_prices_its_own_teacher(scale, model, millions, memory):
     """Hours go with parameters: of the teacher to train it, of it and 3 students to distil."""
-    flags = costs.make_flags("wlp", scale, "teacher")
+    flags = costs.make_flags(TASKS["wlp"], scale, "teacher")
     assert (flags["model"], flags["memory"], flags["min-steps"]) == (model, memory, 600)
-    own, full = (costs.cells("table2", "wlp", each)[1] for each in (scale, "paper"))
+    own, full = (costs.cells("table2", TASKS["wlp"], each)[1] for each in (scale, "paper"))
     assert own.teacher_usd == full.teacher_usd / 10 * Fraction(millions, 11135)
-    assert f"{millions:,}M parameters" in costs.cells("table2", "wlp", scale)[0].notes[0]
+    assert f"{millions:,}M parameters" in costs.cells("table2", TASKS["wlp"], scale)[0].notes[0]
     left = (10 - own.teacher_usd) * 10
     rate = Fraction(435, 100_000) * Fraction(millions + 3 * 77, 11135 + 3 * 77)
     assert own.unlabeled == min(math.floor(left / rate) // 1000 * 100, 11_100)
@@ -723,7 +727,7 @@ def add_run(root, made, gpu="NVIDIA A40", gpus=2, task="wlp", world="mini", **mo
 
 
 def test_report_prices_each_run_and_pays_nothing_twice(tmp_path, capsys):
-    for made in costs.grid("table2", "wlp", "mini"):
+    for made in costs.grid("table2", load_task("wlp"), "mini"):
         add_run(tmp_path, made)
     found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
     models = {each["run"]: each for each in found["runs"]}

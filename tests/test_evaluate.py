@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluate
-from data.costs.grid import make_evaluation_flags
 from data.evaluate import metrics
-from data.files import UserError, load_task, read_jsonl, run_cli
+from data.files import UserError, read_jsonl, run_cli
+from data.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"
@@ -32,8 +33,8 @@ needs_wlp = pytest.mark.skipif(
 needs_spiece = pytest.mark.skipif(
     not SPIECE.is_file(), reason="T5's vocabulary is not beside the repository"
 )
-LABELS = load_task("wlp")["labels"]
-STANCES = load_task("stanceosaurus")["labels"]
+LABELS = list(load_task("wlp").labels)
+STANCES = list(load_task("stanceosaurus").labels)
 
 
 def make(pairs, source=None):
@@ -601,7 +602,7 @@ def test_paraphrases(capfd, recwarn):
 
 @needs_encoder
 def test_mini_scale_scores_paraphrases_with_an_encoder_that_is_installed():
-    flags = make_evaluation_flags("multipit_gen", "mini")
+    flags = load_task("multipit_gen").at("mini", "evaluate")
     assert metrics.find_encoder(flags["bertscore-model"], "") == ENCODER
     assert metrics.find_encoder("some/folder", "") == "some/folder"
     with pytest.raises(UserError, match="no installed package"):
@@ -739,7 +740,7 @@ def spoil(tmp_path):
         "other": ([*at, file["label"], "--data", file["several"]], "row 1: not the 'source'"),
         "task": (
             ["--task", "wpl", "--predictions", file["good"]],
-            "unknown task 'wpl'; known: wlp",
+            "unknown task 'wpl'; did you mean wlp? known: wlp",
         ),
         "vocabulary": ([*at, file["good"], "--released-vocabulary", "no.model"], "no such file"),
         "no vocabulary": (
@@ -778,18 +779,9 @@ def test_odd_target_is_noted(capsys):
     assert "1 targets have words without a label, first in row 2" in capsys.readouterr().err
 
 
-def test_faulty_task_entries():
-    options = SimpleNamespace(rule="strict")
-    with pytest.raises(UserError, match="entities, classes, answers, paraphrase"):
-        evaluate.score_rows([], {"metric": "rouge"}, options)
-    task = {"metric": "classes", "labels": ["up", "down"], "paper_default_label": "left"}
-    with pytest.raises(UserError, match="paper_default_label 'left'"):
-        evaluate.score_rows(evaluate.make_rows(make([("up", "up")])), task, options)
-
-
 def test_task_of_ones_own():
     """A new entry needs its labels and a metric; what decides is the entry, never its name."""
-    task = {"metric": "classes", "labels": ["up", "down"]}
+    task = replace(load_task("fever"), labels=("up", "down"), report="f1", paper_default_label=None)
     options = SimpleNamespace(task="mine", rule="released", bootstrap=0, seed=0)
     rows = evaluate.make_rows(make([("up", "?"), ("down", "down")]))
     scores = evaluate.score_rows(rows, task, options)

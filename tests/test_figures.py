@@ -20,6 +20,7 @@ from data.costs.runs import parse_run
 from data.files import UserError, write_json
 from data.plots import drawing, figures
 from data.plots.points import find_frontier
+from data.tasks import load_task, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
@@ -61,9 +62,9 @@ def write_run(folder, task, run, gpu=None):
 
 
 def write_runs(folder, figure, tasks="wlp", scale="mini", seeds=(0,), gpu=None):
-    runs = {(task, run) for task in tasks.split() for run in grid(figure, task, scale, seeds)}
-    for task, run in runs:
-        write_run(folder, task, run, gpu)
+    for task in load_tasks(tasks):
+        for run in grid(figure, task, scale, seeds):
+            write_run(folder, task.name, run, gpu)
     return folder
 
 
@@ -103,7 +104,7 @@ def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path
     assert sorted(d.x for d in dots) == pytest.approx(sorted(places), rel=1e-5)
     planned = {
         run.name
-        for cell in cells(figure, "wlp", "mini", seeds)
+        for cell in cells(figure, load_task("wlp"), "mini", seeds)
         for strategy in ("small", "dist", "llm", "prompted")
         for run in cell.runs.get(strategy) or ()
     }

@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -24,7 +25,8 @@ from data.annotate.prompts import Prompter, estimate_tokens
 from data.annotate.server import FAULTS, Annotator, AnnotatorServer
 from data.annotate.store import Money, Store
 from data.costs.prices import load_prices
-from data.files import ROOT, UserError, load_task, read_json, read_jsonl
+from data.files import ROOT, UserError, read_json, read_jsonl
+from data.tasks import load_task
 from data.world import lab
 
 ROOT = ROOT
@@ -33,7 +35,7 @@ PRICES = ("3", "1.5", "7")  # USD per million prompt, cached and answer tokens
 FAST = "--shots 3 --backoff 0.001 --timeout 5 --structured off --price-in 3 --price-cached 1.5"
 FAST = [*FAST.split(), "--price-out", "7", "--model", "simulated"]
 PRICE_LIST = load_prices()
-LABELS = load_task("stanceosaurus")["labels"]
+LABELS = list(load_task("stanceosaurus").labels)
 
 
 @pytest.fixture(autouse=True)
@@ -449,7 +451,7 @@ def test_interrupted_run_takes_its_answers_home(tmp_path):
 
 
 def make_prompter(task="wlp", count=100, **options):
-    entry = task if isinstance(task, dict) else load_task(task)
+    entry = load_task(task) if isinstance(task, str) else task
     pool = [
         {"source": f"mix {i} ml", "target": f"mix [Action] {i} ml [Amount]"} for i in range(count)
     ]
@@ -490,7 +492,7 @@ def test_fixed_examples_keep_the_prefix(tmp_path):
     gold = {f"stir {i}": "stir [Action]" for i in range(30)}
     write_rows(tmp_path / "labeled.jsonl", prompter.pool)
     write_rows(tmp_path / "unlabeled.jsonl", [{"source": source} for source in gold])
-    labels = load_task("wlp")["labels"]
+    labels = list(load_task("wlp").labels)
     with open_annotator(gold, metric="entities", labels=labels) as server:
         flags = "--budget 1 --shots 80 --fixed-examples --concurrency 1".split()
         annotate(tmp_path, server.url, *flags, task="wlp")
@@ -511,11 +513,11 @@ def test_completion_endpoint(tmp_path):
 
 
 def test_own_task_has_a_prompt():
-    entry = {"metric": "classes", "labels": ["spam", "ham"]}
+    entry = replace(load_task("fever"), labels=("spam", "ham"), instruction=None)
     prompter = make_prompter(entry)
     assert prompter.instruction.endswith("categories: {spam, ham}")
     assert prompter.parse("Spam.", "x") == ("spam", None)
-    text = make_prompter({"metric": "answers", "labels": []})
+    text = make_prompter(replace(load_task("nq"), instruction=None))
     assert text.parse(" two  words\n", "x") == ("two words", None)
 
 
@@ -580,7 +582,7 @@ def test_schema_where_the_server_knows_it(tmp_path, structured, task):
     gold, entry = make_world(tmp_path, 12), load_task(task)
     if task == "wlp":
         gold = dict.fromkeys(gold, "claim [Action] is odd [Modifier]")
-    options = {"structured": structured, "metric": entry["metric"], "labels": entry["labels"]}
+    options = {"structured": structured, "metric": entry.metric, "labels": list(entry.labels)}
     with open_annotator(gold, **options) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--structured", "auto", task=task)
     labels, summary = read_results(tmp_path)
@@ -655,7 +657,7 @@ def test_estimate_is_near_the_servers_count(tmp_path, read, capsys):
     rows = read()
     write_rows(tmp_path / "labeled.jsonl", rows[:150])
     write_rows(tmp_path / "unlabeled.jsonl", rows[150:250])
-    labels = load_task("wlp")["labels"]
+    labels = list(load_task("wlp").labels)
     gold = {row["source"]: row["target"] for row in rows[150:250]}
     with open_annotator(gold, metric="entities", labels=labels) as server:
         flags = ["--budget", "9", "--shots", "32"]
@@ -828,13 +830,8 @@ def test_fewer_than_32_examples(tmp_path):
         annotate(tmp_path, None, "--budget", "1", "--shots", "32")
 
 
-def test_missing_label_set_and_price(tmp_path, monkeypatch):
+def test_missing_price(tmp_path):
     make_world(tmp_path, 5)
-    entry = {**load_task("fever"), "labels": []}
-    with monkeypatch.context() as patch:
-        patch.setattr(gpt_annotate, "load_task", lambda name: entry)
-        with pytest.raises(UserError, match="task 'stanceosaurus': no label set"):
-            annotate(tmp_path, None, "--budget", "1")
     args = make_args(tmp_path)
     args = [*args[: args.index("--price-in")], "--model", "brand-new", "--budget", "1"]
     with pytest.raises(UserError, match="no token prices for model 'brand-new'"):
@@ -894,7 +891,7 @@ def test_copied_files_label_with_the_simulated_annotator(tmp_path):
 def test_corruption_is_at_the_stated_rate():
     gold = {f"stir {i}": "stir [Action] buffer [Reagent]" for i in range(1000)}
     rows = [{"source": source, "target": target} for source, target in gold.items()]
-    labels = load_task("wlp")["labels"]
+    labels = list(load_task("wlp").labels)
     annotator = Annotator(rows, "entities", labels, 0.9)
     answers = [annotator.answer(source) for source in gold]
     assert answers == [annotator.answer(source) for source in gold]

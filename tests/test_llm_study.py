@@ -14,6 +14,7 @@ from data.costs.grid import cells, grid, list_rules
 from data.costs.prices import load_prices
 from data.costs.runs import parse_run
 from data.files import ROOT, UserError
+from data.tasks import load_task
 
 ROOT = ROOT
 
@@ -117,7 +118,7 @@ def test_two_annotators_are_not_mixed(make):
 
 
 def test_a_finished_study_needs_no_key(make):
-    for run in grid("fig6", "wlp", "mini"):
+    for run in grid("fig6", load_task("wlp"), "mini"):
         folder = make.folder / "runs" / "mini" / "wlp" / run.name
         (folder / "m").mkdir(parents=True)
         for name in ("metrics.json", "m/annotation.json"):
@@ -138,24 +139,24 @@ def test_all_leaves_the_llm_out_where_it_costs_money(make):
 def test_counts_of_an_llm(tmp_path):
     """Appendix E's counts, those of today's prices, and what a small unlabeled set limits."""
     prices = load_prices()
-    found = count_llm_labels("wlp", Fraction(200), prices)
+    found = count_llm_labels(load_task("wlp"), Fraction(200), prices)
     each = 2251 * Fraction("0.15") / 10**6 + 49 * Fraction("0.60") / 10**6
     assert list(found.values()) == [4347, 200 // each, 200 // (each / 2)]
     with pytest.raises(UserError, match="llm_tokens_per_label"):
-        count_llm_labels("fever", Fraction(200), prices)
+        count_llm_labels(load_task("fever"), Fraction(200), prices)
     (tmp_path / "wlp").mkdir()
     rows = {"rows": {"train": 1200, "unlabeled": 300}}
     (tmp_path / "wlp" / "about.json").write_text(json.dumps(rows))
-    laid = cells("fig6", "wlp", "mini", prepared=tmp_path)
+    laid = cells("fig6", load_task("wlp"), "mini", prepared=tmp_path)
     bought = [cell for cell in laid if cell.llm_labels]
     assert {cell.llm_labels for cell in bought} == {300}
     assert any("434 rows for an LLM planned, 300 exist" in cell.notes for cell in bought)
 
 
 def test_the_level_of_an_llm_is_a_run_without_training():
-    run = grid("fig7", "wlp", "paper")[-1]
+    run = grid("fig7", load_task("wlp"), "paper")[-1]
     assert run.name == "prompted-n100-g200-s0"
     assert parse_run(run.name) == run
-    rules = "\n".join(list_rules("wlp", [run], "paper"))
+    rules = "\n".join(list_rules(load_task("wlp"), [run], "paper"))
     assert "ANNOTATE_wlp/prompted-n100-g200-s0 := --num 200 --seed 0" in rules
     assert "FLAGS_" not in rules

@@ -1,6 +1,7 @@
 """README's task of one's own, from its folder and entry to a table, through the real commands."""
 
 import json
+import math
 import os
 import random
 import re
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from data.costs.budget import make_terms, plan, read_study
+from data.costs.budget import make_terms, plan
 from data.costs.grid import cells, grid
 from data.costs.prices import load_prices
 from data.costs.runs import parse_run
 from data.files import UserError
+from data.tasks import load_task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = {
@@ -69,16 +71,15 @@ def read_entry():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project with README's entry and a folder of remarks."""
+    """A copy of the project and a folder of remarks with README's entry in it."""
     folder = tmp_path_factory.mktemp("own") / "project"
     ignored = shutil.ignore_patterns("prepared", "models", "results", "__pycache__")
     shutil.copytree(ROOT / "data", folder / "data", ignore=ignored)
     (folder / "data" / "world" / "models").symlink_to(ROOT / "data" / "world" / "models")
     for name in ("Makefile", "requirements.txt", *(path.name for path in ROOT.glob("*.py"))):
         shutil.copy(ROOT / name, folder)
-    path = folder / "data" / "tasks.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **read_entry()}))
     write_remarks(folder / "remarks", {"train": 240, "test": 40, "unlabeled": 90})
+    (folder / "remarks" / "task.json").write_text(json.dumps(read_entry()["mine"]))
     return folder
 
 
@@ -149,7 +150,7 @@ def test_what_an_entry_lacks_is_one_line_that_names_it():
     faults = {
         "title": (None, "field 'title' is missing"),
         "metric": ("f1", "field 'metric' must be one of entities, classes, answers"),
-        "report": ("acc", "field 'report' must be accuracy or f1"),
+        "report": ("acc", "field 'report' must be one of accuracy, f1"),
         "prefix": (None, "field 'prefix' is missing"),
         "labels": (["GOOD", "good"], "has a label twice"),
         "max_source_length": ("48", "must be a number of tokens"),
@@ -164,22 +165,48 @@ def test_what_an_entry_lacks_is_one_line_that_names_it():
         broken = {**entry, field: value}
         broken = {key: kept for key, kept in broken.items() if kept is not None}
         with pytest.raises(UserError, match=re.escape(message)) as stop:
-            plan(make_terms("mine", broken, load_prices()), 100, 10)
-            read_study("mine", broken)
+            plan(make_terms(make_task("mine", broken), load_prices()), 100, 10)
         assert "\n" not in str(stop.value)
+
+
+ODD_FIELDS = [
+    *({field: 5} for field in "gpu few_shot_budgets catch_up_usd rows mini paper".split()),
+    *({"mini": {key: 5}} for key in "models small all learning_rate evaluate real-text".split()),
+    *({"instruction": 5}, {"mean_tokens": 5}, {"paper_default_label": "NOPE"}, {"title": None}),
+    *({"prefix": "remark:\n"}, {"labels": ["a\tb", "c"]}, {"title": "x\u2028y"}, {"labels": "ab"}),
+    *({"figure_usd": [5]}, {"mini": {"small": {"epochs": math.nan}}}, {"metrik": "classes"}),
+    *({"mini": {"all": [1]}}, {"mini": {"models": {"small": ["x\n"]}}}, {"labels": [1, 2]}),
+    *({"mean_tokens": {"target": -1}}, {"rows": {"train": 0.5}}, {"few_shot_n": True}),
+]
+
+
+@pytest.mark.parametrize("change", ODD_FIELDS, ids=str)
+def test_a_wrong_type_or_key_is_one_line_that_names_it(change):
+    (field,) = change
+    with pytest.raises(UserError) as stop:
+        make_task("mine", {**read_entry()["mine"], **change})
+    named = "labels" if field == "paper_default_label" else field
+    assert repr(named) in str(stop.value) and "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("name", ["all", "made", "my task", "a/b", "-x", "", "é", "$(x)"])
+def test_a_name_that_make_cannot_carry_is_refused(name, tmp_path):
+    (tmp_path / "task.json").write_text(json.dumps(read_entry()["mine"]))
+    with pytest.raises(UserError, match=r"no name for a task|unknown task"):
+        load_task(f"{name}={tmp_path / 'task.json'}" if name else "=", tmp_path)
 
 
 def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
     """N of 100 and 50,000 with 216 rows: the teacher learns from what there is, and only once."""
     entry = {**read_entry()["mine"], "labels_n": [100, 5000, 50000]}
-    path = project / "own.json"
-    path.write_text(json.dumps({"mine": entry}))
-    limits = {"tasks": path, "rows": {"train": 216, "unlabeled": 90}}
+    (project / "own.json").write_text(json.dumps(entry))
+    task = load_task(f"mine={project / 'own.json'}")
+    limits = {"rows": {"train": 216, "unlabeled": 90}}
     for figure in ("fig2", "fig3", "fig4", "fig7"):
-        found = cells(figure, "mine", **limits)
+        found = cells(figure, task, **limits)
         runs = [(cell.labels, cell.budget_usd, str(cell.runs)) for cell in found]
         assert len(set(runs)) == len(runs) and {run[0] for run in runs} == {100, 216}
-    names = {run.name for run in grid("fig3", "mine", **limits)}
+    names = {run.name for run in grid("fig3", task, **limits)}
     assert {"teacher-n216-s0", "small-n216-s0"} <= names
     assert max(parse_run(name).labels for name in names) == 216
 

@@ -190,9 +190,9 @@ def test_one_task_and_a_task_of_ones_own(name, tmp_path):
     entry |= {"max_source_length": 32, "max_target_length": 8, "usd_per_label": 0.5}
     entry |= {"labels_n": [100], "budgets": [10], "teacher_gpu_hours": {"100": 1}}
     entry |= {"distill_gpu_hours_per_100k": 20}
-    path = tmp_path / "tasks.json"
-    path.write_text(json.dumps({"mine": entry}))
-    table = build(name, "--task", "mine", "--tasks", path)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(entry))
+    table = build(name, "--task", path)
     assert tables.to_markdown(table) and "Mine" in str(table)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from data import fetch, prepare
-from data.files import UserError, load_task
+from data.files import UserError
+from data.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "data" / "official"

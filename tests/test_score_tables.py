@@ -10,8 +10,9 @@ import plots
 from data.costs.grid import TABLES, grid
 from data.costs.prices import load_prices, price_gpu_hour, show_usd
 from data.costs.runs import parse_run
-from data.files import load_task, write_json
+from data.files import write_json
 from data.plots import tables
+from data.tasks import load_task
 
 GPU = {"device": "cuda", "gpu": "NVIDIA A100-SXM4-40GB", "gpus": 1}
 CPU = {"device": "cpu", "gpu": None, "gpus": 0}
@@ -46,7 +47,7 @@ SCORES = {"small": 20.0, "teacher": 70.0, "dist": 60.0, "self": 15.0, "bert": 40
 def write_runs(folder, table, tasks=("wlp",), scale="mini", seeds=(0, 1, 2), **options):
     """All runs of a table: Ann. is 20, 21, 22 at seeds 0, 1, 2, others have SCORES at each seed."""
     for task in tasks:
-        for run in grid(table, task, scale, seeds):
+        for run in grid(table, load_task(task), scale, seeds):
             seed = run.seed if run.strategy == "small" else 0
             write_run(folder, run, SCORES.get(run.strategy, 30.0) + seed, task=task, **options)
     return folder
@@ -162,7 +163,7 @@ def test_where_the_budget_does_not_cover_the_teacher(tmp_path):
 
 def test_labels_by_an_llm_on_request(tmp_path):
     """LLM=1: a row a rule, named by who labeled; counts at both price lists; planned dollars."""
-    for run in grid("table2", "wlp", "mini", (0, 1), llm=True):
+    for run in grid("table2", load_task("wlp"), "mini", (0, 1), llm=True):
         write_run(tmp_path, run, 33.0 + run.seed if run.strategy == "llm" else 20.0)
         if run.strategy == "llm":
             told = {"annotator": "simulated annotator (70% correct)", "llm_tokens": {"in": 10**6}}
@@ -231,7 +232,7 @@ def test_all_tasks_in_one_table(name, scale, tmp_path):
     shown = TABLES[name][1].split()
     write_runs(tmp_path, name, shown, scale, (0,))
     table, cells = build(tmp_path, "--scale", scale, table=name, task="all", seeds="0")
-    titles = [load_task(task)["title"] for task in shown]
+    titles = [load_task(task).title for task in shown]
     assert list(dict.fromkeys(r[0] for r in table.rows if r[0] in titles)) == titles
     assert list(dict.fromkeys(row[0] for row in cells.rows)) == titles
     assert {row["Score"] for row in find_cells(cells)} <= {

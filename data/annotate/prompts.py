@@ -35,12 +35,12 @@ WORDS = re.compile(r"([^\W\d_]+)|(\d{1,3}|\n+|_)|([^\w\s]+)")
 class Prompter:
     """The request of each source: instruction, examples, the source last (Appendix E)."""
 
-    def __init__(self, args, entry, pool):
-        self.args, self.entry, self.pool = args, entry, pool
-        self.labels, self.metric = entry["labels"], entry["metric"]
+    def __init__(self, args, task, pool):
+        self.args, self.pool = args, pool
+        self.labels, self.metric = list(task.labels), task.metric
         names = "|".join(map(re.escape, sorted(self.labels, key=len, reverse=True)))
         self.entity = re.compile(rf"\s*(.*?)\s*\[({names})\]", re.IGNORECASE | re.DOTALL)
-        self.instruction = entry.get("instruction", GENERIC[self.metric]).replace(
+        self.instruction = (task.instruction or GENERIC[self.metric]).replace(
             "{labels}", "{" + ", ".join(self.labels) + "}"
         )
         self.fixed = random.Random(f"{args.seed} fixed").sample(pool, len(pool))

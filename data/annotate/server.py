@@ -26,6 +26,9 @@ from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
+from data.files import read_jsonl, run_cli
+from data.tasks import load_task
+
 FAULTS = (
     "429 429-after 500 503 error-after drop drop-after truncated cut not-json slow usage-null "
     "usage-negative usage-huge usage-text repeated twice"
@@ -445,7 +448,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--task", required=True, help="entry of data/tasks.json")
+    add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
     add("--gold", required=True, type=Path, help="JSONL file with the right answers")
     add("--accuracy", type=float, default=0.85, help="share of right decisions, 0..1 (%(default)s)")
     add("--model", default="simulated", help="the model name it answers to (%(default)s)")
@@ -462,14 +465,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    tasks = json.loads(Path(__file__).parents[1].joinpath("tasks.json").read_text(encoding="utf-8"))
-    try:
-        entry = tasks[args.task]
-        with open(args.gold, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines if line.strip()]
-        annotator = Annotator(rows, entry["metric"], entry["labels"], args.accuracy, args.seed)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"error: {args.gold} or task {args.task}: cannot be read ({error})")
+    task, rows = load_task(args.task), read_jsonl(args.gold)
+    annotator = Annotator(rows, task.metric, list(task.labels), args.accuracy, args.seed)
 
     def faults(n):
         rng = random.Random(f"{args.seed} {n}")
@@ -484,4 +481,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

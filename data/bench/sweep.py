@@ -27,6 +27,7 @@ from pathlib import Path
 from data.costs.grid import make_flags, show_flags
 from data.costs.runs import make_run
 from data.files import ROOT, UserError, read_json, run_cli
+from data.tasks import load_task
 
 COLUMNS = (
     "scale task strategy labels unlabeled learning_rate steps seed score_dev metric train_loss "
@@ -50,7 +51,7 @@ def call(script, *words):
 
 def list_flags(args, run, **changed):
     """The recipe's flags of a run, with some `changed`; None takes one away."""
-    flags = {**make_flags(args.task, args.scale, run=run), **changed}
+    flags = {**make_flags(load_task(args.task), args.scale, run=run), **changed}
     return shlex.split(
         show_flags({key: value for key, value in flags.items() if value is not None})
     )

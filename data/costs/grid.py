@@ -7,21 +7,21 @@ Paper:  section 4, Tables 2 to 4 and 8 to 11, Figures 2 to 7, appendix E
 
 import math
 import shlex
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.budget import (
-    check_entry,
     load_scale,
     make_terms,
     plan,
     price_distilling,
-    read_study,
 )
-from data.costs.prices import load_prices, parse_count
+from data.costs.prices import load_prices
 from data.costs.runs import ENCODERS, make_run, parse_run
-from data.files import DATA, UserError, load_task, read_json
+from data.files import UserError, need, parse_count, read_json
+from data.tasks import PAPER_TASKS
 
 
 class Cell(NamedTuple):
@@ -69,11 +69,12 @@ class Layout:
     has none at this scale; its runs are left out, and `notes` say so.
     """
 
-    def __init__(self, study, terms, seeds, divide_by, parameters, llm=False, missing=None):
-        self.study, self.terms, self.seeds, self.llm = study, terms, seeds, llm
+    def __init__(self, task, terms, seeds, divide_by, parameters, llm=False, missing=None):
+        self.task, self.terms, self.seeds, self.llm = task, terms, seeds, llm
+        self.train_rows, self.unlabeled_rows = task.rows.get("train"), task.rows.get("unlabeled")
         self.parameters = parameters  # size -> million parameters
         self.missing, self.notes = missing or {}, {}  # in order, each once
-        self.unit = 1 if study.own else divide_by
+        self.unit = 1 if task.own else divide_by
         # The paper's rates are for the paper's N, measured ones for the N of our runs.
         self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
@@ -93,18 +94,18 @@ class Layout:
 
     def list_labels(self):
         """N of Figures 2, 3 and 7: a task of one's own has its own, none twice."""
-        study = self.study
-        counts = sorted({study.few_shot_n, *study.labels_n}) if study.own else FIGURE_N
-        return self.keep_distinct(counts, study.train_rows)
+        task = self.task
+        counts = sorted({task.few_shot_n, *task.labels_n}) if task.own else FIGURE_N
+        return self.keep_distinct(counts, self.train_rows)
 
     def list_study(self):
         """N of Figures 4, 5 and 6: those of Tables 11 and 2."""
-        counts = (self.study.few_shot_n, *self.study.labels_n)
-        return self.keep_distinct(counts, self.study.train_rows)
+        counts = (self.task.few_shot_n, *self.task.labels_n)
+        return self.keep_distinct(counts, self.train_rows)
 
     def list_unlabeled(self):
         """Unlabeled rows of Figure 2, none twice."""
-        return self.keep_distinct(FIGURE_U, self.study.unlabeled_rows)
+        return self.keep_distinct(FIGURE_U, self.unlabeled_rows)
 
     def keep_distinct(self, counts, rows):
         """`counts` up to the first that takes all `rows` there are, as more would be the same."""
@@ -118,7 +119,7 @@ class Layout:
         """
         bought = plan(terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
         count = bought["unlabeled"] if bought else 0
-        printed = not self.study.own and terms.rates == "paper"
+        printed = not self.task.own and terms.rates == "paper"
         return (count // 1000 * 1000 if printed else count) // self.rate_unit
 
     def price_distilling(self, terms, labels, unlabeled):
@@ -129,7 +130,7 @@ class Layout:
         """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
         names further strategies that train on the bought labels."""
         wanted, usd = labels // self.unit, Fraction(budget) / self.unit
-        n, _ = self.cap(wanted, self.study.train_rows, "labels")
+        n, _ = self.cap(wanted, self.train_rows, "labels")
         size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
         if (student, teacher) != ("small", "xxl"):
             known = self.parameters
@@ -137,9 +138,9 @@ class Layout:
             terms = scale_terms(terms, priced, asked)
             notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
         extra = math.floor(usd / terms.usd_per_label)
-        total, note = self.cap(wanted + extra, self.study.train_rows, "labels")
+        total, note = self.cap(wanted + extra, self.train_rows, "labels")
         wanted = self.count_unlabeled(terms, n, usd) if budget else 0
-        rows, cut = self.cap(wanted, self.study.unlabeled_rows, "unlabeled rows")
+        rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
         runs = {each: self.make_runs(each, total) for each in also}
         runs["small"] = self.make_runs("small", total, student=student)
         runs["teacher"] = self.make_runs("teacher", n, teacher=teacher) if rows else None
@@ -153,7 +154,7 @@ class Layout:
             plans["distill_usd"] = self.price_distilling(terms, n, rows)
         if self.llm and terms.usd_per_llm_label is not None and budget:
             count = math.floor(usd / terms.usd_per_llm_label)
-            count, more = self.cap(count, self.study.unlabeled_rows, "rows for an LLM")
+            count, more = self.cap(count, self.unlabeled_rows, "rows for an LLM")
             plans["llm_labels"], notes = count, notes + more
             plans["llm_usd"] = count * terms.usd_per_llm_label
             runs["llm"] = self.make_runs("llm", n, llm_labels=count)
@@ -162,8 +163,8 @@ class Layout:
 
     def at_counts(self, labels, unlabeled, strategies):
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
-        n, note = self.cap(labels // self.unit, self.study.train_rows, "labels")
-        rows, cut = self.cap(unlabeled // self.unit, self.study.unlabeled_rows, "unlabeled rows")
+        n, note = self.cap(labels // self.unit, self.train_rows, "labels")
+        rows, cut = self.cap(unlabeled // self.unit, self.unlabeled_rows, "unlabeled rows")
         runs, plans = {}, {}
         for each in strategies:
             use = rows if each in ("dist", "self") else 0
@@ -181,11 +182,11 @@ class Layout:
 
     def at_all_labels(self, strategy):
         """A cell of all labeled rows."""
-        if self.study.train_rows is None:
+        if self.train_rows is None:
             raise UserError(
-                f"task {self.terms.task!r}: field 'rows' needs 'train', how many labels exist"
+                f"task {self.task.name!r}: field 'rows' needs 'train', how many labels exist"
             )
-        return self.at_counts(self.study.train_rows, 0, (strategy,))
+        return self.at_counts(self.train_rows, 0, (strategy,))
 
 
 FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
@@ -196,17 +197,17 @@ LLM_EXAMPLES, LLM_TEST_ROWS = 100, 200
 
 
 def lay_table2(at):
-    return [at.at_budget(n, usd) for n in at.study.labels_n for usd in (0, *at.study.budgets)]
+    return [at.at_budget(n, usd) for n in at.task.labels_n for usd in (0, *at.task.budgets)]
 
 
 def lay_table3(at):
-    return [at.at_counts(at.study.labels_n[-1], 100_000, ("small", "teacher", "self", "dist"))]
+    return [at.at_counts(at.task.labels_n[-1], 100_000, ("small", "teacher", "self", "dist"))]
 
 
 def lay_table4(at):
     """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
-    n, ann_only = at.study.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
-    budgets = (0, *at.study.budgets, *at.study.catch_up_usd)
+    n, ann_only = at.task.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
+    budgets = (0, *at.task.budgets, *at.task.catch_up_usd)
     bought = [at.at_budget(n, usd) for usd in budgets]
     bought = [
         cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in bought
@@ -223,12 +224,12 @@ def lay_table9(at):
 
 
 def lay_table10(at):
-    usd, also = at.study.budgets[-1], at.keep_known(("distilbert", "bert"))
-    return [at.at_budget(n, usd, also) for n in at.study.labels_n]
+    usd, also = at.task.budgets[-1], at.keep_known(("distilbert", "bert"))
+    return [at.at_budget(n, usd, also) for n in at.task.labels_n]
 
 
 def lay_table11(at):
-    return [at.at_budget(at.study.few_shot_n, usd) for usd in (0, *at.study.few_shot_budgets)]
+    return [at.at_budget(at.task.few_shot_n, usd) for usd in (0, *at.task.few_shot_budgets)]
 
 
 def lay_fig2(at):
@@ -238,11 +239,11 @@ def lay_fig2(at):
 
 
 def lay_fig3(at):
-    return [at.at_budget(n, usd) for n in at.list_labels() for usd in at.study.few_shot_budgets]
+    return [at.at_budget(n, usd) for n in at.list_labels() for usd in at.task.few_shot_budgets]
 
 
 def lay_sizes(at, figure, role, sizes):
-    usd = at.study.figure_usd.get(figure, at.study.budgets[-1])
+    usd = at.task.figure_usd.get(figure, at.task.budgets[-1])
     counts, sizes = at.list_study(), at.keep_known(sizes)
     return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
 
@@ -258,7 +259,7 @@ def lay_fig5(at):
 def lay_fig6(at):
     if at.terms.usd_per_llm_label is None:
         raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
-    at.llm, usd = True, at.study.figure_usd.get("fig6", at.study.budgets[-1])
+    at.llm, usd = True, at.task.figure_usd.get("fig6", at.task.budgets[-1])
     counts = at.list_study()
     cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
     alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
@@ -279,7 +280,7 @@ def lay_fig7(at):
     return [*lay_labels(at), level]
 
 
-ALL = "wlp stanceosaurus fever multipit_id multipit_gen nq"
+ALL = " ".join(PAPER_TASKS)
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table2": (lay_table2, ALL),
     "table3": (lay_table3, ALL),
@@ -296,15 +297,15 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
 }
 
 
-def find_missing(entry, scale, settings):
+def find_missing(task, scale, settings):
     """{kind of model: why there are no runs of it} for one task at one scale."""
-    models, missing = {**settings["models"], **entry.get(scale, {}).get("models", {})}, {}
+    models, missing = {**settings["models"], **task.at(scale, "models")}, {}
     for kind in (*load_scale("paper")["million_parameters"], *ENCODERS):
         name = ENCODERS.get(kind, f"T5 of size {kind}")
-        if kind in ENCODERS and entry["metric"] != "classes":
-            missing[kind] = f"{entry['title']}: {name} only tells classes, so it is left out"
+        if kind in ENCODERS and task.metric != "classes":
+            missing[kind] = f"{task.title}: {name} only tells classes, so it is left out"
         elif kind not in models or (kind in ENCODERS and kind not in settings["flags"]):
-            missing[kind] = f"{entry['title']}: no {name} at scale {scale}, so it is left out"
+            missing[kind] = f"{task.title}: no {name} at scale {scale}, so it is left out"
     return missing
 
 
@@ -316,28 +317,24 @@ def parse_seeds(text):
     return seeds
 
 
-def list_tasks(asked, tasks=DATA / "tasks.json"):
-    """The names in a text such as "wlp fever", or for "all" the paper's six, each once."""
-    names = ALL.split() if asked == "all" else list(dict.fromkeys(asked.split()))
-    if not names:
-        raise UserError("--task: no task given; write for example wlp, 'wlp fever' or all")
-    for name in names:
-        load_task(name, tasks)
-    return names
-
-
-def shows(table, task):
-    """Whether the paper shows `task` in `table`; a task of one's own goes with all six."""
+def shows(table, name):
+    """Whether the paper shows a task in `table`; a task of one's own goes with all six."""
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
     shown = TABLES[table][1]
-    return task in shown.split() or (shown == ALL and task not in ALL.split())
+    return name in shown.split() or (shown == ALL and name not in PAPER_TASKS)
 
 
-def choose_tasks(table, asked, tasks=DATA / "tasks.json"):
-    """The tasks of `asked` ("all" or names) that `table` shows, or if it shows none, all asked."""
-    names = list_tasks(asked, tasks)
-    return [name for name in names if shows(table, name)] or names
+def choose_tasks(table, tasks):
+    """Those of `tasks` that `table` shows, or if it shows none, all of them."""
+    return [task for task in tasks if shows(table, task.name)] or tasks
+
+
+def read_rows(prepared, name):
+    """{split: how many rows} of a task in a folder of data/prepare.py."""
+    path = Path(prepared) / name / "about.json"
+    rows = need(read_json(path), "rows", dict, path)
+    return {split: need(rows, split, int, path) for split in ("train", "unlabeled")}
 
 
 def cells(
@@ -346,12 +343,11 @@ def cells(
     scale="mini",
     seeds=(0,),
     terms=None,
-    tasks=DATA / "tasks.json",
     llm=False,
     prepared=None,
     rows=None,
 ):
-    """The Cells of a table or figure for one task, in reading order.
+    """The Cells of a table or figure for one Task, in reading order.
 
     `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars to
     Tables 2 and 11, if it is known how many tokens one takes;
@@ -360,26 +356,26 @@ def cells(
     """
     if table not in TABLES:
         raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
-    entry, settings = load_task(task, tasks), load_scale(scale)
-    study, divide_by = read_study(task, entry), settings["divide_by"]
-    terms = terms or make_terms(task, entry, load_prices())
-    paper, notes = load_scale("paper")["million_parameters"], ()
+    settings, notes = load_scale(scale), ()
+    terms = terms or make_terms(task, load_prices())
+    paper = load_scale("paper")["million_parameters"]
     sizes = {**paper, **settings.get("million_parameters", {})}
-    if sizes != paper and terms.rates == "paper" and not study.own:
+    if sizes != paper and terms.rates == "paper" and not task.own:
         priced, wanted = ((each["small"], each["xxl"]) for each in (paper, sizes))
         terms = scale_terms(terms, priced, wanted)
         notes = (
             f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
             "paper's for XXL, scaled by parameter counts, not measured",
         )
-    rows = read_json(Path(prepared) / task / "about.json")["rows"] if prepared else rows
+    if prepared:
+        rows = read_rows(prepared, task.name)
+    missing = find_missing(task, scale, settings)
     if rows:
-        unit = 1 if study.own else divide_by
-        study = study._replace(
-            train_rows=rows["train"] * unit, unlabeled_rows=rows["unlabeled"] * unit
-        )
-    missing, llm = find_missing(entry, scale, settings), llm and table in ("table2", "table11")
-    layout = Layout(study, terms, tuple(seeds), divide_by, sizes, llm, missing)
+        unit = 1 if task.own else settings["divide_by"]
+        held = {split: rows[split] * unit for split in ("train", "unlabeled")}
+        task = replace(task, rows={**task.rows, **held})
+    llm = llm and table in ("table2", "table11")
+    layout = Layout(task, terms, tuple(seeds), settings["divide_by"], sizes, llm, missing)
     first, *others = TABLES[table][0](layout)
     return [first._replace(notes=(*first.notes, *notes, *layout.notes)), *others]
 
@@ -398,16 +394,14 @@ def grid(*args, **options):
 # --- flags of the training scripts ---------------------------------------------------------
 
 
-def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", real_text=False):
+def make_flags(task, scale, strategy=None, run=None, real_text=False):
     """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
     The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
     for `real_text` (data that the scale wasn't made for), those of "real-text".
     """
-    entry, settings = load_task(task, tasks), load_scale(scale)
-    check_entry(task, entry)
-    run = run or make_run(strategy, 0, 0)
-    known, own = settings["flags"], entry.get(scale, {})
+    settings, run = load_scale(scale), run or make_run(strategy, 0, 0)
+    known, own = settings["flags"], task.scales.get(scale, {})
     if run.strategy not in known:
         raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
     models = {**settings["models"], **own.get("models", {})}
@@ -423,27 +417,23 @@ def make_flags(task, scale, strategy=None, run=None, tasks=DATA / "tasks.json", 
         "student" if distilled else "model": models[size],
         **known[run.strategy],
         **({} if rate is None else {"learning-rate": rate}),
-        "max-source-length": entry["max_source_length"],
-        "max-target-length": entry["max_target_length"],
-        "prefix": entry["prefix"],
+        "max-source-length": task.max_source_length,
+        "max-target-length": task.max_target_length,
+        "prefix": task.prefix,
         **own.get("all", {}),
         **own.get(run.strategy, {}),
         **(own.get("real-text", {}) if real_text else {}),
     }
     if encoder:  # it has one output a class, so nothing to write and no task to be told
-        if entry["metric"] != "classes":
-            raise UserError(f"task {task!r}: no classes, so nothing for {run.strategy} to learn")
-        flags |= {"max-target-length": None, "prefix": None, "labels": entry["labels"]}
+        if task.metric != "classes":
+            fault = f"no classes, so nothing for {run.strategy} to learn"
+            raise UserError(f"task {task.name!r}: {fault}")
+        flags |= {"max-target-length": None, "prefix": None, "labels": list(task.labels)}
     if strategy:
         return flags
     if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
         flags["num-unlabeled" if distilled else "num-labels"] = run.unlabeled or run.labels
     return {**flags, "seed": run.seed}
-
-
-def make_evaluation_flags(task, scale, tasks=DATA / "tasks.json"):
-    """{flag: value} for evaluate.py: the "evaluate" of a task's entry for `scale`."""
-    return load_task(task, tasks).get(scale, {}).get("evaluate", {})
 
 
 def show_flags(flags):
@@ -498,7 +488,7 @@ def list_llm_rules(task, run, runs):
     return {f"ANNOTATE_{task}/{run.name}": flags, f"ANSWERS_{task}/{run.name}": answers}
 
 
-def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
+def list_rules(task, runs, scale, real_text=False):
     """Makefile variables of the `runs` of a task: flags, and the labels that a run learns from."""
 
     def assign(name, value):
@@ -507,16 +497,16 @@ def list_rules(task, runs, scale, tasks=DATA / "tasks.json", real_text=False):
     lines = []
     for run in runs:
         if run.strategy in ("llm", "prompted"):
-            lines += map(assign, *zip(*list_llm_rules(task, run, runs).items(), strict=True))
+            lines += map(assign, *zip(*list_llm_rules(task.name, run, runs).items(), strict=True))
         if run.strategy == "prompted":  # no model is trained
             continue
-        flags = make_flags(task, scale, run=run, tasks=tasks, real_text=real_text)
-        lines.append(assign(f"FLAGS_{task}/{run.name}", show_flags(flags)))
+        flags = make_flags(task, scale, run=run, real_text=real_text)
+        lines.append(assign(f"FLAGS_{task.name}/{run.name}", show_flags(flags)))
         if run.needs:
-            labels = f"{task}/{name_pass(run, runs)}"
-            lines.append(assign(f"LABELS_{task}/{run.name}", labels))
+            labels = f"{task.name}/{name_pass(run, runs)}"
+            lines.append(assign(f"LABELS_{task.name}/{run.name}", labels))
             plain = make_run("dist", run.labels, run.seed, int(Path(labels).stem))
-            flags = make_flags(task, scale, run=plain, tasks=tasks, real_text=real_text)
+            flags = make_flags(task, scale, run=plain, real_text=real_text)
             lines.append(assign(f"FLAGS_{labels}", show_flags(flags)))
-    evaluation = make_evaluation_flags(task, scale, tasks)
-    return [*dict.fromkeys(lines), assign(f"EVALUATE_{task}", show_flags(evaluation))]
+    evaluation = show_flags(task.at(scale, "evaluate"))
+    return [*dict.fromkeys(lines), assign(f"EVALUATE_{task.name}", evaluation)]

@@ -1,12 +1,13 @@
-"""The ledger: dollars of what finished runs used, each at one list of prices.
+"""The ledger: dollars of what finished runs used, at one list of prices, and the report of them.
 
-Reads:  nothing; it prices the Records of data/costs/runs.py
+Reads:  training.json, metrics.json and annotation.json of run folders
 Writes: nothing
 Paper:  sections 2.4 and 2.5, Tables 1 and 6
 """
 
 from fractions import Fraction
 
+from data.costs.grid import TABLES, grid
 from data.costs.prices import (
     match_gpu,
     name_llm,
@@ -15,7 +16,7 @@ from data.costs.prices import (
     price_tokens,
     show_price,
 )
-from data.costs.runs import RUN_NAME, parse_run
+from data.costs.runs import RUN_NAME, parse_run, read_runs
 from data.files import UserError
 
 
@@ -58,9 +59,9 @@ class Ledger:
         return hours * found[0]
 
     def price_labels(self, record):
-        task, entry = record.task, self.tasks.get(record.task, {})
+        name, task = record.task, self.tasks.get(record.task)
         usd = self.look_up(
-            lambda: price_label(self.prices, task, entry, self.which), "label", task, "label"
+            lambda: price_label(self.prices, name, task, self.which), "label", name, "label"
         )
         return None if usd is None else record.labels * usd
 
@@ -113,3 +114,67 @@ class Ledger:
         parts = [(r, r.hours) for r in records] + [(r, r.pass_hours) for r in passes.values()]
         bill = self.sum_up(labels, llm, parts)
         return {"hours": sum((hours for _, hours in parts), Fraction(0)), **bill}
+
+
+def group_tables(records, tasks, asked=None):
+    """{"world task table": (its Records, how many runs it needs)} for the tables whose runs, at
+    the seeds there, are all there; table `asked` is listed incomplete too."""
+    groups, found = {}, {}
+    for record in records:
+        groups.setdefault((record.world, record.task), {})[record.run] = record
+    for (world, task), runs in groups.items():
+        seeds = sorted({record.seed for record in runs.values()})
+        for table in TABLES:
+            try:
+                wanted = grid(table, tasks[task], world.split("-")[0], seeds)
+                names = [run.name for run in wanted if run.strategy != "prompted"]
+            except (UserError, KeyError):  # no such table of this task, or no such task or scale
+                continue
+            there = [runs[name] for name in names if name in runs]
+            if there and (len(there) == len(names) or table == asked):
+                found[f"{world} {task} {table}"] = (there, len(names))
+    return found
+
+
+REPORT_NOTES = (
+    "Model: dollars of its labels, its own hours and those of the runs it needs",
+    "totals pay nothing twice: labels once a task and seed, a teacher's pass once",
+    "hours of evaluation are listed and not priced, as in the paper",
+)
+
+
+def report(folder, prices, tasks, table=None, gpu=None, **asked):
+    """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
+
+    `tasks` are the Tasks that may occur; `gpu` prices hours on a CPU; `asked`: gpu_usd_per_hour (of
+    every hour), llm_model.
+    """
+    records, lists = read_runs(folder), ("paper", "today")
+    tasks = {task.name: task for task in tasks}
+    books = {which: Ledger(prices, tasks, which, gpu, **asked) for which in lists}
+    others = {(record.world, record.task, record.run): record for record in records}
+
+    def price_group(group):
+        return {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
+
+    runs, strategies, tables = [], {}, {}
+    for record in records:
+        strategies.setdefault(record.strategy, []).append(record)
+        told = record._asdict()
+        told["hours"] += told.pop("pass_hours")
+        runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
+    for name, (group, needed) in group_tables(records, tasks, table).items():
+        tables[name] = {"needs": needed, **price_group(group)}
+    strategies = {name: price_group(group) for name, group in strategies.items()}
+    total = price_group(records)
+    notes = [note for book in books.values() for note in book.notes]
+    if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
+        said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
+        notes.append(f"hours on a CPU {said}")
+    if any(set(record.llm_tokens) == {"in"} for record in records):
+        notes.append("LLM tokens recorded without a split are priced as input")
+    unknown = [r.run for r in records if r.strategy == "llm" and not any(r.llm_tokens.values())]
+    if unknown:
+        notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")
+    result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
+    return {**result, "notes": [*notes, *REPORT_NOTES]}

@@ -15,18 +15,17 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import load_scale, read_study
+from data.costs.budget import load_scale
 from data.costs.grid import make_flags
 from data.costs.prices import (
     load_prices,
-    parse_count,
-    parse_price,
     price_gpu_hour,
     show_columns,
     show_price,
     show_usd,
 )
-from data.files import DATA, UserError, load_task, read_json
+from data.files import DATA, UserError, parse_count, parse_price, read_json
+from data.tasks import load_task
 
 # Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
 # to continue from a checkpoint; on the disk of a checkpoint and of the model.
@@ -164,14 +163,13 @@ class Work(NamedTuple):
 
 def read_work(args):
     """(models, Work) of the teacher of a task at a scale."""
-    entry = load_task(args.task, args.tasks)
-    flags = make_flags(args.task, args.scale, "teacher", tasks=args.tasks)
-    study, unit = read_study(args.task, entry), load_scale(args.scale)["divide_by"]
-    most = study.labels_n[-1] // (1 if study.own else unit)
+    task = load_task(args.task or "wlp")
+    flags = make_flags(task, args.scale, "teacher")
+    most = task.labels_n[-1] // (1 if task.own else load_scale(args.scale)["divide_by"])
     rows = parse_count(args.labels or most, "--labels", 1)
     epochs = math.ceil(rows / flags["batch-size"]) * flags["epochs"]
     longest = flags["max-source-length"], flags["max-target-length"]
-    mean = tuple(entry["mean_tokens"].values()) if "mean_tokens" in entry else longest
+    mean = tuple(map(float, task.mean_tokens.values())) or longest
     steps = math.ceil(max(epochs, flags.get("min-steps", 0)))
     used = float(parse_price(args.utilisation, "--utilisation"))
     models = (args.model or flags["model"]).split()

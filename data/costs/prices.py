@@ -7,11 +7,10 @@ Paper:  section 2.5, Table 1, appendices A and E
 
 import csv
 import re
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import NamedTuple
 
-from data.files import DATA, UserError
+from data.files import DATA, UserError, parse_amount, parse_price
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -19,42 +18,6 @@ from data.files import DATA, UserError
 # 0.1 + 0.2 is not 0.3. Decimal mends sums, but what decides a count here are quotients
 # ($435 / 100,000 rows, seconds / 3,600, budget / price) and only Fraction keeps those exact, so
 # floor and ceil below are never off by one. Rounding happens once, when an amount is printed.
-
-PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
-
-
-def parse_amount(value, what):
-    """`value` as an exact Fraction >= 0; `what` names it in the error.
-
-    Text is read digit by digit; a float counts as the shortest decimal that prints the same.
-    """
-    if isinstance(value, Fraction) and value >= 0:
-        return value
-    try:
-        amount = Decimal(str(value).strip().removeprefix("$"))
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite() or amount < 0:
-        raise UserError(f"{what}: {value!r} is not a number of 0 or more, such as 100 or 0.26")
-    if amount.adjusted() > 15 or amount.as_tuple().exponent < -40:
-        raise UserError(f"{what}: {value} is out of range")
-    return Fraction(amount)
-
-
-def parse_count(value, what, least=0):
-    """`value` as an int >= `least`; `what` names it in the error."""
-    text = str(value).strip()
-    if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
-        raise UserError(f"{what}: {value!r} is not a whole number of {least} or more")
-    return int(text)
-
-
-def parse_price(value, what):
-    """An amount above 0: at a price of 0 a budget would buy without end."""
-    price = parse_amount(value, what)
-    if not price:
-        raise UserError(f"{what}: must be above 0, or a budget would buy without end")
-    return price
 
 
 def show_usd(amount):
@@ -251,10 +214,10 @@ def price_tokens(prices, model, which="paper"):
     )
 
 
-def price_label(prices, name, entry, which="paper"):
+def price_label(prices, name, task=None, which="paper"):
     """Dollars of one label of task `name`: its entry's usd_per_label, or the list's row."""
-    if "usd_per_label" in entry:
-        return parse_price(entry["usd_per_label"], f"task {name!r}: field 'usd_per_label'")
+    if task and task.usd_per_label is not None:
+        return task.usd_per_label
     for each in (which, "paper", "today"):
         usd = find_price(prices, each, "label", name)
         if usd is not None:

@@ -9,8 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.prices import compare_speeds, match_gpu, parse_amount, parse_count
-from data.files import UserError, read_json
+from data.costs.prices import compare_speeds, match_gpu
+from data.files import UserError, parse_amount, parse_count, read_json
 
 
 class Run(NamedTuple):

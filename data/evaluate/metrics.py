@@ -50,11 +50,8 @@ class Scores(NamedTuple):
 
 
 def find_default(task):
-    """The label that the paper's rule takes for an output without one; the first if none is set."""
-    default = task.get("paper_default_label") or task["labels"][0]
-    if default not in task["labels"]:
-        raise UserError(f"paper_default_label {default!r} in data/tasks.json: not one of labels")
-    return default
+    """The label that the released rule takes for no label; the first if the entry names none."""
+    return task.paper_default_label or task.labels[0]
 
 
 # --- arithmetic -----------------------------------------------------------------------------
@@ -188,7 +185,7 @@ def choose_constant_released(golds, default, names):
 
 def score_entities(rows, task, options):
     """Strict entity F1 and the released scorer's, for targets 'Entity [Label] ...'."""
-    labels, restored = task["labels"], any(row.generated is not None for row in rows)
+    labels, restored = task.labels, any(row.generated is not None for row in rows)
     default = find_default(task)
     brackets = {f"[{label}]": label for label in labels}
     names = {label.upper(): label for label in labels}
@@ -237,7 +234,7 @@ def note_odd_targets(odd):
 
 def score_classes(rows, task, options):
     """Accuracy, or micro and macro F1, of outputs that are one label of the task."""
-    labels, numbers = task["labels"], range(len(rows))
+    labels, numbers = task.labels, range(len(rows))
     index = {label.upper(): i for i, label in enumerate(labels)}
     default = find_default(task)
     gold = [index.get(row.target.strip().upper()) for row in rows]
@@ -256,7 +253,7 @@ def score_classes(rows, task, options):
         gold, predicted, hits, paper, paper_hits = np.split(sums, 5, axis=-1)
         right, paper_right = to_percent(hits.sum(-1), n), to_percent(paper_hits.sum(-1), n)
         invalid = to_percent(n - predicted.sum(-1), n)
-        if task.get("report") == "accuracy":
+        if task.report == "accuracy":
             return {"accuracy_released": paper_right, "accuracy": right, "invalid_rate": invalid}
         return {
             "micro_f1_released": paper_right,
@@ -266,7 +263,7 @@ def score_classes(rows, task, options):
             "invalid_rate": invalid,
         }
 
-    headline = "accuracy" if task.get("report") == "accuracy" else "micro_f1"
+    headline = "accuracy" if task.report == "accuracy" else "micro_f1"
     headline += {"strict": "", "released": "_released"}[options.rule]
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
     constant = labels[best], float(to_percent(count, len(rows)))

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.budget import tell_scale
-from data.costs.grid import LLM_EXAMPLES, choose_tasks, parse_seeds
-from data.files import UserError, load_task, write_atomic
+from data.costs.grid import LLM_EXAMPLES, parse_seeds
+from data.files import UserError, write_atomic
 from data.plots import drawing
 from data.plots.drawing import (
     ANN,
@@ -36,7 +36,7 @@ from data.plots.drawing import (
     Style,
 )
 from data.plots.points import TaskPoints, find_frontier, name_metric
-from data.plots.tables import show_dollars
+from data.plots.tables import read_tasks, show_dollars
 
 # --- from points to panels -----------------------------------------------------------------
 
@@ -368,8 +368,8 @@ FIGURE_MAKERS = {
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
     figure, parts, panels = args.command, [], []
-    for task in choose_tasks(figure, args.task, args.tasks):
-        parts.append(TaskPoints(args, figure, task, load_task(task, args.tasks)))
+    for task in read_tasks(args):
+        parts.append(TaskPoints(args, figure, task))
         panels += FIGURE_MAKERS[figure](parts[-1], args)
     if not any(point.scores for part in parts for _, point, _ in part.drawn):
         named = " or ".join(part.task for part in parts)

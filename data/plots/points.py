@@ -1,7 +1,7 @@
 """Points of the figures: what the runs of a cell scored, what they cost, which are missing.
 
 Usage:
-    part = TaskPoints(args, "fig2", "wlp", entry)       # args as plots.py parses them
+    part = TaskPoints(args, "fig2", task)               # args as plots.py parses them
     points = [part.make_point(cell, "small") for cell in part.cells]
     points[0].usd, points[0].mean, points[0].spread     # dollars, percent, percent or None
 Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json), data/tasks.json,
@@ -21,7 +21,7 @@ from data.costs.grid import cells, parse_seeds
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices
 from data.costs.runs import find_annotation, read_record
-from data.files import DATA, UserError, load_tasks, read_json
+from data.files import DATA, UserError, read_json
 
 # --- the paper's scores --------------------------------------------------------------------
 
@@ -70,11 +70,11 @@ class Results:
     """The runs of one task, read once: their scores, what they cost, which of them are missing."""
 
     def __init__(self, args, task):
-        self.folder, self.rule = Path(args.runs) / task, args.rule
+        self.folder, self.rule = Path(args.runs) / task.name, args.rule
         self.measured = args.dollars == "measured"
         self.found, self.missing, self.names = {}, {}, {}
         if self.measured:
-            tasks = load_tasks(args.tasks)
+            tasks = {task.name: task}
             self.ledger = Ledger(load_prices(args.prices), tasks, "paper", args.gpu)
 
     def read(self, run):
@@ -202,9 +202,9 @@ class Reported:
     Scales that divide the paper's dollars, and tasks of one's own, have no such points.
     """
 
-    def __init__(self, task, entry, scale):
-        same = load_scale(scale)["divide_by"] == 1 and "labels_n" not in entry
-        self.cells = [c for c in load_scores() if same and c["task"] == task]
+    def __init__(self, task, scale):
+        same = load_scale(scale)["divide_by"] == 1 and not task.own
+        self.cells = [c for c in load_scores() if same and c["task"] == task.name]
 
     def find(self, strategy, labels, **counts):
         """The score in Tables 2, 3 and 11 at N = `labels` and these counts, or None."""
@@ -226,21 +226,21 @@ def name_metric(results):
 class TaskPoints:
     """One task of a figure: its cells, its results, and the points that are drawn of it."""
 
-    def __init__(self, args, figure, task, entry):
-        self.task, self.title, self.scale = task, entry["title"], args.scale
-        self.own = "labels_n" in entry  # a task that the paper has not
-        self.prices, self.tasks = load_prices(args.prices), args.tasks
-        terms = make_terms(task, entry, self.prices)
-        place = (figure, task, args.scale, parse_seeds(args.seeds), terms, args.tasks)
+    def __init__(self, args, figure, task):
+        self.task, self.title, self.scale, self.entry = task.name, task.title, args.scale, task
+        self.own = task.own
+        self.prices = load_prices(args.prices)
+        terms = make_terms(task, self.prices)
+        place = (figure, task, args.scale, parse_seeds(args.seeds), terms)
         self.cells = cells(*place, prepared=args.prepared)
-        self.results, self.reported = Results(args, task), Reported(task, entry, args.scale)
+        self.results, self.reported = Results(args, task), Reported(task, args.scale)
         self.drawn = []  # (name of the series, Point, on the frontier?)
 
     def make_point(self, cell, strategy):
         """The Point of a strategy in a cell, the paper's score beside it where one is printed."""
         today = None
         if strategy == "llm":
-            today = count_llm_labels(self.task, cell.budget_usd, self.prices, self.tasks)
+            today = count_llm_labels(self.entry, cell.budget_usd, self.prices)
         usual = all(
             (run.student, run.teacher) == ("small", "xxl") for run in cell.runs.get(strategy) or ()
         )

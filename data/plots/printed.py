@@ -14,18 +14,17 @@ import re
 from pathlib import Path
 
 from data.costs.budget import (
-    check_entry,
     count_teacher_hours,
     make_terms,
     plan,
     price_distilling,
-    read_study,
 )
 from data.costs.grid import make_flags
-from data.costs.prices import load_prices, parse_amount, price_label, show_usd
-from data.files import DATA, load_task, read_jsonl
+from data.costs.prices import load_prices, show_usd
+from data.files import DATA, parse_amount, read_jsonl
 from data.plots.points import load_scores
 from data.plots.tables import Table, read_tasks, show_dollars
+from data.tasks import load_task
 
 # --- the paper's tables of prices and settings ---------------------------------------------
 
@@ -62,19 +61,18 @@ def build_table1(args):
     printed, notes, rows = load_printed(1), Notes(), []
     prices = load_prices(args.prices)
     totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
-    for name, entry in read_tasks(args):
-        fields = check_entry(name, entry)
-        price = price_label(prices, name, entry)
-        train = read_study(name, entry).train_rows
+    for task in read_tasks(args):
+        name, price = task.name, make_terms(task, prices).usd_per_label
+        train = task.rows.get("train")
         total = None if train is None else f"${round(train * price):,}"
         theirs, mark = totals.get(name), ""
         if theirs and total != theirs:
             text = f"{train:,} labels at ${float(price):.3f} are {total}; the paper prints {theirs}"
             same = [t for t, value in totals.items() if value == theirs and t != name]
-            also = ", the total of " + load_task(same[0])["title"] if same else ""
+            also = ", the total of " + load_task(same[0]).title if same else ""
             mark = notes.mark(text + also)
-        kind, count = fields.get("kind"), None if train is None else f"{train:,}"
-        rows.append([fields["title"], kind, count, f"${float(price):.3f}", total, theirs, mark])
+        kind, count = task.kind, None if train is None else f"{train:,}"
+        rows.append([task.title, kind, count, f"${float(price):.3f}", total, theirs, mark])
         n, usd = read_table4("small-full", name) or (0, None)
         if usd and abs((train - n) * price - usd) > 1:
             mark = notes.mark(
@@ -92,40 +90,37 @@ def count_rows(path):
     return len(read_jsonl(path, ("source",))) if path.exists() else None
 
 
-def find_most_unlabeled(table, name, args):
+def find_most_unlabeled(table, task, args):
     """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped.
 
     The paper's tasks take whole thousands, as Table 2 prints them.
     """
-    entry = load_task(name, args.tasks)
-    study = read_study(name, entry)
-    terms = make_terms(name, entry, load_prices(args.prices))
+    terms = make_terms(task, load_prices(args.prices))
     few = table == "table11"
-    labels = [study.few_shot_n] if few else study.labels_n
-    budgets = study.few_shot_budgets if few else study.budgets
+    labels = [task.few_shot_n] if few else task.labels_n
+    budgets = task.few_shot_budgets if few else task.budgets
     plans = [plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
     most = max((bought["unlabeled"] for bought in plans if bought), default=0)
-    return most if study.own else most // 1000 * 1000
+    return most if task.own else most // 1000 * 1000
 
 
 def build_table5(args):
     printed, notes, rows, short = load_printed(5), Notes(), [], []
-    for name, entry in read_tasks(args):
-        fields = check_entry(name, entry)
-        ours = {**fields.get("rows", {})}
-        ours["unlabeled"] = find_most_unlabeled("table2", name, args)
-        few_shot = find_most_unlabeled("table11", name, args)
+    for task in read_tasks(args):
+        name, ours = task.name, {**task.rows}
+        ours["unlabeled"] = find_most_unlabeled("table2", task, args)
+        few_shot = find_most_unlabeled("table11", task, args)
         if few_shot > ours["unlabeled"]:
-            short.append(f"{fields['title']} {few_shot:,}")
+            short.append(f"{task.title} {few_shot:,}")
         for split in ("train", "dev", "test", "unlabeled"):
             theirs, count = printed.get((name, split)), ours.get(split)
-            released, mark = fields.get("released_rows", {}).get(split), ""
+            released, mark = task.released_rows.get(split), ""
             if released not in (None, count):
                 mark = notes.mark(f"the released file has {released:,} rows, the paper {theirs}")
             elif read_number(theirs) not in (None, count):
                 mark = notes.mark(f"{count:,} here; the paper prints {theirs}")
             cells = [None if n is None else f"{n:,}" for n in (count, released)]
-            row = [fields["title"], split, cells[0], theirs, cells[1]]
+            row = [task.title, split, cells[0], theirs, cells[1]]
             if args.prepared:
                 found = count_rows(Path(args.prepared) / name / f"{split}.jsonl")
                 row.append(None if found is None else f"{found:,}")
@@ -147,8 +142,8 @@ def add_table5_flags(parser):
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
     prices = load_prices(args.prices)
-    for name, entry in read_tasks(args):
-        terms = make_terms(name, entry, prices)
+    for task in read_tasks(args):
+        name, terms = task.name, make_terms(task, prices)
         teacher = price_distilling(terms, n, 0)
         ours = {
             "initial_usd": n * terms.usd_per_label,
@@ -156,7 +151,7 @@ def build_table6(args):
             "teacher_usd": teacher,
             "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
         }
-        row, mark = [entry["title"]], ""
+        row, mark = [task.title], ""
         at, whole = read_table4("dist", name) or (n, None)
         for item, usd in ours.items():
             theirs = printed.get((name, item))
@@ -198,22 +193,22 @@ def build_table8(args):
     rows = []
     for item, head in heads.items():
         ours, theirs = [], []
-        for name, entry in tasks:
+        for task in tasks:
             flags = [
-                make_flags(name, "paper", strategy, tasks=args.tasks)[item.replace("_", "-")]
+                make_flags(task, "paper", strategy)[item.replace("_", "-")]
                 for strategy in ("small", "dist", "teacher")
             ]
             small, dist, teacher = map(show_rate if item == "learning_rate" else str, flags)
             ours.append(small if small == teacher else f"{small} ({teacher})")
-            theirs.append(printed.get((name, item)))
+            theirs.append(printed.get((task.name, item)))
             if dist != small:
-                notes.append(f"{head}, {entry['title']}: {dist} when distilling")
+                notes.append(f"{head}, {task.title}: {dist} when distilling")
             if theirs[-1] not in (None, ours[-1]):
-                text = f"{head}, {entry['title']}: {ours[-1]} here, {theirs[-1]} in the paper"
+                text = f"{head}, {task.title}: {ours[-1]} here, {theirs[-1]} in the paper"
                 notes.append(text)
         rows += [[head, "ours", *ours], ["", "paper", *theirs]]
     notes.append("In brackets: the teacher's value, where it is another one.")
-    columns = ["Hyperparameter", "From", *(entry["title"] for _, entry in tasks)]
+    columns = ["Hyperparameter", "From", *(task.title for task in tasks)]
     title = "Table 8. Hyperparameters at scale paper"
     return Table("table8", title, columns, rows, tuple(notes), left=2)
 
@@ -228,18 +223,17 @@ def read_example(folder):
 
 def build_table7(args):
     rows, missing = [], []
-    for name, entry in read_tasks(args):
-        fields = check_entry(name, entry)
-        source, target = read_example(Path(args.prepared) / name)
+    for task in read_tasks(args):
+        source, target = read_example(Path(args.prepared) / task.name)
         if source is None:
-            missing.append(fields["title"])
+            missing.append(task.title)
         else:
-            source = fields["prefix"] + source
+            source = task.prefix + source
         kept = "; ".join(target) if isinstance(target, list) else target
         parts = {"Source": source, "Target": kept}
-        if fields["metric"] == "classes":
-            parts["Target is one of"] = ", ".join(fields["labels"])
-        heads = [fields["title"], fields.get("kind")]
+        if task.metric == "classes":
+            parts["Target is one of"] = ", ".join(task.labels)
+        heads = [task.title, task.kind]
         for part, text in parts.items():
             rows.append([*heads, part, text])
             heads = ["", ""]

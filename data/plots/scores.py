@@ -1,7 +1,7 @@
 """What the runs of a table of scores scored, cost and lack: read once, shown cell by cell, noted.
 
 Usage:
-    study = Study(args, "wlp", entry, books)            # args as plots.py parses them
+    study = Study(args, task, books)                    # args as plots.py parses them
     score = study.score(study.cells[0], "small")        # one cell: one run a seed
     score.show(), score.show("constant"), score.price("today")  # "18.8 ±0.6", "0.6", dollars
 Reads:  runs/WORLD/TASK/RUN/metrics.json (and training.json), data/tasks.json, data/scales.json,
@@ -36,14 +36,15 @@ STRATEGIES = {
 class Study:
     """One task of a table: its cells, its finished runs and what the paper prints for it."""
 
-    def __init__(self, args, name, entry, books):
-        self.task, self.title, self.books, self.tasks = name, entry["title"], books, args.tasks
+    def __init__(self, args, task, books):
+        name, self.entry = task.name, task
+        self.task, self.title, self.books = name, task.title, books
         self.llm = args.llm
         self.number = int(args.command.removeprefix("table"))
         self.folder, self.read, self.records = Path(args.runs) / name, {}, {}
         seeds, limits = parse_seeds(args.seeds), {"prepared": args.prepared, "llm": args.llm}
-        self.cells = cells(args.command, name, args.scale, seeds, tasks=args.tasks, **limits)
-        self.own = "labels_n" in entry  # its counts stand at any scale
+        self.cells = cells(args.command, task, args.scale, seeds, **limits)
+        self.own = task.own  # its counts stand at any scale
         self.unit = 1 if self.own else load_scale(args.scale)["divide_by"]
         rows = load_scores()
         self.printed = [c for c in rows if (c["table"], c["task"]) == (self.number, name)]
@@ -74,7 +75,7 @@ class Study:
         if not cell or not cell.llm_labels:
             return None, None
         prices = self.books["today"].prices
-        counts = count_llm_labels(self.task, cell.budget_usd, prices, self.tasks)
+        counts = count_llm_labels(self.entry, cell.budget_usd, prices)
         today = next(count for name, count in counts.items() if name.endswith("today"))
         return f"{cell.llm_labels:,}", f"{today:,}"
 

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.grid import TABLES, choose_tasks, list_tasks
+from data.costs.grid import TABLES, choose_tasks
 from data.costs.prices import show_usd
-from data.files import load_task, write_atomic
+from data.files import write_atomic
+from data.tasks import load_tasks
 
 # --- one way to show a table ---------------------------------------------------------------
 
@@ -196,8 +197,6 @@ def show_count(count):
 
 
 def read_tasks(args):
-    """[(name, entry)] of --task that the paper shows in this table, or of all that are named."""
-    names = list_tasks(args.task, args.tasks)
-    if args.command in TABLES:
-        names = choose_tasks(args.command, args.task, args.tasks)
-    return [(name, load_task(name, args.tasks)) for name in names]
+    """The Tasks of --task that the paper shows in this table or figure, or all that are named."""
+    tasks = load_tasks(args.task, args.data)
+    return choose_tasks(args.command, tasks) if args.command in TABLES else tasks

@@ -1,0 +1,297 @@
+"""One task: what its texts are, how they are scored, the counts and prices behind its tables.
+
+Usage:
+    task = load_task("wlp")                         # an entry of data/tasks.json
+    task = load_task("mine=/data/remarks/task.json")  # one entry in a file of its own, named mine
+    tasks = load_tasks("wlp mine", folder)          # mine from FOLDER/task.json; "all": the six
+Reads:  data/tasks.json, or task.json files of one's own: an object of the fields below
+Writes: nothing
+Copy:   data/__init__.py data/files.py data/tasks.py data/tasks.json; standard library only
+
+The paper's tasks keep their counts and prices under "paper", as other scales divide them; an entry
+of one's own has them beside its title, and they are meant as they stand. Every other object in an
+entry holds settings for the scale of its name: "models", "learning_rate", "evaluate", and flags
+for "all" strategies, for one ("small", "dist", ...) and for "real-text".
+"""
+
+import difflib
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from data.files import (
+    DATA,
+    UserError,
+    check_kind,
+    parse_amount,
+    parse_count,
+    parse_price,
+    read_json,
+)
+
+PAPER_TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
+METRICS = ("entities", "classes", "answers", "paraphrase")  # families of evaluate.py
+PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+TAKEN = ("all", "made")  # words of the Makefile: all six tasks, the folder of finished tables
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked entry. Dollars, hours and tokens are Fractions, texts have no control characters,
+    and what the entry lacks is None or empty."""
+
+    name: str
+    title: str
+    metric: str
+    prefix: str
+    labels: tuple
+    max_source_length: int  # tokens
+    max_target_length: int
+    labels_n: tuple
+    budgets: tuple  # dollars
+    own: bool = True  # a task that the paper has not
+    kind: str = None
+    report: str = "f1"
+    instruction: str = None
+    paper_default_label: str = None  # what the released scorer makes of an output without a label
+    mean_tokens: dict = field(default_factory=dict)  # source, target
+    usd_per_label: Fraction = None
+    few_shot_n: int = 100
+    few_shot_budgets: tuple = ()
+    catch_up_usd: tuple = ()
+    figure_usd: dict = field(default_factory=dict)
+    rows: dict = field(default_factory=dict)  # split -> rows there are, None where not known
+    gpu: str = "A40"  # whose hours these are:
+    teacher_hours: dict = field(default_factory=dict)  # labels -> hours that fine-tune the teacher
+    distill_hours: dict = field(default_factory=dict)  # labels -> hours for one unlabeled example
+    llm_tokens_per_label: Fraction = None
+    files: dict = field(default_factory=dict)  # the paper's: names, rows and totals as published
+    released_rows: dict = field(default_factory=dict)
+    label_total_usd: Fraction = None
+    scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
+
+    def at(self, scale, key):
+        """The settings `key` of this task at a scale, {} where it has none of its own."""
+        return self.scales.get(scale, {}).get(key, {})
+
+
+# --- readers of fields: (value, where it stands) -> the checked value ------------------------
+
+
+def read_words(value, where):
+    """A text on one line: nothing in it can end a line of a table, of make or of a shell."""
+    for mark in check_kind(value, str, where):
+        if unicodedata.category(mark) in ("Cc", "Zl", "Zp"):
+            raise UserError(f"{where}: has a control character, {value!r}; write it without")
+    return value
+
+
+def read_choice(*words):
+    def read(value, where):
+        if value not in words:
+            raise UserError(f"{where} must be one of {', '.join(words)}, not {value!r}")
+        return value
+
+    return read
+
+
+def read_each(read, example=None):
+    """A list, each of whose values passes `read`; it must not be empty where `example` is given."""
+
+    def read_list(value, where):
+        if not isinstance(value, list):
+            such = f" such as {example}" if example else ""
+            raise UserError(f"{where} must be a list{such}, not {value!r}")
+        if example and not value:
+            raise UserError(f"{where} is empty; it is a list such as {example}")
+        return tuple(read(each, where) for each in value)
+
+    return read_list
+
+
+def read_map(read):
+    """An object, each of whose values passes `read`."""
+
+    def read_object(value, where):
+        pairs = check_kind(value, dict, where).items()
+        return {read_words(key, where): read(each, f"{where}: {key!r}") for key, each in pairs}
+
+    return read_object
+
+
+def read_tokens(value, where):
+    if type(value) is not int or value < 1:
+        raise UserError(f"{where} must be a number of tokens, not {value!r}")
+    return value
+
+
+def read_label_count(value, where):
+    return parse_count(value, where, 1)
+
+
+def read_rows(value, where):
+    return None if value is None else parse_count(value, where, 1)
+
+
+def read_hours(divide):
+    """Hours by labels, {"100": 2, "1000": "7.5"}, or one number for any labels; over `divide`."""
+
+    def read(value, where):
+        pairs = value.items() if isinstance(value, dict) else [(0, value)]
+        hours = {parse_count(n, where): parse_amount(v, where) / divide for n, v in pairs}
+        return dict(sorted(hours.items()))
+
+    return read
+
+
+def read_label(value, where):
+    if read_words(value, where).strip() != value or not value:
+        raise UserError(f"{where} must be texts without spaces around them, not {value!r}")
+    return value
+
+
+def read_setting(value, where):
+    """A flag's value: a text, a number, true or false, null, or a list of such."""
+    if isinstance(value, list):
+        return [read_setting(each, where) for each in value]
+    if value is not None and type(value) not in (bool, int):
+        check_kind(value, str if isinstance(value, str) else float, where)
+    return read_words(value, where) if isinstance(value, str) else value
+
+
+READERS = {
+    "title": read_words,
+    "metric": read_choice(*METRICS),
+    "prefix": read_words,
+    "labels": read_each(read_label),
+    "max_source_length": read_tokens,
+    "max_target_length": read_tokens,
+    "labels_n": read_each(read_label_count, [1000, 5000]),
+    "budgets": read_each(parse_price, [100, 200]),
+    "kind": read_words,
+    "report": read_choice("accuracy", "f1"),
+    "instruction": lambda value, where: check_kind(value, str, where),
+    "paper_default_label": read_words,
+    "mean_tokens": read_map(parse_amount),
+    "usd_per_label": parse_price,
+    "few_shot_n": read_label_count,
+    "few_shot_budgets": read_each(parse_price),
+    "catch_up_usd": read_each(parse_price),
+    "figure_usd": read_map(parse_price),
+    "rows": read_map(read_rows),
+    "gpu": read_words,
+    "teacher_gpu_hours": read_hours(1),
+    "distill_gpu_hours_per_100k": read_hours(100_000),
+    "distill_usd_per_100k": read_hours(100_000 * PAPER_USD_PER_GPU_HOUR),
+    "llm_tokens_per_label": parse_price,
+    "files": read_map(read_words),
+    "released_rows": read_map(read_rows),
+    "label_total_usd": parse_price,
+}
+NEEDED = tuple(READERS)[:8]
+HOURS = {  # where the entry's own word is another than the Task's
+    "teacher_gpu_hours": "teacher_hours",
+    "distill_gpu_hours_per_100k": "distill_hours",
+    "distill_usd_per_100k": "distill_hours",
+}
+read_scale = read_map(read_map(read_setting))
+
+
+# --- from an entry to a Task ----------------------------------------------------------------
+
+
+def split_entry(entry, what):
+    """(the fields of an entry, those under "paper" among them; its settings by scale)."""
+    own = "labels_n" in entry
+    paper = {} if own else entry.get("paper", {})
+    paper = check_kind(paper, dict, f"{what} 'paper'")
+    found = {key: value for key, value in {**paper, **entry}.items() if key in READERS}
+    scales = {key: value for key, value in entry.items() if key not in READERS}
+    if "paper" in scales and not own:
+        scales["paper"] = {key: paper[key] for key in paper if key not in READERS}
+    return found, scales
+
+
+def make_task(name, entry, where=""):
+    """The Task of an entry; a UserError names the field at fault and what it must be."""
+    what = f"{where}task {name!r}: field"
+    found, settings = split_entry(check_kind(entry, dict, f"{where}task {name!r}"), what)
+    for key in NEEDED:
+        if key not in found:
+            raise UserError(f"{what} {key!r} is missing; data/README.md says what it is")
+    values, scales = {}, {}
+    for key, value in found.items():  # null is the same as no field, but for those that are needed
+        if value is not None or key in NEEDED:
+            values[HOURS.get(key, key)] = READERS[key](value, f"{what} {key!r}")
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            near = difflib.get_close_matches(key, READERS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(READERS)}"
+            raise UserError(f"{what} {key!r} is none that an entry has; {hint}")
+        scales[key] = read_scale(value, f"{what} {key!r}")
+    values = {"few_shot_budgets": values["budgets"], **values}
+    task = Task(name=name, own="labels_n" in entry, scales=scales, **values)
+    check_labels(task, f"{what} 'labels'")
+    return task
+
+
+def check_labels(task, what):
+    """Refuse label names that outputs can't tell apart: case and outer spaces don't count."""
+    if len({label.upper() for label in task.labels}) < len(task.labels):
+        raise UserError(f"{what} has a label twice (case does not count)")
+    least = {"classes": 2, "entities": 1}.get(task.metric, 0)
+    if len(task.labels) < least:
+        raise UserError(f"{what} needs {least} names or more for {task.metric}")
+    if task.paper_default_label not in (None, *task.labels):
+        raise UserError(f"{what} has no {task.paper_default_label!r}, the 'paper_default_label'")
+
+
+def check_name(name):
+    """`name`, if it can name a folder, a word of make and a word of a shell."""
+    if not NAME.fullmatch(name) or name in TAKEN:
+        raise UserError(
+            f"task {name!r}: no name for a task; take letters and digits and _ . - alone, and not "
+            + " or ".join(TAKEN)
+        )
+    return name
+
+
+def load_task(word, folder=None):
+    """The Task that `word` names: an entry of data/tasks.json, a file FILE.json that is one entry,
+    NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
+    name, _, file = word.rpartition("=")
+    if file.endswith(".json"):
+        path = Path(file)
+        stem = path.resolve().parent.name if path.name == "task.json" else path.stem
+        return make_task(check_name(name or stem), read_json(path), f"{path}: ")
+    known = read_json(DATA / "tasks.json")
+    if word in known:
+        return make_task(check_name(word), known[word])
+    path = Path(folder or "", "task.json")
+    if folder and path.is_file():
+        return make_task(check_name(word), read_json(path), f"{path}: ")
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        f"unknown task {word!r}; {hint}known: {', '.join(known)} (entries of data/tasks.json); "
+        "one's own is FOLDER/task.json with the data (make: DATA=FOLDER), or --task FILE.json"
+    )
+
+
+def load_tasks(words, folder=None):
+    """The Tasks of a text such as "wlp fever", or for "all" the paper's six, each once."""
+    names = PAPER_TASKS if words == "all" else tuple(dict.fromkeys(words.split()))
+    if not names:
+        raise UserError("--task: no task given; write for example wlp, 'wlp fever' or all")
+    return [load_task(name, folder) for name in names]
+
+
+def name_word(task, asked, folder=None):
+    """The word by which scripts that know no FOLDER find `task`, one of the words `asked`."""
+    if task.name in read_json(DATA / "tasks.json"):
+        return task.name
+    files = [word for word in asked if word.endswith(".json") and load_task(word).name == task.name]
+    return files[0] if files else f"{task.name}={Path(folder, 'task.json')}"
