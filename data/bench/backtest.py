@@ -1,0 +1,425 @@
+"""Is the advice right? Predict measured cells from fewer runs, and see who really won.
+
+Usage:
+    python -m data.bench.backtest                         # two to four minutes
+    python -m data.bench.backtest --output /tmp/backtest.csv
+
+Reads:  data/results/mini-all-*.csv (cells and figures of the mini grid), data/paper/scores.csv
+Writes: OUTPUT, a CSV of every figure with the bound that it should keep
+
+A pilot is what one would run first: students on about N/10, N/4, N/2 and N labels (P1), a teacher
+on N (P2), a distilled student on the fewest rows measured (P3) and one on about twice as many (P4).
+Everything beyond is predicted and compared with what was measured. Prices: the paper's, times 1/30
+to 3 for labels and 1/3 to 3 for GPUs; the truth at a budget is then between measured points, the
+nearest of them at most a few percent away. A gap below 1.5 points is nobody's win.
+"""
+
+import argparse
+import csv
+import functools
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+
+from data.costs.advise import Market, find_turns
+from data.costs.budget import count_distill_hours, make_terms, price_distilling
+from data.costs.curves import Posterior, Run, band, share_above
+from data.costs.prices import load_prices
+from data.files import DATA, run_cli
+from data.tasks import load_task
+
+TITLES = {
+    "WLP": "wlp",
+    "Stanceosaurus": "stanceosaurus",
+    "FEVER": "fever",
+    "MultiPIT-Id": "multipit_id",
+    "MultiPIT-Gen": "multipit_gen",
+    "Natural Questions": "nq",
+}
+TASKS = tuple(TITLES.values())
+ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}
+# Of the released test sets; where these are not public, the lowest score that the paper prints.
+PAPER_CONSTANTS = dict(zip(TASKS, (9.2, 45.5, 50.3, 53.1, 45.0, 1.8), strict=True))
+HORIZONS = ((1.3, 3, "2x"), (3, 7, "4x"), (7, 16, "10x"), (16, math.inf, ">16x"))
+LEVELS = ("P0", "P1", "P2", "P3", "P4")
+LABEL_PRICES, GPU_PRICES = (1 / 30, 1 / 10, 1 / 3, 1, 3), (1 / 3, 1, 3)
+TIE = 1.5  # points
+DIVIDE = {"mini": 10, "paper": 1}
+BOUNDS = {  # what the method kept when it was designed, on these tables
+    ("labels", "mini"): {"2x": 2.7, "4x": 4, "10x": 7},
+    ("labels", "paper"): {"2x": 5.5, "4x": 8, "10x": 12},
+    ("rows", "mini"): {"P2": 7, "P4": 4},
+    ("rows", "paper"): {"P2": 4, "P4": 1.5},
+}
+
+
+class Point(NamedTuple):
+    """One measured score, 0 to 100."""
+
+    world: str
+    task: str
+    arm: str
+    labels: int
+    rows: int
+    score: float
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def load_mini(folder):
+    """(Points, {task: constant predictor}) of the committed mini grid."""
+    found, constants = {}, {}
+    for name in ("fig2", "fig3"):
+        for row in read_csv(folder / f"mini-all-{name}.csv"):
+            key = row["Task"], row["Strategy"], int(row["Labels"]), int(row["Unlabeled"])
+            found[key] = float(row["Score"])
+    for name in ("table2", "table3", "table4", "table9", "table11"):
+        for row in read_csv(folder / f"mini-all-{name}-cells.csv"):
+            task, arm = TITLES[row["Task"]], ARMS.get(row["Strategy"])
+            constants[task] = float(row["Constant"] or constants.get(task, 0))
+            if arm and row["Score"] not in ("", "N/A", "–"):
+                key = task, arm, int(row["Labels"]), int(row["Unlabeled"] or 0)
+                found.setdefault(key, float(row["Score"]))
+    return [Point("mini", *key, score) for key, score in found.items()], constants
+
+
+def load_paper(path=DATA / "paper" / "scores.csv"):
+    """The Points of the paper's Tables 2, 3, 4, 9 and 11."""
+    found = {}
+    for row in read_csv(path):
+        table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
+        skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
+        skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")
+        skip |= table == "9" and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
+        if not skip:
+            labels = int(row["labels"]) + count_extra(row)
+            key = row["task"], arm, min(labels, rows_of(row["task"])), int(row["unlabeled"] or 0)
+            found.setdefault(key, float(row["score"]))
+    return [Point("paper", *key, score) for key, score in found.items()]
+
+
+def count_extra(row):
+    """Labels bought beside N: as printed, in Table 4 what the budget buys."""
+    if row["table"] == "4" and row["strategy"].startswith("small"):
+        return round(float(row["budget_usd"]) / float(get_terms(row["task"]).usd_per_label))
+    return int(row["extra_labels"] or 0)
+
+
+@functools.cache
+def get_terms(task):
+    return make_terms(load_task(task), load_prices())
+
+
+def rows_of(task):
+    return load_task(task).rows["train"]
+
+
+class Measured:
+    """All points, and the pilots and posteriors made from them."""
+
+    def __init__(self, folder):
+        mini, constants = load_mini(folder)
+        self.points = mini + load_paper()
+        self.constants = {("mini", t): c for t, c in constants.items()}
+        self.constants |= {("paper", t): c for t, c in PAPER_CONSTANTS.items()}
+
+    def select(self, world, task, arm, labels=None):
+        points = [p for p in self.points if p[:3] == (world, task, arm)]
+        return sorted(p for p in points if labels is None or p.labels == labels)
+
+    def pick_students(self, world, task, n, ratios=(0.1, 0.25, 0.5, 1)):
+        """The points nearest to these shares of n, within a factor 1.7; [] if fewer than two."""
+        points = [p for p in self.select(world, task, "small") if p.labels <= n * 1.001]
+        near = {}
+        for ratio in ratios:
+            off = [(abs(math.log(p.labels / (n * ratio))), p) for p in points]
+            if off and min(off)[0] < math.log(1.7):
+                near[min(off)[1].labels] = min(off)[1]
+        picked = [near[labels] for labels in sorted(near)]
+        return picked if len(picked) > 1 and picked[-1].labels >= n / 1.3 else []
+
+    @functools.cache  # noqa: B019 (one object lives as long as the program)
+    def make_pilots(self, world, task, n):
+        """{level: its Points}, as far as they were measured."""
+        students = self.pick_students(world, task, n) or self.select(world, task, "small", n)
+        teacher, rows = (self.select(world, task, arm, n) for arm in ("teacher", "dist"))
+        pilots = {"P0": []}
+        if students:
+            pilots["P1"] = students
+        if students and teacher:
+            pilots["P2"] = [*students, *teacher]
+            more = [p for p in rows if p.rows >= 1.8 * rows[0].rows]
+            pilots |= {"P3": [*pilots["P2"], rows[0]]} if rows else {}
+            pilots |= {"P4": [*pilots["P3"], more[0]]} if more else {}
+        return pilots
+
+    def make_posterior(self, world, task, points):
+        return self.cached_posterior(world, task, tuple(points))
+
+    @functools.cache  # noqa: B019
+    def cached_posterior(self, world, task, points):
+        runs = [Run(p.arm, p.labels, p.rows, p.score / 100) for p in points]
+        return Posterior(runs, self.constants[world, task] / 100)
+
+
+def measure_error(pairs):
+    """(mean absolute error, share inside the band, mean width) of [(scores, truth)], in points."""
+    bands = [(band(scores), truth) for scores, truth in pairs]
+    off = [abs(b[1] - truth) for b, truth in bands]
+    inside = [b[0] <= truth <= b[2] for b, truth in bands]
+    return tuple(statistics.mean(v) for v in (off, inside, [b[2] - b[0] for b, _ in bands]))
+
+
+def check_labels(measured):
+    """Ann. beyond the pilot, by how far; each (task, N) counts once a horizon."""
+    found = defaultdict(list)
+    for world, sizes in (("mini", (50, 100, 500)), ("paper", (500, 1000, 2000, 5000, 10000))):
+        for task, n in itertools.product(TASKS, sizes):
+            pilot = measured.pick_students(world, task, n)
+            for low, high, name in HORIZONS if pilot else ():
+                most = pilot[-1].labels
+                beyond = [
+                    p
+                    for p in measured.select(world, task, "small")
+                    if max(low, 1.3) <= p.labels / most < high
+                ]
+                if beyond:
+                    posterior = measured.make_posterior(world, task, pilot)
+                    pairs = [(posterior.ann(p.labels), p.score) for p in beyond]
+                    found["labels", world, name].append(measure_error(pairs))
+    return found
+
+
+def check_rows(measured):
+    """Dist. at the pilot's N on more rows, by level of pilot."""
+    found = defaultdict(list)
+    for world, sizes in (("mini", (10, 50, 100, 500, 1000)), ("paper", (100, 1000, 5000, 10000))):
+        for task, n in itertools.product(TASKS, sizes):
+            pilots = measured.make_pilots(world, task, n)
+            beyond = measured.select(world, task, "dist", n)[2:]
+            for level in LEVELS[1:] if beyond else ():
+                if level in pilots:
+                    posterior = measured.make_posterior(world, task, pilots[level])
+                    pairs = [(posterior.dist(n, p.rows), p.score) for p in beyond]
+                    found["rows", world, level].append(measure_error(pairs))
+    return found
+
+
+def interpolate(points, counts):
+    """Scores at `counts`: rising in labels (isotonic), straight in the log of the count."""
+    known = sorted(counts)
+    return lambda count: float(
+        np.interp(math.log(count), np.log(known), [points[c] for c in known])
+    )
+
+
+def price_arms(world, task, n):
+    """Dollars of (a label, the teacher on n, a distilled row) in `world`."""
+    unit, terms = DIVIDE[world], get_terms(task)
+    teacher = price_distilling(terms, n * unit, 0) / unit
+    row = count_distill_hours(terms, n * unit) * terms.usd_per_gpu_hour
+    return float(terms.usd_per_label), float(teacher), float(row)
+
+
+def list_cells(measured):
+    """Cells at other prices: (world, task, N, budget, labels, Ann., rows, Dist.)."""
+    for world, sizes in (("mini", (100, 500, 1000)), ("paper", (100, 1000, 5000, 10000))):
+        for task, n in itertools.product(TASKS, sizes):
+            students = measured.select(world, task, "small")
+            x = [p.labels for p in students]
+            fit = IsotonicRegression().fit_transform(np.log(x), [p.score for p in students])
+            ann = interpolate(dict(zip(x, fit, strict=True)), x)
+            rows = {p.rows: p.score for p in measured.select(world, task, "dist", n)}
+            if len(rows) < 3:
+                continue
+            dist, (label, teacher, row) = interpolate(rows, rows), price_arms(world, task, n)
+            for by_label, by_gpu in itertools.product(LABEL_PRICES, GPU_PRICES):
+                for budget in (usd / DIVIDE[world] for usd in (50, 100, 200, 500, 1000)):
+                    labels = int(n + budget // (label * by_label))
+                    u = int((budget - teacher * by_gpu) // (row * by_gpu))
+                    if labels <= max(x) * 1.05 and u >= min(rows) * 0.7:
+                        u = min(u, max(rows))
+                        score = dist(max(u, min(rows)))
+                        yield world, task, n, budget, labels, ann(labels), u, score
+
+
+def judge_cells(measured, cells):
+    """{(world, level): [(P(Dist. > Ann.), Ann., Dist.)]} of the cells that no pilot has seen."""
+    found = defaultdict(list)
+    for world, task, n, _, labels, ann, rows, dist in cells:
+        pilots = measured.make_pilots(world, task, n)
+        if "P4" not in pilots or rows in [p.rows for p in pilots["P4"] if p.arm == "dist"]:
+            continue  # the same cells for every level
+        for level in LEVELS:
+            posterior = measured.make_posterior(world, task, pilots[level])
+            p = share_above(posterior.dist(n, rows, 0), posterior.ann(labels, 0))
+            found[world, level].append((p, ann, dist))
+        found[world, "always Dist."].append((1.0, ann, dist))
+    return found
+
+
+def summarise_winners(judged):
+    """(cells decided, right, told, right if told, points lost) of [(p, ann, dist)]."""
+    decided = [(p, d > a) for p, a, d in judged if abs(d - a) >= TIE]
+    told = [((p > 0.5) == won) for p, won in decided if not 0.2 < p < 0.8]
+    lost = statistics.mean(max(a, d) - (d if p > 0.5 else a) for p, a, d in judged)
+    right = statistics.mean((p > 0.5) == won for p, won in decided)
+    return len(decided), right, len(told) / len(decided), statistics.mean(told or [0]), lost
+
+
+def check_calibration(judged):
+    """[(low, high, cells, mean P, share of Dist. wins)] of the decided cells, by P."""
+    decided = [(p, d > a) for cells in judged for p, a, d in cells if abs(d - a) >= TIE]
+    for low, high in itertools.pairwise((0, 0.05, 0.2, 0.5, 0.8, 0.95, 1.01)):
+        cells = [cell for cell in decided if low <= cell[0] < high]
+        if cells:
+            yield (
+                low,
+                min(high, 1),
+                len(cells),
+                *(statistics.mean(v) for v in zip(*cells, strict=True)),
+            )
+
+
+def list_table2(measured):
+    """{(task, N): [(budget, Dist. - Ann.)]} of the paper's Table 2, where a budget buys rows."""
+    cells = defaultdict(dict)
+    for row in read_csv(DATA / "paper" / "scores.csv"):
+        if row["table"] == "2" and row["budget_usd"] not in ("", "0"):
+            score = float(row["score"]) if row["score"] not in ("", "N/A") else None
+            key = row["task"], int(row["labels"]), float(row["budget_usd"])
+            cells[key][row["strategy"]] = score
+    gaps = defaultdict(list)
+    for (task, n, budget), scores in sorted(cells.items()):
+        if scores.get("dist") is not None:
+            gaps[task, n].append((budget, scores["dist"] - scores["small"]))
+    return gaps
+
+
+def check_first_lead(measured, level):
+    """[whether the 80% interval of the first budget at which Dist. leads meets what Table 2 shows].
+
+    The table shows a bracket: from the teacher's price, or the last budget lost, to the first won.
+    """
+    for (task, n), gaps in list_table2(measured).items():
+        lost = [budget for budget, gap in gaps if gap <= 0]
+        won = [budget for budget, gap in gaps if gap > 0]
+        terms, task_rows = get_terms(task), measured.select("paper", task, "dist", n)
+        market = Market(terms, n, max(p.rows for p in task_rows), rows_of(task))
+        low = max([float(market.price_teacher(n)), *lost])
+        points = measured.make_pilots("paper", task, n)[level]
+        posterior = measured.make_posterior("paper", task, points)
+        first, _, last = find_turns(posterior, market, 5, 20_000, 120)["first"]
+        yield first <= min(won, default=math.inf) and last >= low
+
+
+def list_options(measured, world, task, n):
+    """[(dollars beside n labels, Point)] of all that was measured from n labels on, as priced."""
+    for arm in ("small", "dist"):
+        for point in measured.select(world, task, arm):
+            if point.labels >= n:
+                label, teacher, row = price_arms(world, task, point.labels)
+                usd = point.labels * label + (teacher + point.rows * row) * (arm == "dist")
+                yield usd, point
+
+
+def check_split(measured, world, n, level="P2", budgets=12):
+    """Points that the advised split of each budget loses to the best measured one."""
+    for task in TASKS:
+        pilots, options = (
+            measured.make_pilots(world, task, n),
+            list_options(measured, world, task, n),
+        )
+        options = sorted(options)
+        if level not in pilots or len(options) < 3:
+            continue
+        posterior = measured.make_posterior(world, task, pilots[level])
+        expected = [
+            statistics.mean(
+                posterior.ann(p.labels) if p.arm == "small" else posterior.dist(p.labels, p.rows)
+            )
+            for _, p in options
+        ]
+        for budget in np.geomspace(options[2][0], options[-1][0] * 1.01, budgets):
+            can = [i for i, (usd, _) in enumerate(options) if usd <= budget]
+            chosen = max(can, key=expected.__getitem__)
+            yield max(options[i][1].score for i in can) - options[chosen][1].score
+
+
+def list_results(measured):
+    """Rows of the CSV: (test, world, case, measure, value, cases, bound, kept)."""
+    for (test, world, case), errors in {**check_labels(measured), **check_rows(measured)}.items():
+        error, inside, width = (statistics.mean(v) for v in zip(*errors, strict=True))
+        bound = BOUNDS[test, world].get(case)
+        yield test, world, case, "mean absolute error", error, len(errors), f"<= {bound}", bound
+        kept = (0.75, 0.98) if len(errors) >= 10 else None
+        yield test, world, case, "inside the 80% band", inside, len(errors), "0.75 to 0.98", kept
+        yield test, world, case, "width of the band", width, len(errors), "", None
+    for level in ("P2", "P3"):
+        met = list(check_first_lead(measured, level))
+        yield "first lead", "paper", level, "brackets met", sum(met), len(met), ">= 11", 11
+    for world, n, most in (("paper", 1000, 0.5), ("mini", 100, 1.0)):
+        lost = list(check_split(measured, world, n))
+        mean = statistics.mean(lost)
+        yield "split", world, "P2", "points lost", mean, len(lost), f"<= {most}", most
+    judged = judge_cells(measured, list(list_cells(measured)))
+    least = {("paper", "P3"): (0.8, 0.55, 0.9, 1.1), ("mini", "P3"): (0.97, None, None, None)}
+    for (world, level), cells in judged.items():
+        count, *found = summarise_winners(cells)
+        names = ("winner right", "told", "right if told", "points lost")
+        for name, value, bound in zip(
+            names, found, least.get((world, level), [None] * 4), strict=True
+        ):
+            sign = "<=" if name == "points lost" else ">="
+            yield "winner", world, level, name, value, count, f"{sign} {bound}", bound
+    for low, high, count, p, share in check_calibration([judged[w, "P3"] for w in DIVIDE]):
+        case, bound = f"{low:g} to {high:g}", 0.12 if count >= 100 else None
+        yield "calibration", "both", case, "share of wins less P", share - p, count, "+-0.12", bound
+
+
+def is_kept(measure, value, bound):
+    """Whether a figure keeps its bound; "" where it has none."""
+    if bound is None:
+        return ""
+    if isinstance(bound, tuple):
+        return bound[0] <= value <= bound[1]
+    at_most = measure in ("mean absolute error", "points lost", "share of wins less P")
+    return abs(value) <= bound if at_most else value >= bound
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    results = DATA / "results"
+    parser.add_argument("--results", type=Path, default=results, help="folder (%(default)s)")
+    parser.add_argument("--output", type=Path, default=results / "advise-backtest.csv")
+    args = parser.parse_args(argv)
+    rows = []
+    for test, world, case, measure, value, cases, bound, limit in list_results(
+        Measured(args.results)
+    ):
+        kept = is_kept(measure, value, limit)
+        rows.append(
+            (test, world, case, measure, f"{value:.3f}", cases, bound if limit else "", kept)
+        )
+        print(*rows[-1], sep="\t", flush=True)
+    with open(args.output, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow("test world case measure value cases bound kept".split())
+        table.writerows(rows)
+    missed = [row for row in rows if row[-1] is False]
+    print(f"{len(missed)} of {sum(row[-1] != '' for row in rows)} bounds missed")
+
+
+if __name__ == "__main__":
+    run_cli(main)
