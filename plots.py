@@ -21,10 +21,12 @@ from data.costs.grid import LLM_EXAMPLES
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, name_llm
 from data.files import DATA, run_cli
-from data.plots import printed
+from data.plots import pipeline, printed
 from data.plots.figures import FIGURES
-from data.plots.scores import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, Study, list_details, make_notes
-from data.plots.tables import Table, read_tasks, render, show_count, show_dollars
+from data.plots.notes import LIMITS, STRATEGIES, keep, note_table
+from data.plots.paired import compare, pair_scores
+from data.plots.results import Study, read_tasks
+from data.plots.tables import Table, render, show_count, show_dollars
 
 # --- the layouts ---------------------------------------------------------------------------
 
@@ -46,28 +48,70 @@ def show_constant(scores):
     return next(filter(None, (score.show_mean("constant") for score in scores)), None)
 
 
-def lay_group(study, cells):
+def compare_cells(study):
+    """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells; empty
+    where the runs were scored before rows were kept."""
+    pairs = {}
+    for cell in study.cells:
+        pair = pair_scores(study.score(cell, "small"), study.score(cell, "dist"))
+        pairs |= {(cell.labels, cell.budget_usd): pair} if pair else {}
+    return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
+
+
+def show_tested(cell, scores, tested):
+    """Dist. - Ann. in a cell: ns where chance alone may make it, n= where few rows are scored."""
+    found, gap = tested.get((cell.labels, cell.budget_usd)), show_gap(*(s.mean() for s in scores))
+    rows = scores[0].count_rows()
+    if gap is None or rows is None:
+        return gap
+    gap += " ns" * (found is not None and found.winner is None)
+    return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
+
+
+FEW_ROWS = 200  # below it a point of score is a row or two
+
+
+def show_once(scores, heads):
+    """Each score, or where its runs are those of a cell before, as nothing more could be bought,
+    that cell's budget."""
+    seen, shown = {}, []
+    for score, head in zip(scores, heads, strict=True):
+        first = seen.setdefault(score.runs, head)
+        shown.append(score.show() if first == head or not score.runs else f"as {first}")
+    return shown
+
+
+def show_part(count, planned, show="{:,}".format):
+    """A count, "of" how many were planned where there are not so many."""
+    return show(count) + (f" of {show(planned)}" if planned and planned > count else "")
+
+
+def lay_group(study, cells, tested):
     """Lines of Table 2 for one task and N: {label: one entry a budget}."""
     teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
-    scores = [(c, study.score(c, "small"), study.score(c, "dist")) for c in cells]
+    heads = [f"+{show_dollars(cell.budget_usd)}" for cell in cells]
+    ann, dist = ([study.score(cell, kind) for cell in cells] for kind in ("small", "dist"))
+    both = list(zip(cells, ann, dist, strict=True))
     lines = {
-        "Ann.": [ann.show() for _, ann, _ in scores],
-        "  labels bought": [f"+{c.extra_labels:,}" for c in cells],
-        f"Dist. from [{teacher.show()}]": [dist.show() for *_, dist in scores],
+        "Ann.": show_once(ann, heads),
+        "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
+        f"Dist. from [{teacher.show()}]": show_once(dist, heads),
         "  A40-hours / rows distilled": [
-            f"{c.gpu_hours}h / {show_count(c.unlabeled)}" if c.unlabeled else None for c in cells
+            f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
+            if c.unlabeled
+            else None
+            for c in cells
         ],
-        "Dist. - Ann.": [show_gap(dist.mean(), ann.mean()) for _, ann, dist in scores],
+        "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
     }
     if any(cell.llm_labels for cell in cells):
         lines |= lay_llm(study, cells)
-    if any(score.released_key() for _, *both in scores for score in both):
-        lines["Ann., paper's rule"] = [ann.show_released() for _, ann, _ in scores]
-        label = f"Dist. [{teacher.show_released()}], paper's rule"
-        lines[label] = [dist.show_released() for *_, dist in scores]
-    lines["Constant predictor"] = [show_constant([a, d]) for _, a, d in scores[:1]]
-    lines["Constant predictor"] += [""] * (len(cells) - 1)
-    invalid = [[score.show_mean("invalid_rate") for score in both] for _, *both in scores]
+    if any(score.has_released() for score in ann + dist):
+        lines["Ann., released"] = [score.show("released") for score in ann]
+        label = f"Dist. [{teacher.show('released')}], released"
+        lines[label] = [score.show("released") for score in dist]
+    lines["Constant predictor"] = [show_constant(ann + dist), *[""] * (len(cells) - 1)]
+    invalid = [[score.show_mean("invalid_rate") for score in pair] for _, *pair in both]
     if any(map(any, invalid)):
         shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
         lines["Invalid %: Ann. / Dist."] = shown
@@ -83,55 +127,108 @@ def lay_group(study, cells):
 def lay_llm(study, cells):
     """Lines of Table 2 on an LLM's labels beside N of people, by both rules."""
     scores = [study.score(cell, "llm") for cell in cells]
-    counts = [study.count_llm_labels(cell) for cell in cells]
     name = f"Human + {study.name_annotator()}"
     lines = {
         name: [score.show() if score.runs else None for score in scores],
-        "  labels bought / today": [f"+{n} / {today}" if n else None for n, today in counts],
+        "  labels bought / today": [
+            f"+{cell.llm_labels:,} / {count_today(study, cell):,}" if cell.llm_labels else None
+            for cell in cells
+        ],
     }
-    if any(score.released_key() for score in scores):
-        shown = [score.show_released() if score.runs else None for score in scores]
-        lines[f"{name}, paper's rule"] = shown
+    if any(score.has_released() for score in scores):
+        shown = [score.show("released") if score.runs else None for score in scores]
+        lines[f"{name}, released"] = shown
     return lines
+
+
+def count_today(study, cell):
+    """LLM labels that a cell's budget buys at today's prices, None where it buys none."""
+    counts = study.count_llm_labels(cell)
+    return next((count for name, count in counts.items() if name.endswith("today")), None)
+
+
+def tell_tests(study, tested):
+    """A sentence an N: what the paired test says at each budget."""
+    for n in dict.fromkeys(labels for labels, _ in tested):
+        told = []
+        for (labels, budget), found in tested.items():
+            word = f"{found.winner} better" if found.winner else "no difference (ns)"
+            interval = f"{found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]"
+            told += [f"+{show_dollars(budget)}: {word}, {interval}"] if labels == n else []
+        seeds = sorted({found.seeds for (labels, _), found in tested.items() if labels == n})
+        count = "one seed" if seeds == [1] else "/".join(map(str, seeds)) + " seeds"
+        yield f"{study.title}, N={n:,}, Dist. - Ann. over {count}: {'; '.join(told)}."
 
 
 def lay_budgets(studies):
     """Tables 2 and 11: rows of each N, a column a budget."""
-    rows, heads, same = [], [], len(studies) == 1
+    rows, heads, same, sentences, seeds = [], [], len(studies) == 1, [], set()
     for study in studies:
-        counts = dict.fromkeys(cell.labels for cell in study.cells)
+        counts, tested = dict.fromkeys(cell.labels for cell in study.cells), compare_cells(study)
         groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
         heads.append([f"+{show_dollars(cell.budget_usd)}" for cell in groups[0]])
         rows += [] if same else [[study.title, "Additional $", *heads[-1]]]
         for cells in groups:
             head = f"{cells[0].labels:,} ({show_dollars(cells[0].initial_usd)})"
-            rows += join([head], lay_group(study, cells))
+            rows += join([head], lay_group(study, cells, tested))
+        sentences += tell_tests(study, tested)
+        seeds |= {found.seeds for found in tested.values()}
     width = max(map(len, heads))
     if not same:
         rows = [row + [""] * (width + 2 - len(row)) for row in rows]
         heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
-    notes = [
-        "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's $1.875; rows: "
-        "what they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's].",
-        "Constant predictor: the best that always gives the same output. Invalid: outputs that "
-        "can't be read.",
-    ]
-    if any(cell.llm_labels for study in studies for cell in study.cells):
-        notes.append(
-            "Human + an annotator that isn't one: the dollars buy its labels at text-davinci-003's "
-            f"price in the paper; today: as many of {name_llm('today')}, not in batches; the "
-            "scores are of the former, the latter may be more than the unlabeled rows. The labeled "
-            f"rows in its prompts, {LLM_EXAMPLES}, are not in the dollars where N is smaller."
-        )
+    shown, llm = str(rows), any(c.llm_labels for study in studies for c in study.cells)
+    notes = keep(
+        [
+            *((True, sentence) for sentence in sentences),
+            (
+                sentences,
+                "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
+                "the task's cells; ns: a tie, chance alone may make it. "
+                + ("Of one seed: rows are drawn anew, training is not." if seeds == {1} else "")
+                + (
+                    "Seeds' variance is pooled over the cells." if max(seeds, default=0) > 1 else ""
+                ),
+            ),
+            (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
+            (
+                True,
+                "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's "
+                "$1.875; rows: what they distil after the teacher is paid; N/A: they don't cover "
+                "it. [Its teacher's]. Training on labels, about $1 in the paper (footnote 1), is "
+                "left out.",
+            ),
+            (
+                " of " in shown or "as +" in shown,
+                "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
+                "more can be bought.",
+            ),
+            ("(n=" in shown, f"(n=): so few test rows, under {FEW_ROWS}, that each counts."),
+            (
+                True,
+                "Constant predictor: the best that always gives the same output. Invalid: outputs "
+                "that can't be read.",
+            ),
+            (
+                llm,
+                "Human + an annotator that isn't one: the dollars buy its labels at "
+                f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, "
+                "not in batches; the scores are of the former, the latter may be more than the "
+                f"unlabeled rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the "
+                "dollars where N is smaller.",
+            ),
+            (True, LIMITS),
+        ]
+    )
     return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 
 
 def show_both(study, groups, printed):
-    """{"score": ..., "paper's rule": ..., "paper": ...}: one entry a group of runs."""
+    """{"strict": ..., "released": ..., "paper": ...}: one entry a group of runs."""
     scores = [study.score(cell, strategy) for cell, strategy in groups]
-    lines = {"score": [score.show() for score in scores]}
-    if any(score.released_key() for score in scores):
-        lines["paper's rule"] = [score.show_released() for score in scores]
+    lines = {"strict": [score.show() for score in scores]}
+    if any(score.has_released() for score in scores):
+        lines["released"] = [score.show("released") for score in scores]
     return {**lines, "paper": printed} if any(printed) else lines
 
 
@@ -142,7 +239,7 @@ def lay_table3(studies):
         kinds = ("small", "self", "teacher", "dist")
         printed = [study.find_printed(cell, kind) for kind in kinds]
         lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-        gaps = {"score": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
+        gaps = {"strict": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
         for key, line in lines.items():
             line.append(show_gap(gaps[key][3], gaps[key][1]) if key in gaps else None)
         head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
@@ -161,12 +258,19 @@ def lay_table4(studies):
     for study in studies:
         first, *bought, whole = study.cells
         groups = [(first, "dist"), (bought[-1], "small"), (whole, "small")]
-        lines = show_both(study, groups, [study.find_printed(*group) for group in groups])
+        theirs = {row["strategy"]: row for row in study.printed}
+        never = theirs.get("small", {}).get("text") == "N/A"
+        shown = [study.find_printed(*group) for group in groups]
+        lines = show_both(study, groups, [shown[0], "N/A" if never else shown[1], shown[2]])
         usd = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
         for key, line in lines.items():
-            theirs = key == "paper"
-            dollars = read_dollars(study) if theirs else usd
-            caught = show_dollars(dollars[1]) if theirs else find_crossing(study, key == "score")
+            dollars, caught = usd, None
+            if key == "paper":
+                kinds = ("dist", "small", "small-full")
+                dollars = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
+                caught = "never" if never else show_dollars(dollars[1])
+            else:
+                caught = find_crossing(study, key)
             pairs = zip(line, map(show_dollars, dollars), strict=True)
             lines[key] = [*itertools.chain(*pairs), caught]
         rows += join([study.title, f"{first.labels:,}"], lines)
@@ -177,20 +281,16 @@ def lay_table4(studies):
         "with every label there is, its upper bound.",
         "Catches up: between which budgets Ann. first reaches Dist., of Table 2's, the paper's and "
         "all labels; never: not with all labels.",
+        LIMITS,
     ]
     return [*columns, "Ann. catches up"], rows, notes, 3
 
 
-def find_crossing(study, strict):
-    """Between which dollars Ann. reaches the score of Dist., by either rule."""
+def find_crossing(study, rule):
+    """Between which dollars Ann. reaches the score of Dist. by a rule."""
     first, *cells = study.cells
-
-    def mean(cell, strategy):
-        score = study.score(cell, strategy)
-        return score.mean("score" if strict else score.released_key() or "score")
-
-    goal, below = mean(first, "dist"), ""
-    points = [(cell.annotate_usd, mean(cell, "small")) for cell in cells]
+    goal, below = study.score(first, "dist").mean(rule), ""
+    points = [(cell.annotate_usd, study.score(cell, "small").mean(rule)) for cell in cells]
     if goal is None or None in [score for _, score in points]:
         return "missing"
     for usd, score in points:
@@ -198,12 +298,6 @@ def find_crossing(study, strict):
             return below + show_dollars(usd)
         below = f"{show_dollars(usd)} to "
     return "never"
-
-
-def read_dollars(study):
-    """Table 4's dollars of Dist., Ann. and Ann. with all labels; None where none are printed."""
-    kinds = {row["strategy"]: row["budget_usd"] for row in study.printed}
-    return [kinds.get(kind) for kind in ("dist", "small", "small-full")]
 
 
 PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}
@@ -218,17 +312,17 @@ def lay_table9(studies):
         head = [study.title, f"{cell.labels:,}"]
         for row in (r for r in study.printed if r["strategy"] == "teacher"):
             key = PRINTED_METRICS.get(row["metric"], "score")
-            paper = f"{key}_released" if key != "score" else score.released_key()
-            paper = score.show(paper) if paper and score.values(paper) else score.show(key)
+            released = f"{key}_released" if key != "score" else "released"
+            released = score.show(released if score.values(released) else key)
             theirs = existing.get(row["metric"], {})
             constant = score.show_mean("constant") if key in ("score", "micro_f1") else None
-            rows.append([*head, row["metric"], theirs.get("note", ""), score.show(key), paper])
+            rows.append([*head, row["metric"], theirs.get("note", ""), score.show(key), released])
             rows[-1] += [constant, row["score"], theirs.get("score")]
             head = ["", ""]
         if not study.printed:  # a task of one's own
-            rows.append([*head, "score", "", score.show(), score.show_released()])
+            rows.append([*head, "score", "", score.show(), score.show("released")])
             rows[-1] += [score.show_mean("constant"), None, None]
-    columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Paper's rule", "Constant"]
+    columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Released", "Constant"]
     notes = ["T5-XXL and Published: printed in the paper, on real data, not to compare directly."]
     notes *= any(study.printed for study in studies)
     return [*columns, "Paper: T5-XXL", "Published"], rows, notes, 4
@@ -256,6 +350,72 @@ def lay_table10(studies):
     ]
     return ["Task", "N", "Total $", "By", *heads], rows, notes, 4
 
+
+# --- cell by cell --------------------------------------------------------------------------
+
+CELL_COLUMNS = (
+    "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,By seed,Released,Also,Invalid %,"
+    "Constant,Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
+).split(",")
+LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
+CELL_NOTES = (
+    "Seeds: finished of planned. Score: by the strict rule; Paper: printed in the paper. Invalid: "
+    "outputs that can't be read. Constant: the best predictor that always gives the same output.",
+    "Planned $: spent beyond N labels by the plan, at the paper's rates and prices. GPU $ and "
+    "seconds: measured, loading and saving included; a run that learns from another one has that "
+    "one's training and its share of the pass over the unlabeled rows in it. Hours on a CPU have "
+    "no price; `python costs.py report --gpu NAME` counts them as a GPU's.",
+)
+ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
+
+
+def list_details(study):
+    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first."""
+    counts = list(dict.fromkeys(cell.labels for cell in study.cells))
+    groups = [(cell, strategy) for cell in study.cells for strategy in STRATEGIES]
+    groups.sort(key=lambda group: (counts.index(group[0].labels), group[1] != "teacher"))
+    rows, shown = [], set()
+    for cell, strategy in groups:
+        names = tuple(run.name for run in cell.runs.get(strategy) or ())
+        unaffordable = strategy == "dist" and "dist" in cell.runs and cell.budget_usd
+        if names not in shown and (names or unaffordable):
+            rows.append(show_detail(study, cell, strategy))
+            shown |= {names} if names else set()
+    return rows
+
+
+def show_detail(study, cell, strategy):
+    """One group of runs as a row of CELL_COLUMNS."""
+    score, learns = study.score(cell, strategy), strategy in ("dist", "self")
+    run, seconds = score.runs[0] if score.runs else None, score.seconds()
+    budget = None if strategy == "teacher" else cell.budget_usd
+    also = [(k, name) for k, name in ALSO.items() if score.values(k) and k != study.metric]
+    today = [None, None]
+    if strategy == "llm" and cell.llm_labels:
+        today = [f"{cell.llm_labels:,}", f"{count_today(study, cell):,}"]
+    return [
+        *(study.title, f"{cell.labels:,}"),
+        "" if budget is None else f"+{show_dollars(budget)}",
+        STRATEGIES[strategy],
+        f"{run.labels + run.llm_labels:,}" if run else None,
+        f"{run.unlabeled:,}" if run and learns else "0" if run else None,
+        f"{len(score.found)}/{len(score.runs)}",
+        score.show().removesuffix(" ↓"),
+        " ".join(f"{value:.2f}" for value in score.values()) if len(score.there) > 1 else "",
+        score.show("released"),
+        next((f"{name} {score.show(key)}" for key, name in also), ""),
+        score.show_mean("invalid_rate"),
+        score.show_mean("constant"),
+        study.find_printed(cell, strategy),
+        show_dollars(score.planned_usd()),
+        show_dollars(score.price("paper")),
+        show_dollars(score.price("today")),
+        None if seconds is None else f"{seconds:,.0f}",
+        *(today if study.llm else ()),
+    ]
+
+
+# --- the tables ----------------------------------------------------------------------------
 
 SCORES = {  # table -> (its line of help, its title, its layout)
     "table2": (
@@ -302,9 +462,9 @@ def build_scores(args):
     details = [row for study in studies for row in list_details(study)]
     title = f"Table {studies[0].number}. {title}"
     title += f", {studies[0].title}" if len(studies) == 1 else ""
-    notes = make_notes(args, studies, own)
+    notes = note_table(args, studies, own)
     main = Table(args.command, title, columns, rows, notes, left)
-    priced = [*(f"Prices, {note}" for book in books.values() for note in book.notes)]
+    priced = dict.fromkeys(f"Prices, {note}" for book in books.values() for note in book.notes)
     name, text = f"{args.command}-cells", "The same, cell by cell"
     heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
     return main, Table(name, text, heads, details, (*CELL_NOTES, *priced), left=4, compact=True)
@@ -322,25 +482,21 @@ def add_score_flags(parser):
 # --- command line --------------------------------------------------------------------------
 
 TABLES = {name: (text, build_scores, add_score_flags) for name, (text, *_) in SCORES.items()}
-COMMANDS = {**printed.TABLES, **TABLES, **FIGURES}
+COMMANDS = {**printed.TABLES, **TABLES, **FIGURES, **pipeline.COMMANDS}
 
 
 def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    shared, data = argparse.ArgumentParser(add_help=False), "(default: data/%s)"
+    shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
-    add(
-        "--data",
-        default="",
-        metavar="DIR",
-        help="folder of real data, if the runs are on it; its "
-        "task.json tells a task of one's own (default: none)",
-    )
+    text = "folder of real data, if the runs are on it; its task.json tells a task of one's own"
+    add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
     path = DATA / "prices.csv"
-    add("--prices", default=path, metavar="FILE", help="price list " + data % path.name)
+    text = "price list (default: data/prices.csv)"
+    add("--prices", default=path, metavar="FILE", help=text)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
     for name, (summary, _, add_flags) in COMMANDS.items():
         command = commands.add_parser(name, parents=[shared], help=summary, description=summary)
@@ -355,8 +511,8 @@ def main(argv=None):
     args = parse_args(argv)
     _, build, _ = COMMANDS[args.command]
     built = build(args)  # a figure is written by its builder, which returns None
-    for table in [built] if isinstance(built, Table) else built or ():
-        render(table, args.output)
+    if built:
+        render([built] if isinstance(built, Table) else built, args.output)
 
 
 if __name__ == "__main__":

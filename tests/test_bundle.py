@@ -17,7 +17,7 @@ from copied import list_copied  # noqa: E402
 
 from data.costs.grid import TABLES, grid, shows  # noqa: E402
 from data.plots import printed  # noqa: E402
-from data.plots.points import load_scores  # noqa: E402
+from data.plots.results import load_scores  # noqa: E402
 from data.tasks import load_task  # noqa: E402
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))

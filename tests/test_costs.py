@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import costs
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run
-from data.plots.points import load_scores
+from data.plots.results import load_scores
 from data.tasks import load_task, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from data.costs.grid import cells, grid
 from data.costs.runs import parse_run
 from data.files import UserError, write_json
 from data.plots import drawing, figures
-from data.plots.points import find_frontier
+from data.plots.results import find_frontier
 from data.tasks import load_task, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +47,8 @@ def write_run(folder, task, run, gpu=None):
     training = {"task": task, "strategy": run.strategy, **counts}
     metrics = {
         "task": task,
+        "n": 1000,
+        "signature": "rule:strict",
         "metric": metric,
         "score": score,
         "metrics": {metric: score, **({paper: score - 5} if paper else {})},
@@ -92,9 +94,10 @@ def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path
         assert [run.seed for run in runs] == list(seeds) and row["Seeds"] == "3"
         assert float(row["Score"]) == pytest.approx(statistics.fmean(scores), rel=1e-5)
         assert float(row["SD"]) == pytest.approx(statistics.stdev(scores), rel=1e-5)
-        price = 0.26 * int(row["N"])
+        llm = row["Strategy"] in ("llm", "prompted")  # with the 100 rows in its prompts
+        price = 0.26 * max(int(row["N"]), 100 if llm else 0)
         assert float(row["Total $"]) == pytest.approx(price + float(row["Planned $"]), rel=1e-5)
-    dots = [d for panel in drawn.panels for line in panel.lines for d in line.dots if d.spread]
+    dots = [d for panel in drawn.panels for line in panel.lines for d in line.dots if d.bar]
     assert sorted(d.y for d in dots) == pytest.approx(
         sorted(float(r["Score"]) for r in rows), rel=1e-5
     )
@@ -141,19 +144,13 @@ def test_other_sizes_have_no_point_of_the_paper(tmp_path):
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 100)), min_size=1, max_size=30))
 def test_the_frontier_holds_what_nothing_beats(pairs):
-    class Pair:
-        def __init__(self, usd, mean):
-            self.usd, self.mean = usd, mean
-
-    points = [Pair(*pair) for pair in pairs]
-    kept = find_frontier(points)
-    assert [p.usd for p in kept] == sorted({p.usd for p in kept})
-    assert [p.mean for p in kept] == sorted({p.mean for p in kept})
-    for point in points:
-        assert any(best.usd <= point.usd and best.mean >= point.mean for best in kept)
-    for best in kept:
-        beats = [p for p in points if p.usd <= best.usd and p.mean >= best.mean]
-        assert {(p.usd, p.mean) for p in beats} == {(best.usd, best.mean)}
+    kept = find_frontier(pairs)
+    for i in (0, 1):
+        assert [pair[i] for pair in kept] == sorted({pair[i] for pair in kept})
+    for usd, mean in pairs:
+        assert any(best[0] <= usd and best[1] >= mean for best in kept)
+    for usd, mean in kept:
+        assert {p for p in pairs if p[0] <= usd and p[1] >= mean} == {(usd, mean)}
 
 
 def test_the_frontier_of_the_csv_is_the_drawn_one(tmp_path):
@@ -211,10 +208,14 @@ def test_labels_of_an_llm_at_equal_dollars(tmp_path):
         "108976 (gpt-4o-mini, today in batches)"
     }
     assert [float(row["Total $"]) for row in rows] == pytest.approx(
-        [22.564, 45.964, 149.964, 19.964]
+        [45.964, 45.964, 149.964, 45.964]
     )
     text = " ".join(drawn.notes)
-    for part in ("1,720 of 1,736 answers were labels", "$20 buys 434 (text-", "32 of 100 labeled"):
+    for part in (
+        "1,720 of 1,736 answers were labels",
+        "$20 buys 434 (text-",
+        "draw on 100 labeled rows",
+    ):
         assert part in text, part
 
 
@@ -247,7 +248,7 @@ def test_measured_dollars_are_labels_and_gpu_time(tmp_path):
     assert usd["small", "100"] == pytest.approx(26 + 1.875)
     assert usd["dist", "100"] == pytest.approx(26 + 2.5 * 1.875)  # 1 h each, and half an hour
     folder = write_runs(tmp_path / "cpu", "fig2")
-    with pytest.raises(UserError, match="used a CPU"):
+    with pytest.raises(UserError, match="a CPU, a card"):
         build("fig2", folder, "--dollars", "measured")
     rows = read_rows(build("fig2", folder, "--dollars", "measured", "--gpu", "A40"))
     assert usd == {(r["Strategy"], r["N"]): float(r["Total $"]) for r in rows}
@@ -268,7 +269,7 @@ LAID_OUT = [
 def test_no_text_is_cut_off_and_none_covers_another(tmp_path, figure, tasks, scale, seeds):
     write_runs(tmp_path, figure, tasks, scale, costs.parse_seeds(seeds))
     drawn = build(figure, tmp_path, "--task", tasks, "--scale", scale, "--seeds", seeds)
-    picture = drawing.draw(drawn.panels, drawn.notes, drawn.columns)
+    picture = drawing.draw(drawn.panels, drawn.columns)
     picture.draw_without_rendering()
     whole, (legend,) = picture.bbox, picture.legends
     boxes = [text.get_window_extent() for text in [*legend.get_texts(), *picture.texts]]
@@ -292,7 +293,7 @@ def test_files_are_whole_and_the_same_each_time(tmp_path, capsys):
         figures.write_figure(parse("fig2", tmp_path, "--output", str(tmp_path / name)))
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "b" / "fig2.csv")
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in ("a", "b"))
-    assert set(one) == {"fig2.png", "fig2.pdf", "fig2.csv"} and one == two
+    assert set(one) == {f"fig2.{kind}" for kind in ("png", "pdf", "md", "csv")} and one == two
     assert one["fig2.png"].startswith(b"\x89PNG") and one["fig2.png"].endswith(b"IEND\xaeB`\x82")
     assert one["fig2.pdf"].startswith(b"%PDF-") and one["fig2.pdf"].rstrip().endswith(b"%%EOF")
 
@@ -305,7 +306,7 @@ def test_mistakes_are_one_line(tmp_path):
     write_runs(tmp_path, "fig2")
     path = tmp_path / "wlp" / "small-n10-s0" / "metrics.json"
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"small-n10-s0/metrics.json: no score"):
+    with pytest.raises(UserError, match=r"small-n10-s0/metrics.json: no 'task'"):
         build("fig2", tmp_path)
 
 
@@ -319,3 +320,110 @@ def test_mistakes_on_the_command_line(tmp_path):
     assert empty.stderr.startswith("error: ") and empty.stderr.count("\n") == 1
     assert call("fig3", "--rule", "nosuch").returncode == 2
     assert call("fig3", "--nosuch").returncode == 2
+
+
+# --- what a figure says beside its points --------------------------------------------------
+
+
+def write_part(folder, run, hits, rows):
+    """Predictions and row_scores.json of a run: one row each, 1 where it is right."""
+    place = folder / "wlp" / run
+    metrics = json.loads((place / "metrics.json").read_text())
+    metrics["metrics"]["entity_f1"] = metrics["score"] = 100 * sum(hits) / len(hits)
+    write_json(place / "metrics.json", {**metrics, "n": len(hits)})
+    parts = {"numerators": hits, "denominators": [1] * len(hits)}
+    write_json(place / "row_scores.json", parts)
+    lines = [json.dumps({"source": row, "target": "x", "prediction": ""}) + "\n" for row in rows]
+    place = place / "simulated-0.7" if run.startswith("prompted") else place
+    (place / "predictions.jsonl").write_text("".join(lines))
+
+
+def test_figure_7_scores_both_on_the_rows_that_the_llm_answered(tmp_path):
+    write_runs(tmp_path, "fig7")
+    rows = ["a", "b", "b", "c"]
+    for run in grid("fig7", load_task("wlp"), "mini"):
+        if run.strategy == "small":
+            write_part(tmp_path, run.name, [1, 0, 1, 1], rows)
+        else:
+            write_part(tmp_path, run.name, [1, 1], ["c", "b"])
+    drawn = build("fig7", tmp_path)
+    small = [row for row in read_rows(drawn) if row["Strategy"] == "small"]
+    assert {row["Score"] for row in small} == {"50"}  # of c and the first b; 75 of all rows
+    assert any("on the same 200 test rows" in note for note in drawn.notes)
+    (tmp_path / "wlp" / small[0]["Runs"] / "row_scores.json").unlink()
+    drawn = build("fig7", tmp_path)
+    assert read_rows(drawn)[1]["Score"] == "75"
+    assert any("as its rows are not known" in note for note in drawn.notes)
+
+
+def test_one_seed_has_the_interval_over_rows_as_its_bar(tmp_path):
+    write_runs(tmp_path, "fig2")
+    path = tmp_path / "wlp" / "small-n10-s0" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, {**metrics, "intervals": {"entity_f1": [12.5, 90.25]}})
+    drawn = build("fig2", tmp_path)
+    assert drawn.panels[0].lines[0].dots[0].bar == (12.5, 90.25)
+    assert next((row["Low"], row["High"]) for row in read_rows(drawn)) == ("12.5", "90.25")
+    assert any("95% interval over test rows" in note for note in drawn.notes)
+
+
+def test_an_axis_never_zooms_onto_noise():
+    line = drawing.Line("Ann.", drawing.ANN, [drawing.Dot(1, 50.0), drawing.Dot(2, 50.1)])
+    low, high = drawing.find_range([drawing.Panel("", [line])])
+    assert high - low > 10 and low < 50 < high
+
+
+def test_notes_lie_beside_the_picture_and_no_text_block_in_it(tmp_path):
+    out = tmp_path / "out"
+    write_runs(tmp_path, "fig2")
+    figures.write_figure(parse("fig2", tmp_path, "--output", str(out)))
+    text = (out / "fig2.md").read_text()
+    assert text.startswith("Figure 2. ") and "bias" in text and "- Dollars: " in text
+    drawn = build("fig2", tmp_path)
+    assert not drawing.draw(drawn.panels).texts
+
+
+def write_own(folder, title):
+    entry = {"title": title, "metric": "classes", "report": "accuracy", "prefix": "mine: "}
+    entry |= {"labels": ["a", "b"], "max_source_length": 32, "max_target_length": 8}
+    entry |= {"usd_per_label": 0.1, "labels_n": [30, 60], "budgets": [2, 4]}
+    entry |= {"teacher_gpu_hours": 0.1, "distill_gpu_hours_per_100k": 500}
+    entry |= {"rows": {"train": 400, "unlabeled": 5000}}
+    write_json(folder / "task.json", entry)
+    return load_task(f"mine={folder / 'task.json'}")
+
+
+@pytest.mark.parametrize("title", ["Mine", "日本語の課題"])
+def test_figure_2_of_an_own_task_is_drawn_from_the_runs_of_table_2(tmp_path, title, recwarn):
+    task = write_own(tmp_path, title)
+    for run in grid("table2", task, "mini"):
+        write_run(tmp_path, "mine", run)
+    flags = ("--task", "mine", "--data", str(tmp_path))
+    drawn = build("fig2", tmp_path, *flags)
+    assert drawn.missing == [] and not recwarn.list
+    series = {row["Series"]: row["N"] for row in read_rows(drawn)}
+    assert series == {"Ann.": "60", "N=30 (Dist.)": "30", "N=60 (Dist.)": "60"}
+    ann = [float(row["Total $"]) for row in read_rows(drawn) if row["Series"] == "Ann."]
+    assert ann == [3, 5, 6, 7, 8, 10]
+    figures.write_figure(parse("fig2", tmp_path, *flags, "--output", str(tmp_path / "out")))
+    assert not recwarn.list
+
+
+def test_a_failed_write_leaves_nothing_half_done(tmp_path, monkeypatch):
+    drawn = build("fig2", write_runs(tmp_path / "runs", "fig2"))
+    picture, out = drawing.draw(drawn.panels), tmp_path / "out"
+    monkeypatch.setattr(drawing.os, "replace", lambda *names: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        drawing.write(picture, out / "fig2")
+    assert not list(out.iterdir())
+
+
+def test_the_picture_of_the_pipeline(tmp_path, capsys):
+    for name in ("a", "b"):
+        plots.main(["pipeline", "--output", str(tmp_path / name)])
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / x).iterdir()} for x in ("a", "b"))
+    assert set(one) == {"pipeline.png", "pipeline.svg"} and one == two
+    words = ("N labels", "people label more", "teacher", "soft labels", "an LLM", "compact model")
+    assert all(word in one["pipeline.svg"].decode() for word in (*words, "per label", "GPU-hours"))
+    with pytest.raises(UserError, match="--output DIR"):
+        plots.main(["pipeline"])

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,16 +59,71 @@ def test_csv_holds_plain_numbers():
     assert rows == [["Name", "Score", "$"], ["a|b", "71.1 ± 0.3", "1300"], ["c_d", "", "7"]]
 
 
+def test_csv_holds_no_formula():
+    cells = ["=1+1", "@x", "+39.0 ns", "-5 a", "+10", "-2.5", "–", "", None, "a\nb"]
+    table = tables.Table("t", "T", ["=A"], [[cell] for cell in cells])
+    found = [row[0] if row else "" for row in csv.reader(io.StringIO(tables.to_csv(table)))]
+    assert found[:5] == ["'=A", "'=1+1", "'@x", "'+39.0 ns", "'-5 a"]
+    assert found[5:] == ["+10", "-2.5", "–", "", "", "a\nb"]
+
+
+def test_titles_keep_to_one_line_and_east_asian_ones_to_their_columns():
+    table = tables.Table("t", "T\nU", ["A", "B"], [["x\r\ny", "1"], ["日本", "2"]])
+    lines = tables.to_markdown(table).splitlines()
+    assert lines == [
+        "**T U**",
+        "",
+        "| A    |   B |",
+        "| ---- | --: |",
+        "| x y  |   1 |",
+        "| 日本 |   2 |",
+    ]
+    assert "x y & 1" in tables.to_tex(table)
+
+
 def test_tex_is_escaped():
     text = tables.to_tex(TABLE)
-    assert r"\caption{Any table: 5\% $\pm$ 1}" in text
-    assert r"\begin{tabular}{lrr}" in text
+    assert r"\caption{Any table: 5\% $\pm$ 1}" in text and r"\label{tab:any}" in text
+    assert text.startswith(r"% needs \usepackage{booktabs,graphicx}")
+    assert r"\begin{tabular}{lrr}" in text and r"a\textbar{}b & " in text
     assert r"c\_d & -- & 7 \\" in text and r"kept below \& escaped\par" in text
     assert text.count("{") == text.count("}")
 
 
+def test_tex_leaves_the_number_to_latex_keeps_indents_and_fits_the_page():
+    rows = [["Ann.", "1"], ["  labels <bought>", "2"]]
+    table = tables.Table("table2", "Table 2. Title", ["A", "B"], rows)
+    text = tables.to_tex(table)
+    assert (
+        r"\caption{Title}" in text and r"\quad labels \textless{}bought\textgreater{} & 2" in text
+    )
+    assert r"\begin{table}" in text and r"\resizebox" not in text
+    wide = tables.to_tex(table._replace(rows=[["x" * 100, "1"]]))
+    assert r"\begin{table*}" in wide and r"\resizebox{\textwidth}{!}{%" in wide
+    assert wide.count("{") == wide.count("}")
+
+
+@pytest.mark.parametrize("command", ["table1", "table6"])
+def test_a_terminal_that_knows_few_characters_costs_no_file(command, tmp_path):
+    line = [sys.executable, "plots.py", command, "--output", str(tmp_path)]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Table" in done.stdout
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".csv", ".tex"}
+
+
+def test_all_files_are_there_before_anything_is_printed(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise UnicodeEncodeError("latin-1", "–", 0, 1, "no")
+
+    monkeypatch.setattr("builtins.print", fail)
+    with pytest.raises(UnicodeEncodeError):
+        tables.render([TABLE, TABLE._replace(name="other")], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_render_prints_and_writes_three_files(tmp_path, capsys):
-    tables.render(TABLE, tmp_path / "new")
+    tables.render([TABLE], tmp_path / "new")
     assert capsys.readouterr().out == tables.to_markdown(TABLE)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"any.md", "any.csv", "any.tex"}
     assert (tmp_path / "new" / "any.md").read_text() == tables.to_markdown(TABLE)
@@ -95,7 +152,7 @@ def test_columns_without_a_value_are_left_out_of_compact_tables_but_not_of_csv()
 
 def test_a_row_of_another_length_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="any"):
-        tables.render(TABLE._replace(rows=[["a"]]), tmp_path)
+        tables.render([TABLE, TABLE._replace(rows=[["a"]])], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -114,6 +171,9 @@ def test_table1():
     assert column(table, "#Train") == [numbers[name, "train"] for name in names]
     assert column(table, "$/Label") == [numbers[name, "usd_per_label"] for name in names]
     text = "\n".join(table.notes)
+    assert "82 tweets x 2 annotators = $0.3659; the paper takes $0.364" in text
+    assert "59.76%, the entities' share of its labels = $0.2629; the paper takes $0.260" in text
+    assert "100 / 53.9, the share of paraphrases = $0.3711" in text and text.count("takes") == 2
     for value in ("$13,544", "$18,443, the total of MultiPIT-Id", "$14,469", "$12,899"):
         assert value in text
 
@@ -121,7 +181,7 @@ def test_table1():
 def test_table5():
     table = build("table5")
     assert len(table.rows) == 24
-    for ours, paper in zip(column(table, "Ours"), column(table, "Paper"), strict=True):
+    for ours, paper in zip(column(table, "tasks.json"), column(table, "Paper"), strict=True):
         assert ours == paper or (ours, paper) == (None, "N/A")
     text = "\n".join(table.notes)
     for value in ("14,271", "FEVER 187,000", "MultiPIT-Id 240,000"):
@@ -148,6 +208,8 @@ def test_table6():
     ]
     assert different == [("MultiPIT-Id", "Teacher")]  # $37.5 against the $32.49 of Table 2
     text = "\n".join(table.notes)
+    assert "A40-hours at $1.875: WLP 36, Stanceosaurus 32, FEVER 12" in text
+    assert re.search(r"Tables 2 and 11, 17 are printed nowhere", text)
     for value in ("$37.5", "$279", "$161", "$148"):
         assert value in text
 

@@ -41,6 +41,7 @@ class Cell(NamedTuple):
     annotate_usd: Fraction = None
     gpu_hours: int = None
     unlabeled: int = None
+    wanted: int = None  # unlabeled rows that the dollars buy, of which only so many may exist
     distill_usd: Fraction = None  # the teacher's training in it
     teacher_usd: Fraction = None
     llm_labels: int = None
@@ -150,7 +151,7 @@ class Layout:
         plans["teacher_usd"] = self.price_distilling(terms, n, 0)
         if rows:
             plans["gpu_hours"] = math.ceil(usd / terms.usd_per_gpu_hour)
-            plans["unlabeled"] = rows
+            plans["unlabeled"], plans["wanted"] = rows, wanted
             plans["distill_usd"] = self.price_distilling(terms, n, rows)
         if self.llm and terms.usd_per_llm_label is not None and budget:
             count = math.floor(usd / terms.usd_per_llm_label)
@@ -233,6 +234,8 @@ def lay_table11(at):
 
 
 def lay_fig2(at):
+    if at.task.own:  # the runs of Table 2, so that one training gives both
+        return lay_table2(at)
     kinds, rows = ("teacher", "dist"), at.list_unlabeled()
     distilled = [at.at_counts(n, u, kinds) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]

@@ -2,31 +2,29 @@
 
 Usage:
     python plots.py fig2 --task wlp --scale mini --seeds "0 1" --runs runs/mini --output out
-        out/fig2.png, .pdf and .csv, the last with every point that is drawn
-    python plots.py fig5 --task "wlp multipit_gen" --rule paper --dollars measured --gpu A40
+        out/fig2.png and .pdf, what to know of them in out/fig2.md, every point in out/fig2.csv
+    python plots.py fig5 --task "wlp multipit_gen" --rule released --dollars measured --gpu A40
         the released scorer's scores, and the GPU time that was used in place of what was planned
-Reads:  runs/WORLD/TASK/RUN/metrics.json (for measured dollars also training.json; of an LLM's
-        labels RUN/ANNOTATOR/annotation.json),
-        data/tasks.json, data/scales.json, data/prices.csv, data/paper/scores.csv
-Writes: NAME.png, NAME.pdf, NAME.csv in --output, or without it the points to stdout; missing
-        runs to stderr
+Reads:  what data/plots/results.py reads
+Writes: NAME.png, NAME.pdf, NAME.md and NAME.csv in --output, or without it the points to stdout;
+        missing runs to stderr
 Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 """
 
-import csv
-import io
+import itertools
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import tell_scale
-from data.costs.grid import LLM_EXAMPLES, parse_seeds
+from data.costs.ledger import Ledger
+from data.costs.prices import load_prices
 from data.files import UserError, write_atomic
 from data.plots import drawing
 from data.plots.drawing import (
     ANN,
     DIST,
     DIST_LESS,
+    DIST_MORE,
     FRONTIER,
     LLM,
     LLM_ONLY,
@@ -35,39 +33,52 @@ from data.plots.drawing import (
     Panel,
     Style,
 )
-from data.plots.points import TaskPoints, find_frontier, name_metric
-from data.plots.tables import read_tasks, show_dollars
+from data.plots.notes import note_figure, write_caption
+from data.plots.results import TITLES, Score, Study, find_frontier, read_tasks
+from data.plots.tables import show_count, show_dollars, wrap_notes, write_csv
 
-# --- from points to panels -----------------------------------------------------------------
-
-
-def make_dots(points, at):
-    """Dots at the x that `at` gives; a point without a finished run interrupts its line."""
-    return [Dot(float(at(point)), point.mean, point.spread) for point in points if point]
+# --- from scores to panels -----------------------------------------------------------------
 
 
-def get_usd(point):
-    return point.usd
+def get_labels(score):
+    return score.cell.labels
 
 
-def get_labels(point):
-    return point.labels
+class Part:
+    """One task of a figure: its Study, and the points that are drawn of it."""
+
+    def __init__(self, study):
+        self.study, self.cells = study, study.cells
+        self.title = study.title if drawing.can_draw(study.title) else study.task.name
+        self.drawn = []  # (name of the series, Score, on the frontier?)
+
+    def list_scores(self, strategy, cells, part=None):
+        """The Scores of a strategy, none twice, without cells whose budget doesn't cover it."""
+        scores = [Score(self.study, cell, strategy, part) for cell in cells]
+        return list({score.runs: score for score in scores if score.runs}.values())
+
+    def add(self, label, style, scores, at=Score.usd, best=None):
+        """The Line of a series, whose points are kept for the CSV file."""
+        self.drawn += [(label, score, best and score in best) for score in scores]
+        dots = [Dot(float(at(s)), s.mean("rule"), s.bar()) for s in scores]
+        return Line(label, style, dots)
+
+    def report(self, label, style, scores, at=Score.usd):
+        """The paper's own points beside a series: hollow and grey, with its marker."""
+        told = [(score, find_reported(score)) for score in scores]
+        dots = [Dot(float(at(score)), value) for score, value in told if value is not None]
+        return Line(f"paper: {label}", drawing.report(style), dots)
+
+    def name_axis(self):
+        """Label of the y axis: the metric of the runs, in percent."""
+        rule = ", released rule" if self.study.rule == "released" else ""
+        return f"{TITLES[self.study.metric]}{rule} (%)"
 
 
-def make_line(label, style, points, at=get_usd):
-    return Line(label, style, make_dots(points, at))
-
-
-def add_line(part, label, style, points, at=get_usd, best=None):
-    """The Line of a series of a TaskPoints, which keeps its points for the CSV file."""
-    return make_line(label, style, part.keep(label, points, best), at)
-
-
-def make_reported(label, style, points, at=get_usd):
-    """The paper's own points beside a series: hollow and grey, with its marker."""
-    told = [point for point in points if point and point.reported is not None]
-    dots = [Dot(float(at(point)), point.reported) for point in told]
-    return Line(f"paper: {label}", drawing.report(style), dots)
+def find_reported(score):
+    """The paper's score of the same models, counts and dollars, None where it prints none."""
+    usual = all((run.student, run.teacher) == ("small", "xxl") for run in score.runs)
+    return score.study.find_printed(score.cell, score.strategy) if usual else None
 
 
 STRATEGIES = {"small": ("Ann.", ANN), "dist": ("Dist.", DIST)}
@@ -79,99 +90,57 @@ def name_size(size, scale):
     return f"T5-{shown}" if scale == "paper" else shown
 
 
-class Drawing(NamedTuple):
-    """A figure before it is drawn: its panels, its points as rows, what a reader must know.
-
-    `points` are [(name of the series, Point, whether it is on the frontier or None)].
-    """
-
-    name: str
-    panels: list
-    points: list
-    notes: list
-    missing: list  # TASK/RUN
-    columns: int = None
-
-
 # --- the figures ---------------------------------------------------------------------------
 
 
-def make_fig2(part, args):
-    """Score against all dollars: a line of L labels for each U, and the Pareto frontier."""
-    small = [part.make_point(c, "small") for c in part.cells if "small" in c.runs]
-    rows = sorted({cell.unlabeled for cell in part.cells if cell.unlabeled})
-    series = [("U=0 (Ann.)", ANN, small)]
-    styles = [DIST_LESS, DIST] if len(rows) > 1 else [DIST]
-    for count, style in zip(rows, styles, strict=False):
-        chosen = [cell for cell in part.cells if cell.unlabeled == count]
-        points = [part.make_point(cell, "dist") for cell in chosen]
-        series.append((f"U={drawing.show_count(count)} (Dist.)", style, points))
-    drawn = [point for *_, points in series for point in points if point and point.scores]
-    best = find_frontier(drawn)
-    lines = [add_line(part, *each, best=best) for each in series]
-    told = [make_reported(*each) for each in series]
-    edge = Line("Pareto frontier", FRONTIER, [Dot(float(p.usd), p.mean) for p in best])
-    ylabel = name_metric(part.results)
-    return [Panel(part.title, [*lines, edge, *told], ylabel, "Total dollars")]
+def make_fig2(part):
+    """Score against all dollars, and the Pareto frontier: for each U a line of L labels, or of a
+    task of one's own, whose cells are Table 2's, for each N a line of budgets."""
+    key, letter = ("labels", "N") if part.study.own else ("unlabeled", "U")
+    small = sorted(part.list_scores("small", part.cells), key=Score.usd)
+    series = [("Ann." if part.study.own else "U=0 (Ann.)", ANN, small)]
+    counts = sorted({getattr(cell, key) for cell in part.cells if cell.unlabeled})
+    styles = itertools.cycle([DIST_LESS, DIST, DIST_MORE] if len(counts) > 1 else [DIST])
+    for count, style in zip(counts, styles, strict=False):
+        chosen = [c for c in part.cells if c.unlabeled and getattr(c, key) == count]
+        scores = part.list_scores("dist", chosen)
+        series.append((f"{letter}={show_count(count)} (Dist.)", style, scores))
+    points = [(s.usd(), s.mean("rule"), s) for *_, scores in series for s in scores if s.there]
+    best = find_frontier(points)
+    lines = [part.add(*each, best=[score for *_, score in best]) for each in series]
+    edge = Line("Pareto frontier", FRONTIER, [Dot(float(usd), mean) for usd, mean, _ in best])
+    told = [part.report(*each) for each in series]
+    return [Panel(part.title, [*lines, edge, *told], part.name_axis(), "Total dollars")]
 
 
 def make_label_ticks(cells):
     """N at each tick, and every second one's dollars: more of them would run into each other."""
     usd = [" " if i % 2 else show_dollars(cell.initial_usd) for i, cell in enumerate(cells)]
     counts = [cell.labels for cell in cells]
-    shown = [f"{drawing.show_count(n)}\n{text}" for n, text in zip(counts, usd, strict=True)]
-    return tuple(zip(counts, shown, strict=True))
+    return tuple((n, f"{show_count(n)}\n{text}") for n, text in zip(counts, usd, strict=True))
 
 
-def make_fig3(part, args):
+def make_fig3(part):
     """Score against N, a panel for each additional budget."""
     panels = []
     for budget in dict.fromkeys(cell.budget_usd for cell in part.cells):
         cells = [cell for cell in part.cells if cell.budget_usd == budget]
-        points = {s: [part.make_point(c, s) for c in cells] for s in STRATEGIES}
-        lines = [
-            add_line(part, name, style, points[strategy], get_labels)
-            for strategy, (name, style) in STRATEGIES.items()
-        ]
-        lines += [
-            make_reported(name, style, points[strategy], get_labels)
-            for strategy, (name, style) in STRATEGIES.items()
-        ]
+        series = [(*STRATEGIES[s], part.list_scores(s, cells), get_labels) for s in STRATEGIES]
+        lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
-        panels.append(
-            Panel(
-                f"{part.title}, +{show_dollars(budget)}",
-                lines,
-                "" if panels else name_metric(part.results),
-                "N (its dollars below)",
-                make_label_ticks(cells),
-                gaps=tuple(gaps),
-                row=part.task,
-                dodge=True,
-            )
-        )
+        shown = {"ticks": make_label_ticks(cells), "gaps": tuple(gaps), "dodge": True}
+        title, ylabel = f"{part.title}, +{show_dollars(budget)}", part.name_axis()
+        row = part.study.task.name
+        ylabel = "" if panels else ylabel
+        panels.append(Panel(title, lines, ylabel, "N (its dollars below)", row=row, **shown))
     return panels
 
 
-def make_sizes(part, lines):
-    """The panel of Figures 4 and 5: score against all dollars, N on the upper axis."""
-    full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in part.cells}
-    return Panel(
-        part.title,
-        lines,
-        name_metric(part.results),
-        "Total dollars",
-        top=tuple((usd, f"N={drawing.show_count(n)}") for n, usd in full.items()),
-        dodge=True,
-    )
-
-
-def report_strategies(points):
-    """The paper's own points, by strategy."""
-    return [
-        make_reported(name, style, [p for p in points if p and p.strategy == strategy])
-        for strategy, (name, style) in STRATEGIES.items()
-    ]
+def make_dollar_panel(part, lines, cells):
+    """A panel of score against all dollars; the upper axis says where N and all are spent."""
+    full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in cells}
+    top = tuple((usd, f"N={show_count(n)}") for n, usd in full.items())
+    return Panel(part.title, lines, part.name_axis(), "Total dollars", top=top, dodge=True)
 
 
 SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the paper's
@@ -183,179 +152,77 @@ SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the 
 }
 
 
-def make_fig4(part, args):
+def report_strategies(part):
+    """The paper's own points of all that is drawn, by strategy."""
+    scores = [score for _, score, _ in part.drawn]
+    return [
+        part.report(name, style, [score for score in scores if score.strategy == strategy])
+        for strategy, (name, style) in STRATEGIES.items()
+    ]
+
+
+def make_fig4(part):
     """Compact models of several sizes: annotated (hollow) and distilled (filled)."""
-    lines, told = [], []
+    lines = []
     for size in dict.fromkeys(cell.runs["small"][0].student for cell in part.cells):
         cells = [cell for cell in part.cells if cell.runs["small"][0].student == size]
         for strategy, (name, _) in STRATEGIES.items():
             filled = strategy == "dist"
             style = Style(*SIZE_LOOKS[size], "-" if filled else "--", filled)
-            points = [part.make_point(cell, strategy) for cell in cells]
-            label = f"{name_size(size, part.scale)} ({name})"
-            lines.append(add_line(part, label, style, points))
-            told += points
-    return [make_sizes(part, [*lines, *report_strategies(told)])]
+            label = f"{name_size(size, part.study.scale)} ({name})"
+            lines.append(part.add(label, style, part.list_scores(strategy, cells)))
+    return [make_dollar_panel(part, lines + report_strategies(part), part.cells)]
 
 
-def make_fig5(part, args):
+def make_fig5(part):
     """Teachers of several sizes for one compact model, and that model on labels."""
-    small = name_size("small", part.scale)
-    points = told = [part.make_point(cell, "small") for cell in part.cells]
-    lines = [add_line(part, f"{small} (Ann.)", ANN, points)]
-    sizes = [run[0].teacher for cell in part.cells if (run := cell.runs["dist"])]
-    for size in dict.fromkeys(sizes):
-        cells = [c for c in part.cells if c.runs["dist"] and c.runs["dist"][0].teacher == size]
-        points = [part.make_point(cell, "dist") for cell in cells]
+    small = name_size("small", part.study.scale)
+    lines = [part.add(f"{small} (Ann.)", ANN, part.list_scores("small", part.cells))]
+    known = [cell for cell in part.cells if cell.runs["dist"]]
+    for size in dict.fromkeys(cell.runs["dist"][0].teacher for cell in known):
+        cells = [cell for cell in known if cell.runs["dist"][0].teacher == size]
         line = ":" if size == "large" else "-." if size == "xl" else "-"
-        label = f"{name_size(size, part.scale)} ⇒ {small} (Dist.)"
-        lines.append(add_line(part, label, Style(*SIZE_LOOKS[size], line), points))
-        told = told + points
-    return [make_sizes(part, [*lines, *report_strategies(told)])]
+        label = f"{name_size(size, part.study.scale)} ⇒ {small} (Dist.)"
+        style = Style(*SIZE_LOOKS[size], line)
+        lines.append(part.add(label, style, part.list_scores("dist", cells)))
+    return [make_dollar_panel(part, lines + report_strategies(part), part.cells)]
 
 
 FEW = Style(ANN.color, ANN.marker, ":", filled=False)
 
 
-def make_fig6(part, args):
+def make_fig6(part):
     """An LLM's labels, alone and beside people's, against Ann. and Dist. at equal dollars."""
-    name = part.name_annotator()
+    name = part.study.name_annotator()
     few = [cell for cell in part.cells if cell.budget_usd == 0]
     alone = [cell for cell in part.cells if cell.labels == 0]
     bought = [cell for cell in part.cells if cell not in few + alone]
-    series = [("N labels alone", FEW, "small", few), ("Ann.", ANN, "small", bought)]
-    series += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
-    series += [(f"{name} alone", LLM_ONLY, "llm", alone)]
-    lines = []
-    for label, style, strategy, cells in series:
-        points = [part.make_point(cell, strategy) for cell in cells]
-        lines += [add_line(part, label, style, points), make_reported(label, style, points)]
-    lines.sort(key=lambda line: line.label.startswith("paper"))
-    top = [
-        (float(c.initial_usd + c.budget_usd), f"N={drawing.show_count(c.labels)}") for c in bought
-    ]
-    ylabel = name_metric(part.results)
-    return [Panel(part.title, lines, ylabel, "Total dollars", top=tuple(top), dodge=True)]
+    groups = [("N labels alone", FEW, "small", few), ("Ann.", ANN, "small", bought)]
+    groups += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
+    groups += [(f"{name} alone", LLM_ONLY, "llm", alone)]
+    series = [(label, style, part.list_scores(s, cells)) for label, style, s, cells in groups]
+    lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
+    return [make_dollar_panel(part, lines, bought)]
 
 
-def make_fig7(part, args):
-    """A compact model on more and more labels, and the level of an LLM's own answers."""
+def make_fig7(part):
+    """A compact model on more and more labels, and the level of an LLM's own answers, both on the
+    rows that the LLM answered."""
     cells = [cell for cell in part.cells if "small" in cell.runs]
-    small = [part.make_point(cell, "small") for cell in cells]
-    level = part.make_point(part.cells[-1], "prompted")
-    label = f"{part.name_annotator()}, few-shot"
-    part.keep(label, [level])
-    lines = [add_line(part, "Ann.", ANN, small, get_labels)]
-    if level.scores:
-        ends = [cell.labels for cell in (cells[0], cells[-1])]
-        dots = [Dot(ends[0], level.mean), Dot(ends[1], level.mean, level.spread)]
-        lines.append(Line(label, LLM_ONLY, dots))
-    lines.append(make_reported("Ann.", ANN, small, get_labels))
-    ticks = tuple((cell.labels, drawing.show_count(cell.labels)) for cell in cells)
-    return [Panel(part.title, lines, name_metric(part.results), "Labels", ticks)]
+    level = Score(part.study, part.cells[-1], "prompted")
+    small = part.list_scores("small", cells, level)
+    label = f"{part.study.name_annotator()}, few-shot"
+    line = part.add(label, LLM_ONLY, [level], get_labels)
+    lines = [part.add("Ann.", ANN, small, get_labels)]
+    if level.there:  # a level over all N, its error bar at the right
+        dot, ends = line.dots[0], (cells[0].labels, cells[-1].labels)
+        lines.append(line._replace(dots=[Dot(ends[0], dot.y), dot._replace(x=ends[1])]))
+    lines.append(part.report("Ann.", ANN, small, get_labels))
+    ticks = tuple((cell.labels, show_count(cell.labels)) for cell in cells)
+    return [Panel(part.title, lines, part.name_axis(), "Labels", ticks)]
 
 
-def note_annotators(part):
-    """Who labeled, what that came to, and what the same dollars buy at today's prices."""
-    told = part.read_annotations()
-    if told:
-        asked, valid = (sum(each[key] for each in told) for key in ("items", "valid"))
-        shots, pool = told[0]["settings"]["shots"], LLM_EXAMPLES
-        yield (
-            f"{part.title}: {part.name_annotator()}; {valid:,} of {asked:,} answers were labels. "
-            f"Prompts hold {shots} of {pool} labeled rows; those beyond N are not in the dollars."
-        )
-    bought = [point for _, point, _ in part.drawn if point.llm_today]
-    if bought:
-        counts = [f"{count:,} ({name})" for name, count in bought[0].llm_today.items()]
-        budget = show_dollars(bought[0].budget_usd)
-        text = (
-            f"{part.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn, the"
-        )
-        yield f"{text} others may be more than the unlabeled rows."
-
-
-CAPTIONS = {
-    "fig2": "Figure 2. Pareto curves. Along a line, from left to right, L = {counts} labels; U: "
-    "unlabeled rows. Frontier: points that none beats at the same dollars or fewer, joined "
-    "straight.",
-    "fig3": "Figure 3. N initial labels, then a fixed additional budget (above each panel) for "
-    "more labels (Ann.) or for a teacher and a distillation (Dist.). N/A: it doesn't cover them.",
-    "fig4": "Figure 4. Compact models of several sizes, one teacher; additional dollars: "
-    "{budgets}. Upper axis: where N and all of these dollars are spent.",
-    "fig5": "Figure 5. Teachers of several sizes, one compact model; additional dollars: "
-    "{budgets}. Upper axis: where N and all of these dollars are spent.",
-    "fig6": "Figure 6. Additional dollars ({budgets}) for labels of people (Ann.), for a teacher "
-    "and a distillation (Dist.) or for labels of an LLM, beside N labels of people or alone.",
-    "fig7": "Figure 7. Compact model on {counts} labels, scored on test, and an LLM's own answers "
-    "to 200 test rows (32 examples in its prompt).",
-}
-
-
-def write_caption(figure, parts):
-    """What is drawn, with the counts and the dollars of these cells."""
-    counts = dict.fromkeys(c.labels for part in parts for c in part.cells if "small" in c.runs)
-    dollars = {part.title: max(c.budget_usd or 0 for c in part.cells) for part in parts}
-    several = len(set(dollars.values())) > 1
-    shown = {t: show_dollars(usd) + f" ({t})" * several for t, usd in dollars.items() if usd}
-    budgets = ", ".join(dict.fromkeys(shown.values()))
-    counts = ", ".join(map(drawing.show_count, counts))
-    return CAPTIONS[figure].format(counts=counts, budgets=budgets)
-
-
-def note_dollars(args):
-    if args.dollars == "measured":
-        gpu = f", hours on a CPU as those of one {args.gpu}" if args.gpu else ""
-        mine = "labels and measured GPU time, the compact model's own included"
-        return f"Dollars: {mine}, at the paper's prices{gpu}."
-    return "Dollars: initial labels and what the plan spends beside them, at the paper's prices."
-
-
-def note_plans(points):
-    """What differs from the paper's plan: said once, and counted where rows ran out."""
-    told = dict.fromkeys(note for point in points for note in point.notes)
-    short = [note for note in told if note.endswith(" exist")]
-    notes = ["Plans: " + "; ".join(n for n in told if n not in short) + "."]
-    if short:
-        capped = sum(any(note in short for note in point.notes) for point in points)
-        what = f"{capped} of {len(points)} points have fewer labels or unlabeled rows"
-        notes.append(f"{what} than planned, all that exist (column Note of the CSV file).")
-    return notes[1:] if notes[0] == "Plans: ." else notes
-
-
-def make_notes(args, parts, missing):
-    """What a reader must know to read the points."""
-    seeds = parse_seeds(args.seeds)
-    names = dict.fromkeys(name for part in parts for name in part.results.names)
-    rule = "the released scorer's rule" if args.rule == "released" else "the strict rule"
-    notes = [f"Scores: {', '.join(names)} on test, by {rule};"]
-    notes[0] += f" mean and standard deviation over {len(seeds)} seeds." * (len(seeds) > 1)
-    notes[0] += f" one seed ({seeds[0]}), so no spread." * (len(seeds) == 1)
-    notes.append(note_dollars(args))
-    if args.scale != "paper":
-        own = all(part.own for part in parts)
-        notes.append(
-            tell_scale(args.scale, own)
-            + " The paper's points are not drawn: they are T5 on real text, at other dollars."
-            * (not own)
-        )
-    elif any(point.reported is not None for part in parts for _, point, _ in part.drawn):
-        notes.append("Hollow and grey: printed in the paper at these counts, scored by its rule.")
-    if args.command not in ("fig2", "fig7"):
-        notes.append("Dots of one N stand side by side where they would hide each other.")
-    if args.data:
-        notes.append(f"Text and labels from {args.data}.")
-    if args.command in ("fig6", "fig7"):
-        notes += [note for part in parts for note in note_annotators(part)]
-    notes += note_plans([point for part in parts for _, point, _ in part.drawn])
-    if missing:
-        runs = {(s.task, run) for s in parts for _, p, _ in s.drawn for run in p.runs}
-        text = f"{len(missing)} of {len(runs)} runs missing"
-        notes.append(f"{text}: points are means of the others, lines stop where there are none.")
-    return notes
-
-
-FIGURE_MAKERS = {
+MAKERS = {
     "fig2": make_fig2,
     "fig3": make_fig3,
     "fig4": make_fig4,
@@ -365,71 +232,89 @@ FIGURE_MAKERS = {
 }
 
 
+class Drawing(NamedTuple):
+    """A figure before it is drawn: its panels, its points as (series, Score, on the frontier or
+    None), its caption, what a reader must know, missing runs as TASK/RUN."""
+
+    name: str
+    panels: list
+    points: list
+    caption: str
+    notes: list
+    missing: list
+    columns: int = None
+
+
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
-    figure, parts, panels = args.command, [], []
-    for task in read_tasks(args):
-        parts.append(TaskPoints(args, figure, task))
-        panels += FIGURE_MAKERS[figure](parts[-1], args)
-    if not any(point.scores for part in parts for _, point, _ in part.drawn):
-        named = " or ".join(part.task for part in parts)
+    figure, tasks, prices = args.command, read_tasks(args), load_prices(args.prices)
+    books = {"paper": Ledger(prices, {task.name: task for task in tasks}, "paper", args.gpu)}
+    parts = [Part(Study(args, task, books)) for task in tasks]
+    panels = [panel for part in parts for panel in MAKERS[figure](part)]
+    points = [each for part in parts for each in part.drawn]
+    if not any(score.there for _, score, _ in points):
+        named = " or ".join(task.name for task in tasks)
         raise UserError(
             f"{args.runs}: no finished run of {figure} for {named}; `make {figure}` trains them, "
             "--runs DIR names another folder"
         )
-    missing = [f"{part.task}/{run}" for part in parts for run in part.results.missing]
-    notes = [write_caption(figure, parts), *make_notes(args, parts, missing)]
-    points = [each for part in parts for each in part.drawn]
+    scores, studies = [score for _, score, _ in points], [part.study for part in parts]
+    gone = [(s.study.task.name, run.name) for s in scores for run in s.runs if run not in s.there]
+    missing = [f"{task}/{run}" for task, run in dict.fromkeys(gone)]
+    notes = note_figure(args, studies, scores, missing)
     columns = min(len(panels) // len(parts), 4) if figure == "fig3" else None  # a task a row
-    return Drawing(figure, panels, points, notes, missing, columns)
+    caption = write_caption(figure, studies)
+    return Drawing(figure, panels, points, caption, notes, missing, columns)
 
 
 # --- what is written -----------------------------------------------------------------------
 
 COLUMNS = (
     "Task,Series,Strategy,N,Labels,Unlabeled,LLM labels,Student,Teacher,Initial $,Budget $,"
-    "Planned $,Total $,Seeds,Planned seeds,Score,SD,Paper,Frontier,Runs,Note,LLM labels by price"
+    "Planned $,Total $,Seeds,Planned seeds,Score,SD,Low,High,By seed,Test rows,Paper,Frontier,"
+    "Runs,Note,LLM labels by price"
 ).split(",")
 
 
-def make_row(series, point, best):
+def make_row(series, score, best):
     """One point as a row of the CSV file; what it doesn't have stays empty."""
-    amounts = (point.initial_usd, point.budget_usd, point.planned_usd, point.usd)
-    usd = ["" if amount is None else f"{float(amount):.6g}" for amount in amounts]
-    scores = ["" if value is None else f"{value:.6g}" for value in (point.mean, point.spread)]
+    cell, run = score.cell, score.runs[0]
+    planned = score.planned_usd() or 0
+    amounts = (score.initial_usd(), cell.budget_usd, planned, score.usd())
+    values = (score.mean("rule"), score.spread("rule"), *(score.bar() or (None, None)))
+    usd, scores = ([None if v is None else f"{float(v):.6g}" for v in g] for g in (amounts, values))
+    today = score.study.count_llm_labels(cell) if score.strategy == "llm" else {}
     return [
-        *(point.task, series, point.strategy, point.labels, point.trained, point.unlabeled),
-        *(point.llm_labels, point.student, point.teacher, *usd),
-        *(len(point.scores), len(point.runs), *scores),
-        "" if point.reported is None else point.reported,
-        "" if best is None else "yes" if best else "no",
-        " ".join(point.runs),
-        "; ".join(point.notes),
-        "; ".join(f"{count} ({name})" for name, count in point.llm_today.items()),
+        *(score.study.task.name, series, score.strategy, cell.labels, run.labels, run.unlabeled),
+        *(run.llm_labels, run.student, run.teacher if score.strategy == "dist" else "", *usd),
+        *(len(score.there), len(score.runs), *scores),
+        " ".join(f"{value:.4f}" for value in score.values("rule")),
+        score.count_rows(),
+        find_reported(score),
+        None if best is None else "yes" if best else "no",
+        " ".join(run.name for run in score.runs),
+        "; ".join(cell.notes),
+        "; ".join(f"{count} ({name})" for name, count in today.items()),
     ]
 
 
 def to_csv(drawn):
     """Every point of a Drawing, those without a finished run too."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *(make_row(*each) for each in drawn.points)])
-    return text.getvalue()
+    return write_csv(COLUMNS, [make_row(*each) for each in drawn.points])
 
 
 def render(drawn, output=None):
-    """Write a Drawing as PNG, PDF and CSV and print the paths; without `output` print the points.
-
-    Missing runs go to stderr.
-    """
+    """Write a Drawing as CSV, Markdown, PNG and PDF and print the paths; without `output` print
+    the points. Missing runs go to stderr."""
     for run in drawn.missing:
         print(f"missing: {run}", file=sys.stderr)
     if not output:
         return print(to_csv(drawn), end="")
     place = Path(output) / drawn.name
     write_atomic(place.with_suffix(".csv"), to_csv(drawn))
-    figure = drawing.draw(drawn.panels, drawn.notes, drawn.columns)
-    for path in [*drawing.write(figure, place), place.with_suffix(".csv")]:
+    write_atomic(place.with_suffix(".md"), f"{drawn.caption}\n\n{wrap_notes(drawn.notes)}")
+    pictures = drawing.write(drawing.draw(drawn.panels, drawn.columns), place)
+    for path in [*pictures, place.with_suffix(".md"), place.with_suffix(".csv")]:
         print(path)
 
 

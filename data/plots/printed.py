@@ -8,7 +8,6 @@ Writes: nothing; plots.py prints and writes what the functions here build
 Paper:  Tables 1, 5, 6, 7 and 8
 """
 
-import csv
 import math
 import re
 from pathlib import Path
@@ -22,18 +21,17 @@ from data.costs.budget import (
 from data.costs.grid import make_flags
 from data.costs.prices import load_prices, show_usd
 from data.files import DATA, parse_amount, read_jsonl
-from data.plots.points import load_scores
-from data.plots.tables import Table, read_tasks, show_dollars
-from data.tasks import load_task
+from data.plots.results import load_scores, read_csv, read_tasks
+from data.plots.tables import Table, show_dollars
+from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
 # --- the paper's tables of prices and settings ---------------------------------------------
 
 
 def load_printed(table, path=DATA / "paper" / "tables.csv"):
     """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
+    rows = read_csv(path, ("table", "task", "item", "printed"))
+    return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
 
 
 def read_number(printed):
@@ -57,6 +55,25 @@ def read_table4(strategy, name):
     return found[0] if found and found[0][1] else None
 
 
+APPENDIX_A = {  # task -> (how the paper comes to the price of a label, that in dollars)
+    "wlp": ("$0.44 a sentence x 59.76%, the entities' share of its labels", 0.44 * 0.5976),
+    "stanceosaurus": ("$15 an hour / 82 tweets x 2 annotators", 15 / 82 * 2),
+    "fever": ("$129 per 1,000 units of 50 words", 0.129),
+    "multipit_id": ("the price of a pair in the data's own paper", 0.2),
+    "multipit_gen": ("$0.2 a pair x 100 / 53.9, the share of paraphrases", 0.2 * 100 / 53.9),
+    "nq": ("$129 per 1,000 units of 50 words", 0.129),
+}
+
+
+def derive_price(name, price):
+    """A note on appendix A's derivation of a price, and whether it comes to it; None without."""
+    if name not in APPENDIX_A:
+        return None
+    text, usd = APPENDIX_A[name]
+    same = abs(usd - float(price)) < 0.0005
+    return f"{text} = ${usd:.4f}" + ("" if same else f"; the paper takes ${float(price):.3f}")
+
+
 def build_table1(args):
     printed, notes, rows = load_printed(1), Notes(), []
     prices = load_prices(args.prices)
@@ -71,15 +88,17 @@ def build_table1(args):
             same = [t for t, value in totals.items() if value == theirs and t != name]
             also = ", the total of " + load_task(same[0]).title if same else ""
             mark = notes.mark(text + also)
+        derived = derive_price(name, price)
+        mark += notes.mark(derived) if derived else ""
         kind, count = task.kind, None if train is None else f"{train:,}"
         rows.append([task.title, kind, count, f"${float(price):.3f}", total, theirs, mark])
         n, usd = read_table4("small-full", name) or (0, None)
         if usd and abs((train - n) * price - usd) > 1:
-            mark = notes.mark(
+            rows[-1][-1] += notes.mark(
                 f"Table 4's upper bound, ${usd:,}, pays {math.floor(usd / price):,} labels; the "
                 f"{train - n:,} there are beyond N = {n:,} cost ${round((train - n) * price):,}"
             )
-            rows[-1][-1] += mark
+    notes.append("#Train and $/Label are the paper's, in data/tasks.json and data/prices.csv.")
     columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
     title = "Table 1. What it costs to annotate each training set"
     return Table("table1", title, columns, rows, tuple(notes), left=2)
@@ -125,12 +144,15 @@ def build_table5(args):
                 found = count_rows(Path(args.prepared) / name / f"{split}.jsonl")
                 row.append(None if found is None else f"{found:,}")
             rows.append([*row, mark])
-    notes.append("Ours, unlabeled: the most that a cell of Table 2 buys at the paper's rates.")
+    notes.append(
+        "tasks.json: the paper's counts, copied, as they limit the runs; but unlabeled is worked "
+        "out: the most that a cell of Table 2 buys at the paper's rates."
+    )
     if short:
         text = "Table 11 asks for more than there is: {}; its runs take what there is."
         notes.append(text.format(", ".join(short)))
     counted = ["Prepared"] * bool(args.prepared)
-    columns = ["Dataset", "Split", "Ours", "Paper", "Released file", *counted, "Note"]
+    columns = ["Dataset", "Split", "tasks.json", "Paper", "Released file", *counted, "Note"]
     return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
 
 
@@ -139,10 +161,23 @@ def add_table5_flags(parser):
     parser.add_argument("--prepared", metavar="DIR", help=text)
 
 
+def count_fitted(tasks, printed):
+    """How many of the paper's tasks' GPU rates Table 6 does not print."""
+    count = 0
+    for task in (task for task in tasks if not task.own):
+        teacher = [hours * PAPER_USD_PER_GPU_HOUR for hours in task.teacher_hours.values()]
+        rows = [hours * PAPER_USD_PER_GPU_HOUR * 100_000 for hours in task.distill_hours.values()]
+        known = [printed.get((task.name, item)) for item in ("teacher_usd", "distill_100k_usd")]
+        pairs = zip((teacher, rows), map(read_number, known), strict=True)
+        count += sum(1 for rates, usd in pairs for rate in rates if abs(rate - (usd or 0)) > 0.05)
+    return count
+
+
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
+    tasks, teachers = read_tasks(args), []
     prices = load_prices(args.prices)
-    for task in read_tasks(args):
+    for task in tasks:
         name, terms = task.name, make_terms(task, prices)
         teacher = price_distilling(terms, n, 0)
         ours = {
@@ -168,6 +203,20 @@ def build_table6(args):
             parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
             mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
         rows.append([*row, mark])
+        teachers.append(f"{task.title} {float(count_teacher_hours(terms, n)):.4g}")
+    notes.append(
+        f"Teacher, in A40-hours at $1.875: {', '.join(teachers)}. The paper measured them, in "
+        "fp32 and with all that a run takes; an estimate from FLOPs, as `costs.py memory` makes, "
+        "is lower."
+    )
+    fitted = count_fitted(tasks, printed)
+    if fitted:
+        notes.append(
+            f"Of the rates behind the counts of Tables 2 and 11, {fitted} are printed nowhere "
+            "(hours of a teacher on other N than 5K, MultiPIT-Id's at 5K, NQ's rows up to 1K "
+            "labels): they were solved from these counts. That Dist.'s counts come out is then a "
+            "check of arithmetic; what is predicted are the labels bought, and Dist. at N = 5K."
+        )
     columns = ["Dataset"]
     for head in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K"):
         columns += [head, f"{head}, paper"]

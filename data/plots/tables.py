@@ -2,7 +2,7 @@
 
 Usage:
     table = Table("table1", "Table 1. Prices", ["Task", "$"], [["WLP", "$0.26"]], ["kept below"])
-    render(table, "out")          # prints Markdown; writes out/table1.md, .csv and .tex
+    render([table], "out")        # writes out/table1.md, .csv and .tex, then prints the Markdown
 Reads:  nothing
 Writes: stdout; NAME.md, NAME.csv and NAME.tex in a folder
 Paper:  Tables 1 to 11
@@ -13,16 +13,12 @@ import io
 import itertools
 import re
 import textwrap
-from functools import partial
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.grid import TABLES, choose_tasks
 from data.costs.prices import show_usd
 from data.files import write_atomic
-from data.tasks import load_tasks
-
-# --- one way to show a table ---------------------------------------------------------------
 
 
 class Table(NamedTuple):
@@ -46,36 +42,34 @@ class Table(NamedTuple):
     compact: bool = False
 
 
+# --- cells ---------------------------------------------------------------------------------
+
 MISSING = "–"
 NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among them
 WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
-TEX = {
-    "\\": r"\textbackslash{}",
-    **{mark: "\\" + mark for mark in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "⇒": r"$\Rightarrow$",
-    "→": r"$\rightarrow$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "−": "$-$",
-    "–": "--",
-    "§": r"\S{}",
-}
+PAGE = 100  # characters of a LaTeX table before it takes both columns of a page
+
+
+def show_dollars(amount):
+    """Dollars without cents where there are none; None stays None."""
+    return None if amount is None else show_usd(amount).removesuffix(".00")
+
+
+def show_count(count):
+    """1000 as 1K and 1900 as 1.9K, as the paper prints them; 538 and 1,138 as they are."""
+    return f"{count / 1000:g}K" if count >= 1000 and count % 100 == 0 else f"{count:,}"
 
 
 def show_cell(cell):
-    """A cell as text; a missing value shows, it is never an empty or zero cell."""
-    return MISSING if cell is None else str(cell)
+    """A cell as text of one line; a missing value shows, it is never an empty or zero cell."""
+    return MISSING if cell is None else CONTROLS.sub(" ", str(cell))
 
 
-def check_shape(table):
-    """A row that is longer or shorter than the heading is our own mistake: stop."""
-    for row in table.rows:
-        if len(row) != len(table.columns):
-            raise ValueError(f"{table.name}: {len(row)} cells under {len(table.columns)} columns")
+def measure(text):
+    """The width of `text` in a terminal, in columns: East Asian characters take two."""
+    marks = (c for c in text if not unicodedata.combining(c))
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in marks)
 
 
 def drop_empty(table):
@@ -86,8 +80,8 @@ def drop_empty(table):
     ]
     if not table.compact or all(keep):
         return table
-    pick = partial(itertools.compress, selectors=keep)
-    return table._replace(columns=[*pick(table.columns)], rows=[[*pick(row)] for row in table.rows])
+    lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
+    return table._replace(columns=lines[0], rows=lines[1:])
 
 
 def find_sides(table):
@@ -96,6 +90,9 @@ def find_sides(table):
         cells = [show_cell(row[i]) for row in table.rows]
         numbers = any(cells) and all(NUMBER.fullmatch(cell) for cell in cells)
         yield "<" if i < table.left and not numbers else ">"
+
+
+# --- three formats -------------------------------------------------------------------------
 
 
 def wrap_rows(table):
@@ -107,10 +104,12 @@ def wrap_rows(table):
             yield [text if i == table.wide else cell for i, cell in enumerate(others)]
 
 
-def wrap_note(note):
-    """A note as a Markdown list item of short lines; a long word, such as a path, stays whole."""
+def wrap_notes(notes):
+    """Notes as a Markdown list of short lines; a long word, such as a path, stays whole."""
     whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(note, WIDTH + 24, initial_indent="- ", subsequent_indent="  ", **whole)
+    whole |= {"initial_indent": "- ", "subsequent_indent": "  "}
+    lines = (textwrap.wrap(CONTROLS.sub(" ", note), WIDTH + 24, **whole) for note in notes)
+    return "".join(line + "\n" for line in itertools.chain(*lines))
 
 
 def to_markdown(table):
@@ -118,85 +117,110 @@ def to_markdown(table):
     table = drop_empty(table)
     lines = [table.columns, *(table.rows if table.wide is None else wrap_rows(table))]
     cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(table.columns))]
-
+    widths = [max(3, *map(measure, column)) for column in zip(*cells, strict=True)]
     sides = list(find_sides(table))
 
     def pad(line):
-        padded = (f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True))
-        return "| " + " | ".join(padded) + " |"
+        gaps = (" " * (w - measure(c)) for c, w in zip(line, widths, strict=True))
+        pairs = zip(line, sides, gaps, strict=True)
+        return "| " + " | ".join(c + g if s == "<" else g + c for c, s, g in pairs) + " |"
 
-    pairs = zip(sides, widths, strict=True)
-    rule = ["-" * width if side == "<" else "-" * (width - 1) + ":" for side, width in pairs]
+    rule = [
+        "-" * w if s == "<" else "-" * (w - 1) + ":" for s, w in zip(sides, widths, strict=True)
+    ]
     body = [pad(cells[0]), "| " + " | ".join(rule) + " |", *map(pad, cells[1:])]
-    notes = ["", *(line for note in table.notes for line in wrap_note(note))]
-    notes = notes if table.notes else []
-    return "\n".join([f"**{table.title}**", "", *body, *notes]) + "\n"
+    notes = "\n" * bool(table.notes) + wrap_notes(table.notes)
+    return "\n".join([f"**{show_cell(table.title)}**", "", *body]) + "\n" + notes
 
 
-def to_csv(table):
-    """Comma-separated values: `$1,300` becomes 1300, a missing cell is empty; no notes."""
+def guard_cell(cell):
+    """A cell for CSV: `$1,300` is 1300, a missing one is empty, and no text is taken for a
+    formula by a program that opens the file."""
+    text = "" if cell is None else str(cell)
+    if re.fullmatch(r"[$+-]*[\d,.]+", text):
+        return re.sub(r"[$,]", "", text)
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def write_csv(columns, rows):
+    """Comma-separated values as text."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        cells = ("" if cell is None else str(cell) for cell in row)
-        writer.writerow(
-            re.sub(r"[$,]", "", c) if re.fullmatch(r"[$+-]*[\d,.]+", c) else c for c in cells
-        )
+    lines = [list(map(guard_cell, line)) for line in [columns, *rows]]
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
+def to_csv(table):
+    return write_csv(table.columns, table.rows)
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "⇒": r"$\Rightarrow$",
+    "→": r"$\rightarrow$",
+    "↓": r"$\downarrow$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "−": "$-$",
+    "–": "--",
+    "§": r"\S{}",
+}
+
+
+def escape(cell):
+    """A cell in LaTeX; the indent of a row's label is kept."""
+    text = show_cell(cell)
+    indent = r"\quad " * (text.startswith("  "))
+    return indent + "".join(TEX.get(mark, mark) for mark in text.strip())
+
+
 def to_tex(table):
-    """A LaTeX table for the booktabs package, notes under it."""
+    """A LaTeX table, notes under it; LaTeX itself numbers it, so the paper's number goes."""
     table = drop_empty(table)
-
-    def escape(cell):
-        return "".join(TEX.get(mark, mark) for mark in show_cell(cell))
-
-    def line(cells):
-        return " & ".join(map(escape, cells)) + r" \\"
-
     sides = ["l" if side == "<" else "r" for side in find_sides(table)]
+    lines = [[escape(cell) for cell in line] for line in [table.columns, *table.rows]]
+    size = sum(max(map(measure, map(str, column))) + 2 for column in zip(*lines, strict=True))
+    kind, fit = ("table*", r"\textwidth") if size > PAGE else ("table", r"\linewidth")
     if table.wide is not None:
         sides[table.wide] = r"p{0.6\linewidth}"
-    text = [r"\begin{table}", r"\centering", rf"\caption{{{escape(table.title)}}}"]
-    text += [
-        rf"\begin{{tabular}}{{{''.join(sides)}}}",
-        r"\toprule",
-        line(table.columns),
-        r"\midrule",
-    ]
-    text += [*map(line, table.rows), r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        text += [r"\par\smallskip\footnotesize", *(escape(n) + r"\par" for n in table.notes)]
-    return "\n".join([*text, r"\end{table}"]) + "\n"
+    head, *body = (" & ".join(line) + r" \\" for line in lines)
+    caption = escape(re.sub(r"^Table \d+\. ", "", table.title))
+    tabular = [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", head, r"\midrule", *body]
+    tabular += [r"\bottomrule", r"\end{tabular}"]
+    if size > PAGE and table.wide is None:
+        tabular = [rf"\resizebox{{{fit}}}{{!}}{{%", *tabular, "}"]
+    notes = [escape(note) + r"\par" for note in table.notes]
+    notes = [r"\par\smallskip", rf"\begin{{minipage}}{{{fit}}}\footnotesize", *notes] * bool(notes)
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,graphicx}",
+            *(rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{caption}}}"),
+            *(rf"\label{{tab:{table.name}}}", *tabular, *notes),
+            *([r"\end{minipage}"] * bool(notes)),
+            rf"\end{{{kind}}}" + "\n",
+        ]
+    )
 
 
-def render(table, output=None):
-    """Print `table` as Markdown; with a folder `output`, write it as .md, .csv and .tex too."""
-    check_shape(table)
-    if output:
-        formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
+def render(tables, output=None):
+    """Write each table in the folder `output`, if one is given, as .md, .csv and .tex; then, when
+    all files are there, print them as Markdown."""
+    for table in tables:
+        for row in table.rows:
+            if len(row) != len(table.columns):  # our own mistake
+                text = f"{len(row)} cells under {len(table.columns)} columns"
+                raise ValueError(f"{table.name}: {text}")
+    formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
+    for table in tables if output else ():
         for suffix, convert in formats.items():
             write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
-    print(to_markdown(table), end="")
-
-
-# --- amounts and tasks ---------------------------------------------------------------------
-
-
-def show_dollars(amount):
-    """Dollars without cents where there are none; None stays None."""
-    return None if amount is None else show_usd(amount).removesuffix(".00")
-
-
-def show_count(count):
-    """Thousands as the paper prints them, where a count is round enough."""
-    return f"{count / 1000:g}K" if count % 100 == 0 else f"{count:,}"
-
-
-def read_tasks(args):
-    """The Tasks of --task that the paper shows in this table or figure, or all that are named."""
-    tasks = load_tasks(args.task, args.data)
-    return choose_tasks(args.command, tasks) if args.command in TABLES else tasks
+    for table in tables:
+        print(to_markdown(table), end="")

@@ -1,0 +1,125 @@
+"""The paired test of Dist. - Ann. in each cell of a table of budgets.
+
+Usage:
+    pairs = [Pair([3, 5, 4], 1.44), Pair([-1, 1, 3], 1.44)]    # differences by seed, points
+    compare(pairs)[0]       # mean 4.0 [-0.19, 8.19], p 0.057, 0.114 by Holm's rule: no difference
+Reads:  nothing
+Writes: nothing
+Paper:  Tables 2 and 11, which print single runs and no test
+
+A seed draws the same labels for both arms, and both are scored on the same test rows; so their
+difference d is taken seed by seed and row by row. It varies with the seed, by a variance v that
+is pooled over the C cells of a task, as S seeds of one cell are too few to tell it; and with the
+R rows that happen to be in the test set. SE^2 = v / S + V / R, where V is the variance over rows
+of the difference averaged over seeds; t has the sum of S - 1 over the cells as its degrees.
+"""
+
+import math
+import statistics
+from typing import NamedTuple
+
+LEVEL = 0.05
+
+
+class Pair(NamedTuple):
+    """One cell: Dist. - Ann. at each seed in percentage points, and V / R."""
+
+    differences: list
+    row_variance: float
+
+
+class Difference(NamedTuple):
+    """What the test says of one cell, in percentage points; `holm` is p by Holm's rule."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    seeds: int
+
+    @property
+    def winner(self):
+        """Dist. or Ann.; None for a tie: what chance makes of equal arms as well."""
+        return None if self.holm >= LEVEL else "Dist." if self.mean > 0 else "Ann."
+
+
+def find_p(t, degrees):
+    """P(|T| >= |t|) of Student's t, the normal law for 0 degrees: the finite series for whole
+    degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    if not degrees:
+        return math.erfc(abs(t) / math.sqrt(2))
+    odd, angle = degrees % 2, math.atan(abs(t) / math.sqrt(degrees))
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for i in range(1, degrees // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * i - 1 + odd) / (2 * i + odd)
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+
+
+def find_quantile(degrees, level=LEVEL):
+    """The t whose two-sided p is `level`, by halving."""
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if find_p(middle, degrees) > level else (low, middle)
+    return high
+
+
+def adjust(ps):
+    """Holm's p-values: the k-th smallest times the number of those not smaller, never falling."""
+    adjusted, worst = [None] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        worst = max(worst, min(1.0, ps[i] * (len(ps) - rank)))
+        adjusted[i] = worst
+    return adjusted
+
+
+def compare(pairs):
+    """The Difference of each Pair, tested together."""
+    degrees = sum(len(pair.differences) - 1 for pair in pairs)
+    squares = [statistics.pvariance(p.differences) * len(p.differences) for p in pairs]
+    seed_variance = sum(squares) / degrees if degrees else 0.0
+    reach, found = find_quantile(degrees), []
+    for differences, row_variance in pairs:
+        mean = statistics.fmean(differences)
+        error = math.sqrt(seed_variance / len(differences) + row_variance)
+        p = find_p(mean / error, degrees) if error else float(mean == 0)
+        low, high = mean - reach * error, mean + reach * error
+        found.append(Difference(mean, error, low, high, p, p, len(differences)))
+    holm = adjust([each.p for each in found])
+    return [each._replace(holm=p) for each, p in zip(found, holm, strict=True)]
+
+
+def weigh_rows(numerators, denominators):
+    """What each row adds to a score of 100 * sum / sum, in percent: its own score where that is a
+    mean over rows; for F1 the row's part to first order, around the score."""
+    whole = sum(denominators) or 1
+    score, n = sum(numerators) / whole, len(numerators)
+    pairs = zip(numerators, denominators, strict=True)
+    return [100 * (n * (a - score * b) / whole + score) for a, b in pairs]
+
+
+def find_row_variance(first, second):
+    """V / R of the arms' rows: for each seed the (numerators, denominators) of row_scores.json."""
+    sides = [[weigh_rows(*rows) for rows in arm] for arm in (first, second)]
+    means = [[statistics.fmean(row) for row in zip(*arm, strict=True)] for arm in sides]
+    differences = [b - a for a, b in zip(*means, strict=True)]
+    return statistics.variance(differences) / len(differences) if len(differences) > 1 else 0.0
+
+
+def pair_scores(ann, dist):
+    """The Pair of two Scores over the seeds that both have; None without rows or seeds."""
+    rows = ann.study.rows
+    by_seed = [{run.seed: run.name for run in score.there} for score in (ann, dist)]
+    seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
+    names = [[side[seed] for seed in seeds] for side in by_seed]
+    parts = [[rows(name) for name in side] for side in names]
+    if not seeds or None in parts[0] + parts[1]:
+        return None
+    metric = ann.study.metric
+    a, b = ([ann.study.load(name)["metrics"][metric] for name in side] for side in names)
+    differences = [y - x for x, y in zip(a, b, strict=True)]
+    return Pair(differences, find_row_variance(*parts))

@@ -1,0 +1,407 @@
+"""What runs scored, cost and lack: read and checked once, for the tables and the figures.
+
+Usage:
+    study = Study(args, task, books)                    # args as plots.py parses them
+    score = study.score(study.cells[0], "small")        # one cell and strategy: a run a seed
+    score.show(), score.mean(), score.spread()          # "18.8 ±0.6", percent, percent
+    score.usd(), score.price("today")                   # planned or measured dollars
+Reads:  of each run metrics.json, training.json, row_scores.json and predictions.jsonl, of an LLM's
+        labels annotation.json; data/tasks.json, data/scales.json, data/paper/scores.csv
+Writes: nothing
+Paper:  section 4, Tables 2, 3, 4, 9, 10 and 11
+
+Two rules score each run: strict, ours, which is right, and released, that of the authors' code.
+"""
+
+import csv
+import statistics
+from collections import defaultdict
+from fractions import Fraction
+from pathlib import Path
+
+from data.costs.budget import count_llm_labels, load_scale, make_terms
+from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
+from data.costs.runs import find_annotation, read_record
+from data.files import DATA, UserError, check_kind, need, read_json, read_jsonl
+from data.tasks import load_tasks
+
+# --- the paper's scores --------------------------------------------------------------------
+
+COUNTS = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
+
+
+def read_csv(path, columns):
+    """The rows of a CSV file as dicts; a UserError where it has no rows or lacks a column."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [name for name in columns if not rows or rows[0].get(name) is None]
+    if lacking:
+        raise UserError(
+            f"{path}: no rows with a column {lacking[0]!r}; take back the file as it was"
+        )
+    return rows
+
+
+def load_scores(path=DATA / "paper" / "scores.csv"):
+    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11: one dict per cell.
+
+    Keys: table, task, strategy (small, teacher, dist, self, distilbert, bert; small-full: on all
+    labels; existing: of other papers), labels (N), budget_usd (additional dollars; in Table 4
+    all that is printed), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are
+    ints and scores floats; None where nothing or N/A, as `text` then says, is printed.
+    """
+    rows = read_csv(path, (*COUNTS, "task", "strategy", "metric", "score", "note"))
+    for number, row in enumerate(rows, 2):
+        try:
+            row.update({key: int(row[key]) if row[key] else None for key in COUNTS})
+            row["text"] = row["score"]
+            row["score"] = float(row["score"]) if row["score"] not in ("", "N/A") else None
+        except (TypeError, ValueError):
+            raise UserError(f"{path} line {number}: not a number where one is due") from None
+    return rows
+
+
+# --- one finished run ----------------------------------------------------------------------
+
+TITLES = {
+    "entity_f1": "Entity F1",
+    "f1": "F1",
+    "micro_f1": "Micro F1",
+    "accuracy": "Accuracy",
+    "bert_ibleu": "BERT-iBLEU",
+}
+
+
+def name_metric(task):
+    """The strict score of a Task's family, as evaluate.py names it."""
+    classes = "accuracy" if task.report == "accuracy" else "micro_f1"
+    families = {"entities": "entity_f1", "answers": "f1", "paraphrase": "bert_ibleu"}
+    return families.get(task.metric, classes)
+
+
+def name_released(metric):
+    """The key of the score by the released rule; not in a run where both rules agree."""
+    return {"entity_f1": "f1"}.get(metric, metric) + "_released"
+
+
+KINDS = {"task": str, "metric": str, "n": int, "metrics": dict, "signature": str}
+
+
+def read_metrics(path, task, metric):
+    """metrics.json of a finished run, checked: shape, finite numbers, task and metric."""
+    try:
+        found = read_json(path)
+        for key, kind in KINDS.items():
+            need(found, key, kind, path)
+        for key, value in found["metrics"].items():
+            check_kind(value, float, f"{path}: {key!r}")
+        if found.get("training") is not None:
+            need(found, "training", dict, path)
+        known = metric in found["metrics"] and found["metric"] in (metric, name_released(metric))
+        if not known or found["task"] != task:
+            theirs = f"{found['metric']} of task {found['task']!r}"
+            raise UserError(f"{path}: {theirs}, not {metric} of {task!r}")
+    except UserError as error:
+        raise UserError(f"{error}; run evaluate.py again") from None
+    return found
+
+
+def read_rows(path, n, score):
+    """(numerators, denominators) of the rows of row_scores.json, whose sums give the strict `score`
+    of metrics.json; None where the file is not there or belongs to another scoring."""
+    try:
+        found = read_json(path)
+        columns = [need(found, key, list, path) for key in ("numerators", "denominators")]
+        numbers = [[check_kind(value, float, path) for value in column] for column in columns]
+    except UserError:
+        return None
+    whole = [len(column) for column in numbers] == [n, n]
+    return numbers if whole and abs(score_rows(*numbers) - score) < 0.01 else None
+
+
+def score_rows(numerators, denominators):
+    """The strict score in percent of rows by their parts; 0 where there is nothing to score."""
+    return 100 * sum(numerators) / sum(denominators) if sum(denominators) else 0.0
+
+
+# --- the runs of a task --------------------------------------------------------------------
+
+
+def read_tasks(args):
+    """The Tasks of --task that the paper shows in this table or figure, or all that are named."""
+    tasks = load_tasks(args.task, args.data)
+    return choose_tasks(args.command, tasks) if args.command in TABLES else tasks
+
+
+class Study:
+    """One task of a table or figure: its cells, its finished runs, what the paper prints of it."""
+
+    def __init__(self, args, task, books):
+        self.task, self.title, self.scale, self.own = task, task.title, args.scale, task.own
+        self.books, self.llm = books, getattr(args, "llm", False)
+        self.metric, self.folder = name_metric(task), Path(args.runs) / task.name
+        self.rule = getattr(args, "rule", "strict")
+        self.measured = getattr(args, "dollars", "planned") == "measured"
+        terms = make_terms(task, books["paper"].prices)
+        self.usd_per_label, seeds = terms.usd_per_label, parse_seeds(args.seeds)
+        limits = {"prepared": args.prepared, "llm": self.llm}
+        self.cells = cells(args.command, task, args.scale, seeds, terms, **limits)
+        self.unit = 1 if self.own else load_scale(args.scale)["divide_by"]
+        self.figure = args.command.startswith("fig")
+        self.number = int(args.command.removeprefix("fig").removeprefix("table"))
+        # Points of the paper stand in a figure only where counts and dollars are the same.
+        tables = ((2, 3, 11) if self.unit == 1 and not self.own else ()) if self.figure else None
+        tables = (self.number,) if tables is None else tables
+        self.printed = [r for r in load_scores() if r["table"] in tables and r["task"] == task.name]
+        self.read, self.records, self.parts, self.first = {}, {}, {}, None
+
+    def load(self, run):
+        """metrics.json of a run, checked; None where the run is missing or not finished."""
+        if run not in self.read:
+            path = self.folder / run / "metrics.json"
+            self.read[run] = (
+                read_metrics(path, self.task.name, self.metric) if path.exists() else None
+            )
+            if self.read[run] and not run.startswith("prompted"):  # which answers to some rows
+                self.check_rows(path, self.read[run])
+        return self.read[run]
+
+    def check_rows(self, path, found):
+        """Refuse a run that was scored on other rows than the first one, by count or by hash."""
+        data = (found.get("provenance") or {}).get("data_sha256")
+        self.first = self.first or (path, found["n"], data)
+        where, n, same = self.first
+        if n != found["n"] or (data and same and data != same):
+            text = f"{path}: scored on other rows ({found['n']:,}) than {where} ({n:,})"
+            raise UserError(f"{text}; run evaluate.py again on one file")
+
+    def record(self, run):
+        """What a run used as costs.py reads it, None where that isn't recorded."""
+        if run not in self.records:
+            there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
+            there = there or (self.folder / run / "training.json").exists()
+            self.records[run] = read_record(self.folder / run) if there else None
+        return self.records[run]
+
+    def rows(self, run):
+        """The parts of each test row of a run, as read_rows; None where they are not there."""
+        if run not in self.parts:
+            found, path = self.load(run), self.folder / run / "row_scores.json"
+            self.parts[run] = found and read_rows(path, found["n"], found["metrics"][self.metric])
+        return self.parts[run]
+
+    def score_part(self, run, prompted):
+        """The strict score of a run on the rows that an LLM answered; None where they are not
+        known: no row_scores.json, or rows that the two don't share."""
+        place = find_annotation(self.folder / prompted)
+        paths = [
+            self.folder / run / "predictions.jsonl",
+            place and place.parent / "predictions.jsonl",
+        ]
+        if not self.rows(run) or not all(path and path.exists() for path in paths):
+            return None
+        mine, asked = ([(str(r["source"]), str(r["target"])) for r in read_jsonl(p)] for p in paths)
+        places = defaultdict(list)
+        for i, key in reversed(list(enumerate(mine))):
+            places[key].append(i)
+        try:
+            chosen = [places[key].pop() for key in asked]
+            return score_rows(*([part[i] for i in chosen] for part in self.rows(run)))
+        except IndexError:
+            return None
+
+    def read_annotations(self):
+        """[(path, annotation.json)] of each run on an LLM's labels or answers that has one."""
+        runs = [r for c in self.cells for s in ("llm", "prompted") for r in c.runs.get(s) or ()]
+        paths = [find_annotation(self.folder / run.name) for run in dict.fromkeys(runs)]
+        return [(path, read_json(path)) for path in paths if path]
+
+    def name_annotator(self):
+        """Who labeled in place of people: an LLM's name, or a simulated annotator's."""
+        names = (need(found, "annotator", str, path) for path, found in self.read_annotations())
+        return " / ".join(dict.fromkeys(names)) or "LLM"
+
+    def count_llm_labels(self, cell):
+        """{how it is paid: LLM labels that a cell's budget buys}, {} where it buys none."""
+        bought = cell and cell.llm_labels and cell.budget_usd
+        prices = self.books["paper"].prices
+        return count_llm_labels(self.task, cell.budget_usd, prices) if bought else {}
+
+    def score(self, cell, strategy):
+        return Score(self, cell, strategy)
+
+    def list_runs(self):
+        """Names of all runs of the cells, each once."""
+        groups = (group or () for cell in self.cells for group in cell.runs.values())
+        return list(dict.fromkeys(run.name for group in groups for run in group))
+
+    def find_printed(self, cell, strategy):
+        """The score that the paper prints for a cell, None where it prints none."""
+        whole = self.number in (4, 9) and not self.figure and cell is self.cells[-1]  # all labels
+        strategy = f"{strategy}-full" if whole and strategy == "small" else strategy
+        wanted = {} if whole else {"labels": cell.labels * self.unit}
+        if cell.budget_usd is not None and strategy != "teacher" and not whole:
+            wanted["budget_usd"] = cell.budget_usd * self.unit
+        elif self.figure:
+            wanted |= {"budget_usd": 0} if strategy == "small" else {"unlabeled": cell.unlabeled}
+        for row in self.printed:
+            usual = row["metric"] not in ("macro F1", "EM")
+            if usual and row["strategy"] == strategy and wanted.items() <= row.items():
+                return row["score"]
+        return None
+
+
+# --- one cell ------------------------------------------------------------------------------
+
+
+class Score:
+    """What the runs of one strategy in one cell scored, a run for each seed: percent.
+
+    `key` is "score" (strict), "released" (strict where both rules agree), "rule" (what the figure
+    asks for) or any key of metrics.json. With `part`, a strategy of the cell that answered to some
+    test rows alone, the strict score is of these rows where they are known.
+    """
+
+    def __init__(self, study, cell, strategy, part=None):
+        self.study, self.cell, self.strategy = study, cell, strategy
+        self.runs = tuple(cell.runs.get(strategy) or ())
+        self.there = [run for run in self.runs if study.load(run.name)]
+        self.found = [study.load(run.name) for run in self.there]
+        self.part = {}
+        for run in self.there if part else ():
+            other = next((o.name for o in part.there if o.seed == run.seed), None)
+            self.part[run.name] = other and study.score_part(run.name, other)
+
+    def is_part(self):
+        """Whether all finished runs are scored on the rows of `part`."""
+        return bool(self.part) and None not in self.part.values()
+
+    def values(self, key="score"):
+        """One value for each finished run that has it."""
+        metric = self.study.metric
+        key = {"score": "strict", "rule": self.study.rule}.get(key, key)
+        if key == "strict" and self.is_part():
+            return list(self.part.values())
+        names = {"strict": [metric], "released": [name_released(metric), metric]}.get(key, [key])
+        found = [[m["metrics"].get(name) for name in names] for m in self.found]
+        found = [next((v for v in each if v is not None), None) for each in found]
+        return [value for value in found if value is not None]
+
+    def mean(self, key="score"):
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, key="score"):
+        """Standard deviation over seeds, None for fewer than two."""
+        values = self.values(key)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def bar(self):
+        """(low, high) of an error bar: a standard deviation over seeds, of one seed the 95%
+        interval over test rows; None where neither is known."""
+        if self.spread("rule") is not None:
+            return tuple(self.mean("rule") + sign * self.spread("rule") for sign in (-1, 1))
+        known = self.found[0].get("intervals") if self.found and not self.part else None
+        metric, known = self.study.metric, known if isinstance(known, dict) else {}
+        strict = known.get(metric)
+        found = (
+            known.get(name_released(metric), strict) if self.study.rule == "released" else strict
+        )
+        return tuple(found) if isinstance(found, list) and len(found) == 2 else None
+
+    def count_rows(self):
+        """Test rows behind the score; None without a finished run."""
+        return LLM_TEST_ROWS if self.is_part() else self.found[0]["n"] if self.found else None
+
+    def has_released(self):
+        """Whether the released rule gives these runs a score of its own."""
+        return any(name_released(self.study.metric) in m["metrics"] for m in self.found)
+
+    def show(self, key="score"):
+        """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""
+        if not self.runs:
+            return "N/A"
+        if not self.found:
+            return "missing"
+        values, spread = self.values(key), self.spread(key)
+        if not values:
+            return None
+        text = self.show_mean(key) + (f" ±{spread:.1f}" if spread is not None else "")
+        short = f" ({len(values)}/{len(self.runs)})" if len(values) < len(self.runs) else ""
+        return text + short + " ↓" * (key == "score" and self.is_below_constant())
+
+    def show_mean(self, key):
+        """The mean alone, for what hardly differs between seeds; None where there is none."""
+        return f"{self.mean(key):.1f}" if self.values(key) else None
+
+    def is_below_constant(self):
+        """Whether the mean is below the best predictor that always gives the same output."""
+        constant = self.mean("constant")
+        return constant is not None and self.mean() < constant
+
+    def list_records(self, run):
+        """Records of a run and of those it needs; None where one of them is missing."""
+        records = [self.study.record(name) for name in (run.name, *run.needs)]
+        return None if None in records else records
+
+    def seconds(self):
+        """Mean seconds of a run's devices, with those of the run it learns from."""
+        spent = [self.list_records(run) for run in self.there]
+        hours = [sum(r.hours + r.pass_hours for r in each) for each in spent if each]
+        return float(statistics.fmean(hours) * 3600) if hours else None
+
+    def price(self, which, *kinds):
+        """Mean dollars of the `kinds` of a bill (default: GPU time and an LLM's tokens), those of
+        the needed run too; None where one has no price."""
+        book, bills = self.study.books[which], []
+        for run in self.there:
+            records = self.list_records(run)
+            others = {(r.world, r.task, r.run): r for r in records or ()}
+            bill = book.price_model(records[0], others) if records else {}
+            bills.append([bill.get(kind) for kind in kinds or ("compute_usd", "llm_usd")])
+        known = bills and not any(None in bill for bill in bills)
+        return sum(map(sum, bills), Fraction(0)) / len(bills) if known else None
+
+    def planned_usd(self):
+        """Dollars that the plan spends beyond `initial_usd`; None where it has no price."""
+        cell, spent = self.cell, self.cell.annotate_usd
+        if spent and self.runs:  # for as many labels as there are
+            spent = min(spent, self.count_bought() * self.study.usd_per_label)
+        plans = {"dist": cell.distill_usd, "teacher": cell.teacher_usd, "self": None}
+        plans |= {"llm": cell.llm_usd, "prompted": cell.llm_usd}
+        return plans.get(self.strategy, spent)
+
+    def count_bought(self):
+        """Labels of people that the runs train on beyond the cell's N."""
+        return self.runs[0].labels - self.cell.labels
+
+    def initial_usd(self):
+        """Dollars of the labels there are; the rows in an LLM's prompts are paid for as well."""
+        labels = self.cell.labels
+        shown = max(labels, LLM_EXAMPLES) if self.strategy in ("llm", "prompted") else labels
+        return shown * self.study.usd_per_label
+
+    def usd(self):
+        """The dollars at which a figure draws the cell: planned, or measured."""
+        usd = self.initial_usd() + (self.planned_usd() or 0)
+        if not self.study.measured or not self.there or self.strategy == "prompted":
+            return usd
+        extra, usd = self.initial_usd() - self.cell.initial_usd, self.price("paper", "usd")
+        if usd is None:
+            raise UserError(
+                f"{self.study.folder / self.there[0].name}: its hours have no price (a CPU, a card "
+                "that the price list lacks, or no training.json); pass --gpu NAME to count hours "
+                "on a CPU as that GPU's, add the card's row, or take --dollars planned"
+            )
+        return usd + extra
+
+
+def find_frontier(points):
+    """The (usd, mean, ...) tuples that no other one beats at the same dollars or fewer, by dollars
+    (Figure 2)."""
+    best, kept = None, []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if best is None or point[1] > best:
+            best = point[1]
+            kept.append(point)
+    return kept
