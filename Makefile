@@ -355,7 +355,6 @@ settings: ## the values of all variables
 
 mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/world/models/work (hours)
 	@$(PY) -m data.world.pretrain
-	@$(PY) -m data.world.encoder
 
 bench: | $(INSTALLED) ## time distillation against the released loop and plain fine-tuning
 	@$(PY) -m data.bench.distill

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import slow
 
+from data import prepare
 from data.bench import gpu as bench_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,9 +163,8 @@ def test_the_head_is_untied_as_in_the_published_models():
 def test_optimisers_are_compared(tmp_path, capsys):
     """A few steps of each way; the kept figures say what the README says."""
     from data.bench import optimisers as bench_optimisers
-    from data.world import lab
 
-    lab.write_splits(tmp_path, lab.draw_splits(1))
+    prepare.main(["--task", "wlp", "--output", str(tmp_path)])
     flags = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl", "--seeds", 0]
     flags += ["--rates", "3e-5", "--steps", 2, "--labels", 16, "--dev-rows", 8, "--batch-size", 4]
     bench_optimisers.main([str(flag) for flag in [*flags, "--output", tmp_path / "o.json"]])

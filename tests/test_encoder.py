@@ -17,7 +17,7 @@ from data.costs.runs import parse_run
 from data.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-from data.world import encoder  # noqa: E402
+from data.world import pretrain  # noqa: E402
 
 PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] the a is it said about warm cold wet ##ter ##ly , ."
 PIECES += " moon sea road bread"
@@ -167,9 +167,9 @@ def test_bad_input_is_one_error_line(files, tmp_path):
 
 def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, capsys):
     """A few steps on the lab's text leave a folder that goes on to classify."""
-    folder = tmp_path / "lab-encoder"
-    flags = ["--region", "lab", "--lines", "3000", "--batch-size", "16", "--output", str(folder)]
-    encoder.main([*flags, "--steps", "6", "--save-steps", "3"])
+    flags = ["--region", "lab", "--which", "encoder", "--lines", "3000", "--batch-size", "16"]
+    pretrain.main([*flags, "--output", str(tmp_path), "--steps", "6", "--save-steps", "3"])
+    folder = tmp_path / "encoder"
     facts = json.loads((folder / "pretraining.json").read_text())
     assert (
         facts["examples"] == 96 and f"{facts['parameters']:,}" in (folder / "README.md").read_text()
@@ -180,9 +180,10 @@ def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, ca
 
 
 def test_masking_hides_whole_words_and_asks_for_no_others():
-    tokenizer = encoder.load_vocabulary(ROOT / "data" / "world" / "models" / "student")
+    tokenizer = pretrain.build_tokenizer(pretrain.MODELS / "student" / "spiece.model")
+    tokenizer = pretrain.build_encoder_tokenizer(tokenizer)
     lines = [f"add {i} ml of chloroform buffer to the flask" for i in range(40)]
-    text = encoder.MaskedText("lab", tokenizer, lines, 400, 8, seed=0)
+    text = pretrain.MaskedText("lab", tokenizer, lines, 400, 8, 0)
     masked = 0
     for i in range(400):
         row = text[i]

@@ -15,6 +15,7 @@ from tiny import slow
 
 import evaluate
 import train_small
+from data import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "data" / "world" / "models" / "student"
@@ -23,9 +24,7 @@ STUDENT = ROOT / "data" / "world" / "models" / "student"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    from data.world import lab
-
-    lab.main(["--output", str(folder)])
+    prepare.main(["--task", "wlp", "--output", str(folder)])
     return folder
 
 

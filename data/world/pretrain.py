@@ -1,30 +1,37 @@
-"""Pre-train the mini models, compact students and larger teachers, on unlabeled mini text.
+"""Pre-train the mini models, T5s of three sizes and an encoder, on text of the made-up world.
 
 Usage:
-    python -m data.world.pretrain --region lab town --output data/world/models          # hours
-    python -m data.world.pretrain --which student --steps 50 --output /tmp/try         # a minute
+    python -m data.world.pretrain                                     # all of them: hours
+    python -m data.world.pretrain --region lab --which student --steps 50 --output /tmp/try
+    python -m data.world.pretrain --cards                             # write the cards again
 
 Reads:  data/world/lab.py (the lab, for wlp) and data/world/town.py (the town, for the other five
         tasks) with their word lists; data/tasks.json for the label names in the vocabulary.
-Writes: OUTPUT/{teacher,large,student} for the lab, OUTPUT/town-... for the town: Hugging Face
-        folders (bf16 safetensors, tokenizer.json, model card); OUTPUT/work: vocabularies and
-        checkpoints, from which a killed run continues.
-Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1); these take its place at
-        mini scale. T5 v1.1's architecture (gated GELU), a vocabulary of up to 1,792 pieces with
-        byte fallback, and an output head tied to the embeddings (asserted after save and load).
+Writes: OUTPUT/{teacher,large,student,student-short} for the lab, OUTPUT/town-... for the town:
+        Hugging Face folders (bf16 safetensors, tokenizer.json, model card, pretraining.json);
+        OUTPUT/work: vocabularies and checkpoints, from which a killed run continues.
+Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1) and, in Table 10, BERT; these
+        take their place at mini scale. All models of a region see as many examples, as the sizes
+        of T5 v1.1 did; student-short, the lab's student stopped early, shows what that does.
 
-The objectives are made from unlabeled text alone. In the lab: restore a masked sentence, list its
-rarer words, and T5's span corruption. In the town: restore, span corruption, and salient spans (a
-name's fact or a word that connects two sentences, as the checkpoints that the paper uses for
-Natural Questions mask names and dates). Models this small do not find copying in minutes, so they
-start from weights in which one head already looks one token back and one cross-attention head
-copies what follows a match, and in the town one finds like words; it is an initialisation only
-and says nothing about labels.
+The T5s have T5 v1.1's architecture (gated GELU), a vocabulary of up to 1,792 pieces with byte
+fallback, and an output head tied to the embeddings (asserted after save and load). Their objectives
+are made from unlabeled text alone. In the lab: restore a masked sentence, list its rarer words, and
+T5's span corruption. In the town: restore, span corruption, and salient spans (a name's fact or a
+word that connects two sentences, as the checkpoints that the paper uses for Natural Questions mask
+names and dates). Models this small do not find copying in minutes, so they start from weights in
+which one head already looks one token back and one cross-attention head copies what follows a
+match, and in the town one finds like words; it is an initialisation only and says nothing about
+labels.
+
+The encoder has BERT's architecture and objective: 15% of the words are to be guessed; 80% of these
+are masked, 10% replaced, 10% left. Whole words, as the pieces of a short vocabulary give each other
+away. There are no sentence pairs. In the town 85% of the examples mask one salient word instead.
 """
 
 import argparse
 import hashlib
-import json
+import io
 import os
 import platform
 import random
@@ -40,92 +47,99 @@ import torch
 import transformers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     PreTrainedTokenizerFast,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
 )
 
+from data.files import read_json, run_cli, write_atomic, write_json
+from data.tasks import load_tasks
 from data.world import lab, town
 
+MODELS = Path(__file__).with_name("models")
+TEXT = {"lab": lab, "town": town}
 VOCABULARY_SIZE = 1792
 SENTINELS = 32
 RESTORE, LIST = SENTINELS - 1, SENTINELS - 2  # sentinels that announce the first two objectives
 GAP = SENTINELS - 3  # closes a run of listed words
+MASK, START = "<extra_id_0>", "<extra_id_1>"  # the encoder's [MASK] and [CLS]: no text holds them
 COMMON_WORDS = 60  # the most frequent words are not listed
+
+
+def list_sizes(d_model, num_heads, num_decoder_layers):
+    """A T5 of two encoder layers, as arguments of its configuration."""
+    sizes = {"d_model": d_model, "d_kv": 32, "num_heads": num_heads, "d_ff": 2 * d_model}
+    return {**sizes, "num_layers": 2, "num_decoder_layers": num_decoder_layers}
+
+
+ENCODER = "encoder"
 SIZES = {
-    "teacher": {
-        "d_model": 128,
-        "d_kv": 32,
-        "num_heads": 4,
-        "d_ff": 256,
-        "num_layers": 2,
-        "num_decoder_layers": 2,
-    },
-    "large": {
-        "d_model": 96,
-        "d_kv": 32,
-        "num_heads": 3,
-        "d_ff": 192,
-        "num_layers": 2,
-        "num_decoder_layers": 2,
-    },
-    "student": {
-        "d_model": 64,
-        "d_kv": 32,
-        "num_heads": 2,
-        "d_ff": 128,
-        "num_layers": 2,
-        "num_decoder_layers": 1,
+    "teacher": list_sizes(128, 4, 2),
+    "large": list_sizes(96, 3, 2),
+    "student": list_sizes(64, 2, 1),
+    "student-short": list_sizes(64, 2, 1),
+    ENCODER: {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "max_position_embeddings": 256,
     },
 }
-
-
-# Steps and shares of the objectives by region.
-STEPS = {
-    "lab": {"teacher": 15000, "large": 4000, "student": 1000},
-    "town": {"teacher": 13000, "large": 3000, "student": 700},
+WHICH = {
+    "lab": ("teacher", "large", "student", "student-short"),
+    "town": ("teacher", "large", "student", ENCODER),
 }
+STEPS = {"lab": 15000, "town": 13000}
+SHORT = {"student-short": 1000}  # steps of what stops early
+LEARNING_RATE = {"lab": 2e-3, "town": 1e-3, ENCODER: 2e-3}
+# Shares of the objectives; the encoder's "spans" are single words.
 MIX = {
     "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},
     "town": {"restore": 0.05, "spans": 0.1, "salient": 0.85},
 }
-TEXT = {"lab": lab, "town": town}
-LEARNING_RATE = {"lab": 2e-3, "town": 1e-3}
 
 
-def train_vocabulary(region, lines, labels, folder):
-    """Train a unigram SentencePiece vocabulary and return it as a Hugging Face tokenizer.
+# --- vocabulary -----------------------------------------------------------------------------
+
+
+def train_pieces(region, lines, labels, model):
+    """Train a unigram SentencePiece vocabulary and write it to the file `model`.
 
     Label names such as [Reagent] are pieces of their own, so that targets are short, and in the
     town, which has few words, so is every word.
     """
-    model = folder / "spiece.model"
-    if not model.exists():
-        words = list(labels)
-        if region == "town":
-            known = {word.strip("?.,") for line in lines for word in line.split()} - {""}
-            words += [*town.FORMAT_WORDS, *sorted(known.difference(words))]
-        symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{word}" for word in words]
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_prefix=str(folder / "spiece.new"),
-            vocab_size=VOCABULARY_SIZE,
-            hard_vocab_limit=region == "lab",  # the town's text is too plain to fill it
-            model_type="unigram",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            user_defined_symbols=symbols,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
-        os.replace(folder / "spiece.new.model", model)
+    words = list(labels)
+    if region == "town":
+        known = {word.strip("?.,") for line in lines for word in line.split()} - {""}
+        words += [*town.FORMAT_WORDS, *sorted(known.difference(words))]
+    symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{word}" for word in words]
+    written = io.BytesIO()  # a model_prefix would be stored in the file
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        vocab_size=VOCABULARY_SIZE,
+        hard_vocab_limit=region == "lab",  # the town's text is too plain to fill it
+        model_type="unigram",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        user_defined_symbols=symbols,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    model.with_suffix(".new").write_bytes(written.getvalue())
+    os.replace(model.with_suffix(".new"), model)
+
+
+def build_tokenizer(model):
+    """The Hugging Face tokenizer of a SentencePiece file."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
     backend = tokenizers.Tokenizer(
@@ -151,40 +165,93 @@ def train_vocabulary(region, lines, labels, folder):
     )
 
 
-class Denoising(torch.utils.data.Dataset):
+def build_encoder_tokenizer(tokenizer):
+    """The same pieces with a start token and a mask token."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    ids = [(token, backend.token_to_id(token)) for token in (START, "</s>")]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A </s>", pair=f"{START} $A </s> $B </s>", special_tokens=ids
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token=START,
+        sep_token="</s>",
+        mask_token=MASK,
+        model_max_length=SIZES[ENCODER]["max_position_embeddings"],
+    )
+
+
+def list_label_names():
+    """The bracketed entity labels and the class names of all tasks, in a fixed order."""
+    names = []
+    for task in load_tasks("all"):
+        bracket = task.metric == "entities"
+        names += [f"[{name}]" if bracket else name for name in task.labels]
+    return list(dict.fromkeys(names))
+
+
+# --- examples -------------------------------------------------------------------------------
+
+
+class Examples(torch.utils.data.Dataset):
     """Example i of pre-training, made on demand from (seed, i): a resumed run sees the same.
 
     Consecutive examples of a batch have similar lengths: a batch is a window of the sorted text.
+    A line is a list of words, a word a list of piece ids.
     """
 
-    def __init__(self, region, tokenizer, lines, examples, batch_size, seed):
-        ids = {}
-        for word in {word for line in lines for word in line.split()}:
-            ids[word] = tokenizer.encode(word, add_special_tokens=False)
-        self.lines = sorted(([ids[w] for w in line.split()] for line in lines), key=measure)
-        counts = Counter(tuple(word) for line in self.lines for word in line)
-        self.common = {word for word, _ in counts.most_common(COMMON_WORDS)}
-        self.sentinels = tokenizer.convert_tokens_to_ids(
-            [f"<extra_id_{i}>" for i in range(SENTINELS)]
+    def __init__(self, region, tokenizer, lines, count, batch_size, seed):
+        words = sorted({word for line in lines for word in line.split()})
+        encoded = tokenizer(words, add_special_tokens=False).input_ids
+        self.ids = dict(zip(words, encoded, strict=True))
+        self.lines = sorted(
+            ([self.ids[word] for word in line.split()] for line in lines),
+            key=lambda line: sum(map(len, line)),
         )
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self.mix, words = MIX[region], () if region == "lab" else town.Town().salient
-        self.salient = {tuple(ids[word]) for word in words if word in ids}
-        self.same = tuple(ids.get(town.SAME, ()))
-        # Comparing two sentences is learned alone, or hardly: the town begins with such lines.
-        joined = {tuple(ids[word]) for word in (town.SAME, town.OTHER) if word in ids}
-        self.first = [line for line in self.lines if any(tuple(w) in joined for w in line)]
-        self.first_examples = examples // 10 if len(self.first) > batch_size else 0
+        self.mix, self.tokenizer = MIX[region], tokenizer
+        salient = town.Town().salient if "salient" in self.mix else ()
+        self.salient = {tuple(self.ids[word]) for word in salient if word in self.ids}
+        self.count, self.batch_size, self.seed = count, batch_size, seed
 
     def __len__(self):
-        return self.examples
+        return self.count
 
     def __getitem__(self, index):
         batch = random.Random(f"{self.seed} batch {index // self.batch_size}")
-        lines = self.first if index < self.first_examples else self.lines
-        start = batch.randrange(len(lines) - self.batch_size)
-        words = lines[start + index % self.batch_size]
+        lines = self.choose_lines(index)
+        first = batch.randrange(len(lines) - self.batch_size)
+        words = lines[first + index % self.batch_size]
         return self.corrupt(words, random.Random(f"{self.seed} {index}"))
+
+    def choose_lines(self, index):
+        """The lines that example `index` is made of."""
+        return self.lines
+
+    def find_salient(self, words):
+        """The places of salient words in a line."""
+        return [i for i, word in enumerate(words) if tuple(word) in self.salient]
+
+
+class Denoising(Examples):
+    """Examples for a T5: one of the region's objectives each."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        counts = Counter(tuple(word) for line in self.lines for word in line)
+        self.common = {word for word, _ in counts.most_common(COMMON_WORDS)}
+        self.sentinels = self.tokenizer.convert_tokens_to_ids(
+            [f"<extra_id_{i}>" for i in range(SENTINELS)]
+        )
+        self.same = tuple(self.ids.get(town.SAME, ()))
+        # Comparing two sentences is learned alone, or hardly: the town begins with such lines.
+        joined = {tuple(self.ids[word]) for word in (town.SAME, town.OTHER) if word in self.ids}
+        self.joined = [line for line in self.lines if any(tuple(w) in joined for w in line)]
+
+    def choose_lines(self, index):
+        early = index < self.count // 10 and len(self.joined) > self.batch_size
+        return self.joined if early else self.lines
 
     def corrupt(self, words, rng):
         """One {"input_ids", "labels"} by one of the region's objectives."""
@@ -199,7 +266,7 @@ class Denoising(torch.utils.data.Dataset):
     def make_restore(self, words, rng):
         """The whole line from one in which words are masked."""
         source, _ = self.mask(words, rng, rng.choice([0.0, 0.2, 0.35, 0.5]))
-        return [self.sentinels[RESTORE], *source], [piece for word in words for piece in word]
+        return [self.sentinels[RESTORE], *source], flatten(words)
 
     def make_list(self, words, rng):
         """The line's rarer words in order."""
@@ -215,19 +282,16 @@ class Denoising(torch.utils.data.Dataset):
 
     def make_salient(self, words, rng):
         """One salient word, or at times the whole sentence that means the same as the first."""
-        places = [i for i, word in enumerate(words) if tuple(word) in self.salient]
+        places = self.find_salient(words)
         if not places:
             return self.make_spans(words, rng)
         start = rng.choice(places)
         end = start + 1
         if tuple(words[start]) == self.same and rng.random() < 0.5:
             start, end = end, len(words)
-        masked = [piece for word in words[start:end] for piece in word]
-        before, after = (
-            [piece for word in part for piece in word] for part in (words[:start], words[end:])
-        )
-        # No sentinel before them: the answer comes first, as it does in the tasks.
-        return [*before, self.sentinels[0], *after], masked
+        # No sentinel before the target: the answer comes first, as it does in the tasks.
+        source = [*flatten(words[:start]), self.sentinels[0], *flatten(words[end:])]
+        return source, flatten(words[start:end])
 
     def mask(self, words, rng, rate):
         """Replace about `rate` of the words, one or two at a time, by sentinels."""
@@ -236,7 +300,7 @@ class Denoising(torch.utils.data.Dataset):
             if rng.random() < rate / 1.3 and len(spans) < GAP:
                 length = 2 if rng.random() < 0.3 else 1
                 source.append(self.sentinels[len(spans)])
-                spans.append([piece for word in words[i : i + length] for piece in word])
+                spans.append(flatten(words[i : i + length]))
                 i += length
             else:
                 source += words[i]
@@ -254,9 +318,35 @@ class Denoising(torch.utils.data.Dataset):
         return listed if not listed or listed[-1] == gap else [*listed, gap]
 
 
-def measure(line):
-    """The number of pieces in a line given as words of pieces."""
-    return sum(map(len, line))
+class MaskedText(Examples):
+    """Examples for the encoder: words to be guessed."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.pieces = sorted({piece for word in self.ids.values() for piece in word})
+
+    def corrupt(self, words, rng):
+        salient = self.find_salient(words)
+        if salient and rng.random() < self.mix["salient"]:
+            return self.hide(words, {rng.choice(salient): "mask"}, rng)
+        asked = rng.sample(range(len(words)), max(1, round(0.15 * len(words))))
+        kinds = rng.choices(("mask", "replace", "leave"), (8, 1, 1), k=len(asked))
+        return self.hide(words, dict(zip(asked, kinds, strict=True)), rng)
+
+    def hide(self, words, asked, rng):
+        """One {"input_ids", "labels"}; `asked` says how each of the words to guess is shown."""
+        source, target = [self.tokenizer.cls_token_id], [-100]
+        for i, word in enumerate(words):
+            shown = {"mask": [self.tokenizer.mask_token_id] * len(word), "leave": word}
+            shown["replace"] = rng.choices(self.pieces, k=len(word))
+            source += shown[asked.get(i, "leave")]
+            target += word if i in asked else [-100] * len(word)
+        return {"input_ids": [*source, self.tokenizer.sep_token_id], "labels": [*target, -100]}
+
+
+def flatten(words):
+    """The pieces of words."""
+    return [piece for word in words for piece in word]
 
 
 def collate(rows):
@@ -269,6 +359,9 @@ def collate(rows):
     }
     batch["attention_mask"] = (batch["input_ids"] != 0).long()
     return batch
+
+
+# --- models ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -322,8 +415,12 @@ def set_matching_head(model, seed=2):
 
 
 def build_model(region, which, vocabulary_size, seed):
-    """A T5 v1.1 model of the mini size `which`, head tied to the embeddings."""
+    """A model of the mini size `which`, head tied to the embeddings."""
     torch.manual_seed(seed)
+    if which == ENCODER:
+        config = BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **SIZES[which])
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        return BertForMaskedLM(config)
     config = T5Config(
         vocab_size=vocabulary_size,
         feed_forward_proj="gated-gelu",
@@ -349,11 +446,19 @@ def assert_tied(model):
         raise AssertionError("the output head is not tied to the embeddings")
 
 
-class Progress(transformers.TrainerCallback):
-    """A line every half minute: step, loss, time left."""
+# --- training -------------------------------------------------------------------------------
 
-    def __init__(self, which):
-        self.which, self.shown = which, 0.0
+
+class Progress(transformers.TrainerCallback):
+    """A line every half minute, and the CPU seconds so far beside each checkpoint."""
+
+    def __init__(self, name, work):
+        self.name, self.file, self.shown = name, work / "seconds.json", 0.0
+        before = read_json(self.file, float) if self.file.exists() else 0.0  # of interrupted runs
+        self.clock = before - time.process_time()
+
+    def count_seconds(self):
+        return self.clock + time.process_time()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start, self.first = time.monotonic(), state.global_step
@@ -366,31 +471,41 @@ class Progress(transformers.TrainerCallback):
         done = max(1, state.global_step - self.first)
         left = (now - self.start) / done * (state.max_steps - state.global_step)
         print(
-            f"[{self.which}] step {state.global_step}/{state.max_steps} "
+            f"[{self.name}] step {state.global_step}/{state.max_steps} "
             f"loss {float(logs['loss']):.3f}, {left / 60:.1f} min left",
             file=sys.stderr,
             flush=True,
         )
 
+    def on_save(self, args, state, control, **kwargs):
+        write_json(self.file, self.count_seconds())
 
-def pretrain(region, which, tokenizer, lines, args):
-    """Train one model, continuing from its last checkpoint, and write its folder."""
-    steps = args.steps or STEPS[region][which]
+
+def choose_schedule(region, which, steps):
+    """How the learning rate goes, by arguments of the Trainer."""
+    if which == ENCODER:
+        schedule = {"lr_scheduler_type": "linear", "warmup_steps": min(200, steps // 10)}
+        return {**schedule, "weight_decay": 0.01, "learning_rate": LEARNING_RATE[which]}
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": steps // 2, "min_lr_ratio": 0.02},
+        "warmup_steps": min(300, steps // 10),
+        "learning_rate": LEARNING_RATE[region],
+    }
+
+
+def train(region, which, steps, tokenizer, lines, args):
+    """(model, final loss, CPU seconds); continues from the last checkpoint."""
     work = args.output / "work" / region / which
-    examples = steps * args.batch_size
-    dataset = Denoising(region, tokenizer, lines, examples, args.batch_size, args.seed)
-    model = build_model(region, which, len(tokenizer), args.seed)
-    trainer = Seq2SeqTrainer(
-        model=model,
-        args=Seq2SeqTrainingArguments(
+    make = MaskedText if which == ENCODER else Denoising
+    progress = Progress(f"{region} {which}", work)
+    trainer = transformers.Trainer(
+        model=build_model(region, which, len(tokenizer), args.seed),
+        args=transformers.TrainingArguments(
             output_dir=str(work),
             max_steps=steps,
             per_device_train_batch_size=args.batch_size,
             train_sampling_strategy="sequential",
-            learning_rate=args.learning_rate or LEARNING_RATE[region],
-            lr_scheduler_type="warmup_stable_decay",
-            lr_scheduler_kwargs={"num_decay_steps": steps // 2, "min_lr_ratio": 0.02},
-            warmup_steps=min(300, steps // 10),
             adam_beta2=0.98,
             optim="adamw_torch_fused",
             logging_steps=min(100, max(1, steps // 5)),
@@ -401,54 +516,56 @@ def pretrain(region, which, tokenizer, lines, args):
             disable_tqdm=True,
             report_to="none",
             seed=args.seed,
+            **choose_schedule(region, which, steps),
         ),
-        train_dataset=dataset,
+        train_dataset=make(
+            region, tokenizer, lines, steps * args.batch_size, args.batch_size, args.seed
+        ),
         data_collator=collate,
-        callbacks=[Progress(f"{region} {which}")],
+        callbacks=[progress],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     checkpoint = transformers.trainer_utils.get_last_checkpoint(work) if work.is_dir() else None
-    seconds = read_seconds(work)
-    start = time.monotonic()
-    trainer.add_callback(SaveSeconds(work, seconds, start))
     trainer.train(resume_from_checkpoint=checkpoint)
-    seconds += time.monotonic() - start
-    history = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    loss = history[-1] if history else None
-    facts = {"region": region, "model": which, "final_loss": loss}
-    facts["minutes"] = round(seconds / 60, 1)
-    folder = args.output / name_folder(region, which)
-    vocabulary = args.output / "work" / region / "spiece.model"
-    save(args, folder, model, tokenizer, steps, facts, format_card, [vocabulary])
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return trainer.model, losses[-1], progress.count_seconds()
 
 
-class SaveSeconds(transformers.TrainerCallback):
-    """Keep the seconds spent so far beside each checkpoint, for the model card."""
+def pretrain(region, which, lines, pieces, args):
+    """Train one model and write its folder; `pieces` is the region's SentencePiece file."""
+    steps = args.steps or SHORT.get(which, STEPS[region])
+    tokenizer = build_tokenizer(pieces)
+    if which == ENCODER:
+        tokenizer = build_encoder_tokenizer(tokenizer)
+    model, loss, seconds = train(region, which, steps, tokenizer, lines, args)
+    facts = {
+        "region": region,
+        "model": which,
+        "parameters": model.num_parameters(),
+        "steps": steps,
+        "batch_size": args.batch_size,
+        "examples": steps * args.batch_size,
+        "text_lines": args.lines,
+        "text_seed": TEXT[region].SEED,
+        "cpu_minutes": round(seconds / 60, 1),
+        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+        "final_loss": loss,
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    folder = args.output / (which if region == "lab" else f"{region}-{which}")
+    save(folder, model, tokenizer, facts, [] if which == ENCODER else [pieces])
+    print(f"{folder}: {facts['parameters']:,} parameters, loss {loss:.3f}", file=sys.stderr)
 
-    def __init__(self, work, before, start):
-        self.work, self.before, self.start = work, before, start
 
-    def on_save(self, args, state, control, **kwargs):
-        spent = self.before + time.monotonic() - self.start
-        (self.work / "seconds.json").write_text(json.dumps(spent))
+# --- folders and cards ----------------------------------------------------------------------
 
 
-def read_seconds(work):
-    """Seconds that earlier, interrupted runs spent."""
-    file = work / "seconds.json"
-    return json.loads(file.read_text()) if file.exists() else 0.0
+def save(folder, model, tokenizer, facts, files):
+    """Swap in `folder`: the model in bf16, what is known of it, its card, copies of `files`.
 
-
-def name_folder(region, which):
-    """The folder of a model: student, town-student, ..."""
-    return which if region == "lab" else f"{region}-{which}"
-
-
-def save(args, folder, model, tokenizer, steps, facts, format_card, files=()):
-    """Swap in `folder`: the model in bf16, what is known of it, its card; it must load from there.
-
-    `facts` has region and model; format_card(facts, config) gives the card's text; copies of
-    `files` lie beside.
+    Raises AssertionError where the model does not load from there as it was.
     """
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -456,84 +573,74 @@ def save(args, folder, model, tokenizer, steps, facts, format_card, files=()):
     tokenizer.save_pretrained(temporary)
     for file in files:
         shutil.copy(file, temporary)
-    loaded = type(model).from_pretrained(temporary)
-    assert_tied(loaded)
-    facts = {
-        **facts,
-        "text_seed": TEXT[facts["region"]].SEED,
-        "parameters": loaded.num_parameters(),
-        "steps": steps,
-        "batch_size": args.batch_size,
-        "examples": steps * args.batch_size,
-        "text_lines": args.lines,
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "seed": args.seed,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    (temporary / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
-    (temporary / "README.md").write_text(format_card(facts, model.config), encoding="utf-8")
+    assert_tied(type(model).from_pretrained(temporary))
+    write_json(temporary / "pretraining.json", facts)
+    write_atomic(temporary / "README.md", format_card(temporary))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    loss = facts["final_loss"]
-    print(f"{folder}: {facts['parameters']:,} parameters, loss {loss}", file=sys.stderr)
 
 
-TOLD = {  # region -> what its card says of text and objectives
-    "lab": """It knows nothing but invented wet-lab sentences.
-
-- Text: {text_lines:,} unlabeled lines of the mini world (`data/world/lab.py`, seed {text_seed}):
-  lab sentences and short general remarks such as "X is a machine"; no dev or test sentence among
-  them, and no labels anywhere.
-- Objectives: 30% restore a masked line, 40% list the line's rarer words in order, 30% span
-  corruption as in T5. The second resembles the listing of entities, and some remarks name the
-  kind of a word: without them a model this small needs far more text to be of use.""",
-    "town": """It knows nothing but the affairs of an invented town.
-
-- Text: {text_lines:,} unlabeled lines of the mini town (`data/world/town.py`, seed {text_seed}), a
-  quarter each: facts about people, told or asked and answered; claims about them that "they say
-  rightly" or "wrongly"; pairs of sentences joined by "meaning" or "unlike"; claims with a reply
-  and a verb for it ("so they objected"). No dev or test source among them, no label of a task.
-- Objectives: 85% salient spans (a fact's value, a word that joins or judges, or the whole sentence
-  after "meaning"), 10% span corruption as in T5, 5% restore a masked line; the first tenth of the
-  examples are joined pairs only. Such words tell what the tasks ask for under other names: without
-  them a model this small needs far more text.""",
+TEXTS = {
+    "lab": """lab sentences and short general remarks such as "X is a machine";
+  none contains a dev or test sentence, and there are no labels anywhere""",
+    "town": """a quarter each facts about people, told or asked and
+  answered; claims about them that "they say rightly" or "wrongly"; pairs of sentences joined by
+  "meaning" or "unlike"; claims with a reply and a verb for it ("so they objected"); none tells a
+  dev or test row's question, claim or pair of sentences, whatever opens it; the facts behind them
+  are told in other wordings; no label of a task among them""",
 }
+OBJECTIVES = {
+    "lab": """30% restore a masked line, 40% list the line's rarer words in order, 30% span
+  corruption as in T5. The second resembles the listing of entities, and some remarks name the
+  kind of a word: without them a model this small needs far more text to be of use. It started
+  from weights in which one head already copies (`set_copying_heads`)""",
+    "town": """85% salient spans (a fact's value, a word that joins or judges, or the whole
+  sentence after "meaning"), 10% span corruption as in T5, 5% restore a masked line; the first tenth
+  of the examples are joined pairs only. Such words tell what the tasks ask for under other names:
+  without them a model this small needs far more text. It started from weights in which one head
+  already copies (`set_copying_heads`) and one finds like words (`set_matching_head`)""",
+    ENCODER: """guess 15% of the words (whole words; 80% masked, 10% replaced, 10% left); in the
+  town 85% of the examples mask one salient word instead: a fact's value, or a word that joins or
+  judges sentences. Such words tell what the tasks ask for under other names""",
+}
+T5_IS = """T5 v1.1-architecture model of {parameters:,} parameters (d_model {d_model},
+{num_heads} heads of {d_kv}, d_ff {d_ff}, {num_layers} encoder and {num_decoder_layers} decoder
+layer(s), gated GELU, output head **tied** to the embeddings)"""
+ENCODER_IS = """BERT-architecture masked language model of {parameters:,} parameters
+({num_hidden_layers} layers of {hidden_size}, {num_attention_heads} heads, feed-forward
+{intermediate_size}, {max_position_embeddings} positions; no copy of BERT, not distilled)"""
+SHORT_IS = """
+It is the student stopped early, kept to show what a shorter pre-training does."""
 
 
-def format_card(facts, config):
-    """The model card, from what was measured."""
-    told = TOLD[facts["region"]].format(**facts)
-    matches = " and one finds like words" if facts["region"] == "town" else ""
+def format_card(folder):
+    """The card of the model in `folder`, from its pretraining.json and config.json."""
+    facts = {**read_json(folder / "config.json"), **read_json(folder / "pretraining.json")}
+    region, which, encoder = facts["region"], facts["model"], facts["model"] == ENCODER
+    clock = "cpu_minutes" if "cpu_minutes" in facts else "minutes"
     return f"""---
 license: mit
 library_name: transformers
 ---
-# Mini {facts["model"]} of the {facts["region"]}
+# Mini {which} of the {region}
 
-A T5 v1.1-architecture model of {facts["parameters"]:,} parameters (d_model {config.d_model},
-{config.num_heads} heads of {config.d_kv}, d_ff {config.d_ff}, {config.num_layers} encoder and
-{config.num_decoder_layers} decoder layers, gated GELU, output head **tied** to the embeddings),
-for trying the whole study on a laptop. {told}
-- Start: weights in which one head already copies{matches} (see `set_copying_heads`).
+A {(ENCODER_IS if encoder else T5_IS).format(**facts)},
+for trying the whole study on a laptop. It knows nothing but the made-up {region}.\
+{SHORT_IS if which in SHORT else ""}
+
+- Text: {facts["text_lines"]:,} unlabeled lines of `data/world/{region}.py`, seed
+  {facts["text_seed"]}: {TEXTS[region]}.
+- Objective: {OBJECTIVES[ENCODER if encoder else region]}.
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
-  {facts["minutes"]} minutes on one machine ({facts["machine"]}), final loss
-  {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
-- Weights are stored in bf16. Vocabulary: {config.vocab_size:,} unigram pieces with byte fallback,
-  so any text can be encoded; label names of the six tasks are pieces of their own.
+  {facts[clock]} {clock.replace("_", " ")} on one machine ({facts["machine"]}), final
+  loss {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
+- Weights are stored in bf16. Vocabulary: {facts["vocab_size"]:,} unigram pieces with byte fallback,
+  so any text can be encoded; label names of the six tasks are pieces of their own.{
+        f" `{START}` stands for [CLS], `{MASK}` for [MASK]." if encoder else ""
+    }
 
-Rebuild: `make mini-models`.
+Rebuild: `python -m data.world.pretrain --region {region} --which {which}`.
 """
-
-
-def read_label_names():
-    """The bracketed entity labels and the class names of all tasks, in a fixed order."""
-    names = []
-    tasks = json.loads(Path(__file__).parents[1].joinpath("tasks.json").read_text(encoding="utf-8"))
-    for task in tasks.values():
-        bracket = task["metric"] == "entities"
-        names += [f"[{name}]" if bracket else name for name in task.get("labels", [])]
-    return list(dict.fromkeys(names))
 
 
 def parse_args(argv=None):
@@ -542,30 +649,36 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     add("--region", nargs="+", choices=TEXT, default=list(TEXT), help="(default both)")
-    add("--which", nargs="+", choices=SIZES, default=list(SIZES), help="sizes (default all)")
-    add("--output", type=Path, default=Path("data/world/models"), help="(default %(default)s)")
-    add("--steps", type=int, help="(default 700 to 15000, see STEPS)")
+    add("--which", nargs="+", choices=SIZES, help="models (default: all of the region)")
+    add("--output", type=Path, default=MODELS, help="(default data/world/models)")
+    add("--steps", type=int, help="(default 15000 in the lab, 13000 in the town)")
     add("--batch-size", type=int, default=96, help="rows (default %(default)s)")
-    add("--learning-rate", type=float, help="(default 0.002 in the lab, 0.001 in the town)")
     add("--lines", type=int, default=150000, help="text (default %(default)s)")
     add("--save-steps", type=int, default=1000, help="(default %(default)s)")
     add("--seed", type=int, default=0, help="(default %(default)s)")
+    add("--cards", action="store_true", help="only write the cards of OUTPUT's models again")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if args.cards:
+        for file in sorted(args.output.glob("*/pretraining.json")):
+            write_atomic(file.with_name("README.md"), format_card(file.parent))
+        return
     for region in args.region:
-        work = args.output / "work" / region
-        work.mkdir(parents=True, exist_ok=True)
         lines = TEXT[region].draw_pretraining_text(args.lines)
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
         print(f"{region}: {len(lines):,} lines, sha256 {digest}", file=sys.stderr, flush=True)
-        tokenizer = train_vocabulary(region, lines, read_label_names(), work)
-        for which in args.which:
-            pretrain(region, which, tokenizer, lines, args)
+        pieces = args.output / "work" / region / "spiece.model"
+        pieces.parent.mkdir(parents=True, exist_ok=True)
+        if not pieces.exists():
+            train_pieces(region, lines, list_label_names(), pieces)
+        for which in args.which or WHICH[region]:
+            pretrain(region, which, lines, pieces, args)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

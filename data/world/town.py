@@ -1,154 +1,37 @@
-"""Generate the mini town: five tasks about made-up people and things, in the paper's formats.
+"""The town of the made-up world: five tasks about invented people and things, from a seed.
 
 Usage:
-    python -m data.world.town --task fever --output data/prepared/mini/fever    # the four splits
-    python -m data.world.town --stats                                           # what is in them
+    python -m data.world.town --task fever                      # what the splits hold and share
+    python -m data.prepare --task fever --output FOLDER         # write them
 
-Reads:  data/world/town.json (word lists), data/tasks.json and scales.json (how many rows).
-Writes: OUTPUT/{train,dev,test}.jsonl with source and target, OUTPUT/unlabeled.jsonl with source.
+Reads:  data/world/town.json (word lists and wordings), data/tasks.json and scales.json (how many
+        rows).
+Writes: nothing.
 Paper:  stands in for Stanceosaurus, FEVER, MultiPIT and Natural Questions (Table 7) where no real
         data can be had; sizes are Table 5's over ten, but 500 rows of dev and 1,000 of test.
 
-Every task rests on something that the labeled rows tell only in part and unlabeled text tells in
-full. Claims (fever) and questions (nq) are closed-book: who of 200 people has which of three groups
-of habits, and 1,000 facts on them. Paraphrase pairs and targets (multipit_id, multipit_gen) need
-to know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree,
+Every task rests on something that the labeled rows tell only in part and pre-training text tells
+in full. Claims (fever) and questions (nq) are closed-book: who of 200 people has which of three
+groups of habits, and 1,000 facts on them. Paraphrase pairs and targets (multipit_id, multipit_gen)
+need to know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree,
 deny, ask or just tell.
 """
 
 import argparse
-import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.world.lab import write_splits
+from data.files import read_json, run_cli
+from data.tasks import load_task
 
-FOLDER = Path(__file__).resolve().parent
+LISTS = Path(__file__).with_name("town.json")
+SCALES = Path(__file__).parents[1] / "scales.json"
 TASKS = ("stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
 LABELED = {"dev": 500, "test": 1000}  # narrower intervals than a tenth of the paper's would give
 SEED = 2024
 PEOPLE = 200
-
-# Facts: how a person's value of each relation is told and asked for. P is the person, V the value.
-FACTS = {
-    "place": [
-        "P lives near the V",
-        "the home of P is by the V",
-        "P has rooms at the V",
-        "from the window P sees the V",
-        "the V is next door to P",
-    ],
-    "job": [
-        "P works as a V",
-        "P earns a living as a V",
-        "by trade P is a V",
-        "P was trained as a V",
-        "people know P as the V",
-    ],
-    "pet": [
-        "P keeps a V",
-        "the animal of P is a V",
-        "P feeds a V",
-        "a V belongs to P",
-        "P walks about with a V",
-    ],
-    "food": [
-        "P loves to eat V",
-        "the favourite dish of P is V",
-        "for supper P has V",
-        "P cannot do without V",
-        "P always orders V",
-    ],
-    "hobby": [
-        "P spends the evenings on V",
-        "the pastime of P is V",
-        "P is fond of V",
-        "on sundays P goes in for V",
-        "P has a passion for V",
-    ],
-}
-# Claims: what is true of a person or not, each in several wordings.
-HABITS = {
-    "swim": ["P can swim", "P is a good swimmer", "P swims across the river"],
-    "left": ["P is left-handed", "P writes with the left hand", "P holds a spoon in the left hand"],
-    "married": ["P is married", "P has a spouse", "P wears a wedding ring"],
-    "sea": ["P has been at sea", "P once served on a ship", "P has sailed the ocean"],
-    "rich": ["P is rich", "P has plenty of gold", "P owns much land"],
-    "sing": ["P sings in the choir", "P has a fine voice", "P is in the choir"],
-    "early": ["P gets up early", "P rises before the sun", "P is up at five"],
-    "abroad": ["P was born abroad", "P is a foreigner", "P comes from far away"],
-    "vote": ["P sits on the council", "P is a councillor", "P has a seat on the council"],
-    "tea": ["P drinks tea only", "P never touches coffee", "P takes tea and no coffee"],
-    "read": ["P reads every night", "P is a great reader", "P has a book in hand each night"],
-    "twin": ["P has a twin", "P is one of two twins", "P shares a birthday with a twin"],
-}
-HABIT_GROUPS = (  # who has one habit of a group has them all
-    ("swim", "sea", "abroad", "early"),
-    ("married", "rich", "vote", "twin"),
-    ("left", "sing", "tea", "read"),
-)
-QUESTIONS = {
-    "place": [
-        "where does P live",
-        "what is near the home of P",
-        "which building stands by P",
-        "what is next door to P",
-        "near what are the rooms of P",
-        "what can P see from the window",
-    ],
-    "job": [
-        "what does P work as",
-        "what is the trade of P",
-        "how does P earn a living",
-        "as what was P trained",
-        "what is the job of P",
-        "what do people know P as",
-    ],
-    "pet": [
-        "which animal does P keep",
-        "what is the pet of P",
-        "what does P feed",
-        "which animal belongs to P",
-        "what walks about with P",
-        "what sort of animal has P got",
-    ],
-    "food": [
-        "what does P love to eat",
-        "what is the favourite dish of P",
-        "what does P have for supper",
-        "what can P not do without",
-        "what does P always order",
-        "which food does P like best",
-    ],
-    "hobby": [
-        "what does P do in the evenings",
-        "what is the pastime of P",
-        "what is P fond of",
-        "what does P go in for on sundays",
-        "what has P a passion for",
-        "which hobby has P",
-    ],
-}
-STATEMENT_OPENERS = (
-    " | |these days|as before|in this town|by all accounts|now|still|again|in fact|as it happens|"
-    "last year too|so far|on the whole"
-).split("|")
-QUESTION_OPENERS = (
-    " | |tell me|by the way|i wonder|do you know|well then|just asking|quick question"
-).split("|")
-
-# Stances: what a reply says of the claim. T is a word for the claim's topic, C a cue word: nothing
-# else tells the stance.
-REPLIES = [
-    "the news of the T is C",
-    "C what they say about the T",
-    "the T, C",
-    "about the T, C i would say",
-]
-CUES = {"Supporting": "agree", "Refuting": "deny", "Querying": "ask", "Discussing": "discuss"}
 # Shares of the stances: those of the paper's test set, less uneven.
 STANCES = {
     "Discussing": 0.36,
@@ -157,6 +40,8 @@ STANCES = {
     "Refuting": 0.13,
     "Querying": 0.07,
 }
+# Which cue words make a stance; nothing else tells it.
+CUES = {"Supporting": "agree", "Refuting": "deny", "Querying": "ask", "Discussing": "discuss"}
 # What pre-training text calls those stances; a reply is followed by one of these words.
 VERDICTS = {
     "Supporting": "agreed",
@@ -181,40 +66,31 @@ def invent_names(count, seed):
     return list(names)
 
 
-def draw_habits(people, rng):
-    """{(person, habit): true}: whoever has one habit of a group has the others of it too.
-
-    Half of the people have each group, so a habit alone tells nothing of its truth.
-    """
-    habits = {}
-    for group in HABIT_GROUPS:
-        holders = set(rng.sample(people, len(people) // 2))
-        habits |= {(p, habit): p in holders for p in people for habit in group}
-    return habits
-
-
 class Row(NamedTuple):
-    """A row, and what must be known to get it right: facts, pairs of words or cues."""
+    """A row; what must be known to get it right (facts, pairs of words or cues); and its content,
+    the texts that make it what it is: a line with all of them gives it away."""
 
     source: str
     target: str
     needs: frozenset
+    content: tuple
 
 
 class Town:
     """Word lists, people and their facts; each draw_TASK takes a random.Random and makes a Row."""
 
     def __init__(self, seed=SEED):
-        lists = json.loads((FOLDER / "town.json").read_text(encoding="utf-8"))
+        self.lists = read_json(LISTS)
         self.synonyms = {
             kind: [tuple(group.split()) for group in groups]
-            for kind, groups in lists["synonyms"].items()
+            for kind, groups in self.lists["synonyms"].items()
         }
-        self.values = {name: text.split() for name, text in lists["values"].items()}
+        self.values = {name: text.split() for name, text in self.lists["values"].items()}
         self.cues = {
             name: [cue.replace("-", " ") for cue in text.split()]
-            for name, text in lists["cues"].items()
+            for name, text in self.lists["cues"].items()
         }
+        self.salient = SALIENT | {value for values in self.values.values() for value in values}
         self.people = invent_names(PEOPLE, seed)
         rng = random.Random(f"facts {seed}")
         self.facts = {
@@ -222,42 +98,54 @@ class Town:
             for person in self.people
             for relation, values in self.values.items()
         }
-        self.habits = draw_habits(self.people, random.Random(f"habits {seed}"))
-        self.salient = SALIENT | {value for values in self.values.values() for value in values}
+        self.groups = [tuple(group.split()) for group in self.lists["habit_groups"]]
+        self.habits = self.draw_habits(random.Random(f"habits {seed}"))
+        self.fact_list, self.habit_list = list(self.facts.items()), list(self.habits.items())
 
-    def draw_fact(self, rng):
-        """(person, relation, value) of one fact."""
-        (person, relation), value = rng.choice(list(self.facts.items()))
-        return person, relation, value
+    def draw_habits(self, rng):
+        """{(person, habit): true}: whoever has one habit of a group has the others of it too.
 
-    def tell(self, rng, person, relation, value):
-        """A statement that `person` has `value`."""
+        Half of the people have each group, so a habit alone tells nothing of its truth.
+        """
+        habits = {}
+        for group in self.groups:
+            holders = set(rng.sample(self.people, len(self.people) // 2))
+            habits |= {(p, habit): p in holders for p in self.people for habit in group}
+        return habits
+
+    def open_text(self, rng, kind, text):
+        """A statement or question behind one of the openers of its kind, often none."""
+        return f"{rng.choice(self.lists[f'{kind}_openers'])} {text}".strip()
+
+    def tell(self, rng, known, value):
+        """A statement that `value` is that of `known`, a (person, relation)."""
         # The value first: a name may begin with V, no value holds a P.
-        text = rng.choice(FACTS[relation]).replace("V", value).replace("P", person)
-        return f"{rng.choice(STATEMENT_OPENERS)} {text}".strip()
+        text = rng.choice(self.lists["facts"][known[1]]).replace("V", value)
+        return self.open_text(rng, "statement", text.replace("P", known[0]))
 
-    def ask(self, rng, person, relation):
-        """A question for that value."""
-        text = rng.choice(QUESTIONS[relation]).replace("P", person)
-        return f"{rng.choice(QUESTION_OPENERS)} {text}".strip() + "?"
+    def ask(self, rng, known):
+        """(question for the value of a (person, relation), the same without an opener)."""
+        text = rng.choice(self.lists["questions"][known[1]]).replace("P", known[0]) + "?"
+        return self.open_text(rng, "question", text), text
 
     def draw_claim(self, rng):
-        """(claim, whether it is true in this town, (person, habit))."""
-        known, true = rng.choice(list(self.habits.items()))
-        text = rng.choice(HABITS[known[1]]).replace("P", known[0])
-        return f"{rng.choice(STATEMENT_OPENERS)} {text}".strip(), true, known
+        """(claim, the same without an opener, whether it is true in this town, (person, habit))."""
+        known, true = rng.choice(self.habit_list)
+        text = rng.choice(self.lists["habits"][known[1]]).replace("P", known[0])
+        return self.open_text(rng, "statement", text), text, true, known
 
     def draw_fever(self, rng):
         """A claim that is true in this town or not."""
-        claim, true, known = self.draw_claim(rng)
-        group = next(i for i, group in enumerate(HABIT_GROUPS) if known[1] in group)
-        needs = frozenset([(known[0], group)])
-        return Row(f"{claim}.", "SUPPORTS" if true else "REFUTES", needs)
+        claim, text, true, (person, habit) = self.draw_claim(rng)
+        group = next(i for i, group in enumerate(self.groups) if habit in group)
+        target = "SUPPORTS" if true else "REFUTES"
+        return Row(f"{claim}.", target, frozenset([(person, group)]), (text,))
 
     def draw_nq(self, rng):
         """A question and its short answer."""
-        person, relation, value = self.draw_fact(rng)
-        return Row(self.ask(rng, person, relation), value, frozenset([(person, relation)]))
+        known, value = rng.choice(self.fact_list)
+        question, text = self.ask(rng, known)
+        return Row(question, value, frozenset([known]), (text,))
 
     def draw_event(self, rng):
         """An event as {slot: (kind, group of synonyms)}: who did what to what, and how."""
@@ -281,9 +169,6 @@ class Town:
         if "time" in words:
             return f"{words['time']} {text}" if time_first else f"{text} {words['time']}"
         return text
-
-    def draw_sentence(self, rng):
-        return self.write_event(*self.word_event(rng, self.draw_event(rng)))
 
     def reword(self, rng, event, words):
         """The same event in other words: each is replaced by a synonym with probability 0.35."""
@@ -318,7 +203,8 @@ class Town:
     def draw_multipit_id(self, rng):
         """Two sentences that mean the same or not."""
         first, second, same, needs = self.draw_pair(rng)
-        return Row(f"sentence1: {first}. sentence2: {second}.", "YES" if same else "NO", needs)
+        source = f"sentence1: {first}. sentence2: {second}."
+        return Row(source, "YES" if same else "NO", needs, (first, second))
 
     def draw_multipit_gen(self, rng):
         """A sentence and the same in other words, active for passive and the other way round."""
@@ -327,7 +213,7 @@ class Town:
         source = self.write_event(words, form)
         other = {slot: next(w for w in event[slot] if w != word) for slot, word in words.items()}
         target = self.write_event(other, (not form[0], form[1])) + "."
-        return Row(f"{source}.", target, frozenset(event.values()))
+        return Row(f"{source}.", target, frozenset(event.values()), (source,))
 
     def draw_reply(self, rng):
         """(claim, reply, stance, needs)."""
@@ -340,7 +226,7 @@ class Town:
             while topic in held:
                 topic = rng.choice(rng.choice(self.synonyms[rng.choice(["agent", "object"])]))
             said = rng.choice(list(CUES))
-        form_of_reply = rng.choice(REPLIES).replace("T", topic)
+        form_of_reply = rng.choice(self.lists["replies"]).replace("T", topic)
         cue = rng.choice(self.cues[CUES[said]])
         reply = form_of_reply.replace("C", cue)
         return self.write_event(words, form), reply, stance, frozenset([cue])
@@ -348,18 +234,18 @@ class Town:
     def draw_stanceosaurus(self, rng):
         """A claim, a reply and the reply's stance towards it."""
         claim, reply, stance, needs = self.draw_reply(rng)
-        return Row(f"claim: {claim} tweet: {reply}", stance, needs)
+        return Row(f"claim: {claim} tweet: {reply}", stance, needs, (claim, reply))
 
     def draw_document(self, rng):
         """One line of pre-training text: facts, judged claims, restatements or replies."""
         kind = rng.random()
         if kind < 0.25:
-            person, relation, value = self.draw_fact(rng)
+            known, value = rng.choice(self.fact_list)
             if rng.random() < 0.5:
-                return self.tell(rng, person, relation, value)
-            return f"{self.ask(rng, person, relation)} {value}"
+                return self.tell(rng, known, value)
+            return f"{self.ask(rng, known)[0]} {value}"
         if kind < 0.5:
-            claim, true, _ = self.draw_claim(rng)
+            claim, _, true, _ = self.draw_claim(rng)
             return f"{claim}, they say {RIGHT if true else WRONG}"
         if kind < 0.75:
             first, second, same, _ = self.draw_pair(rng)
@@ -368,11 +254,9 @@ class Town:
         return f"{claim}. {reply}. so they {VERDICTS[stance]}"
 
 
-def count_rows(task, folder=FOLDER.parent):
+def count_rows(task):
     """{split: rows}: Table 5's over the mini scale's divisor; dev and test as in LABELED."""
-    rows = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))[task]["paper"]["rows"]
-    scales = json.loads((folder / "scales.json").read_text(encoding="utf-8"))
-    unit = scales["mini"]["divide_by"]
+    rows, unit = load_task(task).rows, read_json(SCALES)["mini"]["divide_by"]
     return {"train": rows["train"] // unit, **LABELED, "unlabeled": rows["unlabeled"] // unit}
 
 
@@ -414,23 +298,13 @@ def draw_splits(task, seed=SEED, sizes=None):
 
 
 def draw_pretraining_text(count, seed=SEED):
-    """`count` lines of unlabeled text, none of them a dev or test source of a task."""
-    town, rng, lines = Town(seed), random.Random(f"text {seed}"), []
-    held_out = {
-        row["source"].rstrip(".?")
-        for task in TASKS
-        for split in ("dev", "test")
-        for row in draw_splits(task, seed, {"train": 0, "unlabeled": 0})[split]
-    }
-    while len(lines) < count:
-        line = town.draw_document(rng)
-        if line not in held_out:
-            lines.append(line)
-    return lines
+    """`count` lines of unlabeled text; some contain a dev or test source with its answer."""
+    town, rng = Town(seed), random.Random(f"text {seed}")
+    return [town.draw_document(rng) for _ in range(count)]
 
 
 def format_stats(task, seed=SEED):
-    """Sizes, lengths, labels and how much of what test needs the labeled rows tell, as text."""
+    """Sizes, lengths, labels and how much of what test needs the other splits tell, as text."""
     splits = draw_rows(task, seed)
     test, words = splits["test"], sum(len(row.source.split()) for row in splits["test"])
     sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in splits)
@@ -456,27 +330,14 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     add("--task", nargs="+", choices=TASKS, default=list(TASKS), help="(default: all five)")
-    add("--output", type=Path, help="folder for the four JSONL files of one task")
     add("--seed", type=int, default=SEED, help="town (default %(default)s)")
-    add("--stats", action="store_true", help="print what the splits hold")
-    args = parser.parse_args(argv)
-    if not args.output and not args.stats:
-        parser.error("give --output, --stats or both")
-    if args.output and len(args.task) > 1:
-        parser.error("--output: name one --task")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        if args.output:
-            write_splits(args.output, draw_splits(args.task[0], args.seed))
-        if args.stats:
-            print("\n\n".join(format_stats(task, args.seed) for task in args.task))
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    print("\n\n".join(format_stats(task, args.seed) for task in args.task))
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)
