@@ -282,7 +282,9 @@ OURS = {  # Trainer's flags that have another name here, or no place
     "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
     **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
 }
-BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each ten minutes
+BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
+PAUSE = 600
+DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
     r"output|(model|train|dev)$|log|sav|report|run_name|disable|hub|push|project|trackio|dataloader"
 )
@@ -316,6 +318,7 @@ def read_training(args, rest):
     given = vars(parser.parse_args(rest))
     for name in OURS.keys() & given.keys():
         parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
+    set_up(given)
     cuda, best = torch.cuda.is_available(), given.get("load_best_model_at_end")
     if args.bf16 is None:  # not where it is emulated, as on a T4
         args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -358,26 +361,24 @@ def read_training(args, rest):
     except (ValueError, ImportError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
-    set_up(training)
+    if training.device.type == "cuda":
+        torch.cuda.set_device(training.device)  # before anything is loaded
     return training
 
 
-def set_up(training):
-    """What a library does unasked is turned off; each process takes its own GPU before it loads."""
+def set_up(given):
+    """Turn off what libraries do unasked; refuse to train on the CPU because of an old driver."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
     torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
-    if training.device.type == "cuda":
-        torch.cuda.set_device(training.device)
-    driver = Path("/proc/driver/nvidia/version").exists()
-    hidden = training.use_cpu and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if driver and not torch.cuda.is_available() and not hidden:
+    hidden = given.get("use_cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
         fail(
-            f"this machine has an NVIDIA driver, but torch {torch.__version__} can't use it, and a "
-            "CPU would take days: install a build of torch for that driver (nvidia-smi shows its "
-            "CUDA version), or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
+            "take days: install a build of torch for the driver's CUDA (nvidia-smi shows it), or "
+            "train on the CPU by --use-cpu"
         )
 
 
@@ -555,13 +556,17 @@ def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwar
         loaded, found = kind.from_pretrained(model, **kwargs)
     except Exception as error:
         fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
-    own = "" if kind is T5ForConditionalGeneration else f"{loaded.base_model_prefix}."
-    lost = [k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k]
-    if lost:  # they would be random, and only the scores would show it
-        fail(f"{model}: {len(lost)} weights are missing, as {sorted(lost)[0]}")
-    bad = [name for name, weight in loaded.named_parameters() if not weight.isfinite().all()]
-    if bad:
-        fail(f"{model}: {len(bad)} weights are NaN or infinite, as {bad[0]}")
+    t5 = kind is T5ForConditionalGeneration
+    own = "" if t5 else f"{loaded.base_model_prefix}."
+    weights = loaded.named_parameters()
+    faults = {  # the missing ones would be random, and only the scores would show it
+        "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
+        "not in its config": found["unexpected_keys"] if t5 else (),
+        "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
+    }
+    for fault, names in faults.items():
+        if names:
+            fail(f"{model}: {len(names)} weights are {fault}, as {min(names)}")
     return loaded
 
 
@@ -632,7 +637,7 @@ class Progress(transformers.TrainerCallback):
         self.start, self.signal = start, None
         self.clock = output / "checkpoints" / "seconds.json"
         self.earlier = read_json(self.clock).get("seconds", 0)
-        self.pause, self.handlers = 600, {}
+        self.pause, self.handlers = PAUSE, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun, self.main = state.global_step, state.is_world_process_zero
@@ -683,7 +688,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
-        self.pause = max(600, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
         self.tick()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
