@@ -4,12 +4,13 @@ Usage:
     python plots.py table2 --task wlp --seeds "0 1 2"          scores of the runs in runs/mini
     python plots.py table11 --task all --scale paper --runs runs/paper --output out
     python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
-    python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf and .csv
+    python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf, .csv and notes in .md
+    python plots.py pipeline --output out/           a picture of the method: .png and .svg
 
-Reads:  metrics.json (and training.json) of runs; data/tasks.json, data/scales.json,
-        data/prices.csv, data/paper/scores.csv, data/paper/tables.csv
-Writes: stdout (Markdown); with --output also NAME.md, NAME.csv and NAME.tex in that folder, and
-        for a table of scores NAME-cells, which lists its cells one by one
+Reads:  of runs metrics.json, training.json, row_scores.json and predictions.jsonl; data/tasks.json,
+        data/scales.json, data/prices.csv, data/paper/
+Writes: with --output NAME.md, NAME.csv and NAME.tex in that folder, and for a table of scores
+        NAME-cells, which lists its cells one by one; then stdout (Markdown)
 Copy:   plots.py data/plots/ data/paper/ and what costs.py names; standard library only for tables
 Paper:  Tables 1 to 11, Figures 2 to 7
 """
@@ -17,210 +18,18 @@ Paper:  Tables 1 to 11, Figures 2 to 7
 import argparse
 import itertools
 
-from data.costs.grid import LLM_EXAMPLES
 from data.costs.ledger import Ledger
-from data.costs.prices import load_prices, name_llm
+from data.costs.prices import load_prices
 from data.files import DATA, run_cli
 from data.plots import pipeline, printed
+from data.plots.budgets import lay_budgets
+from data.plots.cells import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
-from data.plots.notes import LIMITS, STRATEGIES, keep, note_table
-from data.plots.paired import compare, pair_scores
+from data.plots.notes import LIMITS, note_table
 from data.plots.results import Study, read_tasks
-from data.plots.tables import Table, render, show_count, show_dollars
+from data.plots.tables import Table, join, render, show_count, show_dollars, show_gap
 
 # --- the layouts ---------------------------------------------------------------------------
-
-
-def show_gap(one, other):
-    """The difference of two means; None where one is missing."""
-    return f"{one - other:+.1f}" if None not in (one, other) else None
-
-
-def join(head, lines):
-    """Rows of {label: cells}; `head` stands before the first of them only."""
-    blank = [""] * len(head)
-    pairs = enumerate(lines.items())
-    return [[*(blank if i else head), label, *line] for i, (label, line) in pairs]
-
-
-def show_constant(scores):
-    """The best score of a predictor that always gives the same output; None without a run."""
-    return next(filter(None, (score.show_mean("constant") for score in scores)), None)
-
-
-def compare_cells(study):
-    """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells; empty
-    where the runs were scored before rows were kept."""
-    pairs = {}
-    for cell in study.cells:
-        pair = pair_scores(study.score(cell, "small"), study.score(cell, "dist"))
-        pairs |= {(cell.labels, cell.budget_usd): pair} if pair else {}
-    return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
-
-
-def show_tested(cell, scores, tested):
-    """Dist. - Ann. in a cell: ns where chance alone may make it, n= where few rows are scored."""
-    found, gap = tested.get((cell.labels, cell.budget_usd)), show_gap(*(s.mean() for s in scores))
-    rows = scores[0].count_rows()
-    if gap is None or rows is None:
-        return gap
-    gap += " ns" * (found is not None and found.winner is None)
-    return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
-
-
-FEW_ROWS = 200  # below it a point of score is a row or two
-
-
-def show_once(scores, heads):
-    """Each score, or where its runs are those of a cell before, as nothing more could be bought,
-    that cell's budget."""
-    seen, shown = {}, []
-    for score, head in zip(scores, heads, strict=True):
-        first = seen.setdefault(score.runs, head)
-        shown.append(score.show() if first == head or not score.runs else f"as {first}")
-    return shown
-
-
-def show_part(count, planned, show="{:,}".format):
-    """A count, "of" how many were planned where there are not so many."""
-    return show(count) + (f" of {show(planned)}" if planned and planned > count else "")
-
-
-def lay_group(study, cells, tested):
-    """Lines of Table 2 for one task and N: {label: one entry a budget}."""
-    teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
-    heads = [f"+{show_dollars(cell.budget_usd)}" for cell in cells]
-    ann, dist = ([study.score(cell, kind) for cell in cells] for kind in ("small", "dist"))
-    both = list(zip(cells, ann, dist, strict=True))
-    lines = {
-        "Ann.": show_once(ann, heads),
-        "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
-        f"Dist. from [{teacher.show()}]": show_once(dist, heads),
-        "  A40-hours / rows distilled": [
-            f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
-            if c.unlabeled
-            else None
-            for c in cells
-        ],
-        "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
-    }
-    if any(cell.llm_labels for cell in cells):
-        lines |= lay_llm(study, cells)
-    if any(score.has_released() for score in ann + dist):
-        lines["Ann., released"] = [score.show("released") for score in ann]
-        label = f"Dist. [{teacher.show('released')}], released"
-        lines[label] = [score.show("released") for score in dist]
-    lines["Constant predictor"] = [show_constant(ann + dist), *[""] * (len(cells) - 1)]
-    invalid = [[score.show_mean("invalid_rate") for score in pair] for _, *pair in both]
-    if any(map(any, invalid)):
-        shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
-        lines["Invalid %: Ann. / Dist."] = shown
-    printed = [[study.find_printed(c, kind) for c in cells] for kind in ("small", "dist")]
-    if any(printed[0]):
-        lines[f"paper: Ann., N={show_count(cells[0].labels * study.unit)}"] = printed[0]
-        theirs = study.find_printed(cells[0], "teacher")
-        lines[f"paper: Dist. from [{theirs}]"] = [score or "N/A" for score in printed[1]]
-        lines["paper: Dist. - Ann."] = [show_gap(d, a) for a, d in zip(*printed, strict=True)]
-    return lines
-
-
-def lay_llm(study, cells):
-    """Lines of Table 2 on an LLM's labels beside N of people, by both rules."""
-    scores = [study.score(cell, "llm") for cell in cells]
-    name = f"Human + {study.name_annotator()}"
-    lines = {
-        name: [score.show() if score.runs else None for score in scores],
-        "  labels bought / today": [
-            f"+{cell.llm_labels:,} / {count_today(study, cell):,}" if cell.llm_labels else None
-            for cell in cells
-        ],
-    }
-    if any(score.has_released() for score in scores):
-        shown = [score.show("released") if score.runs else None for score in scores]
-        lines[f"{name}, released"] = shown
-    return lines
-
-
-def count_today(study, cell):
-    """LLM labels that a cell's budget buys at today's prices, None where it buys none."""
-    counts = study.count_llm_labels(cell)
-    return next((count for name, count in counts.items() if name.endswith("today")), None)
-
-
-def tell_tests(study, tested):
-    """A sentence an N: what the paired test says at each budget."""
-    for n in dict.fromkeys(labels for labels, _ in tested):
-        told = []
-        for (labels, budget), found in tested.items():
-            word = f"{found.winner} better" if found.winner else "no difference (ns)"
-            interval = f"{found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]"
-            told += [f"+{show_dollars(budget)}: {word}, {interval}"] if labels == n else []
-        seeds = sorted({found.seeds for (labels, _), found in tested.items() if labels == n})
-        count = "one seed" if seeds == [1] else "/".join(map(str, seeds)) + " seeds"
-        yield f"{study.title}, N={n:,}, Dist. - Ann. over {count}: {'; '.join(told)}."
-
-
-def lay_budgets(studies):
-    """Tables 2 and 11: rows of each N, a column a budget."""
-    rows, heads, same, sentences, seeds = [], [], len(studies) == 1, [], set()
-    for study in studies:
-        counts, tested = dict.fromkeys(cell.labels for cell in study.cells), compare_cells(study)
-        groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
-        heads.append([f"+{show_dollars(cell.budget_usd)}" for cell in groups[0]])
-        rows += [] if same else [[study.title, "Additional $", *heads[-1]]]
-        for cells in groups:
-            head = f"{cells[0].labels:,} ({show_dollars(cells[0].initial_usd)})"
-            rows += join([head], lay_group(study, cells, tested))
-        sentences += tell_tests(study, tested)
-        seeds |= {found.seeds for found in tested.values()}
-    width = max(map(len, heads))
-    if not same:
-        rows = [row + [""] * (width + 2 - len(row)) for row in rows]
-        heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
-    shown, llm = str(rows), any(c.llm_labels for study in studies for c in study.cells)
-    notes = keep(
-        [
-            *((True, sentence) for sentence in sentences),
-            (
-                sentences,
-                "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
-                "the task's cells; ns: a tie, chance alone may make it. "
-                + ("Of one seed: rows are drawn anew, training is not." if seeds == {1} else "")
-                + (
-                    "Seeds' variance is pooled over the cells." if max(seeds, default=0) > 1 else ""
-                ),
-            ),
-            (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
-            (
-                True,
-                "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's "
-                "$1.875; rows: what they distil after the teacher is paid; N/A: they don't cover "
-                "it. [Its teacher's]. Training on labels, about $1 in the paper (footnote 1), is "
-                "left out.",
-            ),
-            (
-                " of " in shown or "as +" in shown,
-                "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
-                "more can be bought.",
-            ),
-            ("(n=" in shown, f"(n=): so few test rows, under {FEW_ROWS}, that each counts."),
-            (
-                True,
-                "Constant predictor: the best that always gives the same output. Invalid: outputs "
-                "that can't be read.",
-            ),
-            (
-                llm,
-                "Human + an annotator that isn't one: the dollars buy its labels at "
-                f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, "
-                "not in batches; the scores are of the former, the latter may be more than the "
-                f"unlabeled rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the "
-                "dollars where N is smaller.",
-            ),
-            (True, LIMITS),
-        ]
-    )
-    return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 
 
 def show_both(study, groups, printed):
@@ -351,103 +160,13 @@ def lay_table10(studies):
     return ["Task", "N", "Total $", "By", *heads], rows, notes, 4
 
 
-# --- cell by cell --------------------------------------------------------------------------
-
-CELL_COLUMNS = (
-    "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,By seed,Released,Also,Invalid %,"
-    "Constant,Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
-).split(",")
-LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
-CELL_NOTES = (
-    "Seeds: finished of planned. Score: by the strict rule; Paper: printed in the paper. Invalid: "
-    "outputs that can't be read. Constant: the best predictor that always gives the same output.",
-    "Planned $: spent beyond N labels by the plan, at the paper's rates and prices. GPU $ and "
-    "seconds: measured, loading and saving included; a run that learns from another one has that "
-    "one's training and its share of the pass over the unlabeled rows in it. Hours on a CPU have "
-    "no price; `python costs.py report --gpu NAME` counts them as a GPU's.",
-)
-ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
-
-
-def list_details(study):
-    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first."""
-    counts = list(dict.fromkeys(cell.labels for cell in study.cells))
-    groups = [(cell, strategy) for cell in study.cells for strategy in STRATEGIES]
-    groups.sort(key=lambda group: (counts.index(group[0].labels), group[1] != "teacher"))
-    rows, shown = [], set()
-    for cell, strategy in groups:
-        names = tuple(run.name for run in cell.runs.get(strategy) or ())
-        unaffordable = strategy == "dist" and "dist" in cell.runs and cell.budget_usd
-        if names not in shown and (names or unaffordable):
-            rows.append(show_detail(study, cell, strategy))
-            shown |= {names} if names else set()
-    return rows
-
-
-def show_detail(study, cell, strategy):
-    """One group of runs as a row of CELL_COLUMNS."""
-    score, learns = study.score(cell, strategy), strategy in ("dist", "self")
-    run, seconds = score.runs[0] if score.runs else None, score.seconds()
-    budget = None if strategy == "teacher" else cell.budget_usd
-    also = [(k, name) for k, name in ALSO.items() if score.values(k) and k != study.metric]
-    today = [None, None]
-    if strategy == "llm" and cell.llm_labels:
-        today = [f"{cell.llm_labels:,}", f"{count_today(study, cell):,}"]
-    return [
-        *(study.title, f"{cell.labels:,}"),
-        "" if budget is None else f"+{show_dollars(budget)}",
-        STRATEGIES[strategy],
-        f"{run.labels + run.llm_labels:,}" if run else None,
-        f"{run.unlabeled:,}" if run and learns else "0" if run else None,
-        f"{len(score.found)}/{len(score.runs)}",
-        score.show().removesuffix(" ↓"),
-        " ".join(f"{value:.2f}" for value in score.values()) if len(score.there) > 1 else "",
-        score.show("released"),
-        next((f"{name} {score.show(key)}" for key, name in also), ""),
-        score.show_mean("invalid_rate"),
-        score.show_mean("constant"),
-        study.find_printed(cell, strategy),
-        show_dollars(score.planned_usd()),
-        show_dollars(score.price("paper")),
-        show_dollars(score.price("today")),
-        None if seconds is None else f"{seconds:,.0f}",
-        *(today if study.llm else ()),
-    ]
-
-
-# --- the tables ----------------------------------------------------------------------------
-
-SCORES = {  # table -> (its line of help, its title, its layout)
-    "table2": (
-        "annotation against distillation at equal dollars",
-        "Annotation (Ann.) against distillation (Dist.) at equal dollars",
-        lay_budgets,
-    ),
-    "table3": (
-        "self-distillation against distillation",
-        "Self-distillation against distillation on equal unlabeled rows",
-        lay_table3,
-    ),
-    "table4": (
-        "budgets at which annotation catches up with distillation",
-        "Larger budgets: where annotation (Ann.) catches up with distillation (Dist.)",
-        lay_table4,
-    ),
-    "table9": (
-        "the teacher on all labels beside published scores",
-        "The teacher on all labels, beside published scores",
-        lay_table9,
-    ),
-    "table10": (
-        "encoder classifiers against annotation and distillation",
-        "General distillation: DistilBERT and BERT against Ann. and Dist. at equal dollars",
-        lay_table10,
-    ),
-    "table11": (
-        "annotation against distillation from few labels",
-        "Annotation (Ann.) against distillation (Dist.) from few labels",
-        lay_budgets,
-    ),
+SCORES = {  # table -> (its title, its layout)
+    "table2": ("Annotation (Ann.) against distillation (Dist.) at equal dollars", lay_budgets),
+    "table3": ("Self-distillation against distillation on equal unlabeled rows", lay_table3),
+    "table4": ("Larger budgets: where annotation (Ann.) catches up with Dist.", lay_table4),
+    "table9": ("The teacher on all labels, beside published scores", lay_table9),
+    "table10": ("DistilBERT and BERT against Ann. and Dist. at equal dollars", lay_table10),
+    "table11": ("Annotation (Ann.) against distillation (Dist.) from few labels", lay_budgets),
 }
 
 
@@ -457,7 +176,7 @@ def build_scores(args):
     known = {task.name: task for task in tasks}
     books = {which: Ledger(prices, known, which) for which in ("paper", "today")}
     studies = [Study(args, task, books) for task in tasks]
-    _, title, lay = SCORES[args.command]
+    title, lay = SCORES[args.command]
     columns, rows, own, left = lay(studies)
     details = [row for study in studies for row in list_details(study)]
     title = f"Table {studies[0].number}. {title}"
@@ -472,7 +191,7 @@ def build_scores(args):
 
 def add_score_flags(parser):
     add = parser.add_argument
-    add("--scale", default="mini", help="mini or paper (default: mini)")
+    add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
     add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
     add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
     add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")

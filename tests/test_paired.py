@@ -1,6 +1,7 @@
 """The paired test of Dist. - Ann.: a worked example, Student's t, Holm's rule, rows, notes."""
 
 import json
+import random
 import statistics
 
 import pytest
@@ -16,6 +17,7 @@ from data.plots.paired import (
     find_row_variance,
     weigh_rows,
 )
+from data.plots.results import score_rows
 from data.tasks import load_task
 
 
@@ -104,3 +106,19 @@ def test_rows_that_are_not_those_of_the_score_are_not_used(tmp_path, text):
     table, _ = build(tmp_path, task="fever", seeds="0")
     assert any(note.startswith("No paired test: runs without row_scores") for note in table.notes)
     assert not any("no difference" in note for note in table.notes)
+
+
+def test_the_error_of_an_f1_difference_is_that_of_drawing_rows_anew():
+    rng = random.Random(0)
+    gold = [rng.randint(1, 6) for _ in range(400)]
+    arms = []
+    for skill in (0.5, 0.7):
+        hits = [sum(rng.random() < skill for _ in range(n)) for n in gold]
+        arms.append(([2 * hit for hit in hits], [n + max(1, n - 1) for n in gold]))
+    error = find_row_variance(*([arm] for arm in arms)) ** 0.5
+    drawn = []
+    for _ in range(600):
+        rows = rng.choices(range(400), k=400)
+        a, b = (score_rows(*([part[i] for i in rows] for part in arm)) for arm in arms)
+        drawn.append(b - a)
+    assert error == pytest.approx(statistics.stdev(drawn), rel=0.1)

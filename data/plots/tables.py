@@ -72,6 +72,18 @@ def measure(text):
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in marks)
 
 
+def show_gap(one, other):
+    """The difference of two means; None where one is missing."""
+    return f"{one - other:+.1f}" if None not in (one, other) else None
+
+
+def join(head, lines):
+    """Rows of {label: cells}; `head` stands before the first of them only."""
+    blank = [""] * len(head)
+    pairs = enumerate(lines.items())
+    return [[*(blank if i else head), label, *line] for i, (label, line) in pairs]
+
+
 def drop_empty(table):
     """A compact table without the columns of numbers that hold no value in any row."""
     keep = [

@@ -1,0 +1,192 @@
+"""Tables 2 and 11: Ann. against Dist. at each N and budget, with a paired test of the difference.
+
+Reads:  nothing; it is handed the Studies of data/plots/results.py
+Writes: nothing
+Paper:  sections 3.1 and 5, Tables 2 and 11
+"""
+
+from data.costs.grid import LLM_EXAMPLES
+from data.costs.prices import name_llm
+from data.plots.notes import LIMITS, keep
+from data.plots.paired import compare, pair_scores
+from data.plots.tables import join, show_count, show_dollars, show_gap
+
+
+def show_constant(scores):
+    """The best score of a predictor that always gives the same output; None without a run."""
+    return next(filter(None, (score.show_mean("constant") for score in scores)), None)
+
+
+def compare_cells(study):
+    """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells; empty
+    where the runs were scored before rows were kept."""
+    pairs = {}
+    for cell in study.cells:
+        pair = pair_scores(study.score(cell, "small"), study.score(cell, "dist"))
+        pairs |= {(cell.labels, cell.budget_usd): pair} if pair else {}
+    return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
+
+
+def show_tested(cell, scores, tested):
+    """Dist. - Ann. in a cell: ns where chance alone may make it, n= where few rows are scored."""
+    found, gap = tested.get((cell.labels, cell.budget_usd)), show_gap(*(s.mean() for s in scores))
+    rows = scores[0].count_rows()
+    if gap is None or rows is None:
+        return gap
+    gap += " ns" * (found is not None and found.winner is None)
+    return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
+
+
+FEW_ROWS = 200  # below it a point of score is a row or two
+
+
+def show_once(scores, heads):
+    """Each score, or where its runs are those of a cell before, as nothing more could be bought,
+    that cell's budget."""
+    seen, shown = {}, []
+    for score, head in zip(scores, heads, strict=True):
+        first = seen.setdefault(score.runs, head)
+        shown.append(score.show() if first == head or not score.runs else f"as {first}")
+    return shown
+
+
+def show_part(count, planned, show="{:,}".format):
+    """A count, "of" how many were planned where there are not so many."""
+    return show(count) + (f" of {show(planned)}" if planned and planned > count else "")
+
+
+def lay_group(study, cells, tested):
+    """Lines of Table 2 for one task and N: {label: one entry a budget}."""
+    teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
+    heads = [f"+{show_dollars(cell.budget_usd)}" for cell in cells]
+    ann, dist = ([study.score(cell, kind) for cell in cells] for kind in ("small", "dist"))
+    both = list(zip(cells, ann, dist, strict=True))
+    lines = {
+        "Ann.": show_once(ann, heads),
+        "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
+        f"Dist. from [{teacher.show()}]": show_once(dist, heads),
+        "  A40-hours / rows distilled": [
+            f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
+            if c.unlabeled
+            else None
+            for c in cells
+        ],
+        "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
+    }
+    if any(cell.llm_labels for cell in cells):
+        lines |= lay_llm(study, cells)
+    if any(score.has_released() for score in ann + dist):
+        lines["Ann., released"] = [score.show("released") for score in ann]
+        label = f"Dist. [{teacher.show('released')}], released"
+        lines[label] = [score.show("released") for score in dist]
+    lines["Constant predictor"] = [show_constant(ann + dist), *[""] * (len(cells) - 1)]
+    invalid = [[score.show_mean("invalid_rate") for score in pair] for _, *pair in both]
+    if any(map(any, invalid)):
+        shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
+        lines["Invalid %: Ann. / Dist."] = shown
+    printed = [[study.find_printed(c, kind) for c in cells] for kind in ("small", "dist")]
+    if any(printed[0]):
+        lines[f"paper: Ann., N={show_count(cells[0].labels * study.unit)}"] = printed[0]
+        theirs = study.find_printed(cells[0], "teacher")
+        lines[f"paper: Dist. from [{theirs}]"] = [score or "N/A" for score in printed[1]]
+        lines["paper: Dist. - Ann."] = [show_gap(d, a) for a, d in zip(*printed, strict=True)]
+    return lines
+
+
+def lay_llm(study, cells):
+    """Lines of Table 2 on an LLM's labels beside N of people, by both rules."""
+    scores = [study.score(cell, "llm") for cell in cells]
+    name = f"Human + {study.name_annotator()}"
+    lines = {
+        name: [score.show() if score.runs else None for score in scores],
+        "  labels bought / today": [
+            f"+{cell.llm_labels:,} / {count_today(study, cell):,}" if cell.llm_labels else None
+            for cell in cells
+        ],
+    }
+    if any(score.has_released() for score in scores):
+        shown = [score.show("released") if score.runs else None for score in scores]
+        lines[f"{name}, released"] = shown
+    return lines
+
+
+def count_today(study, cell):
+    """LLM labels that a cell's budget buys at today's prices, None where it buys none."""
+    counts = study.count_llm_labels(cell)
+    return next((count for name, count in counts.items() if name.endswith("today")), None)
+
+
+def tell_tests(study, tested):
+    """A sentence an N: what the paired test says at each budget."""
+    for n in dict.fromkeys(labels for labels, _ in tested):
+        told = []
+        for (labels, budget), found in tested.items():
+            word = f"{found.winner} better" if found.winner else "no difference (ns)"
+            interval = f"{found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]"
+            told += [f"+{show_dollars(budget)}: {word}, {interval}"] if labels == n else []
+        seeds = sorted({found.seeds for (labels, _), found in tested.items() if labels == n})
+        count = "one seed" if seeds == [1] else "/".join(map(str, seeds)) + " seeds"
+        yield f"{study.title}, N={n:,}, Dist. - Ann. over {count}: {'; '.join(told)}."
+
+
+def lay_budgets(studies):
+    """Tables 2 and 11: rows of each N, a column a budget."""
+    rows, heads, same, sentences, seeds = [], [], len(studies) == 1, [], set()
+    for study in studies:
+        counts, tested = dict.fromkeys(cell.labels for cell in study.cells), compare_cells(study)
+        groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
+        heads.append([f"+{show_dollars(cell.budget_usd)}" for cell in groups[0]])
+        rows += [] if same else [[study.title, "Additional $", *heads[-1]]]
+        for cells in groups:
+            head = f"{cells[0].labels:,} ({show_dollars(cells[0].initial_usd)})"
+            rows += join([head], lay_group(study, cells, tested))
+        sentences += tell_tests(study, tested)
+        seeds |= {found.seeds for found in tested.values()}
+    width = max(map(len, heads))
+    if not same:
+        rows = [row + [""] * (width + 2 - len(row)) for row in rows]
+        heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
+    shown, llm = str(rows), any(c.llm_labels for study in studies for c in study.cells)
+    notes = keep(
+        [
+            *((True, sentence) for sentence in sentences),
+            (
+                sentences,
+                "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
+                "the task's cells; ns: a tie, chance alone may make it. "
+                + ("Of one seed: rows are drawn anew, training is not." if seeds == {1} else "")
+                + (
+                    "Seeds' variance is pooled over the cells." if max(seeds, default=0) > 1 else ""
+                ),
+            ),
+            (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
+            (
+                True,
+                "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's "
+                "$1.875; rows: what they distil after the teacher is paid; N/A: they don't cover "
+                "it. [Its teacher's]. Training on labels, about $1 in the paper (footnote 1), is "
+                "left out.",
+            ),
+            (
+                " of " in shown or "as +" in shown,
+                "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
+                "more can be bought.",
+            ),
+            ("(n=" in shown, f"(n=): so few test rows, under {FEW_ROWS}, that each counts."),
+            (
+                True,
+                "Constant predictor: the best that always gives the same output. Invalid: outputs "
+                "that can't be read.",
+            ),
+            (
+                llm,
+                "Human + an annotator that isn't one: the dollars buy its labels at "
+                f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, "
+                "not in batches; the scores are of the former, the latter may be more than the "
+                f"unlabeled rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the "
+                "dollars where N is smaller.",
+            ),
+            (True, LIMITS),
+        ]
+    )
+    return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
