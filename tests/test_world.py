@@ -5,11 +5,13 @@ import re
 import shutil
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from data.tasks import load_tasks
 from data.world import lab, pretrain, town
 
 ENTRIES = {task.name: task for task in load_tasks("all")}
+REGIONS = ["lab"]
 
 
 @pytest.fixture(scope="module", params=town.TASKS)
@@ -168,6 +170,33 @@ def test_generation_is_scored_against_the_source():
     splits = town.draw_splits("multipit_gen", sizes={"train": 10, "unlabeled": 10})
     assert all(row["source"] == row["target"] for row in splits["test"])
     assert all(row["source"] != row["target"] for row in splits["train"])
+
+
+def list_models(region):
+    """The folders of the committed models of a region."""
+    prefix = "" if region == "lab" else f"{region}-"
+    return [pretrain.MODELS / f"{prefix}{which}" for which in pretrain.WHICH[region]]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_cards_say_what_was_recorded(region):
+    for folder in list_models(region):
+        assert (folder / "README.md").read_text() == pretrain.format_card(folder)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_models_of_a_region_share_one_vocabulary_in_which_any_text_comes_back(region):
+    folders = list_models(region)
+    tokenizers = [PreTrainedTokenizerFast.from_pretrained(folder) for folder in folders]
+    assert all(one.get_vocab() == tokenizers[0].get_vocab() for one in tokenizers)
+    pieces = {file.read_bytes() for folder in folders for file in folder.glob("spiece.model")}
+    assert len(pieces) == 1
+    labels = [label for entry in ENTRIES.values() for label in entry.labels]
+    texts = ["New York City", "GOOD BAD NEITHER", "naïve café à 12 é", "1.19 of 2,000 (3%)"]
+    texts += ["🙂🙂 ok 🙂", "日本 語 text", " ".join(labels), *labels]
+    for tokenizer in tokenizers:
+        for text in texts:
+            assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
 
 
 def test_a_killed_pre_training_continues_to_the_same_weights(tmp_path, capsys):

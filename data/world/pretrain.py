@@ -12,7 +12,7 @@ Writes: OUTPUT/{teacher,large,student,student-short} for the lab, OUTPUT/town-..
         OUTPUT/work: vocabularies and checkpoints, from which a killed run continues.
 Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1) and, in Table 10, BERT; these
         take their place at mini scale. All models of a region see as many examples, as the sizes
-        of T5 v1.1 did; student-short, the lab's student stopped early, shows what that does.
+        of T5 v1.1 did; student-short, on 15 times fewer, shows what that does.
 
 The T5s have T5 v1.1's architecture (gated GELU), a vocabulary of up to 1,792 pieces with byte
 fallback, and an output head tied to the embeddings (asserted after save and load). Their objectives
@@ -93,7 +93,7 @@ WHICH = {
     "town": ("teacher", "large", "student", ENCODER),
 }
 STEPS = {"lab": 15000, "town": 13000}
-SHORT = {"student-short": 1000}  # steps of what stops early
+SHORT = {"student-short": 1000}  # steps, where not STEPS
 LEARNING_RATE = {"lab": 2e-3, "town": 1e-3, ENCODER: 2e-3}
 # Shares of the objectives; the encoder's "spans" are single words.
 MIX = {
@@ -610,7 +610,7 @@ ENCODER_IS = """BERT-architecture masked language model of {parameters:,} parame
 ({num_hidden_layers} layers of {hidden_size}, {num_attention_heads} heads, feed-forward
 {intermediate_size}, {max_position_embeddings} positions; no copy of BERT, not distilled)"""
 SHORT_IS = """
-It is the student stopped early, kept to show what a shorter pre-training does."""
+It is the student on fewer examples, kept to show what pre-training does."""
 
 
 def format_card(folder):
