@@ -14,7 +14,7 @@ Usage:
     python costs.py flags --task nq --scale paper --strategy dist
         Table 8 as flags for distill.py
     python costs.py rules --for "table2 fig2" --task all --scale mini
-        the same for make: each run's flags, and the labels that it learns from
+        the same for make: a file of whole rules, which reads as the study
     python costs.py report runs/
         what the runs of a folder cost, at the paper's prices and at today's
     python costs.py memory --model google/t5-v1_1-xxl --gpus "1xH100-80GB 4xA40"
@@ -24,17 +24,18 @@ Usage:
 
 Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report also
         training.json and metrics.json of each run
-Writes: nothing; results go to stdout
+Writes: nothing but the file of `rules`; results go to stdout
 Copy:   costs.py data/__init__.py data/files.py data/tasks.py data/costs/ data/tasks.json
         data/scales.json data/prices.csv; standard library only
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 """
 
 import argparse
-import itertools
 import json
 import math
+import shlex
 from fractions import Fraction
+from pathlib import Path
 
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.grid import (
@@ -42,12 +43,9 @@ from data.costs.grid import (
     cells,
     choose_tasks,
     grid,
-    list_rules,
     make_flags,
-    order_work,
     parse_seeds,
     show_flags,
-    shows,
 )
 from data.costs.ledger import report
 from data.costs.memory import run_memory
@@ -61,7 +59,7 @@ from data.costs.prices import (
 )
 from data.costs.runs import parse_run
 from data.files import DATA, UserError, parse_amount, parse_count, run_cli
-from data.tasks import load_task, load_tasks, name_word
+from data.tasks import load_task, load_tasks
 
 # --- command line --------------------------------------------------------------------------
 
@@ -173,30 +171,27 @@ def run_flags(args):
     if (args.strategy is None) == (args.run is None):
         raise UserError("flags: pass one of --strategy NAME and --run NAME")
     run = parse_run(args.run) if args.run else None
-    flags = make_flags(load_task(args.task), args.scale, args.strategy, run, args.real_text)
+    flags = make_flags(
+        load_task(args.task), args.scale, args.strategy, run, args.real_text, args.recipe
+    )
     print(show_flags(flags))
 
 
 def run_rules(args):
-    """what make must know of the runs of tables and figures: Makefile variables"""
-    seeds, tasks = parse_seeds(args.seeds), load_tasks(args.task, args.data)
-    names, wanted, every = args.table.split(), {}, {}
-    if args.table == "all":
-        names = [table for table in TABLES if any(shows(table, task.name) for task in tasks)]
-    for table in names:
-        for task in choose_tasks(table, tasks):
-            runs = grid(table, task, args.scale, seeds, None, args.llm, args.prepared)
-            wanted.setdefault(table, {})[task.name] = runs
-            every.setdefault(task.name, {}).update({run.name: run for run in runs})
-    print(f"ASKED := {' '.join(wanted)}")
-    for task in tasks:
-        if task.name in every:
-            runs = every[task.name].values()
-            print("\n".join(list_rules(task, runs, args.scale, args.real_text)))
-            print(f"ENTRY_{task.name} := {name_word(task, args.task.split(), args.data)}")
-    for table, runs in wanted.items():
-        work = (order_work(task, runs[task], every[task].values()) for task in runs)
-        print(f"WORK_{table} := {' '.join(itertools.chain(*work))}")
+    """write make's rules of the runs of tables and figures; prints their file"""
+    from data.costs.rules import write_rules
+
+    world = f"{args.scale}{'-' + Path(args.data).resolve().name if args.data else ''}"
+    args.runs = args.runs or f"runs/{world}"
+    args.made = args.made or f"{args.runs}/made"
+    args.prepared = args.prepared or f"data/prepared/{world}"
+    for name in [name for name in vars(args) if name.endswith("_flags")]:
+        try:
+            setattr(args, name, shlex.split(getattr(args, name) or ""))
+        except ValueError as fault:
+            raise UserError(f"{name.upper()}: {fault}") from None
+    args.jobs = parse_count(args.jobs, "--jobs", 1)
+    print(write_rules(load_tasks(args.task, args.data), parse_seeds(args.seeds), args))
 
 
 def run_report(args):
@@ -268,6 +263,19 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
     "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
     "prepared": ("DIR", "folder of data/prepare.py: its row counts limit the runs"),
+    "recipe": ("NAME", "a recipe of the scale (default: the scale's own flags)"),
+    "made": ("DIR", "where the rules are written (default: RUNS/made)"),
+    "prepare-flags": ("WORDS", "flags that data/prepare.py gets"),
+    "train-flags": ("WORDS", "flags that every training script gets, after the scale's"),
+    "small-flags": ("WORDS", "flags that train_small.py gets"),
+    "teacher-flags": ("WORDS", "flags that train_teacher.py gets"),
+    "dist-flags": ("WORDS", "flags that distill.py gets"),
+    "accuracy": ("SHARE", "how often a simulated annotator is right (default: 0.7)"),
+    "jobs": ("N", "runs at a time, to say how long they take (default: 1)"),
+    "key": (None, "a key or a server of an LLM is there (default: no)"),
+    "partial": (None, "show what is finished, make nothing (default: no)"),
+    "redo": (None, "make again what is out of date (default: refuse)"),
+    "dry": (None, "remove and prepare nothing, only write the rules (default: no)"),
     "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
     "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert or bert"),
     "run": ("NAME", "name of a run: its strategy, counts and seed"),
@@ -296,6 +304,8 @@ DEFAULTS = {
     "prices": DATA / "prices.csv",
     "rates": "paper",
     "price-list": "paper",
+    "accuracy": "0.7",
+    "jobs": "1",
     "utilisation": 0.4,
     "memory task": "wlp",
     "memory scale": "paper",
@@ -307,13 +317,22 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "plan": (run_plan, f"!task !labels !budget json {TERMS}"),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),
-    "flags": (run_flags, "!task scale strategy run real-text"),
-    "rules": (run_rules, "!for !task scale seeds llm data prepared real-text"),
+    "flags": (run_flags, "!task scale strategy run real-text recipe"),
+    "rules": (
+        run_rules,
+        "!for !task scale seeds recipe llm data runs prepared made prepare-flags train-flags "
+        "small-flags teacher-flags dist-flags model accuracy key partial redo dry jobs",
+    ),
     "report": (run_report, "for task json prices gpu gpu-usd-per-hour llm-model"),
     "memory": (run_memory, "!gpus model task scale labels utilisation prices gpu-usd-per-hour"),
     "prices": (run_prices, "json prices"),
 }
 OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
+    "rules": {
+        "runs": ("DIR", "holds TASK/RUN (default: runs/SCALE, with -DATA's name)"),
+        "prepared": ("DIR", "holds the splits (default: likewise in data/prepared)"),
+        "model": ("NAME", "LLM that labels (default: a simulation)"),
+    },
     "memory": {
         "task": ("NAME", "a task, for its lengths (default: wlp)"),
         "scale": ("NAME", "an entry of data/scales.json, for its settings (default: paper)"),

@@ -177,6 +177,7 @@ def summarize(scores, task, options, rows):
     text, constant = scores.constants[suffix]
     result = {
         "task": task.name,
+        "task_sha256": task.hash_rules(),
         "n": n,
         "metric": scores.headline,
         "score": metrics[scores.headline],

@@ -27,12 +27,14 @@ import hashlib
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 from data import fetch
 from data.costs.budget import load_scale, make_terms
 from data.costs.grid import TABLES, grid
 from data.costs.prices import load_prices, show_price
+from data.costs.stale import REDO, find_changed_splits
 from data.files import UserError, parse_json, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_task
 from data.world import lab, town
@@ -372,10 +374,27 @@ def check_targets(args, entry, rows):
     return lines + [f"not {', '.join(names)}: {fault}" for fault, names in lacking.items()]
 
 
+def keep_splits(args, sources):
+    """Whether the splits there are those of the data and flags of now; others are refused, or with
+    --redo made again."""
+    path = args.output / "about.json"
+    if not path.exists():
+        return False
+    files = {}
+    if args.data and not args.unlabeled:
+        files = find_files(args.data, args.task, sources)
+    change = find_changed_splits(read_json(path), args.asked, map(str, files.values()))
+    if change and not args.redo:
+        raise UserError(f"{args.output}: {change} since these splits were made: {REDO}")
+    return not change
+
+
 def prepare(args):
     """Make the splits; returns what was made as text."""
     entry, sources = load_task(args.task, args.data), read_json(args.sources)
     args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
+    if args.keep and keep_splits(args, sources):
+        return f"{args.output}: as its data stands there"
     if args.scale == "mini" and not args.data:
         splits, names = draw_mini(args.task)
         notes = {}
@@ -394,6 +413,7 @@ def prepare(args):
     else:
         about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
         about["rows"] = {split: len(splits[split]) for split in SPLITS}
+        about["asked"] = args.asked
         about["files"] = {name: hash_file(name) for name in names}
         write_splits(args.output, splits, about)
     return text
@@ -416,6 +436,8 @@ def parse_args(argv=None):
     )
     add("--output", type=Path, help="folder for the JSONL files")
     add("--check", action="store_true", help="validate and count only, write nothing")
+    add("--keep", action="store_true", help="splits of this data stay, those of other are refused")
+    add("--redo", action="store_true", help="with --keep: those of other data are made again")
     add("--train-rows", type=int, help="labeled rows (default: all, or Table 5's / the scale's 10)")
     add("--dev-rows", type=int, help="rows drawn as dev where no dev file is (a tenth at most)")
     add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
@@ -423,7 +445,12 @@ def parse_args(argv=None):
     add("--base", help="address of the authors' files (default: their repository)")
     add("--downloads", type=Path, default=fetch.DOWNLOADS, help="where they are kept")
     add("--sources", type=Path, default=fetch.SOURCES, help="addresses, counts and hashes")
-    args = parser.parse_args(argv)
+    args, words = parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv)
+    words = [word for word in words if word not in ("--keep", "--redo")]
+    for flag in ("--data", "--output"):  # where, not what: `files` has the hash of what was read
+        at = words.index(flag) if flag in words else len(words)
+        del words[at : at + 2]
+    args.asked = words
     if not args.check and not args.output:
         parser.error("give --output, or --check to write nothing")
     for name in ("train_rows", "dev_rows", "test_rows"):

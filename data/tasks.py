@@ -15,6 +15,8 @@ for "all" strategies, for one ("small", "dist", ...) and for "real-text".
 """
 
 import difflib
+import hashlib
+import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -72,6 +74,12 @@ class Task:
     released_rows: dict = field(default_factory=dict)
     label_total_usd: Fraction = None
     scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
+
+    def hash_rules(self):
+        """What names the rules by which its outputs are read and scored."""
+        rules = [self.metric, self.report, self.labels, self.paper_default_label, self.prefix]
+        text = json.dumps([*rules, self.max_source_length, self.max_target_length])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def at(self, scale, key):
         """The settings `key` of this task at a scale, {} where it has none of its own."""

@@ -4,6 +4,7 @@ import ast
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -268,7 +269,9 @@ def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
     measures = {"entity_f1": 12.5, "f1_released": 25.0, "invalid_rate": 0.0, "constant": 0.5}
     metrics = {"task": "wlp", "n": 7, "metric": "entity_f1", "score": 12.5, "metrics": measures}
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "signature": "s"}))
-    script = tmp_path / "python"
+    script, about = tmp_path / "python", tmp_path / "data" / "wlp" / "about.json"
+    about.parent.mkdir(parents=True)
+    about.write_text(json.dumps({"asked": "--task wlp --scale mini".split(), "files": {}}))
 
     def make(fails):
         values = {"runs": runs, "log": log, "metrics": tmp_path / "metrics.json", "fails": fails}
@@ -353,3 +356,66 @@ def test_readme_names_every_target_and_script():
         assert f"make {target}" in text, target
     for name in SCRIPTS:
         assert name in text, name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["MAKE_VERSION=3.81", "table1"], "GNU make 4.2 or newer is needed, this is 3.81"),
+        (["PYTHON=nosuch", "table1"], "PYTHON=nosuch: no such program"),
+        (["table1", "task=wlp"], "task=: no such variable; did you mean TASK?"),
+        (["table2", "BUDGETS=5"], "BUDGETS=: no such variable; did you mean BUDGET?"),
+        (["tabel2"], "tabel2: no such target; did you mean table2?"),
+        (["table2", "RECIPE=nosuch"], "no recipe 'nosuch'"),
+        (["table2", "TASK=wpl"], "unknown task 'wpl'; did you mean wlp?"),
+        (["table2", "DIST_FLAGS=--x 'y"], "DIST_FLAGS: No closing quotation"),
+    ],
+)
+def test_a_mistyped_word_is_met_with_the_nearest_one(words, said, tmp_path):
+    done = run_make("-n", f"RUNS={tmp_path}", *words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("error:") == 1
+    assert not done.stdout
+
+
+def test_the_environment_neither_redirects_nor_spends(tmp_path):
+    odd = {
+        "MODEL": "gpt-4o-mini",
+        "TASK": "nq",
+        "SCALE": "paper",
+        "DATA": "/x",
+        "OPENAI_API_KEY": "k",
+    }
+    line = ["make", "-n", "fig6", f"RUNS={tmp_path}"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    done = subprocess.run(
+        line, cwd=ROOT, env={**kept, **odd}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "--simulate" in done.stdout, done.stderr
+    assert "gpt-4o-mini" not in done.stdout and "--task nq" not in done.stdout
+
+
+def test_each_script_gets_its_own_flags_and_the_work_is_told_first(tmp_path):
+    flags = (
+        "SMALL_FLAGS=--weight-decay 0.5",
+        "TEACHER_FLAGS=--lora-rank 4",
+        "DIST_FLAGS=--temperature 2",
+    )
+    done = run_make("-n", f"RUNS={tmp_path}", "table2", *flags)
+    assert done.stderr.startswith("20 of 20 runs to do, about "), done.stderr
+    for line in done.stdout.splitlines():
+        for script, flag in zip(
+            ("train_small.py", "train_teacher.py", "distill.py"), flags, strict=True
+        ):
+            assert (flag.split("=")[1] in line) == (f" {script} " in line)
+
+
+def test_two_makes_at_once_each_do_their_own_work(tmp_path):
+    line = ["make", "-n", "table2", f"RUNS={tmp_path}"]
+    seeds = ("0", "1", "0 1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    makes = [subprocess.Popen([*line, f"SEEDS={seed}"], **pipes) for seed in seeds]
+    for process, seed in zip(makes, seeds, strict=True):
+        text, errors = process.communicate(timeout=120)
+        trained = re.findall(r"--strategy .* --output \S+-s(\d)$", text, re.MULTILINE)
+        assert process.returncode == 0 and sorted(set(trained)) == seed.split(), errors
+        assert len(trained) == 20 * len(seed.split())

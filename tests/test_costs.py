@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shlex
 import subprocess
 import sys
@@ -415,36 +416,47 @@ def test_several_tasks(capsys):
     assert {name.split("/")[0] for name in names} == {"wlp", "fever"} and len(names) == 40
 
 
-def test_rules_for_make(capsys):
-    text = run("rules", "--for", "table2 fig2", "--task", "wlp", capsys=capsys)
-    rules = dict(line.split(" := ", 1) for line in text.splitlines())
-    assert rules["ASKED"] == "table2 fig2"
-    work = rules["WORK_table2"].split()
+def write_rules(tmp_path, capsys, *argv):
+    """The lines of the file of rules, {target: (prerequisites, recipe)} and {variable: value}."""
+    made = ("--made", tmp_path, "--prepared", tmp_path, "--runs", tmp_path)
+    path = run("rules", *argv, *made, capsys=capsys).strip()
+    text = Path(path).read_text(encoding="utf-8")
+    found = re.findall(r"^(\S+): ?(.*)\n((?:\t.*\n)*)", text, re.MULTILINE)
+    return {target: (needs, recipe) for target, needs, recipe in found}, path
+
+
+def test_rules_for_make(tmp_path, capsys):
+    rules, _ = write_rules(tmp_path, capsys, "--for", "table2 fig2", "--task", "wlp")
+    work = rules["table2"][0].split()
     metrics = {name for name in work if name.endswith("/metrics.json")}
     runs = costs.grid("table2", TASKS["wlp"], "mini")
-    assert metrics == {f"wlp/{run.name}/metrics.json" for run in runs}
+    assert metrics == {f"$(RUNS)/wlp/{run.name}/metrics.json" for run in runs} <= set(rules)
     # one pass labels as many rows as any run of the two needs
-    labels = rules["LABELS_wlp/dist-n100-u1000-s0"]
-    assert labels == "wlp/teacher-n100-s0/11100.labels" and labels in work
-    assert "--num-unlabeled 11100 --seed 0" in rules[f"FLAGS_{labels}"]
-    assert rules["FLAGS_wlp/dist-n100-u1000-s0"].endswith("--num-unlabeled 1000 --seed 0")
-    assert work.index("wlp/teacher-n100-s0/metrics.json") < work.index(labels)
+    labels = "$(RUNS)/wlp/teacher-n100-s0/11100.labels"
+    needs, recipe = rules["$(RUNS)/wlp/dist-n100-u1000-s0/metrics.json"]
+    assert labels in needs.split() and labels in work and needs.startswith("| ")
+    assert "--num-unlabeled 1000 --seed 0 $(TRAIN_FLAGS) $(DIST_FLAGS)" in recipe
+    assert "--num-unlabeled 11100 --seed 0" in rules[labels][1]
+    assert work.index("$(RUNS)/wlp/teacher-n100-s0/metrics.json") < work.index(labels)
 
 
-def test_rules_have_a_tasks_flags_of_evaluation(capsys):
-    text = run("rules", "--for", "table2", "--task", "multipit_gen wlp", capsys=capsys)
-    rules = dict(line.split(" := ", 1) for line in text.splitlines())
-    assert "--bertscore-model package:" in rules["EVALUATE_multipit_gen"]
-    assert rules["EVALUATE_wlp"] == ""
+def test_rules_have_a_tasks_flags_of_evaluation(tmp_path, capsys):
+    asked = ("--for", "table2", "--task", "multipit_gen wlp")
+    rules, _ = write_rules(tmp_path, capsys, *asked)
+    for target, (_, recipe) in rules.items():
+        if target.endswith("/metrics.json"):
+            assert ("--bertscore-model package:" in recipe) == ("multipit_gen" in target)
 
 
 def test_rules_are_quoted_for_make_and_the_shell(tmp_path, capsys):
     path = write(tmp_path / "mine.json", {**OWN, "prefix": "it's #1 for $5: "})
-    line = ("--for", "table2", "--task", path)
-    fragment = write(tmp_path / "rules.mk", run("rules", *line, capsys=capsys))
-    text = f"include {fragment}\nall:\n\t@printf '%s\\n' $(FLAGS_mine/small-n200-s0)\n"
+    _, rules = write_rules(tmp_path, capsys, "--for", "table2", "--task", path)
+    text = f"PY := printf '%s\\n'\nRUNS := {tmp_path}/none\ntold := true\ninclude {rules}\n"
+    text += "%/about.json %.py:\n\t@:\n%.labels:\n\t@:\n"
     made = ["make", "-s", "-f", write(tmp_path / "Makefile", text)]
-    done = subprocess.run(made, capture_output=True, text=True, check=True)
+    target = f"{tmp_path}/none/mine/small-n200-s0/metrics.json"
+    (tmp_path / "none/mine/small-n200-s0").mkdir(parents=True)
+    done = subprocess.run([*made, target], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "it's #1 for $5: " in done.stdout.splitlines()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.costs.budget import count_llm_labels
-from data.costs.grid import cells, grid, list_rules
+from data.costs.grid import cells, grid
 from data.costs.prices import load_prices
 from data.costs.runs import parse_run
 from data.files import ROOT, UserError
@@ -157,6 +157,10 @@ def test_the_level_of_an_llm_is_a_run_without_training():
     run = grid("fig7", load_task("wlp"), "paper")[-1]
     assert run.name == "prompted-n100-g200-s0"
     assert parse_run(run.name) == run
-    rules = "\n".join(list_rules(load_task("wlp"), [run], "paper"))
-    assert "ANNOTATE_wlp/prompted-n100-g200-s0 := --num 200 --seed 0" in rules
-    assert "FLAGS_" not in rules
+
+
+def test_a_prompted_run_asks_and_scores_and_trains_nothing(make):
+    _, text, _ = make("fig7")
+    (call,) = [call for call in find_calls(text) if "predictions" in call]
+    assert call["num"] == "200" and call["seed"] == "0"
+    assert not any(c["strategy"] == "prompted" for c in find_calls(text, "train_small.py"))

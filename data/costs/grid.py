@@ -397,14 +397,21 @@ def grid(*args, **options):
 # --- flags of the training scripts ---------------------------------------------------------
 
 
-def make_flags(task, scale, strategy=None, run=None, real_text=False):
+def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
     """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
     The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
-    for `real_text` (data that the scale wasn't made for), those of "real-text".
+    for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` of the
+    scale ("recipes": {name: {strategy: flags}}) stands in place of its flags, own ones included.
     """
     settings, run = load_scale(scale), run or make_run(strategy, 0, 0)
     known, own = settings["flags"], task.scales.get(scale, {})
+    if recipe:
+        if recipe not in (recipes := settings.get("recipes", {})):
+            known = ", ".join(recipes) or "none"
+            raise UserError(f"scale {scale!r}: no recipe {recipe!r}; known: {known}")
+        known = {**known, **recipes[recipe]}
+        own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
     if run.strategy not in known:
         raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
     models = {**settings["models"], **own.get("models", {})}
@@ -449,67 +456,3 @@ def show_flags(flags):
             values = value if isinstance(value, list) else [value]
             words += [] if isinstance(value, bool) else map(str, values)
     return shlex.join(words)
-
-
-# --- the runs as make sees them ------------------------------------------------------------
-
-
-def name_pass(run, runs):
-    """The file that says that enough rows are labeled for `run`, e.g. teacher-n100-s0/1900.labels:
-    as many as any of `runs` needs, so that one pass of the teacher serves them all."""
-    (needed,) = run.needs
-    return f"{needed}/{max(r.unlabeled for r in runs if needed in r.needs)}.labels"
-
-
-def order_work(task, runs, every):
-    """Files of the finished `runs` of a task, some of its runs in `every` table asked for, in the
-    order in which make should start them.
-
-    Teachers come first, and then half of what doesn't need them: by then they are done, on two
-    cores too, and a run whose files are not there yet would have to wait for make's next round.
-    """
-    learners = [run for run in runs if run.needs]
-    teachers = dict.fromkeys(name for run in learners for name in run.needs)
-    others = [run.name for run in runs if not run.needs and run.name not in teachers]
-    half = len(others) // 2
-    names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
-    names += [*others[half:], *(run.name for run in learners)]
-    return [f"{task}/{n}" + "/metrics.json" * (not n.endswith(".labels")) for n in names]
-
-
-def list_llm_rules(task, run, runs):
-    """{Makefile variable: value} of a run on an LLM's labels or answers.
-
-    A seed has its own examples, so its answers are its own; its runs share them, each with the
-    first of the rows, so that the run with most of them pays for all.
-    """
-    if run.strategy == "prompted":
-        return {f"ANNOTATE_{task}/{run.name}": f"--num {run.llm_labels} --seed {run.seed}"}
-    most = max(r.llm_labels for r in runs if (r.strategy, r.seed) == ("llm", run.seed))
-    flags = f"--num {run.llm_labels} --add-labeled {run.labels} --seed {run.seed}"
-    answers = f"s{run.seed}/{most}.answers"
-    return {f"ANNOTATE_{task}/{run.name}": flags, f"ANSWERS_{task}/{run.name}": answers}
-
-
-def list_rules(task, runs, scale, real_text=False):
-    """Makefile variables of the `runs` of a task: flags, and the labels that a run learns from."""
-
-    def assign(name, value):
-        return f"{name} := " + value.replace("$", "$$").replace("#", "\\#")
-
-    lines = []
-    for run in runs:
-        if run.strategy in ("llm", "prompted"):
-            lines += map(assign, *zip(*list_llm_rules(task.name, run, runs).items(), strict=True))
-        if run.strategy == "prompted":  # no model is trained
-            continue
-        flags = make_flags(task, scale, run=run, real_text=real_text)
-        lines.append(assign(f"FLAGS_{task.name}/{run.name}", show_flags(flags)))
-        if run.needs:
-            labels = f"{task.name}/{name_pass(run, runs)}"
-            lines.append(assign(f"LABELS_{task.name}/{run.name}", labels))
-            plain = make_run("dist", run.labels, run.seed, int(Path(labels).stem))
-            flags = make_flags(task, scale, run=plain, real_text=real_text)
-            lines.append(assign(f"FLAGS_{labels}", show_flags(flags)))
-    evaluation = show_flags(task.at(scale, "evaluate"))
-    return [*dict.fromkeys(lines), assign(f"EVALUATE_{task.name}", evaluation)]

@@ -1,0 +1,156 @@
+"""What is out of date: splits and finished runs, against the data, flags and task of now.
+
+Reads:  PREPARED/TASK/about.json, its sources; config.json, training.json, metrics.json of runs
+Writes: nothing, but drop() removes what is to be made again, below runs/ and data/prepared/ alone
+
+A run is its command: the flags that make would give it now against those in its training.json, each
+by its value in config.json where that knows it, and the hashes of data and model. A price or a
+budget changes which runs are asked for, and no run.
+"""
+
+import hashlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from data.files import ROOT, UserError, read_json
+
+# What leaves a result alone or is held to account by a hash: paths, and how a run logs and saves.
+FREE = re.compile(
+    r"output$|train$|dev$|unlabeled$|teacher$|task$|strategy$|log|sav|report|run.name|disable|hub|push"
+    r"|project|trackio|dataloader"
+)
+REDO = "add REDO=1 to the same command, which makes exactly these again"
+
+
+def hash_file(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(folder):
+    """As the training scripts name a model folder: its weights, configuration and tokenizer."""
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+def read_words(words):
+    """{flag: its values as one text} of a command line; --no-x is x False, a bare --x is True."""
+    found, name = {}, None
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            off = name.startswith("no-")
+            name = name.removeprefix("no-").replace("-", "_")
+            found[name] = value or str(not off)
+            fresh = not value
+        elif name:
+            found[name] = word if fresh else f"{found[name]} {word}"
+            fresh = False
+    return found
+
+
+def same(text, value):
+    """Whether a flag's text says `value`, as config.json has it: 1e-3 is 0.001."""
+    shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return float(text) == float(shown)
+    except ValueError:
+        return text == shown
+
+
+# --- splits ---------------------------------------------------------------------------------
+
+
+def find_changed_splits(about, asked, names):
+    """What changed since splits were made, None where nothing did: `about` is their about.json,
+    `asked` the words that prepare.py would get now, `names` the files that it would read."""
+    if "asked" not in about:
+        return "they are of an older version"
+    if about["asked"] != asked:
+        now, then = (" ".join(words) or "no flags" for words in (asked, about["asked"]))
+        return f"prepare.py would get {now}, then {then}"
+    files = about["files"]
+    known = {str(Path(name).resolve()) for name in files}
+    for name in names:
+        if str(Path(name).resolve()) not in known:
+            return f"{name} was not read then"
+    for name, before in files.items():
+        path = Path(name.partition(":")[0])
+        path = path if path.is_absolute() or path.exists() else ROOT / path
+        if before and path.is_file() and hash_file(path) != before:
+            return f"{name} changed"
+        if names and before and not path.exists():
+            return f"{name} is gone"
+    return None
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+def find_changed_flags(now, training, config):
+    """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a finished run."""
+    then = read_words(shlex.split(training.get("command") or "")[1:])
+    changes = []
+    for name, text in now.items():
+        before = config.get(name, then.get(name))
+        if not FREE.search(name) and text != then.get(name) and not same(text, before):
+            changes.append(f"{name} {before} -> {text}")
+    gone = [f"{name} {text} -> none" for name, text in then.items() if name not in now]
+    return changes + [each for each in gone if not FREE.search(each.split()[0])]
+
+
+def find_change(folder, now, data, hashes):
+    """What changed since the run in `folder` was made, None where nothing did or none is there.
+
+    `now` are its flags {name: text}, `data` the file that it learns from, `hashes` a cache.
+    """
+    training, config = folder / "training.json", folder / "config.json"
+    if not training.exists():
+        return None
+    training, config = read_json(training), read_json(config) if config.exists() else {}
+    if "data_sha256" not in training:
+        return "a run of an older version"
+    if changes := find_changed_flags(now, training, config):
+        return ", ".join(changes)
+    model = now.get("model") or now.get("student")
+    for path, key, find in ((data, "data_sha256", hash_file), (model, "model_sha256", hash_model)):
+        path = Path(path)
+        if path.exists() and training.get(key):
+            hashes.setdefault(path, find(path))
+            if hashes[path] != training[key]:
+                return f"{path} changed"
+    return None
+
+
+def find_changed_score(folder, task, test, hashes):
+    """What changed since a finished run was scored, None where nothing did."""
+    path = folder / "metrics.json"
+    metrics = read_json(path) if path.exists() else {}
+    if metrics.get("task_sha256") not in (None, task.hash_rules()):
+        return f"the entry of task {task.name} (labels, lengths, prefix or measure)"
+    before = (metrics.get("provenance") or {}).get("data_sha256")
+    if test.exists() and before:
+        hashes.setdefault(test, hash_file(test))
+        return f"{test} changed" if hashes[test] != before else None
+    return None
+
+
+def drop(folder, root):
+    """Remove a folder or a file strictly below `root`/WORLD, never anything else."""
+    path = Path(folder)
+    if len(path.resolve().relative_to(Path(root).resolve()).parts) < 2:
+        raise UserError(f"{path}: not a run or a split, so it is not removed")
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def tell(changed, scored):
+    """The one line of an error: what changed, and which runs it touches."""
+    first = next(iter({**changed, **scored}.values()))
+    reasons = list(dict.fromkeys([*changed.values(), *scored.values()]))
+    names = [*changed, *scored]
+    more = f" and {len(reasons) - 1} more changes" if reasons[1:] else ""
+    shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+    return f"{first}{more} since {len(names)} runs were made ({shown}): {REDO}"
