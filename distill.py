@@ -1,4 +1,4 @@
-"""Distill a teacher into a compact T5 on unlabeled rows, running the teacher once: Strategy 2.
+"""Distill a teacher into a compact model on unlabeled rows, running the teacher once: Strategy 2.
 
 Usage:
     python distill.py --teacher runs/paper/wlp/teacher-n5000-s0/model --num-unlabeled 100000 \\
@@ -8,511 +8,600 @@ Usage:
         --unlabeled data/prepared/mini/wlp/unlabeled.jsonl --num-unlabeled 500 --prefix "wlp: " \\
         --max-steps 200 --learning-rate 3e-3 --output /tmp/dist
     The halves can be two commands, on two machines: --labels-only stops after the teacher pass,
-    --teacher LABELS begins with its result. Several GPUs: accelerate launch distill.py ...
+    --teacher LABELS begins with its result. An encoder learns the teacher's scores of class names:
+    --classes REFUTES SUPPORTS --student distilbert-base-uncased. Labels of another framework:
+    --import-labels FILE --student MODEL --labels LABELS, then --teacher LABELS.
+    Every other flag is that of Hugging Face's Seq2SeqTrainingArguments, as in train_small.py.
 
-Reads:  UNLABELED, a JSONL file of {"source"}; Hugging Face T5 folders or hub names.
-Writes: LABELS (default OUTPUT/labels): the teacher's greedy targets and soft labels, in shards (a
-        killed pass continues, more rows extend it); then OUTPUT/config.json, log.jsonl,
-        checkpoints/ (a killed run continues from there), model/, and training.json last.
+Reads:  UNLABELED, a JSONL file of {"source"}; Hugging Face folders or hub names: T5, and with
+        --classes an encoder as student. FILE: JSONL or Parquet of {"source", "target", "ids" or
+        "tokens", "logprobs"}: at each token of the target the k likeliest ids or pieces of MODEL's
+        vocabulary and their log-probabilities at temperature 1 (lists of lists); "target_ids" too,
+        where MODEL cuts the text otherwise. With --classes: {"source", "logprobs"}, one a class.
+Writes: LABELS (default OUTPUT/labels), see below; then OUTPUT/config.json, log.jsonl, checkpoints/
+        (a killed run continues from there), model/, and training.json last.
 Copy:   distill.py alone
 Paper:  section 2.3, equation 1; self-distillation of section 3.2; hyperparameters of Table 8.
+
+LABELS holds the teacher's greedy targets and soft labels: labels.json, what they were made from,
+and Arrow files of 1,024 rows, named by place and checksum (a killed pass continues, more rows
+extend it). `datasets.load_from_disk(LABELS)` opens all, `pyarrow.ipc.open_stream` one. A row has
+    source, target    texts, without prefix; input_ids (S), labels (T): the teacher's ids of both
+    ids (T, k)        the k likeliest ids for each token of the target (--top-k)
+    logits (T, k)     their logits relative to the largest, fp16, so exact where the mass is
+    rest (T, t)       for each of --temperatures the logsumexp of all other logits / temperature,
+                      relative too: log p = logits / t - logaddexp(logsumexp(logits / t), rest)
+    outside (t)       the mass outside the k, summed over the tokens
+    cut_source, cut_target   whether the limits cut them
+With --top-k 0, `logits` are all of them, in fp32. With --classes there are source, target and
+logprobs (C), the teacher's scores of the class names by forced decoding, normalised over them.
 """
+# ruff: noqa: E402 (torch is loaded after --help is answered)
 
 import argparse
+import bisect
 import contextlib
+import fcntl
 import gc
 import hashlib
 import json
 import logging
 import math
-import mmap
 import os
 import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from array import array
+import zipfile
+from itertools import islice
 from pathlib import Path
+
+TABLE_8 = {"epochs": 50, "batch_size": 32, "learning_rate": 3e-5, "length": 128, "temperature": 2}
+SHARD_ROWS = 1024  # rows a file of labels
+
+
+def parse_args(argv=None):
+    """(our flags, the words left for Trainer's); files that are not there are said at once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add, yes_no, length = parser.add_argument, argparse.BooleanOptionalAction, TABLE_8["length"]
+    add("--teacher", help="T5 folder or hub name, or a folder of labels made before")
+    add("--student", default="google/t5-v1_1-small", help="folder or hub name (%(default)s)")
+    add("--unlabeled", type=Path, help="JSONL file of source; with LABELS it may be left out")
+    add("--num-unlabeled", type=int, help="rows to sample from it (default: all)")
+    add("--labels", type=Path, help="folder of the teacher's labels (default: OUTPUT/labels)")
+    add("--labels-only", action=yes_no, help="stop after the teacher pass")
+    add("--import-labels", type=Path, help="make LABELS from this file and stop")
+    add("--classes", nargs="+", help="class names; the teacher scores these, for an encoder")
+    add("--prefix", default="", help='before every source the T5 reads, "wlp: " (default: nothing)')
+    add("--output", type=Path, help="run folder")
+    add("--task", help="name recorded in training.json")
+    add("--strategy", default="dist", help="name recorded in training.json (%(default)s)")
+    add("--top-k", type=int, help="logits kept a token, 0 = all (default: 64, or as in LABELS)")
+    temperature, kept = TABLE_8["temperature"], "those to choose from without a new teacher pass"
+    add("--temperature", type=float, default=temperature, help="T of Equation 1 (%(default)s)")
+    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=f"{kept} (1 2)")
+    paper = "paper = as released: teacher run in every step, mean over padding too"
+    add("--loss", choices=["kl", "paper"], default="kl", help=f"{paper} (%(default)s)")
+    add("--ce-weight", type=float, default=0, help="share of cross-entropy, 0 to 1 (%(default)s)")
+    rows = "rows decoded at once (default: 64; on a GPU up to 256, as memory allows)"
+    add("--teacher-batch-size", type=int, help=rows)
+    add("--teacher-dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 if native)")
+    add("--max-source-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--max-target-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--epochs", type=float, default=TABLE_8["epochs"], help="over the rows (%(default)s)")
+    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
+    add("--batch-size", type=int, default=TABLE_8["batch_size"], help="of a step (%(default)s)")
+    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
+    add("--bf16", action=yes_no, help="bf16 over fp32 weights; paper: fp32 (default: if native)")
+    args, rest = parser.parse_known_args(argv)
+    check_flags(parser, args)
+    return args, rest
+
+
+def check_flags(parser, args):
+    """Refuse flags that do not go together; settle where LABELS lies."""
+    if not (args.teacher or args.labels):
+        parser.error("give --teacher, or --labels made before")
+    if not (args.output or (args.labels and (args.labels_only or args.import_labels))):
+        parser.error("give --output (with --labels-only or --import-labels, --labels will do)")
+    if args.classes and len(set(args.classes)) < max(2, len(args.classes)):
+        parser.error("--classes needs two names or more, each once")
+    if args.loss == "paper" and (args.ce_weight or args.classes):
+        parser.error("--loss paper has no cross-entropy and no classes: leave those flags out")
+    given = not args.teacher or (Path(args.teacher) / "labels.json").exists()
+    args.teacher, source = (None, args.teacher) if given else (args.teacher, None)
+    if source and args.labels and args.labels != Path(source):
+        parser.error(f"--teacher {source} is a folder of labels itself: leave --labels out")
+    args.labels = Path(source) if source else args.labels or args.output / "labels"
+    if args.import_labels and not given:
+        parser.error("--import-labels makes --labels from a file: leave --teacher out")
+    if not (args.unlabeled or given):
+        parser.error("give --unlabeled, the rows that the teacher labels")
+    for path in filter(None, (args.unlabeled, args.import_labels)):
+        if not path.is_file():
+            sys.exit(f"error: {path}: no such file")
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
 )
 
-
-# same in: train_teacher.py, distill.py
-def fail(message):
-    """Stop with one `error:` line on stderr and exit code 1."""
-    sys.exit(f"error: {message}")
+# --- labels on disk --------------------------------------------------------------------------
 
 
-# end same
+def hash_json(value):
+    """One hash of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-# same in: train_teacher.py, distill.py
-def write_json(path, value):
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
+def open_manifest(folder, begin=None):
+    """labels.json as it was written: its checksum covers all it says, so an edit is refused.
+
+    Where there is none, `begin()` gives what to write there. Its `key` is all that a label depends
+    on.
+    """
+    path, manifest, digest = folder / "labels.json", None, ""
+    if path.exists():
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # JSON of another shape
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            digest = manifest.pop("sha256", None)
+        if digest != hash_json(manifest):
+            old = any(folder.glob("shard-*.bin"))
+            fault = "labels of an older version" if old else "edited or damaged, by its checksum"
+            fail(f"{path}: {fault}; remove {folder} and run the teacher pass again")
+    elif begin:
+        manifest = json.loads(json.dumps(begin()))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**manifest, "sha256": hash_json(manifest)})
+    return manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
+
+
+PER_TOKEN = "labels", "ids", "logits", "rest"
+PER_ROW = "source", "target", "input_ids", "logprobs", "outside", "cut_source", "cut_target"
+
+
+def make_table(rows, key, tokenizer):
+    """The Arrow table of rows of labels: dicts of what PER_TOKEN and PER_ROW name, as arrays
+    (T, ...) and (...), but for the target's text."""
+    import pyarrow as pa  # not at the top: in memory, labels can be used without it
+
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    if key["classes"]:
+        columns["target"] = [key["classes"][scores.argmax()] for scores in columns["logprobs"]]
+    else:
+        columns["target"] = tokenizer.batch_decode(columns["labels"], skip_special_tokens=True)
+
+    def pack(values):
+        width = values.shape[1] if values.ndim > 1 else None
+        values = pa.array(values.ravel())
+        return pa.FixedSizeListArray.from_arrays(values, width) if width else values
+
+    for name in columns.keys() & PER_TOKEN:
+        ends = pa.array(np.cumsum([0, *map(len, columns[name])]), pa.int32())
+        columns[name] = pa.ListArray.from_arrays(ends, pack(np.concatenate(columns[name])))
+    for name in columns.keys() & {"logprobs", "outside"}:
+        columns[name] = pack(np.stack(columns[name]))
+    for name in columns.keys() & {"input_ids"}:
+        columns[name] = pa.array(columns[name], pa.list_(pa.int32()))
+    return pa.table({name: columns[name] for name in (*PER_ROW, *PER_TOKEN) if name in columns})
+
+
+def write_shard(folder, key, start, table, **facts):
+    """Write the labels of the rows from `start` on; they appear whole or not at all."""
+    import pyarrow as pa
+
+    table = table.replace_schema_metadata({"facts": json.dumps({"key": hash_json(key), **facts})})
+    new = folder / f".{start:09}.{os.getpid()}.new"
+    with open(new, "wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    name = f"{start:09}-{start + len(table):09}-{hash_file(new)[:16]}.arrow"
+    os.replace(new, folder / name)
+    for path in folder.glob(f".{start:09}.*.new"):
+        path.unlink(missing_ok=True)  # of a killed pass
 
 
-def hash_file(path, digest=None):
-    """SHA-256 of a file, or the digest so far continued with it; a large file stays on disk."""
-    digest = digest or hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def read_facts(table):
+    """What write_shard() said of a table."""
+    return json.loads(table.schema.metadata[b"facts"])
 
 
-def describe_run(data):
-    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    gpus = torch.cuda.device_count()
-    return {
-        "hardware": {
-            "device": "cuda" if gpus else "cpu",
-            "gpu": torch.cuda.get_device_name() if gpus else None,
-            "gpus": gpus,
-            "cpu_threads": torch.get_num_threads(),
-            "cpu": platform.processor() or platform.machine(),
-        },
-        "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "git_commit": commit or None,
-        "data_sha256": hash_file(data),
-    }
+def open_shards(folder, key):
+    """({first row: table}, damaged files): the Arrow files of a folder, each byte of them checked.
 
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def open_run(output, settings):
-    """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
-    config = output / "config.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if config.exists():
-        try:
-            before = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError:
-            fail(f"{config}: not JSON; remove {output} to start over")
-        other = [key for key in settings if before.get(key) != settings[key]]
-        if other:
-            changes = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in other)
-            fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-        if (output / "training.json").exists():
-            print(f"[{output.name}] already trained", file=sys.stderr)
-            return False
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(config, settings)
-    return True
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def raise_steps(args, rows):
-    """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
-    batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
-    fewer = math.ceil(rows / batch) * args.epochs < args.min_steps
-    return args.min_steps if args.max_steps <= 0 and fewer else args.max_steps
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def load_tokenizer(model):
-    """The tokenizer of a model folder or hub name."""
-    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
-    if looks_local and not Path(model).is_dir():
-        fail(f"{model}: no such model folder")
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
-
-
-def load_model(model, **kwargs):
-    """A T5 model from a folder or the hub, in fp32 unless told otherwise.
-
-    fp16 is not offered: T5's activations overflow in it.
+    The tables are mapped from disk and stay open; they take no memory of their own.
     """
-    try:
-        config = AutoConfig.from_pretrained(model)
-        for key in [key for key in kwargs if key != "dtype" and hasattr(config, key)]:
-            setattr(config, key, kwargs.pop(key))
-        kwargs.setdefault("dtype", torch.float32)
-        return T5ForConditionalGeneration.from_pretrained(model, config=config, **kwargs)
-    except Exception as error:
-        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+    import pyarrow as pa
 
-
-# end same
-
-
-class Sources:
-    """The unlabeled rows to use, in the order of a seeded permutation; the texts stay in the file.
-
-    Fewer rows are the beginning of more. Memory: 16 bytes for each row of the file.
-    """
-
-    def __init__(self, path, count, seed):
-        offsets, keys, offset = array("q"), array("Q"), 0
+    tables, damaged = {}, []
+    for path in sorted(folder.glob("*.arrow")):
         try:
-            with open(path, "rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    where = f"{path} line {number}"
-                    if line.strip():
-                        keys.append(hash_text(json.loads(line)["source"]))
-                        offsets.append(offset)
-                    offset += len(line)
-        except OSError as error:
-            fail(f"{path}: cannot be read ({error.strerror})")
-        except (KeyError, TypeError, AttributeError):
-            fail(f'{where}: a row needs the text "source"')
-        except ValueError:
-            fail(f"{where}: not a JSON object")
-        if not keys:
-            fail(f"{path}: no rows")
-        if count and count > len(keys):
-            fail(f"{path}: {count:,} rows asked for, {len(keys):,} are there")
-        order = np.random.RandomState(seed).permutation(len(keys))[:count]
-        self.path, self.keys = path, np.frombuffer(keys, np.uint64)[order]
-        self.offsets = np.frombuffer(offsets, np.int64)[order]
-
-    def read(self, indices):
-        """The texts of some rows."""
-        texts = []
-        with open(self.path, "rb") as file:
-            for offset in self.offsets[indices]:
-                file.seek(offset)
-                texts.append(json.loads(file.readline())["source"])
-        return texts
+            start, _, digest = path.stem.split("-")
+            if digest != hash_file(path)[:16]:
+                raise ValueError(path)
+            with pa.memory_map(str(path)) as file:
+                table = pa.ipc.open_stream(file).read_all()
+            if read_facts(table)["key"] != hash_json(key):
+                raise ValueError(path)
+        except (OSError, ValueError, TypeError, KeyError):
+            damaged.append(path)
+        else:
+            tables[int(start)] = table
+    return tables, damaged
 
 
-def hash_text(text):
-    """64 bits that name a row by its content; any two of a million rows collide once in 4e7."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+def find_missing(tables, count):
+    """[(start, end)] of the rows below `count` without labels, cut at multiples of SHARD_ROWS."""
+    missing, row = [], 0
+    while row < count:
+        if row in tables:
+            row += len(tables[row])
+        else:
+            end = row - row % SHARD_ROWS + SHARD_ROWS
+            end = min([count, end, *(start for start in tables if start > row)])
+            missing.append((row, end))
+            row = end
+    return missing
 
 
-SUMMARY = "truncated_sources", "truncated_targets", "tokens", "seconds"
+def write_index(folder):
+    """The two files that let datasets.load_from_disk() open a folder of labels."""
+    names = sorted(path.name for path in folder.glob("*.arrow"))
+    index = dict.fromkeys(("_format_columns", "_format_type", "_split"))
+    index |= {"_data_files": [{"filename": name} for name in names], "_format_kwargs": {}}
+    index |= {"_fingerprint": hash_json(names)[:16], "_output_all_columns": False}
+    write_json(folder / "state.json", index)
+    write_json(folder / "dataset_info.json", {})
 
 
 class Labels(torch.utils.data.Dataset):
-    """A folder of the teacher's labels, as a data set that holds only an index in memory.
+    """The first `count` rows of a folder of labels, each a dict of the arrays a T5 student needs.
 
-    labels.json says what they were made from (`key`). A shard is shard-X.bin: for each row the ids
-    of its source and the tokens of its target, then a table of the rows; and shard-X.json with
-    the checksum, written last. Rows are found by the hash of their text, so their order is free.
-
-    A token is its id and the k largest logits, with their ids, relative to the largest (`top`),
-    so that fp16 is exact where the mass is; and for each temperature T `rest`, the logsumexp of
-    all other logits / T, relative as well. The full logsumexp follows from these by adding, and
-    the mass outside the top k needs no 1 - sum. 4k + 14 bytes with k < 65,536 ids and two
-    temperatures. With k = 0 a token is its id and all logits in fp32.
+    They are views of the mapped files: a row costs no copy. `lengths` (U): tokens of source and
+    target. `seconds`: the teacher pass's share for these rows.
     """
 
-    def __init__(self, folder, manifest):
-        self.folder, self.manifest, self.key = folder, manifest, manifest["key"]
-        size, top_k, count = (self.key[n] for n in ("vocabulary_size", "top_k", "temperatures"))
-        self.id = np.dtype("<u2" if size <= 2**16 else "<u4")
-        kept = [("ids", self.id, (top_k,)), ("logits", "<f2", (top_k,)), ("top", "<f4")]
-        kept = [*kept, ("rest", "<f4", (len(count),))] if top_k else [("logits", "<f4", (size,))]
-        self.token = np.dtype([("id", self.id), *kept])
-        facts = [("cut", "u1"), ("residual", "<f4", (len(count),))]  # residual: sum over tokens
-        self.row = np.dtype([("key", "<u8"), ("source", "<u2"), ("target", "<u2"), *facts])
+    def __init__(self, tables, count, key):
+        tables = {start: table for start, table in tables.items() if start < count}
+        self.key, self.starts, self.seconds = key, list(tables), 0.0
+        self.tables = [table.slice(0, count - start) for start, table in tables.items()]
+        for whole, used in zip(tables.values(), self.tables, strict=True):
+            facts = read_facts(whole)
+            self.seconds += facts["seconds"] / facts["processes"] * len(used) / len(whole)
+        names = () if key["classes"] else ("input_ids", *PER_TOKEN)
+        names = [name for name in names if name in self.tables[0].column_names]
+        self.arrays = [{n: view_lists(table.column(n)) for n in names} for table in self.tables]
+        self.lengths = sum(map(self.count_tokens, names[:2]))
 
-    def load(self, keys):
-        """Index the rows with these keys, 16 bytes each, checking every byte of the shards.
-
-        Sets `summary`, what is known about the rows. Returns the names of damaged shards, and the
-        places in `keys` of rows without labels, each row once.
-        """
-        wanted, place = np.unique(keys, return_inverse=True)
-        place, times = place.astype(np.int32), np.bincount(place).astype(np.int32)
-        count, temperatures, damaged = len(wanted), self.key["temperatures"], []
-        self.shards, self.shard = [], np.full(count, -1, np.int32)
-        self.start, self.source = np.zeros(count, np.int64), np.zeros(count, np.uint16)
-        self.target, self.summary = np.zeros(count, np.uint16), dict.fromkeys(SUMMARY, 0)
-        self.residual = np.zeros(len(temperatures))
-        for path in sorted(self.folder.glob("shard-*.json")):
-            try:
-                shard = {**json.loads(path.read_text()), "path": path.with_suffix(".bin")}
-                table = self.read_table(shard)
-            except (OSError, ValueError, KeyError, TypeError):
-                damaged.append(path.stem)
-            else:
-                self.add_shard(shard, table, wanted, times)
-        mean = (self.residual / max(1, self.summary["tokens"])).tolist()
-        self.summary["residual"] = dict(zip(temperatures, mean, strict=True))
-        lost = np.flatnonzero((self.shard < 0)[place])
-        for name in ("shard", "start", "source", "target"):
-            setattr(self, name, None if len(lost) else getattr(self, name)[place])
-        return damaged, lost[np.sort(np.unique(place[lost], return_index=True)[1])]
-
-    def read_table(self, shard):
-        """A shard's table of rows; ValueError where its bytes are not those written."""
-        if hash_file(shard["path"]) != shard["sha256"]:
-            raise ValueError(shard["path"])
-        with open(shard["path"], "rb") as file:
-            file.seek(-shard["rows"] * self.row.itemsize, os.SEEK_END)
-            return np.frombuffer(file.read(), self.row)
-
-    def add_shard(self, shard, table, wanted, times):
-        """Index the rows of one shard that are `wanted`; each is wanted so many `times`."""
-        sizes = self.measure(table["source"], table["target"])
-        place = np.minimum(np.searchsorted(wanted, table["key"]), len(wanted) - 1)
-        new = (wanted[place] == table["key"]) & (self.shard[place] < 0)
-        place, rows = place[new], table[new]
-        self.shard[place], self.start[place] = len(self.shards), (np.cumsum(sizes) - sizes)[new]
-        self.source[place], self.target[place] = rows["source"], rows["target"]
-        self.shards.append(shard["path"])
-        share = len(rows) / shard["rows"] / shard["processes"]
-        facts = rows["cut"] & 1, rows["cut"] >> 1, rows["target"]
-        for name, value in zip(SUMMARY[:3], facts, strict=True):
-            self.summary[name] += int(times[place] @ value)
-        self.summary["seconds"] += shard["seconds"] * share
-        self.residual += times[place] @ rows["residual"].astype(float)
-
-    def measure(self, source, target):
-        """Bytes of a row's record from its lengths in tokens."""
-        source, target = source.astype(np.int64), target.astype(np.int64)
-        return source * self.id.itemsize + target * self.token.itemsize
+    def count_tokens(self, name):
+        """(U) lengths of a column of lists."""
+        return np.concatenate([np.diff(arrays[name][0]) for arrays in self.arrays])
 
     def __len__(self):
-        return len(self.start)
+        return sum(map(len, self.tables))
 
     def __getitem__(self, index):
-        """A row's source ids and target tokens, read through a memory map of this row alone.
+        shard = bisect.bisect_right(self.starts, index) - 1
+        row, arrays = index - self.starts[shard], self.arrays[shard].items()
+        return {name: values[ends[row] : ends[row + 1]] for name, (ends, values) in arrays}
 
-        A map of the whole shard would count as memory wherever it was once touched.
-        """
-        source, target = self.source[index], self.target[index]
-        start, size = int(self.start[index]), int(self.measure(source, target))
-        page = start % mmap.ALLOCATIONGRANULARITY
-        window = {"length": page + size, "offset": start - page, "access": mmap.ACCESS_READ}
-        with (
-            open(self.shards[self.shard[index]], "rb") as file,
-            mmap.mmap(file.fileno(), **window) as data,
-        ):
-            record = data[page:]
-        ids = np.frombuffer(record, self.id, source)
-        return ids, np.frombuffer(record, self.token, offset=ids.nbytes)
+    def read(self, name):
+        """All values of a column, as Python has them."""
+        return [value for table in self.tables for value in table.column(name).to_pylist()]
 
-
-def hash_vocabulary(tokenizer):
-    """One hash for the same pieces with the same ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
-def load_config(model):
-    """The configuration of a model folder or hub name."""
-    try:
-        return AutoConfig.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+    def summarise(self):
+        """What training.json says of the rows. `residual`: the mean mass outside the top k by T."""
+        if self.key["classes"]:
+            return {"truncated_sources": sum(self.read("cut_source"))}
+        tokens = int(self.count_tokens("labels").sum())
+        width, mass = len(self.key["temperatures"]), 0
+        for table in self.tables:
+            mass += table.column("outside").chunk(0).flatten().to_numpy().reshape(-1, width).sum(0)
+        residual = dict(zip(self.key["temperatures"], (mass / tokens).tolist(), strict=True))
+        cut = {f"truncated_{n}s": sum(self.read(f"cut_{n}")) for n in ("source", "target")}
+        return {**cut, "tokens": tokens, "residual": residual}
 
 
-def describe_teacher(model):
-    """What names a teacher: its weights and tokenizer (of a hub model, the commit)."""
-    vocabulary, config = hash_vocabulary(load_tokenizer(model)), load_config(model)
-    name, digest = getattr(config, "_commit_hash", None), hashlib.sha256()
-    if Path(model).is_dir():
-        for path in sorted(Path(model).iterdir()):
-            weights = path.suffix == ".safetensors" or path.name.startswith("pytorch_model")
-            if weights or path.suffix in (".json", ".model"):
-                name = hash_file(path, digest)
-    if not name:
-        fail(f"{model}: which version of the model this is cannot be told; give a local folder")
-    size = config.vocab_size
-    return {"teacher": name, "vocabulary": vocabulary, "vocabulary_size": size}
+def view_lists(column):
+    """(ends (rows + 1), values (N) or (N, width)) of a column of lists, without a copy."""
+    lists = column.chunk(0)
+    width = getattr(lists.values.type, "list_size", None)
+    values = lists.values.values.to_numpy().reshape(-1, width) if width else lists.values.to_numpy()
+    return lists.offsets.to_numpy(), values
 
 
-def describe_labels(args):
-    """What else a label depends on."""
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+# --- the teacher pass ------------------------------------------------------------------------
+
+
+def describe_labels(args, training):
+    """All that a label depends on, the `key` of labels.json."""
+    config, tokenizer = load_config(args.teacher), load_tokenizer(args.teacher)
+    top_k = 0 if args.classes else 64 if args.top_k is None else args.top_k
+    if not config.is_encoder_decoder:
+        fail(f"--teacher {args.teacher}: a {config.model_type}; the teacher is a T5")
+    if top_k >= config.vocab_size:
+        fail(f"--top-k {top_k}: the vocabulary has {config.vocab_size:,} ids; 0 keeps all of them")
+    ids, limit = [tokenizer(name).input_ids for name in args.classes or ()], args.max_target_length
+    if len(set(map(tuple, ids))) < len(ids):
+        fail(f"--classes: two of them are the same tokens to {args.teacher}; rename them")
+    if (longest := max(map(len, ids), default=0)) > limit:
+        fail(f"--max-target-length {limit}: a class name takes {longest} tokens")
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return {
+        "teacher": hash_model(args.teacher),
+        "vocabulary": hash_json(tokenizer.get_vocab()),
+        "vocabulary_size": config.vocab_size,
+        "unlabeled": hash_file(args.unlabeled),
+        "seed": training.seed,
         "prefix": args.prefix,
         "max_source_length": args.max_source_length,
         "max_target_length": args.max_target_length,
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
-        "shard_rows": args.shard_rows,
-        "top_k": 64 if args.top_k is None else args.top_k,
-        "temperatures": sorted({*args.temperatures, args.temperature}),
+        "classes": args.classes,
+        "class_ids": ids,
+        "top_k": top_k,
+        "temperatures": sorted({*args.temperatures, args.temperature} if not args.classes else ()),
     }
 
 
-def open_labels(args):
-    """The labels folder, begun if new, refused if made from anything else.
-
-    Returns Labels and the teacher that can make more, None where only labels were given.
-    """
-    given = not args.teacher or (Path(args.teacher) / "labels.json").exists()
-    if given and args.teacher and args.labels and args.labels != Path(args.teacher):
-        fail(f"--teacher {args.teacher} is a folder of labels itself; leave --labels out")
-    folder = Path(args.teacher or args.labels) if given else args.labels or args.output / "labels"
-    file = folder / "labels.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    except ValueError:
-        fail(f"{file}: not JSON; remove {folder} to make the labels again")
-    wanted = describe_labels(args)
-    if given:
-        manifest = manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
-        names = ["prefix", "max_source_length", "max_target_length"]
-        names += [] if args.top_k is None else ["top_k"]
-        wanted = {name: wanted[name] for name in names}
+def open_labels(args, training):
+    """labels.json of args.labels, begun if new; refused if made from anything else than asked."""
+    if args.teacher:
+        wanted = describe_labels(args, training)
     else:
-        wanted = {**describe_teacher(args.teacher), **wanted}
-        if not 0 <= wanted["top_k"] < wanted["vocabulary_size"]:
-            size = f"{wanted['vocabulary_size']:,}"
-            fail(f"--top-k {wanted['top_k']}: the vocabulary has {size} ids; 0 keeps all of them")
-    if not manifest:
-        manifest = {"key": wanted, "model": args.teacher, "training": read_training(args.teacher)}
-        manifest.update(describe_run(args.unlabeled))
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, manifest)
-    other = [name for name in wanted if manifest["key"].get(name) != wanted[name]]
-    if other:
-        changes = [f"{name} {manifest['key'].get(name)!r} -> {wanted[name]!r}" for name in other]
-        fail(f"{folder} holds other labels ({', '.join(changes)}); choose another --labels folder")
-    return Labels(folder, manifest), None if given else args.teacher
+        names = ("prefix", "max_source_length", "max_target_length", "top_k", "classes")
+        wanted = {name: getattr(args, name) for name in names}
+        wanted["unlabeled"] = args.unlabeled and hash_file(args.unlabeled)
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+
+    def begin():
+        record = read_json(Path(args.teacher).parent / "training.json")
+        about = {"model": args.teacher, "training": record or None}
+        return {"key": wanted, **about, **describe_run(training, {})}
+
+    manifest = open_manifest(args.labels, begin if args.teacher else None)
+    key = manifest["key"]
+    if key["unlabeled"] != wanted.get("unlabeled", key["unlabeled"]):
+        fail(
+            f"{args.labels}: labels of other rows than {args.unlabeled} now has; remove that folder"
+        )
+    changes = [f"{n} {key.get(n)!r} -> {v!r}" for n, v in wanted.items() if key.get(n) != v]
+    if changes:
+        fail(f"{args.labels} holds other labels ({', '.join(changes)}); choose another --labels")
+    return manifest
 
 
-def read_training(model):
-    """The record of the run that trained a model folder, or None."""
-    file = Path(model).parent / "training.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def draw_sources(args, seed):
+    """The first rows of a seeded permutation, so that fewer are the beginning of more."""
+    texts = [row["source"] for row in read_rows(args.unlabeled, ("source",))]
+    count = args.num_unlabeled or len(texts)
+    if count > len(texts):
+        fail(f"{args.unlabeled}: {count:,} rows asked for, {len(texts):,} are there")
+    return [texts[i] for i in np.random.RandomState(seed).permutation(len(texts))[:count]]
 
 
-def make_labels(labels, args, sources, indices):
-    """The teacher pass over some rows, shared among the processes.
+def prepare_labels(args, key, sources):
+    """The Labels asked for, after the teacher pass over those that are missing or damaged."""
+    folder, state = args.labels, PartialState()
+    tables, damaged = open_shards(folder, key)
+    count = len(sources) or args.num_unlabeled or sum(map(len, tables.values()))
+    missing = find_missing(tables, count)
+    state.wait_for_everyone()  # all have seen the same rows missing
+    for path in damaged if state.is_main_process else ():
+        print(f"[labels] {path} is damaged", file=sys.stderr)
+        if args.teacher:
+            path.unlink(missing_ok=True)
+    if missing and args.teacher:
+        make_labels(args, key, sources, missing)
+        gc.collect()  # the teacher is gone before the student comes
+        torch.cuda.empty_cache()
+        state.wait_for_everyone()
+        tables, _ = open_shards(folder, key)
+        missing = find_missing(tables, count)
+        if state.is_main_process:
+            write_index(folder)
+    if missing or not count:
+        rows = sum(end - start for start, end in missing)
+        fail(f"{folder}: {rows:,} of the rows have no labels; run the teacher pass")
+    return Labels(tables, count, key)
 
-    Greedy decoding can change with the batch, so batches are made of fixed pieces of the order of
-    rows: a continued pass, or one by several processes, writes the same labels.
+
+def make_labels(args, key, sources, missing):
+    """The teacher pass over ranges of rows, shared among the processes.
+
+    Greedy decoding can change with the batch, so a file always has the same ones: a continued
+    pass, or one by several processes, writes the same labels.
     """
-    start, state, key = time.monotonic(), PartialState(), labels.key
-    pieces = np.split(indices, np.flatnonzero(np.diff(indices // key["shard_rows"])) + 1)
-    model = load_model(args.teacher, dtype=getattr(torch, key["dtype"])).to(state.device).eval()
-    tokenizer = load_tokenizer(args.teacher)
-    done, begun = 0, start
-    for piece in pieces[state.process_index :: state.num_processes]:
-        name = f"shard-{hashlib.sha256(sources.keys[piece].tobytes()).hexdigest()[:12]}"
-        shard = write_shard(labels, name, model, tokenizer, sources, piece)
-        now, done = time.monotonic(), done + len(piece)
-        shard.update(seconds=now - begun, processes=state.num_processes)
-        write_json(labels.folder / f"{name}.json", shard)
-        for file in labels.folder.glob(f".{name}.*new"):
-            file.unlink(missing_ok=True)  # of a killed pass
-        begun, total = now, len(indices) / state.num_processes
-        left = max(0, total - done) * (now - start) / done
+    begun = start = time.monotonic()
+    state, tokenizer = PartialState(), load_tokenizer(args.teacher)
+    place = {"device_map": {"": state.device}} if state.device.type == "cuda" else {}
+    place["dtype"] = getattr(torch, key["dtype"])
+    model = load_model(args.teacher, load_config(args.teacher), tokenizer, **place).eval()
+    size, done = key["batch_size"] or choose_batch(model, key), 0
+    total = sum(end - first for first, end in missing) / state.num_processes
+    for first, end in missing[state.process_index :: state.num_processes]:
+        rows, size = label_rows(model, tokenizer, sources[first:end], key, size)
+        now, done = time.monotonic(), done + len(rows)
+        facts = {"seconds": now - begun, "processes": state.num_processes, "batch_size": size}
+        write_shard(args.labels, key, first, make_table(rows, key, tokenizer), **facts)
+        begun, left = now, max(0, total - done) * (now - start) / done
         text = f"{done:,}/{total:,.0f} rows, {done / (now - start):.1f} a second, {left:.0f} s left"
         print(f"[labels] {text}", file=sys.stderr, flush=True)
 
 
-def write_shard(labels, name, model, tokenizer, sources, piece):
-    """Label some rows, longest first, and write their .bin. Returns what its .json needs."""
-    key, keys = labels.key, sources.keys[piece]
-    limit, size = key["max_source_length"], key["batch_size"]
-    encoded = tokenizer([key["prefix"] + text for text in sources.read(piece)]).input_ids
-    order = sorted(range(len(piece)), key=lambda i: -len(encoded[i]))
-    table, temporary = [], labels.folder / f".{name}.{os.getpid()}.new"
-    with open(temporary, "wb") as file:
-        for i in range(0, len(order), size):
-            batch = [encoded[j] for j in order[i : i + size]]
-            batch = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in batch]
-            decoded = zip(order[i : i + size], batch, decode(model, batch, labels), strict=True)
-            for j, ids, (tokens, cut, residual) in decoded:
-                file.write(np.array(ids, labels.id).tobytes() + tokens.tobytes())
-                cut = 2 * cut + (len(ids) < len(encoded[j]))
-                table.append((keys[j], len(ids), len(tokens), cut, residual))
-        file.write(np.array(table, labels.row).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    digest = hash_file(temporary)
-    os.replace(temporary, labels.folder / f"{name}.bin")
-    return {"rows": len(table), "sha256": digest}
+def choose_batch(model, key):
+    """Rows to decode at once: 64 on a CPU; on a GPU up to 256, as its free memory allows.
+
+    What grows is the keys and values of both attentions, held twice as each step writes them anew.
+    """
+    if model.device.type != "cuda":
+        return 64
+    config, tokens = model.config, key["max_source_length"] + key["max_target_length"]
+    width = config.num_heads * config.d_kv * model.dtype.itemsize
+    row = 2 * 2 * config.num_decoder_layers * tokens * width
+    free = torch.cuda.mem_get_info()[0]
+    return 2 ** min(8, int(math.log2(max(1, free / row))))
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def read_rows(path, keys=("source", "target")):
+    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                if line.strip():
+                    rows.append({key: json.loads(line)[key] for key in keys})
+                    "".join(rows[-1].values()).encode()
+    except UnicodeEncodeError:
+        fail(f"{path} line {number}: half a character (a lone surrogate such as \\ud83d)")
+    except UnicodeDecodeError as error:
+        fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})")
+    except (KeyError, TypeError):
+        fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+    except (ValueError, RecursionError):
+        fail(f"{path} line {number}: not a JSON object")
+    return rows or fail(f"{path}: no rows")
+
+
+# end same
+
+
+def cut_rows(rows, limit):
+    """Rows of at most `limit` ids, the last one, end of sequence, kept."""
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows]
+
+
+def label_rows(model, tokenizer, texts, key, size):
+    """(labels of some rows as make_table() takes them, how many were decoded at once).
+
+    The longest come first: where memory does not suffice it ends at once, and the batch is halved.
+    """
+    whole = tokenizer([key["prefix"] + text for text in texts]).input_ids
+    ids, answers = cut_rows(whole, key["max_source_length"]), {}
+    order = sorted(range(len(texts)), key=lambda i: -len(whole[i]))
+    answer = score_classes if key["classes"] else decode
+    while len(answers) < len(texts):
+        try:
+            for i in range(0, len(order), size):
+                batch = order[i : i + size]
+                answers.update(zip(batch, answer(model, [ids[j] for j in batch], key), strict=True))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size, answers = size // 2, {}  # a file is made at one size, which it tells
+            print(f"[labels] out of memory: now {size} rows at once", file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+    rows = zip(texts, ids, whole, strict=True)
+    rows = [{"source": t, "input_ids": a, "cut_source": len(a) < len(b)} for t, a, b in rows]
+    return [{**row, **answers[i]} for i, row in enumerate(rows)], size
 
 
 @torch.inference_mode()
-def decode(model, batch, labels):
-    """Greedy targets with the distribution at every step, both from one incremental pass.
+def decode(model, batch, key):
+    """Greedy targets of source ids with the distribution at every step, from one incremental pass.
 
-    Returns, for each row, its tokens, whether the limit cut it off, and its summed residual mass
-    at each temperature. Rows that have ended leave the batch, a quarter or more at a time.
+    Returns for each row a dict of `labels` (T), what capture() keeps of each token (T, ...),
+    `outside` summed over them, and `cut_target`. Rows that have ended leave the batch, a quarter or
+    more at a time. All that is kept stays on the device until the last has ended.
     """
-    config, limit = model.config, labels.key["max_target_length"]
+    config, limit = model.config, key["max_target_length"]
     inputs = pad_rows(batch, -1).to(model.device)
     mask, inputs = (inputs >= 0).long(), inputs.clamp(min=0)
     encoded = model.encoder(input_ids=inputs, attention_mask=mask)
     last = torch.full_like(inputs[:, :1], config.decoder_start_token_id)
-    tokens = np.zeros((len(batch), limit), labels.token)
-    residual = np.zeros((len(batch), len(labels.key["temperatures"])))
     rows, alive = np.arange(len(batch)), np.ones(len(batch), bool)
-    lengths, step, cache = np.full(len(batch), limit), 0, None
-    while alive.any() and step < limit:
+    steps, owners, cache = [], [], None
+    while alive.any() and len(steps) < limit:
         inputs = {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": last}
         output = model(**inputs, past_key_values=cache, use_cache=True)
         cache, logits = output.past_key_values, output.logits[:, -1].float()
         last = logits.argmax(-1, keepdim=True)
-        kept, mass = capture(logits, last, labels)
-        tokens[rows[alive], step] = kept[alive]
-        residual[rows[alive]] += mass[alive]
-        step += 1
-        ended = alive & (kept["id"] == config.eos_token_id)
-        lengths[rows[ended]] = step
-        alive &= ~ended
+        steps.append({"labels": last[:, 0].int(), **capture(logits, key)})
+        owners.append(np.where(alive, rows, -1))
+        alive = alive & (last[:, 0] != config.eos_token_id).cpu().numpy()
         if 0 < alive.sum() <= 0.75 * len(rows):
             keep = torch.from_numpy(np.flatnonzero(alive)).to(model.device)
             cache.batch_select_indices(keep)
             encoded.last_hidden_state = encoded.last_hidden_state[keep]
             mask, last, rows, alive = mask[keep], last[keep], rows[alive], alive[alive]
-    cut = tokens["id"][np.arange(len(batch)), lengths - 1] != config.eos_token_id
-    return [(tokens[i, :n], cut[i], residual[i]) for i, n in enumerate(lengths)]
+    owners = np.concatenate(owners)
+    order = np.argsort(owners, kind="stable")[(owners < 0).sum() :]  # by row, then by step
+    picked, ends = (
+        torch.from_numpy(order).to(model.device),
+        np.bincount(owners[order]).cumsum()[:-1],
+    )
+    kept = {n: torch.cat([step[n] for step in steps])[picked].cpu().numpy() for n in steps[0]}
+    check_finite(kept["logits"])
+    found = zip(*(np.split(values, ends) for values in kept.values()), strict=True)
+    found = [dict(zip(kept, values, strict=True)) for values in found]
+    for row in found:
+        row["outside"] = row["outside"].sum(0)
+        row["cut_target"] = bool(row["labels"][-1] != config.eos_token_id)
+    return found
 
 
-def capture(logits, ids, labels):
-    """What Labels keeps of logits (B, V), and the residual mass (B, temperatures), 0 to 1."""
-    top_k, temperatures = labels.key["top_k"], labels.key["temperatures"]
-    tokens = np.zeros(len(logits), labels.token)
-    tokens["id"], first = ids[:, 0].cpu(), logits.amax(1, keepdim=True)
-    if not first.isfinite().all():
+def check_finite(values):
+    if not np.isfinite(values).all():
         fail("the teacher's logits are not finite: are its weights whole, its dtype bf16 or fp32?")
+
+
+def capture(logits, key):
+    """What LABELS keeps of logits (B, V), see the docstring, and the mass outside the k (B, t)."""
+    top_k, temperatures = key["top_k"], key["temperatures"]
     if not top_k:
-        tokens["logits"] = logits.cpu()
-        return tokens, np.zeros((len(logits), len(temperatures)))
-    top = logits.topk(top_k)
+        return {"logits": logits, "outside": logits.new_zeros(len(logits), len(temperatures))}
+    top, first = logits.topk(top_k), logits.amax(1, keepdim=True)
     others = (logits - first).scatter(1, top.indices, float("-inf"))
     near = (top.values - first).clamp(min=-6e4)  # within fp16
     rest = torch.stack([(others / t).logsumexp(1) for t in temperatures], 1)
     mass = torch.sigmoid(rest - torch.stack([(near / t).logsumexp(1) for t in temperatures], 1))
-    kept = {"top": first[:, 0], "rest": rest, "ids": top.indices, "logits": near}
-    for name, value in kept.items():
-        tokens[name] = value.cpu()
-    return tokens, mass.cpu().numpy()
+    return {"ids": top.indices.int(), "logits": near.half(), "rest": rest, "outside": mass}
+
+
+@torch.inference_mode()
+def score_classes(model, batch, key):
+    """For each row `logprobs` (C): log p(class | source), the tokens of each class name forced on
+    the decoder and their log-probabilities added, normalised over the classes."""
+    inputs = pad_rows(batch, -1).to(model.device)
+    mask, scores = (inputs >= 0).long(), []
+    encoded = model.encoder(input_ids=inputs.clamp(min=0), attention_mask=mask)
+    for ids in key["class_ids"]:
+        labels = torch.tensor([ids], device=model.device).expand(len(batch), -1)
+        shifted = model.prepare_decoder_input_ids_from_labels(labels)
+        inputs = {"encoder_outputs": encoded, "attention_mask": mask, "decoder_input_ids": shifted}
+        logs = model(**inputs).logits.float().log_softmax(-1)
+        scores.append(logs.gather(-1, labels[..., None]).sum((1, 2)))
+    scores = torch.stack(scores, 1).log_softmax(1).cpu().numpy()
+    check_finite(scores)
+    return [{"logprobs": row} for row in scores]
 
 
 def pad_rows(rows, value):
@@ -523,130 +612,117 @@ def pad_rows(rows, value):
     return torch.from_numpy(padded)
 
 
-# same in: train_teacher.py, distill.py
-class LengthGroupedSampler(torch.utils.data.Sampler):
-    """Batches of similar length in a random order that depends on (seed, epoch) alone.
+# --- labels of another framework -------------------------------------------------------------
 
-    Hugging Face's sampler draws from the global random state, so a resumed run would see other
-    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
-    million rows take a second and 12 MB.
+
+def import_labels(args):
+    """Make LABELS from --import-labels, see `Reads`; the same file again gives the same folder."""
+    path, start, tokenizer = args.import_labels, 0, load_tokenizer(args.student)
+    key = {"teacher": "imported", "unlabeled": hash_file(path), "prefix": args.prefix}
+    key |= {n: getattr(args, n) for n in ("max_source_length", "max_target_length", "classes")}
+    key |= {"vocabulary": hash_json(tokenizer.get_vocab()), "top_k": 0, "temperatures": [1.0]}
+    key |= {"vocabulary_size": load_config(args.student).vocab_size}
+    answers = read_answers(path)
+    while part := list(islice(answers, SHARD_ROWS)):
+        rows = [read_answer(*answer, key, tokenizer) for answer in part]
+        manifest = open_manifest(args.labels, lambda: {"key": key, "model": str(path)})
+        if manifest["key"] != key:
+            fail(f"{args.labels} holds other labels; choose another --labels")
+        write_shard(
+            args.labels, key, start, make_table(rows, key, tokenizer), seconds=0, processes=1
+        )
+        start += len(rows)
+        print(f"[labels] {start:,} rows", file=sys.stderr, flush=True)
+    if not start:
+        fail(f"{path}: no rows")
+    write_index(args.labels)
+
+
+def read_answers(path):
+    """(where it stands, row) of a JSONL or Parquet file, one after another."""
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile
+
+        rows = (row for batch in ParquetFile(path).iter_batches(64) for row in batch.to_pylist())
+        yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, 1))
+    else:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path} line {number}", line
+
+
+def read_answer(where, row, key, tokenizer):
+    """One row as make_table() takes it; what is wrong with it is said with its place."""
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+        text, scores = row["source"], np.array(row["logprobs"], np.float64)
+        whole = tokenizer(key["prefix"] + text).input_ids
+        if key["classes"]:
+            soft = {"logprobs": read_scores(scores, len(key["classes"]))}
+        else:
+            soft = read_tokens(row, scores, key, tokenizer)
+    except KeyError as error:
+        fail(f"{where}: no field {error}; `Reads` in --help says what a row has")
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        fail(f"{where}: {str(error).splitlines()[0]}")
+    (ids,) = cut_rows([whole], key["max_source_length"])
+    return {"source": text, "input_ids": ids, "cut_source": len(ids) < len(whole), **soft}
+
+
+def read_scores(scores, count):
+    """Log-probabilities (C) of `count` classes, normalised over them."""
+    if scores.shape != (count,) or not np.isfinite(scores).all():
+        raise ValueError(f"logprobs: not {count} numbers, one for each class")
+    return (scores - np.logaddexp.reduce(scores)).astype(np.float32)
+
+
+def read_tokens(row, scores, key, tokenizer):
+    """What LABELS keeps of the k likeliest ids at each token of the target, at temperature 1.
+
+    Of all other ids only the mass is known, 1 - sum, and no better than to 1e-9.
     """
-
-    def __init__(self, lengths, batch_size, seed):
-        self.lengths, self.batch_size = np.asarray(lengths), batch_size
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        rng, size = np.random.RandomState([self.seed, self.epoch]), self.batch_size
-        order = rng.permutation(len(self)).astype(np.int32)
-        for pool in np.split(order, range(50 * size, len(order), 50 * size)):
-            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]  # a view: sorts `order`
-        whole = len(order) // size  # the short batch stays last
-        for batch in [*rng.permutation(whole), whole]:
-            yield from order[batch * size : (batch + 1) * size].tolist()
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-class Progress(transformers.TrainerCallback):
-    """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
-
-    def __init__(self, output, step):
-        self.name, self.log, self.begun = output.name, output / "log.jsonl", step
-        old = self.log.read_text().splitlines() if self.log.exists() else []
-        old = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.log.write_text("".join(f"{line}\n" for line in old))  # later steps are done again
-        self.before = json.loads(old[-1])["seconds"] if old else 0.0
-        self.start = self.shown = time.monotonic()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in (logs or {}) or not state.is_world_process_zero:
-            return
-        now, loss = time.monotonic(), float(logs["loss"])
-        entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
-        with open(self.log, "a") as file:
-            file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
-        if not math.isfinite(loss):
-            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
-        if live or now - self.shown > 10:
-            left = (now - self.start) / (state.global_step - self.begun)
-            self.shown, left = now, left * (state.max_steps - state.global_step)
-            end = "\r" if live else "\n"
-            text = (
-                f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s left"
-            )
-            print(f"[{self.name}] {text}   ", end=end, file=sys.stderr, flush=True)
+    labels, ids = row.get("target_ids"), row.get("ids")
+    labels = tokenizer(text_target=row["target"]).input_ids if labels is None else labels
+    ids = [find_ids(step, tokenizer) for step in row["tokens"]] if ids is None else ids
+    labels, ids, mass = np.array(labels), np.array(ids), np.exp(scores).sum(-1)
+    if ids.dtype.kind != "i" or ids.ndim != 2 or ids.shape != scores.shape or not ids.size:
+        raise ValueError(
+            "ids and logprobs are not lists of the same k for each token of the target"
+        )
+    if labels.shape != ids.shape[:1]:
+        raise ValueError(f"{len(labels)} tokens in target, {len(ids)} in logprobs: give target_ids")
+    key["top_k"] = key["top_k"] or ids.shape[1]
+    if ids.shape[1] != key["top_k"] or min(map(len, map(set, ids))) < key["top_k"]:
+        raise ValueError(f"not {key['top_k']} different ids for each token, as in the first row")
+    for given in (labels, ids):
+        if given.dtype.kind != "i" or given.min() < 0 or given.max() >= key["vocabulary_size"]:
+            raise ValueError(f"not all ids are within the vocabulary of {key['vocabulary_size']:,}")
+    if not (mass <= 1.001).all():
+        raise ValueError("logprobs: not the natural logarithms of probabilities that add to 1")
+    largest, limit = scores.max(1, keepdims=True), key["max_target_length"]
+    soft = {
+        "labels": labels.astype(np.int32),
+        "ids": ids.astype(np.int32),
+        "logits": (scores - largest).clip(-6e4).astype(np.float16),
+        "rest": (np.log(np.maximum(1 - mass, 1e-9))[:, None] - largest).astype(np.float32),
+    }
+    soft = {name: values[:limit] for name, values in soft.items()}
+    cut = bool(soft["labels"][-1] != tokenizer.eos_token_id)
+    outside = np.maximum(1 - mass[:limit], 0).sum(keepdims=True).astype(np.float32)
+    return {**soft, "outside": outside, "cut_target": cut}
 
 
-# end same
+def find_ids(pieces, tokenizer):
+    """The ids of pieces; a ValueError names one that the vocabulary has not."""
+    ids = tokenizer.convert_tokens_to_ids(pieces)
+    for piece, token in zip(pieces, ids, strict=True):
+        if token is None or (token == tokenizer.unk_token_id and piece != tokenizer.unk_token):
+            raise ValueError(f"tokens: {piece!r} is not in the vocabulary")
+    return ids
 
 
-# same in: train_teacher.py, distill.py
-def find_checkpoint(folder):
-    """The newest whole checkpoint (its trainer_state.json is written last), or None."""
-    found = {}
-    for path in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(path.read_text())["global_step"]] = path.parent
-        except ValueError:
-            continue  # killed in the middle of writing it
-    return found[max(found)] if found else None
-
-
-def finish_run(trainer, tokenizer, output, record):
-    """Save the model, then training.json (last and atomically), then drop the checkpoints."""
-    start = time.monotonic()
-    if not math.isfinite(record["train_loss"]):  # a short run may end before its first log line
-        fail(f"{output.name}: the loss is {record['train_loss']}; lower the rate")
-    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):
-        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
-    temporary = output / ".model.new"
-    trainer.save_model(str(temporary))
-    if not trainer.is_world_process_zero():
-        return
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(output / "model", ignore_errors=True)
-    os.replace(temporary, output / "model")
-    record["seconds"]["save"] = time.monotonic() - start
-    write_json(output / "training.json", record)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-
-
-# end same
-
-
-class Collator:
-    """Batches: padded ids, and the soft labels of all real target tokens one after another."""
-
-    def __init__(self, model, labels, temperature):
-        self.model, self.column = model, None
-        if labels.key["top_k"]:
-            self.column = labels.key["temperatures"].index(temperature)
-
-    def __call__(self, rows):
-        sources, targets = zip(*rows, strict=True)
-        inputs, labels = pad_rows(sources, -1), pad_rows([row["id"] for row in targets], -100)
-        tokens = np.concatenate(targets)
-        batch = {
-            "input_ids": inputs.clamp(min=self.model.config.pad_token_id),
-            "attention_mask": (inputs >= 0).long(),
-            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
-            "labels": labels,
-            "teacher": torch.from_numpy(tokens["logits"].astype(np.float32)),
-        }
-        if self.column is not None:
-            batch["ids"] = torch.from_numpy(tokens["ids"].astype(np.int64))
-            batch["rest"] = torch.from_numpy(tokens["rest"][:, self.column].copy())
-        return batch
+# --- the losses ------------------------------------------------------------------------------
 
 
 def dense_loss(student, teacher, temperature):
@@ -691,293 +767,776 @@ class TopLoss(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None
 
 
-class Trainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with soft labels, and batches of similar length that a resumed run sees again.
+class SoftLoss:
+    """The loss of a step, for the Trainer. `released`: the teacher that --loss paper runs in it."""
 
-    Several processes share a batch; the last of an epoch, where short, is filled up with rows seen
-    before (accelerate's rule), so there alone their step differs from that of one process.
-    `released` is the teacher that --loss paper runs again in every step.
-    """
-
-    def __init__(self, settings, released=None, **kwargs):
-        super().__init__(**kwargs)
-        self.settings, self.released, self.real = settings, released, None
-        self.loss_is_scaled_for_ga = released is None
-        self.model.lm_head.register_forward_pre_hook(self.pick_real)
+    def __init__(self, model, args, training, released=None):
+        self.args, self.released, self.real = args, released, None
+        self.parts = training.world_size * training.gradient_accumulation_steps
+        if hasattr(model, "lm_head"):
+            model.lm_head.register_forward_pre_hook(self.pick_real)
 
     def pick_real(self, head, inputs):
         """Give the output layer the real target positions alone: padding costs nothing there."""
         return inputs if self.real is None else (inputs[0][self.real],)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean over the real target tokens of the whole step, on all devices."""
-        settings, labels = self.settings, inputs.pop("labels")
+    def __call__(self, model, inputs, count=None):
+        """This batch's share of the mean over the `count` real target tokens of the whole step."""
+        temperature, weight = self.args.temperature, self.args.ce_weight
+        labels = inputs.pop("labels")
         soft = {name: inputs.pop(name, None) for name in ("teacher", "ids", "rest")}
         if self.released is not None:
             with torch.no_grad():
                 teacher = self.released(**inputs).logits.flatten(0, 1)
             student = model(**inputs).logits.flatten(0, 1)
-            return dense_loss(student, teacher, settings.temperature).mean()  # padding included
+            return dense_loss(student, teacher, temperature).mean() / self.parts  # padding included
         self.real = labels != -100
-        student = model(**inputs).logits  # (real target tokens, V)
+        student = model(**inputs).logits  # (real target tokens, V), or of an encoder (B, C)
         if soft["ids"] is None:
-            loss = dense_loss(student, soft["teacher"], settings.temperature).sum()
+            loss = dense_loss(student, soft["teacher"], temperature).sum()
         else:
-            loss = TopLoss.apply(student, *soft.values(), settings.temperature).sum()
-        if settings.ce_weight:
+            ids = soft["ids"].long()
+            loss = TopLoss.apply(student, soft["teacher"], ids, soft["rest"], temperature).sum()
+        if weight:
             target = labels[self.real]
             hard = torch.nn.functional.cross_entropy(student.float(), target, reduction="sum")
-            loss = (1 - settings.ce_weight) * loss + settings.ce_weight * hard
-        return loss * self.args.world_size / num_items_in_batch
-
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = self.train_dataset.source + self.train_dataset.target  # below 2^16
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
+            loss = (1 - weight) * loss + weight * hard
+        return loss / (self.real.sum() if count is None else count)
 
 
-def build_arguments(args):
-    """Table 8's settings (or the flags') as Trainer arguments."""
-    cuda = torch.cuda.is_available()
-    bf16 = args.bf16 if args.bf16 is not None else cuda and torch.cuda.is_bf16_supported()
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(args.output / "checkpoints"),
-        use_cpu=not torch.accelerator.is_available(),
-        num_train_epochs=args.epochs,
-        max_steps=args.max_steps,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler,
-        warmup_steps=args.warmup_steps,
-        optim="adamw_torch_fused",
-        bf16=bf16,
-        seed=args.seed,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,
-        save_steps=args.save_steps,
-        save_total_limit=1,
-        dataloader_pin_memory=cuda,
-        ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would split soft labels wrongly
-    return arguments
+# --- the student -----------------------------------------------------------------------------
 
 
-def prepare_labels(args, labels, teacher, sources):
-    """Make the labels that are missing or damaged, and index them."""
-    state = PartialState()
-    damaged, missing = labels.load(sources.keys)
-    if state.is_main_process:
-        for name in damaged:
-            remedy = "; its rows are labeled again" if teacher and len(missing) else ""
-            print(f"[labels] {labels.folder / name}.bin is damaged{remedy}", file=sys.stderr)
-    state.wait_for_everyone()  # all have seen the same rows missing
-    if len(missing) and teacher:
-        for name in damaged if state.is_main_process else ():
-            for suffix in (".json", ".bin"):
-                (labels.folder / f"{name}{suffix}").unlink(missing_ok=True)
-        state.wait_for_everyone()  # none of the new shards is taken for a damaged one
-        make_labels(labels, args, sources, missing)
-        gc.collect()  # the teacher is gone before the student comes
-        torch.cuda.empty_cache()
-        state.wait_for_everyone()
-        missing = labels.load(sources.keys)[1]
-    if len(missing):
-        fail(f"{labels.folder}: {len(missing):,} of the rows have no labels; run the teacher pass")
-    if labels.key["top_k"] and state.is_main_process:
-        mass = labels.summary["residual"]
-        text = ", ".join(f"{value:.2%} at T = {t:g}" for t, value in mass.items())
-        large = mass.get(args.temperature, 0) > 0.1
-        advice = "; all that counts as one word: consider a larger --top-k" if large else ""
-        print(f"[labels] teacher's mass outside the top k: {text}{advice}", file=sys.stderr)
+class Collator:
+    """Batches: padded ids, and the soft labels of all real target tokens one after another."""
+
+    def __init__(self, model, key, temperature):
+        self.model = model
+        self.column = key["temperatures"].index(temperature) if key["top_k"] else None
+
+    def __call__(self, rows):
+        inputs = pad_rows([row["input_ids"] for row in rows], -1)
+        labels = pad_rows([row["labels"] for row in rows], -100)
+        soft = {"teacher": self.join(rows, "logits").float()}
+        if self.column is not None:
+            soft |= {"ids": self.join(rows, "ids")}
+            soft["rest"] = self.join(rows, "rest")[:, self.column].clone()
+        return {
+            "input_ids": inputs.clamp(min=self.model.config.pad_token_id),
+            "attention_mask": (inputs >= 0).long(),
+            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
+            "labels": labels,
+            **soft,
+        }
+
+    def join(self, rows, name):
+        return torch.from_numpy(np.concatenate([row[name] for row in rows]))
 
 
-def check_student(args, labels, teacher):
-    """Refuse what can't be distilled; return the student's tokenizer."""
-    tokenizer, key = load_tokenizer(args.student), labels.key
-    if hash_vocabulary(tokenizer) != key["vocabulary"]:
-        fail(f"{args.student} and the teacher differ in vocabulary; soft labels need the same one")
-    if load_config(args.student).vocab_size < key["vocabulary_size"]:
-        fail(f"{args.student} has fewer output ids than the teacher ({key['vocabulary_size']:,})")
+def check_student(args, key):
+    """Refuse what can't be distilled; returns the student's configuration and tokenizer."""
+    name, classes = args.student, key["classes"]
+    config, tokenizer = load_config(name, args.dropout), load_tokenizer(name)
+    if config.is_encoder_decoder and classes:
+        fail(
+            f"{args.labels} holds scores of classes, for an encoder; for {name} leave --classes out"
+        )
+    if not config.is_encoder_decoder and not classes:
+        fail(f"{name}: an encoder only tells classes; name them by --classes for the teacher")
+    if not classes and hash_json(tokenizer.get_vocab()) != key["vocabulary"]:
+        fail(f"{name} and the teacher differ in vocabulary; soft labels need the same one")
+    if not classes and config.vocab_size < key["vocabulary_size"]:
+        fail(f"{name} has fewer output ids than the teacher ({key['vocabulary_size']:,})")
     if key["top_k"] and args.temperature not in key["temperatures"]:
         known = " and ".join(map(str, key["temperatures"]))
-        fail(f"{labels.folder}: kept for temperatures {known}, not {args.temperature}")
-    if args.loss == "paper" and not teacher:
+        fail(f"{args.labels}: kept for temperatures {known}, not {args.temperature}")
+    if args.loss == "paper" and not args.teacher:
         fail("--loss paper runs the teacher in every step: give its model folder as --teacher")
-    return tokenizer
+    return config, tokenizer
 
 
-def distill(args):
+def load_student(args, config, tokenizer, labels, seed):
+    """(model, rows, tokens of each row, collator): a T5, or an encoder with a new head."""
+    classes = labels.key["classes"]
+    if not classes:
+        model = load_model(args.student, config, tokenizer)
+        return model, labels, labels.lengths, Collator(model, labels.key, args.temperature)
+    torch.manual_seed(seed)  # draws the head
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    model = load_model(args.student, config, tokenizer, AutoModelForSequenceClassification)
+    limit, longest = args.max_source_length, getattr(config, "max_position_embeddings", 10**9)
+    if limit > longest:
+        fail(f"--max-source-length {limit}: {args.student} reads {longest} tokens")
+    ids = cut_rows(tokenizer(labels.read("source")).input_ids, limit)
+    scores, best = labels.read("logprobs"), map(classes.index, labels.read("target"))
+    rows = zip(ids, scores, best, strict=True)
+    rows = [{"input_ids": row, "teacher": soft, "labels": [hard]} for row, soft, hard in rows]
+    return model, rows, [len(row) for row in ids], DataCollatorWithPadding(tokenizer)
+
+
+def show_outside(args, labels):
+    """Say once how much of the teacher's mass the kept ids leave out: after a pass alone for each
+    temperature, before training where it is much at the student's."""
+    mass = labels.summarise().get("residual", {}) if labels.key["top_k"] else {}
+    if args.labels_only and mass:
+        text = ", ".join(f"{value:.2%} at T = {t:g}" for t, value in mass.items())
+        print(f"[labels] teacher's mass outside the top k: {text}", file=sys.stderr)
+    elif mass.get(args.temperature, 0) > 0.1:
+        text = f"{mass[args.temperature]:.0%} of the teacher's mass is outside the top k at "
+        text += f"T = {args.temperature:g} and counts as one word; consider a larger --top-k"
+        print(f"[{args.output.name}] {text}", file=sys.stderr)
+
+
+def distill(args, training):
     """Both halves, or the teacher pass alone. Returns the record in training.json."""
-    PartialState(cpu=not torch.accelerator.is_available())  # joins the other processes, if any
-    sources = Sources(args.unlabeled, args.num_unlabeled, args.seed)
-    labels, teacher = open_labels(args)
+    sources = draw_sources(args, training.seed) if args.teacher else []
+    manifest = open_labels(args, training)
+    key = manifest["key"]
+    config, tokenizer = (None, None) if args.labels_only else check_student(args, key)
+    about = {**vars(args), "labels": args.classes, "prefix": "" if args.classes else args.prefix}
+    about = argparse.Namespace(**about)  # what evaluate.py needs to know of the student
+    if not args.labels_only:
+        data = args.unlabeled or args.labels / "labels.json"
+        settings = open_run(about, training, data, args.student, labels_key=key)
+        if not settings:
+            return None
+    labels = prepare_labels(args, key, sources)
+    if training.process_index == 0:
+        show_outside(args, labels)
     if args.labels_only:
-        prepare_labels(args, labels, teacher, sources)
         return None
-    tokenizer = check_student(args, labels, teacher)
-    skip = ("logging_steps", "save_steps", "fp16")
-    settings = {key: value for key, value in vars(args).items() if key not in skip}
-    if not open_run(args.output, {**settings, "labels_key": labels.key}):
-        return None
-    prepare_labels(args, labels, teacher, sources)
-    del sources
-    args.max_steps = raise_steps(args, len(labels))
-    start = time.monotonic()
-    dropout = {} if args.dropout is None else {"dropout_rate": args.dropout}
-    model = load_model(args.student, **dropout)
-    released = load_model(teacher).to(PartialState().device) if args.loss == "paper" else None
-    checkpoint = find_checkpoint(args.output / "checkpoints")
-    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    progress = Progress(args.output, step)
+    start, released = time.monotonic(), None
+    model, rows, lengths, collator = load_student(args, config, tokenizer, labels, training.seed)
+    if args.loss == "paper":
+        released = load_model(args.teacher, load_config(args.teacher), tokenizer)
+        released = released.to(training.device).eval()
     trainer = Trainer(
-        settings=args,
-        released=released,
+        lengths=lengths,
         model=model,
-        args=build_arguments(args),
-        train_dataset=labels,
-        data_collator=Collator(model, labels, args.temperature),
-        callbacks=[progress],
+        args=training,
+        train_dataset=rows,
+        data_collator=collator,
+        compute_loss_func=SoftLoss(model, args, training, released),
     )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    loaded = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
     record = {
         "script": "distill.py",
-        "strategy": args.strategy,
-        "task": args.task,
-        "seed": args.seed,
-        "labels": (labels.manifest["training"] or {}).get("labels"),  # behind the teacher
+        "labels": (manifest.get("training") or {}).get("labels"),  # behind the teacher
         "unlabeled": len(labels),
-        "parameters": model.num_parameters(),
-        "epochs": trainer.state.epoch,
-        "steps": trainer.state.global_step,
-        "examples_seen": round(trainer.state.epoch * len(labels)),
-        "train_loss": result.training_loss,
-        "seconds": {**seconds, "teacher_pass": labels.summary.pop("seconds")},
-        **labels.summary,
-        "teacher": labels.manifest,
-        **describe_run(args.unlabeled),
+        **labels.summarise(),
+        "teacher": manifest,
     }
-    finish_run(trainer, tokenizer, args.output, record)
-    return record
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--teacher", help="T5 folder or hub name, or a folder of labels made before")
-    add("--student", default="google/t5-v1_1-small", help="T5 folder or hub name (%(default)s)")
-    add("--unlabeled", type=Path, required=True, help="JSONL file of source")
-    add("--num-unlabeled", type=int, help="rows to sample from it (default: all)")
-    add("--labels", type=Path, help="folder of the teacher's labels (default: OUTPUT/labels)")
-    add("--labels-only", action=argparse.BooleanOptionalAction, help="stop after the teacher pass")
-    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
-    add("--output", type=Path, help="run folder")
-    add("--task", help="name recorded in training.json")
-    add("--strategy", default="dist", help="name recorded in training.json (%(default)s)")
-    add("--top-k", type=int, help="logits kept a token, 0 = all (default: 64, or as in LABELS)")
-    add("--temperature", type=float, default=2.0, help="T of Eq. 1's distributions (%(default)s)")
-    kept = "that a student can choose without a new teacher pass (default: 1 2)"
-    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=f"those {kept}")
-    paper = "paper = as released: teacher run in every step, mean over padding too"
-    add("--loss", choices=["kl", "paper"], default="kl", help=f"{paper} (%(default)s)")
-    add("--ce-weight", type=float, default=0, help="share of cross-entropy, 0 to 1 (%(default)s)")
-    add("--teacher-batch-size", type=int, default=64, help="rows decoded at once (%(default)s)")
-    add("--teacher-dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 on a GPU)")
-    add("--shard-rows", type=int, default=1024, help="rows a file of labels (%(default)s)")
-    add("--max-source-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--epochs", type=float, default=50, help="passes over the rows (%(default)s)")
-    add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
-    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
-    add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
-    add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
-    add("--learning-rate", type=float, default=3e-5, help="peak, AdamW (%(default)s)")
-    add("--lr-scheduler", default="linear", help="Trainer's schedule name (%(default)s)")
-    add("--warmup-steps", type=int, default=0, help="steps (%(default)s)")
-    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
-    add(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="bf16 arithmetic over fp32 weights; the paper used fp32 (default: where a GPU has it)",
-    )
-    add("--fp16", action="store_true", help="refused: T5's activations overflow in fp16")
-    add("--save-steps", type=int, default=500, help="steps between checkpoints (%(default)s)")
-    add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
-    add("--seed", type=int, default=0, help="rows drawn and training (%(default)s)")
-    args = parser.parse_args(argv)
-    if not (args.teacher or args.labels):
-        parser.error("give --teacher, or --labels made before")
-    if not args.output and not (args.labels_only and args.labels):
-        parser.error("give --output (with --labels-only, --labels will do)")
-    if max(args.max_source_length, args.max_target_length) > 32767:
-        parser.error("--max-source-length and --max-target-length must be below 32,768")
-    lengths = ("max_source_length", "max_target_length")
-    for name in ("num_unlabeled", "teacher_batch_size", "shard_rows", *lengths):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if not 0 <= args.ce_weight <= 1 or min(args.temperature, *args.temperatures) <= 0:
-        parser.error("--ce-weight must be 0 to 1, temperatures above 0")
-    if args.loss == "paper" and args.ce_weight:
-        parser.error("--loss paper has no cross-entropy: leave --ce-weight out")
-    return args
-
-
-# same in: train_teacher.py, distill.py
-@contextlib.contextmanager
-def one_error_line(folder):
-    """Turn what the system refuses (full disk, no permission) into one `error:` line.
-
-    torch and safetensors report a full disk in their own ways, not as an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}")
-    except Exception as error:
-        writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
-        while not folder.exists():
-            folder = folder.parent
-        if re.search(writing, str(error)) and shutil.disk_usage(folder).free < 2**24:
-            fail(f"{folder}: the disk is full; make room, then run the same command again")
-        raise
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def start_quietly(args):
-    """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
-    if args.fp16:
-        fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-# end same
+    record = fit(trainer, args, settings, record, start)
+    record["seconds"]["teacher_pass"] = labels.seconds
+    return save_run(trainer, tokenizer, about, record)
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    start_quietly(args)
-    with one_error_line(args.output or args.labels):
-        record = distill(args)
-    if record and PartialState().is_main_process:
-        print(
-            f"[{args.output.name}] {record['unlabeled']:,} rows, {record['steps']:,} steps, "
-            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s",
-            file=sys.stderr,
+    args, rest = parse_args(argv)
+    training = read_training(args, rest)
+    with run_folder(args.output or args.labels):
+        record = import_labels(args) if args.import_labels else distill(args, training)
+    if record:
+        report(args, record, f"{record['unlabeled']:,} rows")
+
+
+# --- run folder -----------------------------------------------------------------------------
+# same in: train_small.py, train_teacher.py, distill.py
+LIMITS = (  # lowest and highest value of our flags and Trainer's; no flag is NaN or infinite
+    (1, 10**9, "num_labels num_unlabeled batch_size teacher_batch_size micro_batch shard_rows"),
+    (1, 10**4, "lora_rank gradient_accumulation_steps"),
+    (2, 32_767, "max_source_length max_target_length"),
+    (0, 10**9, "min_steps top_k save_steps"),
+    (1e-300, 1e300, "epochs learning_rate lora_learning_rate temperature temperatures"),
+    (0, 1, "ce_weight utilisation"),
+    (0, 0.99, "dropout"),
+    (0, 2**32 - 1, "seed"),
+)
+OURS = {  # Trainer's flags that have another name here, or no place
+    "num_train_epochs": "is --epochs here",
+    "per_device_train_batch_size": "is --batch-size here, the batch of a step on all devices",
+    "output_dir": "is --output here",
+    "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
+    "train_sampling_strategy": "has no effect: batches are always of similar length",
+    "label_smoothing_factor": "is no part of the loss",
+    "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
+    **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
+}
+BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
+PAUSE = 600
+DRIVER = Path("/proc/driver/nvidia/version")
+FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
+    r"output|(model|train|dev)$|log|sav|report|run_name|disable|hub|push|project|trackio|dataloader"
+)
+
+
+def fail(message):
+    """Stop with one `error:` line on stderr and exit code 1."""
+    sys.exit(f"error: {message}")
+
+
+def check_limits(flags):
+    """ValueError for a flag outside its limits."""
+    limits = {name: (low, high) for low, high, names in LIMITS for name in names.split()}
+    for name, given in flags.items():
+        for value in given if isinstance(given, list) else [given]:
+            low, high = limits.get(name, (-1e300, 1e300))
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                within = f"{low:g} to {high:g}" if name in limits else "a number"
+                raise ValueError(f"--{name.replace('_', '-')} {value}: not within {within}")
+
+
+def read_training(args, rest):
+    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles args.bf16.
+
+    --batch-size is the batch of a step, so a device's share follows from the number of processes.
+    A wrong flag of either kind is one line and exit code 2, before anything is written.
+    """
+    parser = HfArgumentParser(Seq2SeqTrainingArguments, usage=argparse.SUPPRESS, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # leaves the flags that were given
+    given = vars(parser.parse_args(rest))
+    for name in OURS.keys() & given.keys():
+        parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
+    set_up(given)
+    cuda, best = torch.cuda.is_available(), given.get("load_best_model_at_end")
+    if args.bf16 is None:  # not where it is emulated, as on a T4
+        args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if given.get("save_steps") == 0:
+        given["save_strategy"] = "no"
+    defaults = {
+        "learning_rate": TABLE_8["learning_rate"],
+        "optim": "adamw_torch_fused",
+        "seed": 0,
+        "save_strategy": given.get("eval_strategy", "no") if best else "steps",
+        "save_steps": given.get("eval_steps", 500) if best else BY_TIME,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "logging_nan_inf_filter": False,
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    try:
+        check_limits({**vars(args), **given})
+        parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
+        if args.batch_size % parts:
+            raise ValueError(
+                f"--batch-size {args.batch_size} is the batch of a step and does not divide by "
+                f"{parts}, the number of processes x --gradient-accumulation-steps"
+            )
+        training = Seq2SeqTrainingArguments(
+            **{**defaults, **given},
+            output_dir=str((args.output or Path()) / "checkpoints"),
+            num_train_epochs=args.epochs,
+            per_device_train_batch_size=args.batch_size // parts,
+            bf16=args.bf16,
         )
+        if training.eval_strategy != "no" and not getattr(args, "dev", None):
+            raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
+    except (ValueError, ImportError, RuntimeError) as error:
+        parser.error(str(error).splitlines()[0])
+    training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
+    if training.device.type == "cuda":
+        torch.cuda.set_device(training.device)  # before anything is loaded
+    return training
+
+
+def set_up(given):
+    """Turn off what libraries do unasked; refuse to train on the CPU because of an old driver."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
+    hidden = given.get("use_cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
+        fail(
+            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
+            "take days: install a build of torch for the driver's CUDA (nvidia-smi shows it), or "
+            "train on the CPU by --use-cpu"
+        )
+
+
+def raise_steps(args, training, rows):
+    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
+
+
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path):
+    """The object in a JSON file, or {} where there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def hash_file(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(model):
+    """What names a model: the hash of its folder's weights, configuration and tokenizer, or for a
+    hub name the name with its commit."""
+    if not Path(model).is_dir():
+        return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def run_folder(output):
+    """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with lock(output / ".lock"):
+            yield
+    except KeyboardInterrupt:
+        print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        fail(f"{error.filename or output}: {error.strerror or error}")
+    except (ValueError, ImportError, RuntimeError) as error:
+        explain(error, output)
+        raise
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Hold a lock file, in the first process; it goes with the process, however that ends."""
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:
+            fail(f"{path.parent}: another process is training here")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def explain(error, output):
+    """One line for what a library raised; torch and safetensors say a full disk in their way."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        fail(f"{output}: out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half")
+    writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
+    if re.search(writing, str(error)) and shutil.disk_usage(output).free < 2**24:
+        fail(f"{output}: the disk is full; make room, then run the same command again")
+    if not isinstance(error, RuntimeError):
+        fail(f"{output}: {text}")
+
+
+def open_run(args, training, data, model, **more):
+    """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
+    this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
+    output, config = args.output, args.output / "config.json"
+    names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
+    for path in (Path(data).resolve(), Path(model).resolve()):
+        if {output.resolve() / name for name in names} & {path, *path.parents}:
+            fail(f"{path} would be overwritten by this run; choose another --output than {output}")
+    settings = {
+        **training.to_dict(),
+        **vars(args),
+        **more,
+        "processes": training.world_size,
+        "device": training.device.type,
+        "data_sha256": hash_file(data),
+        "model_sha256": hash_model(model),
+    }
+    settings = json.loads(json.dumps(settings, default=str))
+    before = read_json(config)
+    if "model_sha256" not in before:
+        for name in names:
+            if (output / name).exists():
+                fail(
+                    f"{output / name}: not of a run of this version; choose another --output, or "
+                    f"remove {output}"
+                )
+        before = settings
+    keys = [key for key in before.keys() & settings.keys() if not FREE.match(key)]
+    changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
+    if changes:
+        fail(
+            f"{output} was begun with other settings ({', '.join(sorted(changes))}); remove it or "
+            "choose another"
+        )
+    if (output / "training.json").exists():
+        if read_json(output / "training.json") and (output / "model" / "config.json").exists():
+            print(f"[{output.name}] already trained", file=sys.stderr)
+            return None
+        print(f"[{output.name}] training.json or model/ is damaged: trained again", file=sys.stderr)
+    return settings
+
+
+def load_config(model, dropout=None):
+    """The configuration of a T5 or an encoder, from a folder or the hub; others are refused."""
+    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
+    if looks_local and not Path(model).is_dir():
+        fail(f"{model}: no such model folder")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
+        fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
+    for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
+        if dropout is not None:
+            setattr(config, key, dropout)
+    return config
+
+
+def load_tokenizer(model):
+    """The tokenizer of a model folder or hub name; of an empty folder transformers makes one up."""
+    files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
+        fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
+
+
+def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
+    """A model of a folder or the hub, fp32 unless told otherwise; refused where it is not whole.
+
+    An encoder's new head, and the pooler below it, may be missing.
+    """
+    if len(tokenizer) > config.vocab_size:
+        pieces = f"{len(tokenizer):,} pieces in the tokenizer"
+        fail(f"{model}: {pieces}, but {config.vocab_size:,} embeddings")
+    kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
+    try:
+        loaded, found = kind.from_pretrained(model, **kwargs)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    t5 = kind is T5ForConditionalGeneration
+    own = "" if t5 else f"{loaded.base_model_prefix}."
+    weights = loaded.named_parameters()
+    faults = {  # the missing ones would be random, and only the scores would show it
+        "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
+        "not in its config": found["unexpected_keys"] if t5 else (),
+        "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
+    }
+    for fault, names in faults.items():
+        if names:
+            fail(f"{model}: {len(names)} weights are {fault}, as {min(names)}")
+    return loaded
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler):
+    """Batches of similar length in a random order that depends on (seed, epoch) alone.
+
+    Hugging Face's sampler draws from the global random state, so a resumed run would see other
+    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
+    million rows take a second and 12 MB.
+    """
+
+    def __init__(self, lengths, batch_size, seed):
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        rng, size = np.random.RandomState([self.seed, self.epoch]), self.batch_size
+        order = rng.permutation(len(self)).astype(np.int32)
+        for pool in np.split(order, range(50 * size, len(order), 50 * size)):
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]  # a view: sorts `order`
+        whole = len(order) // size  # the short batch stays last
+        for batch in [*rng.permutation(whole), whole]:
+            yield from order[batch * size : (batch + 1) * size].tolist()
+
+
+class Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with batches of similar `lengths` that a resumed run sees again.
+
+    compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
+    has `count` real target tokens; the shares of all batches and processes add up to it.
+    """
+
+    def __init__(self, lengths, **kwargs):
+        super().__init__(**kwargs)
+        self.lengths = lengths
+
+    def _get_train_sampler(self, train_dataset=None):
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.lengths, size * self.args.world_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = self.compute_loss_func(model, inputs, num_items_in_batch)
+        loss = loss * self.args.world_size if model.training else loss  # DDP averages
+        return (loss, {}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs):
+        return 0  # walks over all weights at each step
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Without clipping Trainer would walk over all gradients for the log alone."""
+        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
+
+
+class Progress(transformers.TrainerCallback):
+    """log.jsonl, the line of time left, checkpoints by time, and an end after Ctrl-C or SIGTERM.
+
+    `start` is when the script began; `seconds` is what all starts of this run took until now.
+    """
+
+    def __init__(self, output, start):
+        self.name, self.log = output.name, output / "log.jsonl"
+        self.start, self.signal = start, None
+        self.clock = output / "checkpoints" / "seconds.json"
+        self.earlier = read_json(self.clock).get("seconds", 0)
+        self.pause, self.handlers = PAUSE, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun, self.main = state.global_step, state.is_world_process_zero
+        self.before = max((entry.get("seconds", 0) for entry in state.log_history), default=0)
+        self.train = self.shown = self.saved = self.ticked = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.stop)
+        if self.main:  # later steps are done again
+            self.clock.parent.mkdir(exist_ok=True)
+            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.tick()
+
+    def stop(self, number, frame):
+        self.signal = number  # the step at hand ends, and a checkpoint is written
+
+    def release(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def tick(self):
+        self.ticked = time.monotonic()
+        self.seconds = self.earlier + self.ticked - self.start
+        if self.main:
+            write_json(self.clock, {"seconds": self.seconds})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Checkpoints are of logged steps, so that the log that they hold is whole."""
+        last, several = state.global_step >= state.max_steps, args.world_size > 1
+        if several and not control.should_log:  # agreeing takes time
+            due = stop = False
+        else:
+            due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+            due, stop = self.agree(args, due, bool(self.signal)) if several else (due, self.signal)
+        if stop:
+            control.should_training_stop = due = True
+        control.should_save = (control.should_save or due) and args.save_strategy != "no"
+        if last and not args.load_best_model_at_end:
+            control.should_save = False  # the model itself comes next
+        if control.should_save or last or stop:
+            control.should_log = True
+        self.saving = time.monotonic()
+
+    def agree(self, args, *said):
+        """What any process said, so that all do the same."""
+        said = torch.tensor(said, dtype=torch.int32, device=args.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return said.tolist()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+        self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        self.tick()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "train_runtime" in logs:
+            state.log_history.pop()
+            return
+        now, entry = time.monotonic(), state.log_history[-1]
+        entry["seconds"] = self.before + now - self.train
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
+            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
+        if not self.main:
+            return
+        with open(self.log, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if now - self.ticked > 1:
+            self.tick()
+        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
+        if "loss" in logs and (live or now - self.shown > 10):
+            left = (now - self.train) / (state.global_step - self.begun)
+            self.shown, left = now, left * (state.max_steps - state.global_step)
+            text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
+            end = "\r" if live else "\n"
+            print(f"[{self.name}] {text} left   ", end=end, file=sys.stderr, flush=True)
+
+
+def find_checkpoint(output, training):
+    """The newest whole checkpoint, or None; what is passed over is said on stderr."""
+    found = {}
+    for folder in (output / "checkpoints").glob("checkpoint-*"):
+        if is_whole(folder, training):
+            found[read_json(folder / "trainer_state.json")["global_step"]] = folder
+        elif training.process_index == 0:
+            print(f"[{output.name}] {folder.name} is not whole: passed over", file=sys.stderr)
+    return found[max(found)] if found else None
+
+
+def is_whole(folder, training):
+    """Whether weights, optimiser, schedule, random states and the step can be read."""
+    if not isinstance(read_json(folder / "trainer_state.json").get("global_step"), int):
+        return False  # written last
+    if training.fsdp or training.deepspeed:  # they have files of their own
+        return True
+    several = training.world_size > 1
+    states = [f"rng_state_{i}.pth" for i in range(training.world_size)] * several
+    try:
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, "pt"):
+                pass
+        for name in ("optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])):
+            with zipfile.ZipFile(folder / name) as file:
+                if file.testzip():
+                    return False
+    except Exception:  # each library has its own for a damaged file
+        return False
+    return bool(weights)
+
+
+def fit(trainer, args, settings, record, start):
+    """Train, from the last whole checkpoint if there is one; `record` and what was done."""
+    output, training = args.output, trainer.args
+    raise_steps(args, training, len(trainer.train_dataset))
+    if trainer.is_world_process_zero():
+        write_json(output / "config.json", settings)
+    checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
+    trainer.add_callback(progress)
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    loaded = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        progress.release()
+    state = trainer.state
+    if progress.signal and state.global_step < state.max_steps:
+        if progress.main:
+            kept = training.save_strategy != "no"
+            text = "the same command goes on from there" if kept else "without a checkpoint"
+            text = f"error: {output.name}: stopped at step {state.global_step:,}; {text}"
+            print(text, file=sys.stderr)
+        sys.exit(128 + progress.signal)
+    losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
+    steps = np.diff([0, *(step for step, _ in losses)])
+    seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
+    lost = progress.earlier - progress.before  # by starts that were killed
+    return {
+        **record,
+        "strategy": args.strategy,
+        "task": args.task,
+        "seed": training.seed,
+        "parameters": trainer.model.num_parameters(),
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "examples_seen": round(state.epoch * len(trainer.train_dataset)),
+        "train_loss": float(steps @ [loss for _, loss in losses] / state.global_step),
+        "seconds": {**seconds, **({"lost": lost} if lost > 0 else {})},
+    }
+
+
+def save_run(trainer, tokenizer, args, record, gpus=1):
+    """Save the model, then training.json (last and atomically), then drop the checkpoints."""
+    start, output, model = time.monotonic(), args.output, trainer.model
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True  # Trainer turns it off
+    temporary = output / ".model.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    trainer.save_model(str(temporary))
+    if not trainer.is_world_process_zero():
+        return None
+    tokenizer.save_pretrained(temporary)
+    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
+    write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
+    os.umask(mask := os.umask(0))
+    for path in temporary.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors gives 0600
+    shutil.rmtree(output / "model", ignore_errors=True)
+    os.replace(temporary, output / "model")
+    record["seconds"]["save"] = time.monotonic() - start
+    record |= describe_run(trainer.args, read_json(output / "config.json"), gpus)
+    write_json(output / "training.json", record)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return record
+
+
+def describe_run(training, settings, gpus=1):
+    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine.
+
+    `gpus` is what one process used.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = training.device.type == "cuda"
+    return {
+        "hardware": {
+            "device": training.device.type,
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "gpus": gpus * training.world_size if cuda else 0,
+            "cpu_threads": torch.get_num_threads(),
+            "cpu": platform.processor() or platform.machine(),
+        },
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_commit": commit or None,
+        **{key: settings.get(key) for key in ("data_sha256", "model_sha256")},
+    }
+
+
+def report(args, record, rows):
+    """The last line: what was trained on, and what the limits cut off."""
+    cut = [
+        f", {count:,} {kind} cut at {getattr(args, f'max_{kind[:-1]}_length')} tokens"
+        for kind in ("sources", "targets")
+        if (count := record.get(f"truncated_{kind}"))
+    ]
+    print(
+        f"[{args.output.name}] {rows}, {record['steps']:,} steps, loss {record['train_loss']:.3f}, "
+        f"{record['seconds']['train']:.0f} s{''.join(cut)}",
+        file=sys.stderr,
+    )
+
+
+# end same
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ from transformers import (
 )
 
 
-# same in: train_small.py, train_teacher.py
+# same in: train_small.py, train_teacher.py, distill.py
 def read_rows(path, keys=("source", "target")):
     """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
     rows = []
@@ -123,6 +123,10 @@ def read_rows(path, keys=("source", "target")):
     return rows or fail(f"{path}: no rows")
 
 
+# end same
+
+
+# same in: train_small.py, train_teacher.py
 def sample_rows(rows, count, seed, path):
     """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
     rows = [row for row in rows if row["target"].strip()]

@@ -107,12 +107,14 @@ def test_without_a_gpu_the_large_models_are_refused(tmp_path):
 
 
 def test_a_batch_is_padded_to_few_shapes_and_means_the_same(args):
-    labels = bench_gpu.write_labels(args, [[5, 9], [33, 60], [7, 2]], 3)
-    assert [len(labels[i][0]) for i in range(3)] == [5, 33, 7]
+    rows, key = (
+        bench_gpu.make_soft_rows(args, [[5, 9], [33, 60], [7, 2]], 3),
+        bench_gpu.make_key(args),
+    )
+    assert [len(row["input_ids"]) for row in rows] == [5, 33, 7]
     model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32, "cpu")
-    rows = [labels[i] for i in range(3)]
-    plain = bench_gpu.distill.Collator(model, labels, 2.0)(rows)
-    padded = bench_gpu.BucketCollator(model, labels, 2.0)(rows)
+    plain = bench_gpu.distill.Collator(model, key, 2.0)(rows)
+    padded = bench_gpu.BucketCollator(model, key, 2.0)(rows)
     assert padded["input_ids"].shape == (3, 64) and padded["labels"].shape == (3, 64)
     loss = []
     for batch in (plain, padded):
@@ -133,8 +135,8 @@ def test_decoding_stops_each_row_at_its_length(args):
     model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32, "cpu")
     batch = [row["input_ids"] for row in bench_gpu.make_rows(rows, 300, len(rows))]
     with bench_gpu.force_lengths(model.eval()):
-        decoded = bench_gpu.distill.decode(model, batch, bench_gpu.make_labels(args, args.scratch))
-    assert [len(tokens) for tokens, *_ in decoded] == [target for _, target in rows]
+        decoded = bench_gpu.distill.decode(model, batch, bench_gpu.make_key(args))
+    assert [len(row["labels"]) for row in decoded] == [target for _, target in rows]
 
 
 def test_flops_and_dollars():

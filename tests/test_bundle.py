@@ -87,7 +87,8 @@ def test_docstring_has_its_parts_in_order(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["costs.py", "plots.py", "evaluate.py", "gpt_annotate.py", "train_small.py"]
+    "name",
+    ["costs.py", "plots.py", "evaluate.py", "gpt_annotate.py", "train_small.py", "distill.py"],
 )
 def test_help_needs_no_heavy_import(name):
     """`--help` and a wrong flag answer at once: torch and transformers are not loaded for them."""

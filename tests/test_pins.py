@@ -106,13 +106,10 @@ def hash_soft_labels(folder, count):
     sys.path.insert(0, str(ROOT))
     import distill
 
-    labels = distill.Labels(folder, json.loads((folder / "labels.json").read_text()))
-    assert not labels.load(distill.Sources(folder.parent / "unlabeled.jsonl", count, 0).keys)[0]
-    rows = [
-        (source, tokens["id"], tokens["ids"])
-        for source, tokens in map(labels.__getitem__, range(count))
-    ]
-    rows = sorted([ids.flatten().tolist() for ids in row] for row in rows)
+    key = distill.open_manifest(folder)["key"]
+    labels = distill.Labels(distill.open_shards(folder, key)[0], count, key)
+    names = ("input_ids", "labels", "ids")
+    rows = sorted([labels[i][n].flatten().tolist() for n in names] for i in range(count))
     return hash_bytes([row[:2] for row in rows]), hash_bytes(rows)
 
 

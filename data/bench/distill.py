@@ -3,7 +3,7 @@
 Usage:
     python -m data.bench.distill              # speed: about 4 minutes on one core
     python -m data.bench.distill --times 145  # the paper's ratio of sizes: 8 minutes
-    python -m data.bench.distill --exactness | --losses | --memory  # 15 minutes, 10, 3
+    python -m data.bench.distill --exactness | --losses   # 15 minutes, 10
 
 Reads:  data/world/models (make mini-models) and data/prepared/mini/wlp (make table2, or
         data/world/lab.py); the teacher is fine-tuned first, once, as Table 2's with N = 100.
@@ -11,13 +11,13 @@ Writes: stdout: tables. OUTPUT: models, labels and runs; OUTPUT/<mode>.json: eve
 Paper:  Table 2's GPU hours of distillation; the released training code's loop.
 
 Speed (the default): one run each of (a) the loop of the released code, (b) distill.py, (c) plain
-fine-tuning of the same student on the same rows (train_small.py), for the same epochs, batches,
-threads and fp32; repeated in turn, so that each ratio is of neighbours in time. (a) is a plain
-loop without the Trainer's overhead: targets decoded once, then in every step of every epoch the
-teacher again, T^2 KL over the whole vocabulary, averaged over padding too, rows in random order.
-The teacher is the mini teacher made larger by feed-forward units that add exactly nothing: its
-outputs stay those of a real teacher, its cost is that of its size. The process keeps to as many
-cores as threads (--threads), which steadies the times.
+fine-tuning of the same student on the same rows (train_small.py), (d) the student half of (b) as a
+plain loop without the Trainer; for the same epochs, batches, threads and fp32, repeated in turn, so
+that each ratio is of neighbours in time. (a) has no Trainer either: targets decoded once, then in
+every step of every epoch the teacher again, T^2 KL over the whole vocabulary, averaged over padding
+too, rows in random order. The teacher is the mini teacher made larger by feed-forward units that
+add exactly nothing: its outputs stay those of a real teacher, its cost is that of its size. The
+process keeps to as many cores as threads (--threads), which steadies the times.
 """
 
 import argparse
@@ -30,13 +30,11 @@ import random
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,13 +45,14 @@ import evaluate  # noqa: E402
 import train_small  # noqa: E402
 import train_teacher  # noqa: E402
 from data.costs.grid import make_flags, show_flags  # noqa: E402
+from data.tasks import load_task  # noqa: E402
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
 
 
 def read_recipe(strategy):
     """Table 2's settings at mini scale for "teacher" or "dist", as command-line words."""
-    return shlex.split(show_flags(make_flags("wlp", "mini", strategy)))
+    return shlex.split(show_flags(make_flags(load_task("wlp"), "mini", strategy)))
 
 
 def quietly(function, *args):
@@ -86,6 +85,12 @@ def say(text):
     print(f"[bench] {text}", file=sys.stderr, flush=True)
 
 
+def load(folder):
+    """A T5 folder in fp32."""
+    config, tokenizer = distill.load_config(str(folder)), distill.load_tokenizer(str(folder))
+    return distill.load_model(str(folder), config, tokenizer)
+
+
 # --- a teacher --------------------------------------------------------------------------------
 
 
@@ -102,7 +107,7 @@ def make_teacher(args):
 
 def enlarge(folder, parameters, output):
     """Save the model with as many more feed-forward units, adding nothing, as make `parameters`."""
-    small = distill.load_model(str(folder))
+    small = load(folder)
     config = small.config
     layers = config.num_layers + config.num_decoder_layers
     missing = max(0, parameters - small.num_parameters())
@@ -135,48 +140,46 @@ class Clock:
         yield
         self.seconds[name] += self.read() - start
 
-    @contextlib.contextmanager
-    def watch(self, owner, name, phase):
-        """Count what a function or method takes as a phase."""
-        function = getattr(owner, name)
-
-        def timed(*args, **kwargs):
-            with self.phase(phase):
-                return function(*args, **kwargs)
-
-        setattr(owner, name, timed)
-        yield
-        setattr(owner, name, function)
-
     def read(self):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
 
 
+@contextlib.contextmanager
+def time_training(script, clock):
+    """Count what a script's Trainer.train() takes as the phase "train"."""
+    train = script.Trainer.train
+
+    def timed(*args, **kwargs):
+        with clock.phase("train"):
+            return train(*args, **kwargs)
+
+    script.Trainer.train = timed
+    yield
+    script.Trainer.train = train
+
+
 def run_released(args, teacher_folder, rows, clock):
     """(a): the released loop. `rows` are texts. Returns the source and target ids it trained on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with clock.phase("load"):
-        tokenizer = distill.load_tokenizer(str(args.models / "student"))
-        teacher = distill.load_model(str(teacher_folder)).to(device).eval()
-        student = distill.load_model(str(args.models / "student")).to(device).train()
-        optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
-    with clock.phase("decode"):
-        cached = decode_once(args, teacher, tokenizer, rows)
+    tokenizer = distill.load_tokenizer(str(args.models / "student"))
+    teacher = load(teacher_folder).to(device).eval()
+    student = load(args.models / "student").to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
+    cached = decode_once(args, teacher, tokenizer, rows)
     for epoch in range(args.epochs):
         random.Random(epoch).shuffle(cached)
         for i in range(0, len(cached), args.batch_size):
-            with clock.phase("batch"):
-                sources, targets = zip(*cached[i : i + args.batch_size], strict=True)
-                ids = distill.pad_rows(sources, -1).to(device)
-                labels = distill.pad_rows(targets, -100).to(device)
-                batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
-                shifted = student.prepare_decoder_input_ids_from_labels(labels)
+            sources, targets = zip(*cached[i : i + args.batch_size], strict=True)
+            ids = distill.pad_rows(sources, -1).to(device)
+            labels = distill.pad_rows(targets, -100).to(device)
+            batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
+            batch["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(labels)
             with clock.phase("teacher, every step"), torch.no_grad():
-                target = (teacher(**batch, decoder_input_ids=shifted).logits / 2).softmax(-1)
+                target = (teacher(**batch).logits / 2).softmax(-1)
             with clock.phase("student"):
-                output = (student(**batch, decoder_input_ids=shifted).logits / 2).log_softmax(-1)
+                output = (student(**batch).logits / 2).log_softmax(-1)
                 loss = torch.nn.functional.kl_div(output, target, reduction="none")
                 optimizer.zero_grad()
                 (4 * loss.sum(-1).mean()).backward()
@@ -202,22 +205,16 @@ def decode_once(args, teacher, tokenizer, rows):
 
 
 def run_ours(args, teacher_folder, unlabeled, clock):
-    """(b): both halves of distill.py, with what they spend their time on."""
+    """(b): both halves of distill.py."""
     labels, output = args.output / "labels", args.output / "ours"
     for folder in (labels, output):
         shutil.rmtree(folder, ignore_errors=True)
     common = ["--unlabeled", unlabeled, *LENGTHS, "--teacher-dtype", "float32", "--no-bf16"]
     teacher = ["--teacher", teacher_folder, "--labels", labels, "--labels-only"]
     student = ["--teacher", labels, "--student", args.models / "student", "--output", output]
-    with clock.phase("teacher, once"), clock.watch(distill, "decode", "decode and keep"):
+    with clock.phase("teacher, once"):
         quietly(distill.main, *teacher, *common)
-    with (
-        clock.phase("student"),
-        clock.watch(distill.Labels, "__getitem__", "labels from disk"),
-        clock.watch(distill.Collator, "__call__", "batch"),
-        clock.watch(distill.Trainer, "compute_loss", "forward and loss"),
-        clock.watch(distill.Trainer, "train", "train"),
-    ):
+    with clock.phase("student"), time_training(distill, clock):
         quietly(distill.main, *student, *training(args), *common)
 
 
@@ -226,13 +223,34 @@ def run_plain(args, train, clock):
     output = args.output / "plain"
     shutil.rmtree(output, ignore_errors=True)
     files = ["--model", args.models / "student", "--train", train, "--output", output]
-    with clock.phase("student"), clock.watch(train_small.Trainer, "train", "train"):
+    with clock.phase("student"), time_training(train_small, clock):
         quietly(train_small.main, *files, *training(args), *LENGTHS, "--no-bf16")
+
+
+def run_loop(args, clock):
+    """(d): the student half of (b) on its labels, without the Trainer."""
+    settings = argparse.Namespace(temperature=2.0, ce_weight=0)
+    labels, student = open_labels(args.output / "labels"), load(args.models / "student").train()
+    alone = argparse.Namespace(world_size=1, gradient_accumulation_steps=1)
+    loss = distill.SoftLoss(student, settings, alone)
+    collate = distill.Collator(student, labels.key, settings.temperature)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
+    sampler = distill.LengthGroupedSampler(labels.lengths, args.batch_size, 0)
+    with clock.phase("train"):
+        for epoch in range(args.epochs):
+            sampler.set_epoch(epoch)
+            order = list(sampler)
+            for i in range(0, len(order), args.batch_size):
+                batch = collate([labels[j] for j in order[i : i + args.batch_size]])
+                loss(student, batch).backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 def training(args):
     flags = ["--epochs", args.epochs, "--batch-size", args.batch_size]
-    return [*flags, "--learning-rate", args.learning_rate, "--save-steps", 10**6]
+    return [*flags, "--learning-rate", args.learning_rate, "--save-steps", 0]
 
 
 def measure_speed(args):
@@ -240,7 +258,7 @@ def measure_speed(args):
     lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[: args.rows]
     unlabeled.write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = [json.loads(line)["source"] for line in lines]
-    size = distill.load_model(str(args.models / "student")).num_parameters()
+    size = load(args.models / "student").num_parameters()
     results = []
     for times in args.times:
         folder = args.output / f"teacher-{times}x"
@@ -260,8 +278,8 @@ def measure_speed(args):
 
 
 def run_all(args, teacher, rows, unlabeled):
-    """One run each of (a), (b) and (c). Returns the seconds of each by phase."""
-    clocks = {name: Clock() for name in "abc"}
+    """One run each of (a) to (d). Returns the seconds of each by phase."""
+    clocks = {name: Clock() for name in "abcd"}
     with wall(clocks["a"]):
         run_released(args, teacher, rows, clocks["a"])
     with wall(clocks["b"]):
@@ -269,6 +287,8 @@ def run_all(args, teacher, rows, unlabeled):
     train = write_plain(args, unlabeled)
     with wall(clocks["c"]):
         run_plain(args, train, clocks["c"])
+    with wall(clocks["d"]):
+        run_loop(args, clocks["d"])
     return {name: dict(clock.seconds) for name, clock in clocks.items()}
 
 
@@ -283,27 +303,31 @@ def wall(clock):
 
 def write_plain(args, unlabeled):
     """A file of the rows with the teacher's targets as text."""
-    path, sources = args.output / "plain.jsonl", distill.Sources(unlabeled, None, 0)
-    tokenizer = distill.load_tokenizer(str(args.models / "student"))
-    labels = open_labels(args.output / "labels", sources)
+    path, labels = args.output / "plain.jsonl", open_labels(args.output / "labels")
     with open(path, "w", encoding="utf-8") as file:
-        for i, source in enumerate(sources.read(np.arange(len(labels)))):
-            target = tokenizer.decode(labels[i][1]["id"], skip_special_tokens=True)
+        for source, target in zip(labels.read("source"), labels.read("target"), strict=True):
             file.write(json.dumps({"source": source, "target": target or "nothing"}) + "\n")
     return path
 
 
-def open_labels(folder, sources):
-    labels = distill.Labels(folder, json.loads((folder / "labels.json").read_text()))
-    labels.load(sources.keys)
-    return labels
+def open_labels(folder, count=10**9):
+    """The first rows of a folder of labels."""
+    key = distill.open_manifest(folder)["key"]
+    return distill.Labels(distill.open_shards(folder, key)[0], count, key)
 
 
-OURS = "teacher, once", "decode and keep", "student", "train", "labels from disk", "batch"
-PHASES = {
-    "a": ("load", "decode", "batch", "teacher, every step", "student"),
-    "b": (*OURS, "forward and loss"),
-    "c": ("train",),
+RUNS = {
+    "a": ("the released loop", ("teacher, every step", "student")),
+    "b": ("distill.py", ("teacher, once", "student", "train")),
+    "c": ("plain fine-tuning", ("student", "train")),
+    "d": ("student half, no Trainer", ("train",)),
+}
+RATIOS = {  # of runs and phases
+    "(a) / (b)": ("a", "whole", "b", "whole"),
+    "(a) / (b), processor time": ("a", "processor", "b", "processor"),
+    "student half of (b) / (c)": ("b", "student", "c", "student"),
+    "a step of (b) / (c)": ("b", "train", "c", "train"),
+    "a step of (b) / (d)": ("b", "train", "d", "train"),
 }
 
 
@@ -312,23 +336,18 @@ def show_speed(args, results):
         f"{results[0]['rows']:,} rows, {args.epochs} epochs, batches of {args.batch_size}, "
         f"{torch.get_num_threads()} thread(s), fp32; median of {args.repeats} (least - most)\n"
     )
-    names = {"a": "the released loop", "b": "distill.py", "c": "plain fine-tuning"}
     for result in results:
         runs = result["runs"]
         print(
             f"A teacher of {result['teacher']:,} parameters, {result['times']:.0f} times the"
             f" student's {result['student']:,}"
         )
-        for letter, name in names.items():
+        for letter, (name, phases) in RUNS.items():
             print_row(f"({letter}) {name}, s", [run[letter]["whole"] for run in runs])
-            for phase in PHASES[letter]:
+            for phase in phases:
                 print_row(f"      {phase}", [run[letter][phase] for run in runs])
-        for clock in ("whole", "processor"):
-            by = "" if clock == "whole" else ", processor time"
-            ratios = [run["a"][clock] / run["b"][clock] for run in runs]
-            print_row(f"(a) / (b){by}", ratios)
-        ratios = [run["b"]["student"] / run["c"]["student"] for run in runs]
-        print_row("student half of (b) / (c)", ratios)
+        for name, (one, phase, other, its) in RATIOS.items():
+            print_row(name, [run[one][phase] / run[other][its] for run in runs])
         print()
     print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
 
@@ -344,14 +363,15 @@ def print_row(name, values):
 def measure_exactness(args):
     """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
     teacher, results = make_teacher(args), []
-    folders = {k: label_rows(args, teacher, k) for k in (8, 32, 64, 0)}
+    seeds = range(max(1, args.seeds))
+    folders = {k: [label_rows(args, teacher, k, seed) for seed in seeds] for k in (8, 32, 64, 0)}
     for temperature in args.temperatures:
-        exact = differentiate(args, teacher, folders[0], temperature, live=True)
-        for k, folder in folders.items():
-            loss, gradient, mass = differentiate(args, teacher, folder, temperature)
+        exact = differentiate(args, teacher, folders[0][0], temperature, live=True)
+        for k, labels in folders.items():
+            loss, gradient, mass = differentiate(args, teacher, labels[0], temperature)
             names = [f"k{k}-t{temperature:g}-s{seed}" for seed in range(args.seeds)]
             flags = ["--temperature", temperature]
-            runs = [train_and_score(args, n, folder, i, flags) for i, n in enumerate(names)]
+            runs = [train_and_score(args, n, labels[i], i, flags) for i, n in enumerate(names)]
             error = torch.linalg.vector_norm(gradient - exact[1])
             error = (error / torch.linalg.vector_norm(exact[1])).item()
             cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
@@ -363,13 +383,12 @@ def measure_exactness(args):
     return results
 
 
-def label_rows(args, teacher, k):
-    """The teacher pass for all seeds, each of which draws rows of its own. Returns the labels."""
-    folder = args.output / f"labels-k{k}"
+def label_rows(args, teacher, k, seed=0):
+    """The teacher pass over the rows of a seed. Returns the labels."""
+    folder = args.output / f"labels-k{k}-s{seed}"
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
-    for seed in range(max(1, args.seeds)):
-        quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
+    quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
     return folder
 
 
@@ -400,21 +419,19 @@ def show_exactness(args, results):
 
 def differentiate(args, teacher, folder, temperature, live=False):
     """Loss and flat gradient of the student on some rows by distill.py; live: the reference."""
-    sources = distill.Sources(args.data / "unlabeled.jsonl", args.unlabeled, 0)
-    labels = open_labels(folder, sources)
-    student = distill.load_model(str(args.models / "student")).double()
-    collate = distill.Collator(student, labels, temperature)
+    labels, student = open_labels(folder), load(args.models / "student").double()
+    collate = distill.Collator(student, labels.key, temperature)
     batch = collate([labels[i] for i in range(min(len(labels), args.batch_size * 4))])
     inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")}
     real = batch["labels"] != -100
     logits = student(**inputs).logits[real]
     if live:
         with torch.no_grad():
-            target = distill.load_model(str(teacher)).double()(**inputs).logits[real] / temperature
+            target = load(teacher).double()(**inputs).logits[real] / temperature
         p, q = target.softmax(1), (logits / temperature).softmax(1)
         loss = temperature**2 * (p * (p.log() - q.log())).sum(1)
     elif "ids" in batch:
-        soft = batch["teacher"].double(), batch["ids"], batch["rest"].double()
+        soft = batch["teacher"].double(), batch["ids"].long(), batch["rest"].double()
         loss = distill.TopLoss.apply(logits, *soft, temperature)
     else:
         loss = distill.dense_loss(logits, batch["teacher"].double(), temperature)
@@ -456,15 +473,16 @@ def show_scores(scores):
 def measure_losses(args):
     """--loss paper and ours on the same teacher, rows, steps and seeds: dev score and seconds."""
     teacher, results = make_teacher(args), []
-    labels = label_rows(args, teacher, 64)
-    sources = {"paper": (teacher, ["--loss", "paper", "--labels", labels]), "kl": (labels, [])}
-    names = {"paper": "paper", "kl": "k64"}  # the students of --exactness, if they are there
+    labels = [label_rows(args, teacher, 64, seed) for seed in range(args.seeds)]
     for temperature in args.temperatures:
-        for loss, (source, flags) in sources.items():
-            flags, runs = [*flags, "--temperature", temperature], []
-            for seed in range(args.seeds):
-                name = f"{names[loss]}-t{temperature:g}-s{seed}"
-                runs.append(train_and_score(args, name, source, seed, flags))
+        for loss, name in (("paper", "paper"), ("kl", "k64")):  # k64: of --exactness, if there
+            runs = []
+            for seed, folder in enumerate(labels):
+                flags = ["--temperature", temperature]
+                flags += ["--loss", "paper", "--labels", folder] if loss == "paper" else []
+                source = teacher if loss == "paper" else folder
+                name_of_run = f"{name}-t{temperature:g}-s{seed}"
+                runs.append(train_and_score(args, name_of_run, source, seed, flags))
             results.append({"loss": loss, "temperature": temperature, **collect(runs)})
             say(f"{loss}, T = {temperature:g}: {results[-1]['scores']}")
     steps = results[0]["steps"]
@@ -477,137 +495,30 @@ def measure_losses(args):
     return results
 
 
-# --- memory -----------------------------------------------------------------------------------
-
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import distill
-written, write = [], distill.write_shard
-def stop_early(*args):
-    if len(written) == 2:
-        raise KeyboardInterrupt
-    written.append(1)
-    return write(*args)
-distill.write_shard = stop_early
-try:
-    distill.main(sys.argv[2:])
-except KeyboardInterrupt:
-    pass
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(int(status["VmHWM"].split()[0]) / 1024)
-"""
-
-
-def measure_memory(args):
-    """Peak memory (VmHWM) of both halves, each in a process of its own, as the rows grow.
-
-    The rows are distinct: real ones with a number appended. The teacher pass stops after two
-    shards, the student after some steps; its labels are real records under the new rows' names.
-    """
-    seed, results = args.output / "seed", []
-    teacher, real = args.models / "teacher", args.output / "seed.jsonl"
-    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[:1024]
-    real.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    flags, first = ["--top-k", 8, *LENGTHS], ["--teacher", teacher, "--labels-only", "--labels"]
-    quietly(distill.main, *first, seed, "--unlabeled", real, *flags)
-    print("      rows   teacher pass   student     labels")
-    for rows in args.memory_rows:
-        unlabeled, labels, output = (args.output / n for n in ("many.jsonl", "many", "student"))
-        size = write_many(rows, lines, unlabeled, seed, labels)
-        for folder in (args.output / "none", output):
-            shutil.rmtree(folder, ignore_errors=True)
-        common = ["--unlabeled", unlabeled, "--num-unlabeled", rows, *flags]
-        second = ["--teacher", labels, "--student", args.models / "student", "--output", output]
-        peaks = {
-            "teacher pass": run_child(*first, args.output / "none", *common),
-            "student": run_child(*second, "--max-steps", 50, *common),
-        }
-        results.append({"rows": rows, "labels_bytes": size, "peak_mib": peaks})
-        peaks = f"{peaks['teacher pass']:>10,.0f} MiB {peaks['student']:>6,.0f} MiB"
-        print(f"{rows:>10,} {peaks} {size / 2**20:>6,.0f} MiB", flush=True)
-    for half in ("teacher pass", "student"):
-        peaks = [result["peak_mib"][half] for result in results]
-        print(f"{half}: most / least = {max(peaks) / min(peaks):.3f}")
-    for name in ("many", "none"):
-        shutil.rmtree(args.output / name)
-    return results
-
-
-def write_many(rows, lines, unlabeled, seed, folder):
-    """`rows` distinct rows and labels for them from one real shard. Returns the labels' bytes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    shutil.copy(seed / "labels.json", folder)
-    labels = distill.Labels(seed, json.loads((seed / "labels.json").read_text()))
-    facts = json.loads(next(seed.glob("shard-*.json")).read_text())
-    data = next(seed.glob("shard-*.bin")).read_bytes()
-    table = np.frombuffer(data[-facts["rows"] * labels.row.itemsize :], labels.row).copy()
-    records, size = data[: -table.nbytes], 0
-    texts = [json.loads(line)["source"] for line in lines]
-    with open(unlabeled, "w", encoding="utf-8") as file:
-        for start in range(0, rows, len(texts)):
-            many = [f"{text} {start + i}" for i, text in enumerate(texts[: rows - start])]
-            file.writelines(json.dumps({"source": text}) + "\n" for text in many)
-            table["key"] = 0
-            table["key"][: len(many)] = [distill.hash_text(text) for text in many]
-            path = folder / f"shard-{start:012d}.bin"
-            path.write_bytes(records + table.tobytes())
-            distill.write_json(
-                path.with_suffix(".json"), {**facts, "sha256": distill.hash_file(path)}
-            )
-            size += path.stat().st_size
-    return size
-
-
-def run_child(*args):
-    """Peak resident memory, MiB, of distill.main(args) in a fresh process."""
-    command = [sys.executable, "-c", CHILD, str(ROOT), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return float(done.stdout.split()[-1])
-
-
 # --- command line -----------------------------------------------------------------------------
 
-MODES = {
-    "speed": measure_speed,
-    "exactness": measure_exactness,
-    "losses": measure_losses,
-    "memory": measure_memory,
-}
+MODES = {"speed": measure_speed, "exactness": measure_exactness, "losses": measure_losses}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
-    for name in ("exactness", "losses", "memory"):
-        add(
-            f"--{name}",
-            dest="mode",
-            action="store_const",
-            const=name,
-            default="speed",
-            help=f"{MODES[name].__doc__.splitlines()[0]}",
-        )
+    for name in ("exactness", "losses"):
+        text, store = MODES[name].__doc__.splitlines()[0], {"const": name, "default": "speed"}
+        add(f"--{name}", dest="mode", action="store_const", help=text, **store)
     add("--models", type=Path, default=ROOT / "data/world/models", help="folder (%(default)s)")
     add("--data", type=Path, default=ROOT / "data/prepared/mini/wlp", help="folder (%(default)s)")
     add("--output", type=Path, default=ROOT / "runs/bench", help="folder (%(default)s)")
-    add(
-        "--times", type=int, nargs="+", default=[10, 20, 40], help="teacher / student (%(default)s)"
-    )
+    times, rates = {"type": int, "default": [10, 20, 40]}, {"type": float, "default": [1.0, 2.0]}
+    add("--times", nargs="+", help="teacher / student (%(default)s)", **times)
     add("--rows", type=int, default=64, help="unlabeled rows, speed (%(default)s)")
     add("--epochs", type=int, default=50, help="passes over them (%(default)s)")
-    add("--repeats", type=int, default=3, help="of (a), (b) and (c) (%(default)s)")
+    add("--repeats", type=int, default=3, help="of (a) to (d) (%(default)s)")
     add("--unlabeled", type=int, default=4200, help="rows, exactness and losses (%(default)s)")
     add("--steps", type=int, help="of their students (default: Table 2's)")
-    both = "T, exactness and losses (%(default)s)"
-    add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=both)
+    add("--temperatures", nargs="+", help="T, exactness and losses (%(default)s)", **rates)
     add("--seeds", type=int, default=3, help="of their students; 0: no scores (%(default)s)")
-    add("--memory-rows", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="(%(default)s)")
     add("--labels", type=int, default=100, help="the teacher's (%(default)s)")
     add("--teacher-steps", type=int, help="of its fine-tuning (default: Table 2's)")
     add("--batch-size", type=int, default=32, help="rows, speed (%(default)s)")
@@ -622,15 +533,13 @@ def main(argv=None):
         sys.exit(f"error: --seeds {args.seeds}: at least one is needed")
     for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
         if not path.exists():
-            prepare = (
-                "python -m data.prepare --task wlp --scale mini --output data/prepared/mini/wlp"
-            )
-            sys.exit(f"error: {path}: not there; run `make mini-models` and `{prepare}`")
+            sys.exit(f"error: {path}: not there; run `make mini-models` and `make data`")
     args.output.mkdir(parents=True, exist_ok=True)
     with hold_cores(args.threads):
         results = MODES[args.mode](args)
     settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
-    facts = {"settings": settings, "results": results, "machine": distill.describe_run(__file__)}
+    here = argparse.Namespace(device=torch.empty(0).device, world_size=1)
+    facts = {"settings": settings, "results": results, "machine": distill.describe_run(here, {})}
     distill.write_json(args.output / f"{args.mode}.json", facts)
 
 

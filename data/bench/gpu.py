@@ -261,11 +261,11 @@ def force_lengths(model):
         hook.remove()
 
 
-def make_labels(args, folder):
-    """distill.py's Labels for the settings of its defaults, with no row in it."""
+def make_key(args):
+    """What distill.py's labels.json says of labels made with its defaults."""
     key = {"vocabulary_size": args.vocabulary, "top_k": min(64, args.vocabulary // 2)}
     key.update(max_target_length=128, max_source_length=128, temperatures=[1.0, 2.0])
-    return distill.Labels(Path(folder), {"key": key})
+    return {**key, "classes": None}
 
 
 def bench_pass(args, lengths, device):
@@ -275,10 +275,10 @@ def bench_pass(args, lengths, device):
     model = make_model(make_config(args.teacher, args.vocabulary), dtype, device).eval()
     rows = [row["input_ids"] for row in make_rows(lengths, args.vocabulary, args.shard_rows)]
     rows.sort(key=len, reverse=True)
-    labels, found = make_labels(args, args.scratch), {"dtype": str(dtype), "batches": []}
+    found = {"dtype": str(dtype), "batches": []}
     for size in args.pass_batch:
         try:
-            found["batches"].append(time_shard(model, rows, size, labels, args, device))
+            found["batches"].append(time_shard(model, rows, size, args, device))
         except torch.OutOfMemoryError:
             found["batches"].append({"batch": size, "failed": "out of memory"})
         timed = [batch for batch in found["batches"] if "rows_a_second" in batch]
@@ -290,16 +290,17 @@ def bench_pass(args, lengths, device):
     return {**found, **max(timed, key=lambda b: b["rows_a_second"])} if timed else found
 
 
-def time_shard(model, rows, size, labels, args, device):
+def time_shard(model, rows, size, args, device):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    key = make_key(args)
     with force_lengths(model):
-        distill.decode(model, batches[-1], labels)
+        distill.decode(model, batches[-1], key)
         wait(device)
         start, done, tokens = time.monotonic(), 0, 0
         for i in np.random.default_rng(0).permutation(len(batches)):
-            decoded = distill.decode(model, batches[i], labels)
-            done, tokens = done + len(batches[i]), tokens + sum(len(row[0]) for row in decoded)
+            decoded = distill.decode(model, batches[i], key)
+            done, tokens = done + len(decoded), tokens + sum(len(row["labels"]) for row in decoded)
             wait(device)
             if time.monotonic() > args.until:
                 break
@@ -308,27 +309,20 @@ def time_shard(model, rows, size, labels, args, device):
     return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak(device)}
 
 
-def write_labels(args, lengths, count=4096):
-    """A folder of soft labels with random ids and logits for rows of WLP's lengths, indexed."""
-    labels, rng = make_labels(args, args.scratch), np.random.default_rng(0)
-    key, chosen = labels.key, np.array(lengths)[np.arange(count) % len(lengths)]
-    ids = rng.integers(3, args.vocabulary, chosen.max()).astype(labels.id)
-    soft = np.zeros(chosen.max(), labels.token)
-    for token in soft:
-        token["ids"] = rng.choice(args.vocabulary, key["top_k"], replace=False)
-    soft["id"], soft["rest"] = soft["ids"][:, 0], -2.0
-    soft["logits"] = -np.sort(rng.exponential(3, soft["logits"].shape), 1)
-    table = np.zeros(count, labels.row)
-    table["key"], table["source"], table["target"] = np.arange(count), *chosen.T
-    path = labels.folder / "shard-0.bin"
-    with open(path, "wb") as file:
-        for source, target in chosen:
-            file.write(ids[:source].tobytes() + soft[:target].tobytes())
-        file.write(table.tobytes())
-    about = {"rows": count, "sha256": distill.hash_file(path), "seconds": 0.0, "processes": 1}
-    distill.write_json(path.with_suffix(".json"), about)
-    labels.load(table["key"])
-    return labels
+def make_soft_rows(args, lengths, count=4096):
+    """Rows as distill.py's Labels has them: random ids and logits of WLP's lengths."""
+    key, rng = make_key(args), np.random.default_rng(0)
+    longest, top_k = int(np.max(lengths)), key["top_k"]
+    ids = rng.integers(3, args.vocabulary, longest).astype(np.int32)
+    drawn = [rng.choice(args.vocabulary, top_k, replace=False) for _ in range(longest)]
+    soft = {"ids": np.array(drawn, np.int32), "rest": np.full((longest, 2), -2, np.float32)}
+    soft["labels"] = soft["ids"][:, 0]
+    soft["logits"] = -np.sort(rng.exponential(3, (longest, top_k)), 1).astype(np.float16)
+    chosen = np.array(lengths)[np.arange(count) % len(lengths)]
+    return [
+        {"input_ids": ids[:source], **{name: values[:target] for name, values in soft.items()}}
+        for source, target in chosen
+    ]
 
 
 class BucketCollator(distill.Collator):
@@ -343,33 +337,35 @@ class BucketCollator(distill.Collator):
         return batch
 
 
-def build_student(args, labels, device, batch=32, teacher=None, graphs=False):
+def build_student(args, rows, device, batch=32, teacher=None, graphs=False):
     """distill.py's Trainer, with the teacher in every step if there is one."""
-    flags = ["--labels", "x", "--unlabeled", "x", "--output", args.scratch, "--temperature", "2"]
+    flags = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
+    flags += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(batch)]
     flags += ["--loss", "paper"] if teacher else []
-    flags += ["--max-steps", "100000", "--batch-size", str(batch)]
-    settings = distill.parse_args(flags)
-    settings.bf16 = device == "cuda" and not teacher
+    flags += ["--bf16" if device == "cuda" and not teacher else "--no-bf16"]
+    settings, rest = distill.parse_args(flags)
+    training = distill.read_training(settings, rest)
     model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
     for stack in (model.encoder, model.decoder) if graphs else ():
         mode = "reduce-overhead" if device == "cuda" else None
         stack.forward = torch.compile(stack.forward, mode=mode, dynamic=True)
+    collator = BucketCollator if graphs else distill.Collator
     return distill.Trainer(
-        settings=settings,
-        released=teacher,
+        lengths=[len(row["input_ids"]) + len(row["labels"]) for row in rows],
         model=model,
-        args=distill.build_arguments(settings),
-        train_dataset=labels,
-        data_collator=(BucketCollator if graphs else distill.Collator)(model, labels, 2.0),
+        args=training,
+        train_dataset=rows,
+        data_collator=collator(model, make_key(args), 2.0),
+        compute_loss_func=distill.SoftLoss(model, settings, training, teacher),
     )
 
 
 def bench_student(args, lengths, device):
     """The student's training on kept soft labels; larger batches show what launching costs."""
-    labels, found = write_labels(args, lengths), None
+    rows, found = make_soft_rows(args, lengths), None
     for batch in (32, 128):
         clock = Clock(args.seconds / 2, args.until, device, skip=args.warm_up)
-        timed = time_steps(build_student(args, labels, device, batch), clock, batch)
+        timed = time_steps(build_student(args, rows, device, batch), clock, batch)
         if found:
             found["larger"] = timed
         else:
@@ -387,13 +383,13 @@ def bench_released(args, lengths, device):
     if needed > train_teacher.list_gpus(None)[0][1]:
         return {"skipped": f"the fp32 teacher needs {needed:.0f} GiB"}
     teacher = make_model(config, torch.float32, device).eval()
-    trainer = build_student(args, write_labels(args, lengths), device, teacher=teacher)
+    trainer = build_student(args, make_soft_rows(args, lengths), device, teacher=teacher)
     return time_steps(trainer, Clock(args.seconds, args.until, device), 32)
 
 
 def bench_graphs(args, lengths, device):
     """The student with both stacks compiled into CUDA graphs (on a CPU: compiled)."""
-    trainer = build_student(args, write_labels(args, lengths), device, graphs=True)
+    trainer = build_student(args, make_soft_rows(args, lengths), device, graphs=True)
     return time_steps(trainer, Clock(args.seconds, args.until, device, args.warm_up), 32)
 
 
