@@ -9,11 +9,13 @@ Usage:
         --simulate 0.85 --gold data/prepared/mini/wlp/test.jsonl   # no key: a server of ours
 
 Reads:  LABELED, a JSONL file of {"source", "target"}; UNLABELED, one of {"source"}; the task's
-        entry in data/tasks.json; data/prices.csv; the key from the environment: OPENAI_API_KEY
+        entry in data/tasks.json ("label_descriptions": {label: text} go into the prompt);
+        data/prices.csv; the key from the environment: OPENAI_API_KEY
 Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was paid for, never delete
-        it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it; with
-        --predictions also OUTPUT/predictions.jsonl, as evaluate.py reads it;
-        OUTPUT/annotation.json last: counts, tokens, dollars of these rows
+        it; OUTPUT/labels.jsonl, {"source", "target"}, as train_small.py --train reads it, with
+        --logprobs also "confidence"; with --predictions also OUTPUT/predictions.jsonl, as
+        evaluate.py reads it; OUTPUT/prompt.txt, one whole prompt; OUTPUT/annotation.json last:
+        counts, tokens, dollars of these rows
 Copy:   gpt_annotate.py data/__init__.py data/files.py data/tasks.py data/annotate/
         data/costs/prices.py data/tasks.json data/prices.csv
 Paper:  section 5 and Appendix E, Figures 6 and 7
@@ -30,47 +32,39 @@ import hashlib
 import json
 import math
 import os
-import platform
 import random
-import shlex
+import re
 import subprocess
 import sys
-from collections import Counter
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 
 from data.annotate import batches
-from data.annotate.calls import Caller, Progress, clean_url
+from data.annotate.answers import Reader
+from data.annotate.calls import Client, Run, check_server
 from data.annotate.prompts import FORMATS, Prompter
-from data.annotate.store import Money, Store
-from data.costs.prices import load_prices, price_tokens, show_price, show_usd, to_json
-from data.files import (
-    DATA,
-    ROOT,
-    UserError,
-    parse_amount,
-    read_json,
-    read_jsonl,
-    run_cli,
-    write_atomic,
-    write_json,
-)
+from data.annotate.results import FILES, PAPER_MODEL, Job, show_result, write_results
+from data.annotate.store import Money, Store, Wallet
+from data.costs.prices import load_prices, price_tokens, show_price, show_usd
+from data.files import DATA, ROOT, UserError, parse_amount, read_jsonl, run_cli
 from data.tasks import load_task
 
-PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
+DEFAULT_MODEL = "gpt-6-luna"  # of the model pages on 2026-11: small, for many calls
+NEW_MODELS = re.compile(r"gpt-([5-9]|\d\d)|o\d")  # know max_completion_tokens alone
+FIELDS = {DEFAULT_MODEL: {"reasoning_effort": "none"}}  # with which alone it takes a temperature
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
-CONTEXTS = {PAPER_MODEL: 4097, "gpt-3.5-turbo-0125": 16_385, "gpt-4o-mini": 128_000}  # tokens
+CONTEXTS = {PAPER_MODEL: 4097, "gpt-4o-mini": 128_000, DEFAULT_MODEL: 1_050_000}  # tokens
 
-# --- what it costs and what came of it -----------------------------------------------------
+# --- what it would cost --------------------------------------------------------------------
 
 
-def check_context(args, calls, calibration):
+def check_context(job, store):
     """Stop before anything is paid for if a prompt and its answer do not fit the context."""
+    args = job.args
     context = args.context or CONTEXTS.get(args.model)
-    for call in calls if context else ():
-        tokens = round(call.estimate * calibration)
-        if tokens + args.max_tokens > context:
+    for call in job.calls.values() if context else ():
+        tokens = round(call.estimate * store.calibration)
+        if call.key not in store.answers and tokens + args.max_tokens > context:
             raise UserError(
                 f"{call.name}: a prompt of about {tokens:,} tokens and an answer of "
                 f"{args.max_tokens:,} pass the context of {context:,} tokens of {args.model}; use "
@@ -78,10 +72,11 @@ def check_context(args, calls, calibration):
             )
 
 
-def estimate_cost(args, prompter, store, calls, left, prices):
-    """Lines that say what the calls `left` would cost, from real prompts."""
-    money, n = store.money, len(left)
-    prompt = sum(call.estimate for call in calls) * store.calibration / len(calls)
+def estimate_cost(job, store):
+    """Lines that say what the calls still to make would cost, from real prompts."""
+    args, money, prompter, calls = job.args, job.money, job.prompter, job.calls.values()
+    left = [call for call in calls if call.key not in store.answers]
+    n, prompt = len(left), sum(call.estimate for call in calls) * store.calibration / len(calls)
     targets = [prompter.count_tokens(row["target"]) for row in prompter.pool]
     answer = sum(targets) / len(targets) + 1
     same = prompter.count_tokens(prompter.instruction) + sum(
@@ -90,12 +85,12 @@ def estimate_cost(args, prompter, store, calls, left, prices):
     each = money.cost((prompt, 0, answer))
     cached = money.cost((prompt, min(prompt, same) if same >= 1024 else 0, answer))
     worst = sum(money.cost(call.worst) for call in left)
-    paper = Money(PAPER_MODEL, prices).cost((prompt, 0, answer))
+    paper = Money(PAPER_MODEL, job.prices).cost((prompt, 0, answer))
     basis = prompter.tokenizer
     if store.estimated[1]:
         basis += f" times {store.calibration:.3f}, as the answers so far were counted"
     now = "the same for all" if args.fixed_examples else "drawn anew for each"
-    yield f"{n:,} calls, {args.shots} examples each, {now}"
+    yield f"{n:,} calls, {args.shots} examples each, {now}; above, the first one's prompt"
     yield f"{prompt:,.1f} prompt and {answer:,.1f} answer tokens a call ({basis})"
     yield f"{n * (prompt + answer):,.0f} tokens: {show_usd(each * n)} for {args.model}"
     yield f"{show_usd(worst)} at the most; that much is set aside as calls are sent"
@@ -106,9 +101,11 @@ def estimate_cost(args, prompter, store, calls, left, prices):
     if money.share["batch"] != 1:
         yield f"{show_usd(each * n * money.share['batch'])} with --batch"
     if args.budget:
-        spent = money.sum(store.used) + money.sum(store.held)
+        spent = money.sum(store.wallet.used) + money.sum(store.wallet.held)
         labels = math.floor(max(0, args.budget - spent) / each) if each else math.inf
         yield f"{show_usd(args.budget)} buys about {labels:,} labels"
+    number = round(prompt + answer)
+    yield f'to plan with such labels (costs.py): "llm_tokens_per_label": {number} in the entry'
 
 
 def price_paper_label(task, prices):
@@ -124,151 +121,6 @@ def count_paper(args, task, prices):
         return None
     labels = f"{math.floor(args.budget / usd):,} labels at {show_price(usd)}"
     return f"{show_usd(args.budget)} bought {labels} in the paper, {float(tokens):,.0f} tokens each"
-
-
-def read_answers(args, prompter, store, sources, calls):
-    """(rows of labels.jsonl, counts of what was no label) in the order of `sources`."""
-    labels, counts, entities = [], Counter(), Counter()
-    for source in sources:
-        reply = store.answers.get(calls[source].key)
-        if reply is None:
-            counts["missing"] += 1
-            continue
-        target, reason = prompter.parse(reply["text"], source, reply["finish"])
-        counts[reason or "valid"] += 1
-        if target is None and args.keep_invalid:
-            labels.append({"source": source, "target": reply["text"], "invalid": reason})
-        elif target is not None:
-            labels.append({"source": source, "target": target})
-            if prompter.metric == "entities":
-                found = [text for text, _ in prompter.entity.findall(target)]
-                entities["entities"] += len(found)
-                entities["entities_not_in_source"] += sum(text not in source for text in found)
-    return labels, counts, entities
-
-
-def read_predictions(prompter, store, rows, calls):
-    """Rows for evaluate.py: what is no label stays as it was said, and so counts as wrong."""
-    for row in rows:
-        reply = store.answers[calls[row["source"]].key]
-        target, _ = prompter.parse(reply["text"], row["source"], reply["finish"])
-        said = " ".join(reply["text"].split())
-        yield {key: row[key] for key in ("source", "target")} | {"prediction": target or said}
-
-
-def measure_accuracy(args, prompter, labels):
-    """Shares of right labels (and entities) where --gold has the answers."""
-    gold = {row["source"]: row["target"] for row in read_jsonl(args.gold)}
-    known = [row for row in labels if row["source"] in gold]
-    if not known:
-        return None
-    shares = {"rows": len(known)}
-    shares["exact"] = sum(row["target"] == gold[row["source"]] for row in known) / len(known)
-    if prompter.metric == "entities":
-        pairs = [
-            (
-                Counter(prompter.entity.findall(row["target"])),
-                Counter(prompter.entity.findall(gold[row["source"]])),
-            )
-            for row in known
-        ]
-        total = sum(right.total() for _, right in pairs)
-        shares["entities"] = sum((ours & right).total() for ours, right in pairs) / max(1, total)
-    return shares
-
-
-def summarize(args, prompter, store, sources, calls, prices):
-    """labels.jsonl's rows and annotation.json's content; a store may hold more rows than these."""
-    labels, counts, entities = read_answers(args, prompter, store, sources, calls)
-    invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
-    keys = {call.key for call in calls.values()}
-    money, used, held = store.money, store.count_used(keys), store.count_held(keys)
-    prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
-    paper = price_tokens(prices, PAPER_MODEL, "paper")
-    usd_paper = prompt * paper["in"] + completion * paper["out"]
-    models = Counter(reply["model"] for reply in store.answers.values() if reply["model"])
-    simulated = args.simulate is not None
-    name = f"simulated annotator ({100 * args.simulate:g}% correct)" if simulated else args.model
-    summary = {
-        "annotator": name, "task": args.task, "model": args.model, "models_seen": dict(models),
-        "items": len(sources), "labels": len(labels), "valid": counts["valid"],
-        "invalid": sum(invalid.values()), "invalid_reasons": invalid, "missing": counts["missing"],
-        **entities,
-        "calls": sum(store.attempts[key] for key in keys),
-        "answers": len(keys & set(store.answers)),
-        "store": str(store.path), "faults_of_the_store": dict(store.faults),
-        "llm_model": args.model,
-        "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
-        "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
-        "usd": to_json(money.sum(used)), "usd_paper": to_json(usd_paper),
-        "usd_possible": to_json(money.sum(held)),  # if lost answers were billed
-        "usd_per_million_tokens": {k: to_json(v * 10**6) for k, v in money.usd.items()},
-        "prices": money.rows or ["given by flag"],
-        "prompt_tokens": {
-            "estimated": round(store.estimated[0]), "counted": store.estimated[1],
-            "estimate_by": prompter.tokenizer,
-        },
-        "structured": args.structured == "on" or bool(store.structured),
-        "settings": store.header["settings"], "seconds": round(store.seconds, 3),
-    }  # fmt: skip
-    if args.gold:
-        summary["accuracy"] = measure_accuracy(args, prompter, labels)
-    return labels, summary
-
-
-def write_results(args, summary, **files):
-    """All files, each only if it says something new, so that make sees no change in a repeat."""
-    for name, rows in files.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path = args.output / f"{name}.jsonl"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomic(path, text)
-    path = args.output / "annotation.json"
-    known = read_json(path) if path.exists() else {}
-    if {**known, "provenance": None} != {**summary, "provenance": None}:
-        write_json(path, {**summary, "provenance": describe_run(args)})
-
-
-def describe_run(args):
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = {"python": platform.python_version()}
-    with suppress(metadata.PackageNotFoundError):
-        versions["openai"] = metadata.version("openai")
-    files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
-    return {
-        "command": shlex.join(clean_url(x) if "://" in x else x for x in sys.argv),
-        "budget": to_json(args.budget) if args.budget else None,
-        "versions": versions,
-        "git_commit": commit or None,
-        "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
-    }
-
-
-def show_result(args, summary):
-    """The result in a few lines, for stdout."""
-    dollars = {key: show_usd(parse_amount(summary[key], key))
-               for key in ("usd", "usd_paper", "usd_possible")}  # fmt: skip
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary["invalid_reasons"].items())
-    yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
-    if reasons:
-        kept = "kept with their raw text" if args.keep_invalid else "left out"
-        yield f"{summary['invalid']:,} answers are no label ({reasons}); {kept}"
-    if summary["missing"]:
-        yield f"{summary['missing']:,} rows have no answer"
-    tokens = summary["llm_tokens"]
-    yield (
-        f"{summary['calls']:,} calls; {tokens['in']:,} new, {tokens['cached']:,} cached and "
-        f"{tokens['out']:,} answer tokens"
-    )
-    more = f"; up to {dollars['usd_possible']} more may have been billed for lost answers"
-    yield (
-        f"{dollars['usd']} spent, {dollars['usd_paper']} at the paper's price"
-        + (more if summary["usd_possible"] else "")
-    )
-    for key, share in (summary.get("accuracy") or {}).items():
-        if key != "rows":
-            yield f"{100 * share:.1f}% right ({key}), against {args.gold}"
 
 
 # --- the run -------------------------------------------------------------------------------
@@ -299,6 +151,21 @@ def read_labeled(args, task):
     if odd:
         raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {task.name!r}")
     return rows
+
+
+def check_paths(args):
+    """Refuse an output that would overwrite an input or another output."""
+
+    def name(path):  # the same for links to one file
+        return path.stat()[1:3] if path.exists() else path.resolve()
+
+    given = (args.labeled, args.unlabeled, args.gold, args.prices, DATA / "tasks.json")
+    taken = {name(path): "it is an input" for path in filter(None, given)}
+    for path in (args.store, *(args.output / each for each in FILES)):
+        if name(path) in taken:
+            text = f"would be overwritten, and {taken[name(path)]}; choose another --output"
+            raise UserError(f"{path}: {text} or --store")
+        taken[name(path)] = "it is another output"
 
 
 def read_inputs(args):
@@ -348,10 +215,10 @@ def list_settings(args, prompter):
 
 
 @contextmanager
-def open_server(args, money):
+def open_server(args, money, url):
     """The address to call: the user's, OpenAI's (None), or that of our own simulated annotator."""
     if args.simulate is None:
-        yield args.base_url
+        yield url
         return
     prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
     options = ["--task", args.entry, "--gold", args.gold, "--accuracy", args.simulate]
@@ -371,68 +238,53 @@ def open_server(args, money):
             server.stdout.read()
 
 
-async def make_calls_left(args, store, url, key, calls):
+async def make_calls_left(job, store, url, key):
     """Ask for what the store lacks; lines to tell where that does not finish the job."""
-    left = [call for call in calls if call.key not in store.answers]
+    args, calls, wallet = job.args, list(job.calls.values()), store.wallet
+    client = Client(url, key, args.endpoint)
+    run = Run(store, client, job.prompter, job.reader, args)
     sent = {key for batch in store.batches.values() for key in batch["calls"]}
-    caller = Caller(store, args, url, key, Progress(store, left, args.budget))
     try:
         if args.batch == "submit":
-            count = await batches.submit(caller, [c for c in left if c.key not in sent])
+            left = [call for call in calls if call.key not in store.answers]
+            run.has_label(calls)
+            count = await batches.submit(run, [call for call in left if call.key not in sent])
             return [f"{count:,} of {len(left):,} calls submitted; now --batch collect"]
         if args.batch == "collect":
-            lines = await batches.collect(caller, left)
-            left = [call for call in left if call.key not in store.answers]
-            why = next(reversed(store.faults), "none is under way")
-            text = f"{len(left):,} calls have no answer ({why}); --batch submit sends them"
-            return lines or ([text] if left else [])
+            lines, waiting = await batches.collect(run, calls)
+            left = sum(call.key not in store.answers for call in calls)
+            if left and not waiting:
+                why = next(reversed(store.faults), "none is under way")
+                lines.append(f"{left:,} calls have no answer ({why}); --batch submit sends them")
+            return lines
         if sent:
-            raise UserError(
-                f"{store.path}: a batch is under way; first take it in: --batch collect"
-            )
-        if not await caller.run(left):
-            held = show_usd(store.money.sum(store.held))
+            text = "a batch is under way; first take it in: --batch collect"
+            raise UserError(f"{store.path}: {text}")
+        if not await run.run(calls):
+            held = show_usd(wallet.money.sum(wallet.held))
             budget = f"{show_usd(args.budget)} is reached ({held} of it for lost answers)"
             print(f"the budget of {budget}; a larger one continues", file=sys.stderr)
         return []
     finally:
-        await caller.client.close()
+        await client.api.close()
 
 
 def need_server(args):
-    """The key, or a UserError where there is neither a key nor another server to call."""
-    key = None if args.simulate is not None else os.environ.get("OPENAI_API_KEY")
-    if args.simulate is None and not key and not args.base_url:
+    """(address or None, key) of the server to call; a UserError where there is none."""
+    if args.simulate is not None:
+        return None, None
+    url, key = check_server(args.base_url, os.environ.get("OPENAI_API_KEY"))
+    if not key and not url:
         raise UserError(
             "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or let a local "
             "server play the annotator by --simulate 0.85 --gold FILE"
         )
-    return key
+    return url, key
 
 
-def finish(args, prompter, store, rows, calls, labeled, prices):
-    """Write and show what came of it."""
-    if not store.answers:
-        raise UserError(f"{store.path}: no answers yet")
-    sources = [row["source"] for row in rows]
-    labels, summary = summarize(args, prompter, store, sources, calls, prices)
-    if summary["missing"] and (args.complete or args.predictions):
-        raise UserError(
-            f"{store.path}: {summary['missing']:,} of {len(rows):,} rows have no answer; a larger "
-            "--budget (make: BUDGET=USD) continues"
-        )
-    if not summary["valid"]:
-        raise UserError(f"{store.path}: no label in its {summary['answers']:,} answers; read them")
-    files = {"labels": [*labeled, *labels]}
-    if args.predictions:
-        files["predictions"] = list(read_predictions(prompter, store, rows, calls))
-    write_results(args, summary, **files)
-    print(*show_result(args, summary), sep="\n")
-    return 0
-
-
-def annotate(args):
-    """Everything between the command line and the exit code."""
+def prepare_job(args):
+    """The Job, from all files and flags; nothing is written or called yet."""
+    check_paths(args)
     task, labeled, rows = read_inputs(args)
     prices = load_prices(args.prices)
     settle_args(args, task, prices)
@@ -440,27 +292,35 @@ def annotate(args):
     money = Money(args.model, prices, given if args.price_in is not None else None)
     prompter = Prompter(args, task, labeled[: args.pool])
     rows, calls = make_calls(args, prompter, rows)
-    path, settings = args.store, list_settings(args, prompter)
-    store = Store(path, settings, money, write=False)
-    pending = [call for call in calls.values() if call.key not in store.answers]
-    check_context(args, pending, store.calibration)
+    return task, Job(args, prompter, Reader(task), money, prices, labeled, rows, calls)
+
+
+def annotate(args):
+    """Everything between the command line and the exit code."""
+    task, job = prepare_job(args)
+    settings = list_settings(args, job.prompter)
+    store = Store(args.store, settings, Wallet(job.money), write=False)
+    check_context(job, store)
     if args.dry_run:
-        lines = list(estimate_cost(args, prompter, store, calls.values(), pending, prices))
-        print(*filter(None, [*lines, count_paper(args, task, prices)]), sep="\n")
+        structured = args.structured == "on" or bool(store.structured)
+        print(job.prompter.show_request(job.rows[0]["source"], structured))
+        lines = [*estimate_cost(job, store), count_paper(args, task, job.prices)]
+        print(*filter(None, lines), sep="\n")
         return 0
+    pending = any(call.key not in store.answers for call in job.calls.values())
     if pending and not args.replay:
-        key = need_server(args)
-        store = Store(path, settings, money, args.budget)
+        url, key = need_server(args)
+        store = Store(args.store, settings, Wallet(job.money, args.budget))
         try:
-            with open_server(args, money) as url:
-                todo = asyncio.run(make_calls_left(args, store, url, key, calls.values()))
+            with open_server(args, job.money, url) as url:
+                todo = asyncio.run(make_calls_left(job, store, url, key))
         finally:
             store.close()
         if todo:
             print(*todo, sep="\n")
             return 0 if args.batch == "submit" and not args.complete else 1
-    labeled = [{key: row[key] for key in ("source", "target")} for row in labeled]
-    return finish(args, prompter, store, rows, calls, labeled[: args.add_labeled], prices)
+    print(*show_result(args, write_results(job, store)), sep="\n")
+    return 0
 
 
 def parse_args(argv=None):
@@ -478,7 +338,8 @@ def parse_args(argv=None):
     add("--num", type=int, help="rows to label, drawn by --seed (default: all)")
     add("--budget", help="USD that the store may ever cost, or paper: what the paper's price of a "
         "label makes of --num; needed unless --dry-run or --replay")
-    add("--model", default=PAPER_MODEL, help="(%(default)s, the paper's; it is no longer served)")
+    add("--model", help=f"(default: {DEFAULT_MODEL}; with --simulate {PAPER_MODEL}, the paper's, "
+        "which is no longer served)")
     add("--base-url", metavar="URL",
         help="server that gets the calls and the key, such as http://127.0.0.1:8000/v1 (default: "
         "$OPENAI_BASE_URL, else OpenAI)")
@@ -519,6 +380,11 @@ def parse_args(argv=None):
         help="UNLABELED has targets, as a test set: write predictions.jsonl too (default: no)")
     add("--complete", action=switch, default=False,
         help="an error if a row has no answer, as where the budget ends (default: no)")
+    add("--logprobs", action=switch, default=False,
+        help="ask for the probabilities of the answer's tokens; their geometric mean is each "
+        "label's confidence (default: no, as some servers refuse)")
+    add("--brake", type=int, default=20, metavar="N",
+        help="stop where the first N answers hold no label, 0: never (%(default)s)")
     add("--keep-invalid", action=switch, default=False,
         help="keep answers that are no label, as their raw text (default: leave them out)")
     add("--replay", action=switch, default=False,
@@ -533,22 +399,11 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """Refuse flags that cannot be meant, and fill in defaults that depend on others."""
-    for name in (
-        "pool",
-        "concurrency",
-        "attempts",
-        "num",
-        "context",
-        "max_tokens",
-        "rpm",
-        "tpm",
-        "timeout",
-    ):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, not {value:g}")
-    if min(args.shots, args.backoff, args.add_labeled) < 0:
-        parser.error("--shots, --backoff and --add-labeled must not be negative")
+    above = "pool concurrency attempts num context max_tokens rpm tpm timeout".split()
+    for name in [*above, "shots", "backoff", "add_labeled", "brake", "temperature"]:
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and not (0 <= value < math.inf and (value or name not in above)):
+            parser.error(f"{flag} must be {'above 0' if name in above else '0 or more'}: {value:g}")
     if not isinstance(args.extra, dict) or set(args.extra) & RESERVED:
         parser.error(f"--extra must be a JSON object without {', '.join(sorted(RESERVED))}")
     if (args.price_in is None) != (args.price_out is None):
@@ -559,6 +414,7 @@ def check_args(parser, args):
         parser.error("--simulate needs --gold, and goes with neither --base-url nor --batch")
     if args.simulate is None:
         args.base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    args.model = args.model or (DEFAULT_MODEL if args.simulate is None else PAPER_MODEL)
     if not args.endpoint:
         old = args.model == PAPER_MODEL or args.model.endswith("-instruct")
         args.endpoint = "completions" if old else "chat"
@@ -573,6 +429,9 @@ def settle_args(args, task, prices):
         args.structured = "off"
     length = task.max_target_length * (2 if args.structured == "off" else 5)
     args.max_tokens = args.max_tokens or max(16, length)
+    if args.endpoint == "chat" and NEW_MODELS.match(args.model):
+        most = {"max_tokens": None, "max_completion_tokens": args.max_tokens}
+        args.extra = {**most, **FIELDS.get(args.model, {}), **args.extra}
     args.max_tokens = args.extra.get("max_completion_tokens") or args.extra.get(
         "max_tokens", args.max_tokens
     )

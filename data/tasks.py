@@ -58,6 +58,7 @@ class Task:
     kind: str = None
     report: str = "f1"
     instruction: str = None
+    label_descriptions: dict = field(default_factory=dict)  # label -> text, for an LLM's prompt
     paper_default_label: str = None  # what the released scorer makes of an output without a label
     mean_tokens: dict = field(default_factory=dict)  # source, target
     usd_per_label: Fraction = None
@@ -182,6 +183,7 @@ READERS = {
     "kind": read_words,
     "report": read_choice("accuracy", "f1"),
     "instruction": lambda value, where: check_kind(value, str, where),
+    "label_descriptions": read_map(read_words),
     "paper_default_label": read_words,
     "mean_tokens": read_map(parse_amount),
     "usd_per_label": parse_price,
@@ -253,6 +255,9 @@ def check_labels(task, what):
     least = {"classes": 2, "entities": 1}.get(task.metric, 0)
     if len(task.labels) < least:
         raise UserError(f"{what} needs {least} names or more for {task.metric}")
+    unknown = task.label_descriptions.keys() - set(task.labels)
+    if unknown:
+        raise UserError(f"{what} has no {min(unknown)!r}, which 'label_descriptions' describes")
     if task.paper_default_label not in (None, *task.labels):
         raise UserError(f"{what} has no {task.paper_default_label!r}, the 'paper_default_label'")
 

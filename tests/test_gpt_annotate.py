@@ -15,26 +15,28 @@ from fractions import Fraction
 
 import pytest
 from copied import copy_stage
+from faulty_server import FAULTS, LOST, USAGE, FaultyServer
 
 import evaluate
 import gpt_annotate
 import train_small
 from data.annotate import calls
 from data.annotate import server as annotator_server
+from data.annotate.calls import clean_url
 from data.annotate.prompts import Prompter, estimate_tokens
-from data.annotate.server import FAULTS, Annotator, AnnotatorServer
-from data.annotate.store import Money, Store
-from data.costs.prices import load_prices
+from data.annotate.server import Annotator, AnnotatorServer
+from data.annotate.store import Money, Store, Wallet
+from data.costs.prices import load_prices, show_usd
 from data.files import ROOT, UserError, read_json, read_jsonl
 from data.tasks import load_task
 from data.world import lab
 
-ROOT = ROOT
 KEY = "sk-test-0123456789"
 PRICES = ("3", "1.5", "7")  # USD per million prompt, cached and answer tokens
 FAST = "--shots 3 --backoff 0.001 --timeout 5 --structured off --price-in 3 --price-cached 1.5"
 FAST = [*FAST.split(), "--price-out", "7", "--model", "simulated"]
 PRICE_LIST = load_prices()
+SLOW = os.environ.get("SLOW")
 LABELS = list(load_task("stanceosaurus").labels)
 
 
@@ -64,7 +66,7 @@ def make_world(folder, count, labeled=100):
 
 def open_annotator(gold, accuracy=1.0, metric="classes", labels=LABELS, **options):
     rows = [{"source": source, "target": target} for source, target in gold.items()]
-    return AnnotatorServer(Annotator(rows, metric, labels, accuracy), prices=PRICES, **options)
+    return FaultyServer(Annotator(rows, metric, labels, accuracy), prices=PRICES, **options)
 
 
 def make_args(folder, url=None, *flags, task="stanceosaurus", out="out"):
@@ -88,8 +90,9 @@ def read_money(folder, out="out"):
     given = dict(zip(("in", "cached", "out"), PRICES, strict=True))
     path = folder / out / "answers.jsonl"
     settings = json.loads(path.open().readline())["settings"]
-    store = Store(path, settings, Money("simulated", PRICE_LIST, given), write=False)
-    return store.money.sum(store.used), store.money.sum(store.held)
+    wallet = Wallet(Money("simulated", PRICE_LIST, given))
+    Store(path, settings, wallet, write=False)
+    return wallet.money.sum(wallet.used), wallet.money.sum(wallet.held)
 
 
 def spread_faults(count, first, kinds=FAULTS):
@@ -102,34 +105,54 @@ def spread_faults(count, first, kinds=FAULTS):
 # --- faults --------------------------------------------------------------------------------
 
 
-def test_1000_faults_over_2000_items(tmp_path):
-    """Each item labeled once and paid once, to the last fraction of a cent, at concurrency 64."""
-    gold = make_world(tmp_path, 2000)
-    faults = spread_faults(1000, 2400)
-    options = {"retry_after": "0.01", "slow": 0.6, "faults": faults}
+def price_charges(charges):
+    """Exact dollars of the server's charges."""
+    fresh, cached, completion = map(Fraction, PRICES)
+    usd = ((p - c) * fresh + c * cached + o * completion for _, p, c, o, _ in charges)
+    return sum(usd, Fraction(0)) / 10**6
+
+
+@pytest.mark.parametrize(
+    ("items", "count"),
+    [(250, 100), pytest.param(2500, 1000, marks=pytest.mark.skipif(not SLOW, reason="SLOW=1"))],
+)
+def test_faults_at_concurrency_64(tmp_path, items, count):
+    """Each item labeled once; both books agree on every try, to the last fraction of a cent."""
+    gold = make_world(tmp_path, items)
+    faults = spread_faults(count, items)
+    options = {"retry_after": "0.01", "slow": 5, "faults": faults}
     with open_annotator(gold, **options) as server:
-        flags = "--budget 2 --concurrency 64 --timeout 0.5 --attempts 20".split()
+        flags = "--budget 9 --concurrency 64 --timeout 4 --attempts 20".split()
         assert annotate(tmp_path, server.url, *flags) == 0
     labels, summary = read_results(tmp_path)
-    assert sum(server.fired.values()) == 1000
-    assert set(server.fired) == set(FAULTS)
-    assert len(labels) == 2000
+    assert sum(server.fired.values()) == count
+    assert set(server.fired) - {None} == set(FAULTS)
     assert {row["source"]: row["target"] for row in labels} == gold
-    assert len(server.charges) == len({charge[0] for charge in server.charges}) == 2000
-    assert read_money(tmp_path) == (Fraction(server.usd), 0)
-    assert summary["usd"] == float(server.usd) < 2
-    assert summary["usd_possible"] == 0
-    assert summary["llm_tokens"]["out"] == server.show_books()["completion_tokens"]
+    assert len(labels) == items
+    records = read_jsonl(tmp_path / "out" / "answers.jsonl", ("type",))
+    counts = Counter(record["type"] for record in records)
+    lost = sum(server.fired[kind] for kind in [*LOST, "500", "503", "drop"])
+    assert counts["call"] == server.requests
+    assert (counts["answer"], counts["lost"]) == (items, lost)
+    assert counts["free"] == server.fired["429"] + server.fired["429-after"]
+    answered = Counter(server.charges) - Counter(server.charged_and_lost)
+    assert answered.total() == len({charge[0] for charge in answered}) == items
+    silent = [record for record in records if record["type"] == "answer" and not record["usage"]]
+    assert len(silent) == sum(server.fired[kind] for kind in USAGE)
+    texts = [record["request"]["messages"][-1]["content"] for record in silent]
+    silent = {text.rpartition("Input: ")[2].partition("\nOutput:")[0] for text in texts}
+    known, possible = read_money(tmp_path)
+    assert known == price_charges(c for c in answered.elements() if c[0] not in silent)
+    assert known <= Fraction(server.usd) <= known + possible < 9
+    assert summary["usd_possible"] == float(possible)
 
 
 @pytest.mark.parametrize("concurrency", [1, 64])
-@pytest.mark.parametrize("honour_keys", [True, False])
-def test_budget_is_never_passed(tmp_path, honour_keys, concurrency, capsys):
+def test_budget_is_never_passed(tmp_path, concurrency, capsys):
     """Even where the server bills every lost answer again; a larger budget continues."""
     gold = make_world(tmp_path, 120)
-    kinds = [kind for kind in FAULTS if kind not in ("slow", "repeated", "twice", "usage-huge")]
-    options = {"honour_keys": honour_keys, "faults": spread_faults(60, 180, kinds)}
-    with open_annotator(gold, retry_after="0", **options) as server:
+    kinds = [kind for kind in FAULTS if kind != "slow"]
+    with open_annotator(gold, retry_after="0", faults=spread_faults(60, 120, kinds)) as server:
         spent = []
         for budget in ("0.005", "0.02", "0.03"):
             flags = ["--budget", budget, "--concurrency", str(concurrency), "--attempts", "20"]
@@ -144,13 +167,11 @@ def test_budget_is_never_passed(tmp_path, honour_keys, concurrency, capsys):
     assert {row["source"]: row["target"] for row in labels} == gold
     known, possible = read_money(tmp_path)
     assert known <= Fraction(server.usd) <= known + possible
-    if honour_keys:
-        assert (known, possible) == (Fraction(server.usd), 0)
 
 
 def test_unknown_usage_counts_at_its_worst(tmp_path):
     gold = make_world(tmp_path, 20)
-    options = {"honour_keys": False, "faults": {3: "usage-null"}.get}
+    options = {"faults": {3: "usage-null"}.get}
     with open_annotator(gold, **options) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
     labels, summary = read_results(tmp_path)
@@ -162,7 +183,7 @@ def test_unknown_usage_counts_at_its_worst(tmp_path):
 
 def test_usage_above_the_worst_case_ends_the_run(tmp_path):
     gold = make_world(tmp_path, 20)
-    options = {"honour_keys": False, "faults": {3: "usage-huge"}.get}
+    options = {"faults": {3: "usage-huge"}.get}
     with (
         open_annotator(gold, **options) as server,
         pytest.raises(UserError, match=r"billed .* possible"),
@@ -192,17 +213,75 @@ def test_hopeless_errors_end_the_run_at_once(tmp_path, monkeypatch, fault, optio
     assert "\n" not in str(error.value)
 
 
-def test_key_is_never_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("key", [KEY, "x", "0", "token", "Paris"])
+def test_answers_are_kept_as_they_came(tmp_path, monkeypatch, key):
+    """A key that is a word of the answer, or of its JSON, is never cut out of it."""
+    gold = dict.fromkeys(make_world(tmp_path, 6), f"Paris {key} 100")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with open_annotator(gold, api_key=key) as server:
+        annotate(tmp_path, server.url, "--budget", "1", task="nq")
+    labels, summary = read_results(tmp_path)
+    assert {row["target"] for row in labels} == {f"Paris {key} 100"}
+    assert (summary["calls"], summary["usd_possible"]) == (6, 0)
+    assert summary["usd"] == float(server.usd)
+
+
+@pytest.mark.parametrize("form", [["--base-url", "{}"], ["--base-url={}"]])
+def test_no_secret_is_written(tmp_path, monkeypatch, form):
+    """Neither the key nor what an address holds besides the place; an error may repeat both."""
     gold = make_world(tmp_path, 10)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    gold = {source: f"{target} {KEY}" for source, target in gold.items()}  # repeats what it hears
+    with open_annotator(gold) as server:
+        address = server.url.replace("//", "//user:sk-SECRET@")
+        flags = [part.format(address) for part in form]
+        args = [*make_args(tmp_path), "--budget", "1", *flags]
+        monkeypatch.setattr("sys.argv", ["gpt_annotate.py", *args, f"--x={KEY}"])
+        gpt_annotate.main(args)
+    with open_annotator(gold, api_key="other") as server:
+        for url in (server.url, server.url.replace("//", "//user:sk-SECRET@")):
+            with pytest.raises(UserError, match=r"refuses the key .*\[key\]") as error:
+                annotate(tmp_path, url, "--budget", "1", out="refused")
+            assert not re.search(f"{KEY}|SECRET|dXNlc", str(error.value))
+    written = "".join(path.read_text() for path in tmp_path.glob("*/*.*"))
+    assert "[key]" in written
+    assert not re.search(f"{KEY}|SECRET|dXNlc", written)
+    assert clean_url("http://a:b@c.d/v1/@cf?key=sk-a") == "http://c.d/v1/@cf"
+
+
+@pytest.mark.parametrize("form", ["{}\r", "{}\n", " {} "])
+def test_white_space_around_a_key_is_none_of_it(tmp_path, monkeypatch, form):
+    gold = make_world(tmp_path, 3)
+    monkeypatch.setenv("OPENAI_API_KEY", form.format(KEY))
     with open_annotator(gold, api_key=KEY) as server:
-        annotate(tmp_path, server.url, "--budget", "1", "--keep-invalid", task="nq")
-    with open_annotator(gold, api_key="other") as server, pytest.raises(UserError):
-        annotate(tmp_path, server.url, "--budget", "1", task="nq", out="refused")
-    written = [path.read_text() for path in tmp_path.glob("*/*.json*")]
-    assert "[key]" in "".join(written)
-    assert not any(KEY in text for text in written)
+        assert annotate(tmp_path, server.url, "--budget", "1") == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "text"),
+    [
+        ("127.0.0.1:8000/v1", KEY, "--base-url 127.0.0.1:8000/v1: no address such as"),
+        ("ftp://127.0.0.1/v1", KEY, "no address such as"),
+        ("http://", KEY, "no address such as"),
+        ("http://127.0.0.1:99999/v1", KEY, "no address such as"),
+        ("http://127.0.0.1:port/v1", KEY, "no address such as"),
+        ("http://a b/v1", KEY, "no address such as"),
+        ("http://127.0.0.1:9/v1", "sk-\u201cabc\u201d", "OPENAI_API_KEY: '\u201c' is in no key"),
+        ("http://127.0.0.1:9/v1", "sk-äöü", "OPENAI_API_KEY: 'ä' is in no key"),
+        ("http://127.0.0.1:9/v1", "sk-a\nb", "OPENAI_API_KEY: '\\n' is in no key"),
+        ("http://127.0.0.1:9/v1", KEY, "cannot be reached"),
+        ("http://no.such.host.invalid/v1", KEY, "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_sent_is_free(tmp_path, monkeypatch, url, key, text):
+    make_world(tmp_path, 3)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=re.escape(text)) as error:
+        annotate(tmp_path, None, "--budget", "1")
+    assert time.monotonic() - start < 10 and KEY not in str(error.value)
+    path = tmp_path / "out" / "answers.jsonl"
+    assert not path.exists() or '"lost"' not in path.read_text()
 
 
 def test_retry_after_is_kept(tmp_path):
@@ -263,14 +342,14 @@ for line in sys.stdin:
 """  # forks, so that many runs import once
 
 
-@pytest.mark.parametrize(("honour_keys", "times"), [(True, 20), (False, 8)])
-def test_killed_many_times(tmp_path, honour_keys, times):
+@pytest.mark.parametrize("times", [20])
+def test_killed_many_times(tmp_path, times):
     """One pass is paid, and at most the calls in flight at each kill."""
     gold, rng = make_world(tmp_path, 200), random.Random(1)
     command = [sys.executable, "-c", NURSERY]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
     with (
-        open_annotator(gold, honour_keys=honour_keys, latency=0.02) as server,
+        open_annotator(gold, latency=0.02) as server,
         subprocess.Popen(command, **pipes) as nursery,
     ):
         args = make_args(tmp_path, server.url, "--budget", "1", "--concurrency", "8")
@@ -283,7 +362,8 @@ def test_killed_many_times(tmp_path, honour_keys, times):
             nursery.stdin.flush()
             child = int(nursery.stdout.readline())
             if requests is not None:
-                while server.requests < before + requests:
+                end = time.monotonic() + 20
+                while server.requests < before + requests and time.monotonic() < end:
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.06))
                 os.kill(child, signal.SIGKILL)
@@ -297,10 +377,11 @@ def test_killed_many_times(tmp_path, honour_keys, times):
     labels, _ = read_results(tmp_path)
     assert {row["source"]: row["target"] for row in labels} == gold
     known, possible = read_money(tmp_path)
-    paid = len(server.charges)
-    assert paid == 200 if honour_keys else 200 <= paid <= 200 + times * 8
+    assert 200 <= len(server.charges) <= 200 + times * 8
     assert known <= Fraction(server.usd) <= known + possible
-    assert possible == 0 or not honour_keys
+    answers = [r["key"] for r in read_jsonl(tmp_path / "out" / "answers.jsonl", ("type",))
+               if r["type"] == "answer"]  # fmt: skip
+    assert len(answers) == len(set(answers)) == 200  # what was answered is never asked again
 
 
 def test_finished_job_makes_no_call(tmp_path, capsys):
@@ -313,7 +394,12 @@ def test_finished_job_makes_no_call(tmp_path, capsys):
     annotate(tmp_path, None, "--replay")
     assert capsys.readouterr().out == first * 2
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert {path.name for path in kept} == {"answers.jsonl", "labels.jsonl", "annotation.json"}
+    assert {path.name for path in kept} == {
+        "answers.jsonl",
+        "labels.jsonl",
+        "prompt.txt",
+        "annotation.json",
+    }
     assert kept == files
 
 
@@ -411,8 +497,7 @@ def test_torn_line_is_dropped(tmp_path):
         answers = [i for i, line in enumerate(lines) if b'"type": "answer"' in line]
         path.write_bytes(b"".join(lines[: answers[-1]]) + lines[answers[-1]][:-30])
         annotate(tmp_path, server.url, "--budget", "1")
-        assert len(server.charges) == 10
-        assert server.replays == 1
+        assert len(server.charges) == 11  # the torn one again
         path.write_bytes(path.read_bytes() + b"not json\n")
         with pytest.raises(UserError, match=r"answers.jsonl line \d+: not a record"):
             annotate(tmp_path, server.url, "--budget", "1")
@@ -424,7 +509,7 @@ def test_one_writer_at_a_time(tmp_path):
         annotate(tmp_path, server.url, "--budget", "1", "--num", "5")
         path = tmp_path / "out" / "answers.jsonl"
         settings = json.loads(path.open().readline())["settings"]
-        other = Store(path, settings, None)
+        other = Store(path, settings, Wallet(None))
         with pytest.raises(UserError, match="another process is writing it"):
             annotate(tmp_path, server.url, "--budget", "1")
         other.close()
@@ -447,6 +532,165 @@ def test_interrupted_run_takes_its_answers_home(tmp_path):
     assert read_money(tmp_path) == (Fraction(server.usd), 0)
 
 
+def test_store_of_the_first_version_is_read(tmp_path):
+    """What was paid for then is not asked again; its books are the same, lost calls included."""
+    gold = make_world(tmp_path, 8, labeled=4)
+    path = tmp_path / "out" / "answers.jsonl"
+    path.parent.mkdir()
+    path.write_bytes((ROOT / "tests" / "old_store.jsonl").read_bytes())
+    assert read_money(tmp_path) == (Fraction(1871, 10**6), Fraction(4707, 10**6))
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    assert server.requests == 1  # 7 of 8 rows were there
+    assert {row["source"]: row["target"] for row in read_results(tmp_path)[0]} == gold
+    known, possible = read_money(tmp_path)
+    assert (known, possible) == (
+        Fraction(1871, 10**6) + Fraction(server.usd),
+        Fraction(4707, 10**6),
+    )
+
+
+@pytest.mark.parametrize("text", ["my notes", "my notes\n", '{"a": 1}\n{"a": 2}\n', "\n"])
+def test_another_file_is_no_store(tmp_path, text):
+    gold = make_world(tmp_path, 3)
+    path = tmp_path / "notes.json"
+    path.write_text(text)
+    with open_annotator(gold) as server:
+        with pytest.raises(UserError, match=r"notes.json line 1: not the heading of a store"):
+            annotate(tmp_path, server.url, "--budget", "1", "--store", str(path))
+        assert path.read_text() == text and server.requests == 0
+        path.write_text('{"typ')  # torn by a kill while the heading was written
+        assert annotate(tmp_path, server.url, "--budget", "1", "--store", str(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ('{"type": "answer", "key": "k", "attempt": 1, "status": 200, "usage": [-8, 0, 1], '
+         '"estimate": 1, "raw": "{\\"choices\\": [{\\"text\\": \\"x\\"}]}"}', "no counts of"),
+        ('{"type": "call", "key": "k", "attempt": 1, "worst": [1, 2]}', "no counts of tokens"),
+        ("[1]", "list"), ("null", "NoneType"), ("{", "JSONDecodeError"), ('{"type": 5}', "type 5"),
+    ],
+)  # fmt: skip
+def test_damaged_store_names_its_line(tmp_path, record, text):
+    make_world(tmp_path, 8, labeled=4)
+    path = tmp_path / "old.jsonl"
+    path.write_bytes((ROOT / "tests" / "old_store.jsonl").read_bytes() + f"{record}\n".encode())
+    with pytest.raises(UserError, match=rf"old.jsonl line 24: not a record .*{text}"):
+        annotate(tmp_path, None, "--replay", "--store", str(path))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--labeled", "out/labels.jsonl"],
+        ["--unlabeled", "out/predictions.jsonl"],
+        ["--gold", "out/annotation.json"],
+        ["--store", "labeled.jsonl"],
+        ["--store", "link.jsonl"],
+        ["--store", "out/labels.jsonl"],
+        ["--prices", "out/prompt.txt"],
+    ],
+)
+def test_an_output_never_overwrites_an_input(tmp_path, flags):
+    make_world(tmp_path, 4)
+    os.link(tmp_path / "unlabeled.jsonl", tmp_path / "link.jsonl")
+    path = tmp_path / flags[1]
+    if not path.exists() and flags[0] != "--store":
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((tmp_path / "labeled.jsonl").read_bytes())
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*.*")}
+    with pytest.raises(UserError, match=r"would be overwritten, and it is an(other)? (in|out)put"):
+        annotate(tmp_path, "http://127.0.0.1:9/v1", "--budget", "1", flags[0], str(path))
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*.*")} == before
+
+
+# --- nothing usable comes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens", "reasons"),
+    [
+        ("no idea", 16, "20 unparseable"),
+        ("I'm sorry, I can't help with that.", 16, "20 refusal"),
+        ("<think> so many words of reasoning " * 9, 16, "20 truncated); 16 tokens may be too few"),
+    ],
+)
+def test_a_brake_where_no_answer_holds_a_label(tmp_path, answer, tokens, reasons):
+    gold = make_world(tmp_path, 60)
+    odd = dict.fromkeys(gold, answer)
+    flags = ["--budget", "1", "--concurrency", "64", "--max-tokens", str(tokens)]
+    with open_annotator(odd) as server:
+        for _ in range(2):  # and again: no call more
+            with pytest.raises(UserError, match=re.escape(f"first 20 answers ({reasons}")):
+                annotate(tmp_path, server.url, *flags)
+            assert server.requests == 20
+        with pytest.raises(UserError, match=re.escape("no label in its 60 answers (60 ")):
+            annotate(tmp_path, server.url, *flags, "--brake", "0")
+    assert server.requests == 60
+
+
+def test_the_brake_is_off_with_the_first_label(tmp_path):
+    gold = make_world(tmp_path, 60)
+    odd = {**dict.fromkeys(gold, "no idea"), list(gold)[7]: LABELS[0]}
+    with open_annotator(odd) as server:
+        flags = ["--budget", "1", "--brake", "60", "--concurrency", "1"]
+        assert annotate(tmp_path, server.url, *flags) == 0
+        assert len(read_results(tmp_path)[0]) == 1
+        annotate(tmp_path, server.url, "--budget", "1", "--replay", "--brake", "1")
+    assert server.requests == 60
+
+
+# --- replies that are another call's ---------------------------------------------------------
+
+
+def test_a_reply_sent_to_two_calls_answers_one(tmp_path):
+    """A gateway that now and then gives the former reply again, id and all."""
+    gold, before = make_world(tmp_path, 60), []
+
+    def edit(reply):
+        before.append(reply)
+        return before[-2] if len(before) % 7 == 0 else reply
+
+    with open_annotator(gold, edit=edit) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+    assert {row["source"]: row["target"] for row in read_results(tmp_path)[0]} == gold
+    known, possible = read_money(tmp_path)
+    assert known <= Fraction(server.usd) <= known + possible
+    records = read_jsonl(tmp_path / "out" / "answers.jsonl", ("type",))
+    lost = [record for record in records if record["type"] == "lost"]
+    assert {record["why"] for record in lost} == {"a copy of another reply"}
+
+
+def test_a_server_whose_replies_all_have_one_id(tmp_path):
+    """Then the id says nothing: at most one call is asked twice."""
+    gold = dict.fromkeys(make_world(tmp_path, 30), LABELS[0])
+    with open_annotator(gold, edit=lambda reply: {**reply, "id": "x"}) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
+    assert len(read_results(tmp_path)[0]) == 30
+    assert server.requests == 31
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_confidence_comes_from_logprobs(tmp_path, endpoint):
+    gold = make_world(tmp_path, 5)
+    told = {"content": [{"logprob": -0.1}, {"logprob": -0.3}]}
+    told = told if endpoint == "chat" else {"token_logprobs": [-0.1, -0.3]}
+
+    def edit(reply):
+        return {**reply, "choices": [{**reply["choices"][0], "logprobs": told}]}
+
+    with open_annotator(gold, edit=edit) as server:
+        flags = ["--budget", "1", "--endpoint", endpoint, "--logprobs"]
+        annotate(tmp_path, server.url, *flags)
+        assert all(b'"logprobs"' in body for body in server.bodies)
+        annotate(tmp_path, server.url, *flags[:-1])  # the same calls: nothing is asked again
+    assert server.requests == 5
+    labels, summary = read_results(tmp_path)
+    assert [row["confidence"] for row in labels] == [pytest.approx(0.818731)] * 5
+    assert summary["confidence"] == {"rows": 5, "mean": pytest.approx(0.818731)}
+
+
 # --- prompts and answers -------------------------------------------------------------------
 
 
@@ -457,7 +701,7 @@ def make_prompter(task="wlp", count=100, **options):
     ]
     given = {"seed": 0, "shots": 32, "fixed_examples": False, "tiktoken": False, "base_url": None}
     given |= {"simulate": None, "model": "m", "temperature": 0.0, "max_tokens": 64, "extra": {}}
-    given |= {"endpoint": "chat", "structured": "off"}
+    given |= {"endpoint": "chat", "structured": "off", "logprobs": False, "task": "t"}
     return Prompter(Namespace(**{**given, **options}), entry, pool)
 
 
@@ -516,47 +760,6 @@ def test_own_task_has_a_prompt():
     entry = replace(load_task("fever"), labels=("spam", "ham"), instruction=None)
     prompter = make_prompter(entry)
     assert prompter.instruction.endswith("categories: {spam, ham}")
-    assert prompter.parse("Spam.", "x") == ("spam", None)
-    text = make_prompter(replace(load_task("nq"), instruction=None))
-    assert text.parse(" two  words\n", "x") == ("two words", None)
-
-
-@pytest.mark.parametrize(
-    ("task", "text", "finish", "expected"),
-    [
-        ("stanceosaurus", "Supporting", "stop", ("Supporting", None)),
-        ("stanceosaurus", ' "refuting".\nBecause', "stop", ("Refuting", None)),
-        ("stanceosaurus", '{"label": "Querying"}', "stop", ("Querying", None)),
-        ("stanceosaurus", '```json\n{"label": "Querying"}\n```', "stop", ("Querying", None)),
-        ("stanceosaurus", "not Supporting", "stop", (None, "unparseable")),
-        ("stanceosaurus", "Supporting or Refuting", "stop", (None, "unparseable")),
-        ("stanceosaurus", '{"label": "Agreeing"}', "stop", (None, "unparseable")),
-        ("stanceosaurus", '{"answer": "Querying"}', "stop", (None, "unparseable")),
-        ("stanceosaurus", "Sup", "length", (None, "unparseable")),
-        ("stanceosaurus", " \n", "stop", (None, "empty")),
-        ("stanceosaurus", "I'm sorry, but I can't help.", "stop", (None, "refusal")),
-        ("stanceosaurus", "Querying", "refusal", (None, "refusal")),
-        ("wlp", "Add [Action]\n1 ml [amount]", "stop", ("Add [Action] 1 ml [Amount]", None)),
-        (
-            "wlp",
-            '{"entities": [{"text": "Add", "label": "Action"}]}',
-            "stop",
-            ("Add [Action]", None),
-        ),
-        ("wlp", "Add [viral] [Action]", "stop", ("Add [viral] [Action]", None)),
-        ("wlp", "Add [Food] 1 ml [Amount]", "stop", (None, "unparseable")),
-        ("wlp", "Add [Action] 1 ml", "stop", (None, "unparseable")),
-        ("wlp", "[Action]", "stop", (None, "unparseable")),
-        ("wlp", "Add [Action] 1", "length", (None, "truncated")),
-        ("wlp", '{"entities": []}', "stop", (None, "empty")),
-        ("nq", "I cannot answer that.", "stop", (None, "refusal")),
-        ("nq", '{"a": 1}', "stop", ('{"a": 1}', None)),
-        ("multipit_gen", "cut of", "length", (None, "truncated")),
-    ],
-)
-def test_answers_are_read_or_counted(task, text, finish, expected):
-    """Never made into a class: an answer that is no label is a count."""
-    assert make_prompter(task).parse(text, "Add [viral] 1 ml", finish) == expected
 
 
 def test_odd_answers_are_left_out_or_kept(tmp_path, capsys):
@@ -778,6 +981,49 @@ def test_batch_holds_the_budget(tmp_path, capsys):
     assert 0 < len(server.charges) < 100
 
 
+def test_lines_of_a_batch_are_read_one_by_one(tmp_path, capsys):
+    """Line separators inside an answer are text; what cannot be read is one lost answer."""
+    gold = make_world(tmp_path, 12)
+    odd = dict(zip(list(gold)[:3], ["Paris\u2028France", "a\u2029b", "a\x85b"], strict=True))
+
+    def edit(content):
+        lines = content.split(b"\n")
+        if len(server.batches) == 1:  # one torn behind its name, one before it
+            lines[0], lines[1] = lines[0][:90], b'{"id": "r", "cus'
+        return b"\n".join(lines)
+
+    with open_annotator({**dict.fromkeys(gold, "Rome"), **odd}, edit_file=edit) as server:
+
+        def run(*flags):
+            return annotate(tmp_path, server.url, "--budget", "1", *flags, task="nq")
+
+        assert run("--batch", "submit") == 0
+        assert run("--batch", "collect") == 1
+        text = capsys.readouterr().out
+        for number in (1, 2):
+            assert f"file-2 line {number}: not readable; its answer counts at its worst" in text
+        assert "2 calls have no answer (unreadable line of a batch); --batch submit sends" in text
+        known, possible = read_money(tmp_path)
+        assert known < Fraction(server.usd) <= known + possible
+        assert run("--batch", "submit") == 0
+        assert run("--batch", "collect") == 0
+    labels = {row["source"]: row["target"] for row in read_results(tmp_path)[0]}
+    right = ["Paris France", "a b", "a b"]
+    assert labels == {**dict.fromkeys(gold, "Rome"), **dict(zip(odd, right, strict=True))}
+    assert len(server.charges) == 12 + 2
+
+
+def test_a_batch_is_taken_in_whole(tmp_path):
+    """Also where fewer rows are asked for by then: their answers are paid."""
+    gold = make_world(tmp_path, 20)
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1", "--batch", "submit")
+        annotate(tmp_path, server.url, "--budget", "1", "--batch", "collect", "--num", "5")
+        assert annotate(tmp_path, server.url, "--budget", "1") == 0
+    assert len(server.charges) == 20 and server.requests == 0
+    assert read_money(tmp_path) == (Fraction(server.usd), 0)
+
+
 # --- bad input -----------------------------------------------------------------------------
 
 
@@ -804,6 +1050,9 @@ def test_batch_holds_the_budget(tmp_path, capsys):
         (["--budget", "1", "--task", "unknown"], "unknown task 'unknown'"),
         (["--budget", "1", "--simulate", "1", "--gold", "no.jsonl"], "no.jsonl: no such file"),
         (["--budget", "1", "--extra", '{"max_tokens": null}'], "no budget can be held"),
+        (["--budget", "1", "--price-in", "x"], "--price-in: 'x' is not a number"),
+        (["--budget", "1", "--price-out", "-1"], "--price-out: '-1' is not a number"),
+        (["--budget", "1", "--price-cached", "x"], "--price-cached: 'x' is not a number"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, flags, text):
@@ -815,7 +1064,12 @@ def test_bad_input_is_one_line(tmp_path, flags, text):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--concurrency", "0"], ["--simulate", "0.5"], ["--extra", "[]"]]
+    "flags",
+    [
+        *(["--concurrency", "0"], ["--simulate", "0.5"], ["--extra", "[]"], ["--rpm", "nan"]),
+        *(["--temperature", "nan"], ["--temperature", "-1"], ["--timeout", "inf"]),
+        *(["--brake", "-1"], ["--backoff", "nan"], ["--simulate", "nan", "--gold", "x"]),
+    ],
 )
 def test_wrong_flags_are_argparse_errors(tmp_path, flags):
     make_world(tmp_path, 10)
@@ -901,6 +1155,103 @@ def test_corruption_is_at_the_stated_rate():
     assert abs(right / 2000 - 0.9) < 0.02
 
 
+def test_a_prompt_is_shown_and_kept(tmp_path, capsys):
+    gold = make_world(tmp_path, 5)
+    annotate(tmp_path, None, "--dry-run")
+    shown = capsys.readouterr().out
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    kept = (tmp_path / "out" / "prompt.txt").read_text()
+    assert shown.startswith(kept)
+    first = read_results(tmp_path)[0][0]["source"]
+    sent = next(body for body in map(json.loads, server.bodies) if first in str(body))
+    assert all(message["content"] in kept for message in sent["messages"])
+    number = re.search(r'"llm_tokens_per_label": (\d+) in the entry', shown)[1]
+    tokens = server.show_books()
+    assert int(number) == pytest.approx(
+        (tokens["prompt_tokens"] + tokens["completion_tokens"]) / 5, rel=0.05
+    )
+
+
+def test_label_descriptions_go_into_the_prompt(tmp_path):
+    task = replace(load_task("fever"), label_descriptions={"SUPPORTS": "the claim is true"})
+    plain, told = make_prompter("fever"), make_prompter(task)
+    assert told.instruction == plain.instruction + "\nSUPPORTS: the claim is true"
+    entry = {"title": "T", "metric": "classes", "prefix": "t: ", "labels": ["a", "b"]}
+    entry |= {"max_source_length": 9, "max_target_length": 9, "labels_n": [1], "budgets": [1]}
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps({**entry, "label_descriptions": {"a": "first"}}))
+    assert make_prompter(load_task(f"t={path}")).instruction.endswith("{a, b}\na: first")
+    for odd, text in (({"c": "x"}, "has no 'c'"), ({"a": 5}, "must be a text"), (5, "an object")):
+        path.write_text(json.dumps({**entry, "label_descriptions": odd}))
+        with pytest.raises(UserError, match=text):
+            load_task(f"t={path}")
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (None, {"max_completion_tokens": 40, "reasoning_effort": "none", "temperature": 0.0}),
+        ("gpt-6-luna", {"max_completion_tokens": 40, "reasoning_effort": "none"}),
+        ("gpt-5.6-terra", {"max_completion_tokens": 40}),
+        ("o4-mini", {"max_completion_tokens": 40}),
+        ("gpt-4o-mini", {"max_tokens": 40}),
+        ("org/gpt-oss", {"max_tokens": 40}),
+    ],
+)
+def test_models_get_the_fields_that_they_know(tmp_path, model, fields, capsys):
+    make_world(tmp_path, 3)
+    args = make_args(tmp_path, None, "--dry-run", "--structured", "auto")
+    at = args.index("--model")
+    args = [*args[:at], *(["--model", model] if model else []), *args[at + 2 :]]
+    gpt_annotate.main(args)
+    body = json.loads(capsys.readouterr().out.partition("[other fields]\n")[2].splitlines()[0])
+    assert fields.items() <= body.items()
+    assert ("max_tokens" in body) == ("max_tokens" in fields)
+    assert body["model"] == (model or gpt_annotate.DEFAULT_MODEL)
+
+
+def test_the_default_model_has_prices_and_a_context():
+    assert Money(gpt_annotate.DEFAULT_MODEL, PRICE_LIST).usd["in"] > 0
+    assert gpt_annotate.DEFAULT_MODEL in gpt_annotate.CONTEXTS
+    assert gpt_annotate.DEFAULT_MODEL != gpt_annotate.PAPER_MODEL
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [("0", "$0.00"), ("0.0034", "$0.0034"), ("0.00001234", "$0.000012"), ("0.0099", "$0.0099"),
+     ("0.01", "$0.01"), ("1300", "$1,300.00")],
+)  # fmt: skip
+def test_dollars_below_a_cent_have_two_digits(usd, text):
+    assert show_usd(Fraction(usd)) == text
+
+
+def test_the_server_ends_quietly_with_its_reader(tmp_path):
+    make_world(tmp_path, 3)
+    command = [sys.executable, "-m", "data.annotate.server", "--task", "stanceosaurus"]
+    command += ["--gold", str(tmp_path / "gold.jsonl"), "--until-eof"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as server:
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        server.stdout.close()  # as when the parent was killed
+        server.stdin.close()
+        assert server.stderr.read() == ""
+
+
+def test_marks_and_damage_that_other_programs_leave(tmp_path):
+    """A byte order mark before the rows; an annotation.json that is none is written anew."""
+    gold = make_world(tmp_path, 4)
+    for name in ("labeled", "unlabeled"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with open_annotator(gold) as server:
+        annotate(tmp_path, server.url, "--budget", "1")
+    for text in ("[]", "{", "null", '"x"'):
+        (tmp_path / "out" / "annotation.json").write_text(text)
+        annotate(tmp_path, None, "--replay")
+        assert read_results(tmp_path)[1]["valid"] == 4
+
+
 def test_help_is_the_docstring(capsys):
     with pytest.raises(SystemExit) as stop:
         gpt_annotate.main(["--help"])
@@ -929,4 +1280,4 @@ def test_store_survives_a_full_disk(tmp_path, monkeypatch):
             with pytest.raises((OSError, UserError)):
                 annotate(tmp_path, server.url, "--budget", "1")
         assert annotate(tmp_path, server.url, "--budget", "1") == 0
-    assert len(server.charges) == 30
+    assert 30 <= len(server.charges) <= 30 + 8  # those in flight then

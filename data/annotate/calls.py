@@ -1,29 +1,40 @@
-"""Calls to an OpenAI-compatible server at a hard budget: many at a time, retried, each paid once.
+"""Calls to an OpenAI-compatible server at a hard budget: many at a time, each try set aside first.
 
 Reads:  nothing but the replies
 Writes: the store of data/annotate/store.py, before and after each call
 Paper:  section 5 and Appendix E
+
+The wallet (store.py) holds the budget, the Client sends one request, the Run takes all items
+through both. A connection is used once: what a server sends after its reply, such as a second
+copy, can never be read as the reply to another call.
 """
 
 import asyncio
+import base64
 import email.utils
 import json
-import math
 import random
+import re
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter
 from contextlib import suppress
-from urllib.parse import urlsplit
+from itertools import islice
+from urllib.parse import unquote, urlsplit
 
-from data.annotate.store import TOO_LONG, read_choice, read_error, read_usage
+from data.annotate.store import TOO_LONG, hash_reply, read_choice, read_error, read_usage
 from data.costs.prices import show_usd
 from data.files import UserError
 
 NO_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt"}
+NEVER_SENT = (  # what httpx calls the failures that come before the request
+    "ConnectError ConnectTimeout PoolTimeout ProxyError UnsupportedProtocol LocalProtocolError "
+    "InvalidURL UnicodeEncodeError"
+).split()
 LONGEST_WAIT = 600  # seconds; a Retry-After beyond it ends the run
+SECRET = 8  # characters: a shorter key is a local server's, and a word of any message
 
 
 class BudgetReached(Exception):
@@ -35,15 +46,118 @@ class Stopped(Exception):
 
 
 class Fault(Exception):
-    """A call without a usable answer; `free` if it surely was not billed.
+    """A try without a usable answer; `free` if it surely was not billed.
 
-    `advice` says what the user can do where another try cannot help.
+    `advice` says what the user can do where another try cannot help; `wait` is the server's word.
     """
 
-    def __init__(self, why, free=False, raw=None, advice=None):
+    def __init__(self, why, free=False, raw=None, advice=None, status=None, code="", wait=None):
         super().__init__(why)
         self.why, self.free, self.raw, self.advice = why, free, raw, advice
-        self.status, self.code, self.wait = None, "", None
+        self.status, self.code, self.wait = status, code, wait
+
+
+# --- one request ---------------------------------------------------------------------------
+
+
+def check_server(url, key):
+    """(url, key) as they can be sent; what cannot is refused before the first call."""
+    key = (key or "").strip()
+    odd = next((c for c in key if not "!" <= c <= "~"), None)
+    if odd:
+        raise UserError(f"OPENAI_API_KEY: {odd!r} is in no key; copy it again")
+    if url is None:
+        return None, key
+    url = url.strip()
+    try:
+        good = re.fullmatch(r"https?://\S+", url) and urlsplit(url).hostname
+        good = good and urlsplit(url).port != 0
+    except ValueError:
+        good = False
+    if not good:
+        text = f"--base-url {clean_url(url)}: no address such as http://127.0.0.1:8000/v1"
+        raise UserError(text)
+    return url, key
+
+
+def clean_url(url):
+    """`url` without a name, password or query, for messages and records."""
+    return re.sub(r"//[^/?#\s]*@", "//", url).partition("?")[0]
+
+
+class Client:
+    """One server: sends a request, gives its raw reply or a Fault. Used in one event loop."""
+
+    def __init__(self, url, key, endpoint):
+        try:
+            import openai
+        except ImportError:
+            raise UserError("the package openai is missing; pip install openai") from None
+        local = urlsplit(url or "").hostname in ("127.0.0.1", "localhost", "::1")
+        http = openai.DefaultAsyncHttpxClient(trust_env=not local)  # no proxy to this machine
+        options = {"base_url": url, "api_key": key or "none", "http_client": http}
+        once = {"Connection": "close"}
+        self.api = openai.AsyncOpenAI(**options, default_headers=once, max_retries=0)
+        self.refused, self.failed = openai.APIStatusError, (openai.OpenAIError, OSError)
+        self.url = clean_url(str(self.api.base_url))
+        self.path = "completions" if endpoint == "completions" else "chat/completions"
+        user = unquote(urlsplit(url or "").netloc.rpartition("@")[0])  # sent in place of a key
+        basic = base64.b64encode(user.encode()).decode()
+        self.secrets = [
+            x for x in (key, user, basic, user.partition(":")[2]) if x and len(x) >= SECRET
+        ]
+        self.heard = False
+
+    async def ask(self, body, timeout):
+        """The raw reply to `body` within `timeout` seconds."""
+        options = {"cast_to": str, "body": body, "options": {"timeout": timeout}}
+        try:
+            raw = await asyncio.wait_for(self.api.post(f"/{self.path}", **options), timeout)
+        except asyncio.TimeoutError:
+            raise Fault("timeout") from None
+        except self.refused as error:
+            self.heard = True
+            raise self.read_refusal(error) from None
+        except self.failed as error:
+            raise self.read_failure(error) from None
+        self.heard = True
+        return raw
+
+    def read_refusal(self, error):
+        """The Fault of an HTTP error status."""
+        status, raw = error.status_code, self.hide(error.response.text)
+        message, code = read_error(error.body if error.body is not None else raw)
+        said = self.hide(f"{status}: {message}" if message else str(status))
+        wait = read_wait(error.response.headers)
+        advice = None
+        if code in NO_QUOTA or status == 402:
+            advice = f"no quota left ({said}); add credit, then run the same command again"
+        elif status in (401, 403):
+            advice = f"the server refuses the key ({said}); check OPENAI_API_KEY"
+        elif status == 404:
+            advice = f"no such model or address ({said}); check --model and --base-url"
+        elif (
+            status < 500 and status not in (408, 409, 425, 429) and code not in FILTERED | TOO_LONG
+        ):
+            advice = f"the server refuses the request ({said}); see --extra and --endpoint"
+        free = status != 408 and status < 500
+        return Fault(f"HTTP {status}", free, raw, advice, status, code, wait)
+
+    def read_failure(self, error):
+        """The Fault of a request without a reply; what was never sent is free."""
+        cause = error.__cause__ or error
+        kind = type(cause).__name__
+        if kind not in NEVER_SENT:
+            return Fault("timeout" if "Timeout" in kind else "connection lost")
+        lasting = not self.heard and not kind.endswith("Timeout")
+        advice = f"cannot be reached ({self.hide(str(cause) or kind)}); check --base-url"
+        return Fault("no connection", free=True, advice=advice if lasting else None)
+
+    def hide(self, text):
+        """An error's text without the key, should a server repeat it; never used on an answer."""
+        for secret in self.secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
 
 def read_wait(headers):
@@ -58,25 +172,7 @@ def read_wait(headers):
     return None
 
 
-def read_refusal(error):
-    """The Fault of an HTTP error status."""
-    status, raw = error.status_code, error.response.text
-    message, code = read_error(error.body if error.body is not None else raw)
-    said = f"{status}: {message}" if message else str(status)
-    fault = Fault(f"HTTP {status}", free=status != 408 and status < 500, raw=raw)
-    fault.status, fault.code, fault.wait = status, code, read_wait(error.response.headers)
-    if code in NO_QUOTA or status == 402:
-        fault.advice = f"no quota left ({said}); add credit, then run the same command again"
-    elif status in (401, 403):
-        fault.advice = f"the server refuses the key ({said}); check OPENAI_API_KEY"
-    elif status == 404:
-        fault.advice = f"no such model or address ({said}); check --model and --base-url"
-    elif status < 500 and status not in (408, 409, 425, 429) and code not in FILTERED | TOO_LONG:
-        fault.advice = f"the server refuses the request ({said}); see --extra and --endpoint"
-    return fault
-
-
-# --- calls ---------------------------------------------------------------------------------
+# --- all of them ---------------------------------------------------------------------------
 
 
 class Limiter:
@@ -100,95 +196,128 @@ class Limiter:
 class Progress:
     """A line on stderr: items, dollars so far and in the end, time left."""
 
-    def __init__(self, store, calls, budget):
-        self.store, self.total, self.budget, self.done = store, len(calls), budget, 0
+    def __init__(self, wallet, total):
+        self.wallet, self.total, self.done = wallet, total, 0
         self.start = self.shown = time.monotonic()
-        self.before = store.money.sum(store.used)
+        self.before = wallet.money.sum(wallet.used)
 
     def __call__(self):
         self.done, now = self.done + 1, time.monotonic()
         tty = sys.stderr.isatty()
         if now - self.shown < (0.5 if tty else 10) and self.done < self.total:
             return
-        self.shown, spent = now, self.store.money.sum(self.store.used)
+        self.shown, spent = now, self.wallet.money.sum(self.wallet.used)
         left = (now - self.start) / self.done * (self.total - self.done)
         in_all = spent + (spent - self.before) / self.done * (self.total - self.done)
         print(
             f"{self.done:,}/{self.total:,} answers, {show_usd(spent)} of "
-            f"{show_usd(self.budget)}, in all about {show_usd(in_all)}, "
+            f"{show_usd(self.wallet.budget)}, in all about {show_usd(in_all)}, "
             f"{int(left // 60)}:{int(left % 60):02} left",
             end="\r" if tty and self.done < self.total else "\n", file=sys.stderr, flush=True,
         )  # fmt: skip
 
 
-class Caller:
-    """Sends calls, pays each once, records all. Made and used inside one event loop."""
+class Run:
+    """Takes calls through a client: `concurrency` at a time, retried, within rpm and tpm.
 
-    def __init__(self, store, args, url, key, show=lambda: None):
-        try:
-            import openai
-        except ImportError:
-            raise UserError("the package openai is missing; pip install openai") from None
-        local = urlsplit(url or "").hostname in ("127.0.0.1", "localhost", "::1")
-        http = openai.DefaultAsyncHttpxClient(trust_env=not local)  # no proxy to this machine
-        options = {"base_url": url, "api_key": key or "none", "http_client": http}
-        self.client = openai.AsyncOpenAI(**options, timeout=args.timeout, max_retries=0)
-        self.openai, self.store, self.args, self.secret, self.show = openai, store, args, key, show
-        self.url = clean_url(str(self.client.base_url))
-        self.path = "completions" if args.endpoint == "completions" else "chat/completions"
-        self.limiter = Limiter(args.rpm, args.tpm)
-        self.change, self.stopping = asyncio.Condition(), asyncio.Event()
-        self.busy, self.queue, self.failed, self.failing = 0, deque(), [], 0
-        self.error, self.reached, self.heard = None, False, False
+    `prompter` writes the request of a call, `reader` says whether an answer holds a label.
+    """
+
+    def __init__(self, store, client, prompter, reader, args):
+        self.store, self.client, self.prompter, self.reader = store, client, prompter, reader
+        self.args, self.limiter = args, Limiter(args.rpm, args.tpm)
+        self.stopping, self.error = asyncio.Event(), None
+        self.failed, self.failing, self.show = [], 0, None
+        self.twice, self.unlike = set(), True  # calls answered by a copy; whether replies differ
         self.structured = args.structured == "on" or bool(store.structured)
 
     async def run(self, calls):
-        """Make all calls; False where the budget ended before them."""
-        start, self.queue = time.monotonic(), deque(calls)
+        """Ask for all that the store lacks; False where the budget ended before that."""
+        start, left = time.monotonic(), [c for c in calls if c.key not in self.store.answers]
+        self.show, queue = Progress(self.store.wallet, len(left)), iter(left)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):  # let the calls in flight come home
             with suppress(ValueError, RuntimeError, NotImplementedError):
                 loop.add_signal_handler(number, self.interrupt, loop, number)
-        while self.args.structured == "auto" and self.store.structured is None and self.queue:
-            if self.stopping.is_set():
-                break
-            await self.work(self.try_schema, 1)
-        await asyncio.gather(*(self.work(self.answer) for _ in range(self.args.concurrency)))
+        await self.guard(self.work(queue, calls))
         if not self.store.file.closed:
             seconds = round(time.monotonic() - start, 3)
-            await self.store.append({"type": "session", "seconds": seconds, "url": self.url})
-        if self.error:
+            record = {"type": "session", "seconds": seconds, "url": self.client.url}
+            await self.store.append(record)
+        reached = isinstance(self.error, BudgetReached)
+        if self.error and not reached:
             raise self.error
-        if self.failed and not (self.reached and self.store.answers):
+        if self.failed and not (reached and self.store.answers):
             call, why = self.failed[-1]
             raise UserError(
                 f"{call.name}: no answer after {self.args.attempts} tries (the last: {why}); so "
-                f"{len(self.failed)} of {len(calls)}; run the same command again to continue, or "
+                f"{len(self.failed)} of {len(left)}; run the same command again to continue, or "
                 "with --replay to do without them"
             )
-        return not self.reached
+        return not reached
 
     def interrupt(self, loop, number):
         loop.remove_signal_handler(number)  # the second time, it ends at once
-        self.halt(KeyboardInterrupt())
+        self.stop(KeyboardInterrupt())
 
-    def halt(self, error):
-        self.error = self.error or error
+    def stop(self, error):
+        if self.error is None or isinstance(self.error, BudgetReached):
+            self.error = error
         self.stopping.set()
 
-    async def work(self, answer, most=math.inf):
-        """Take calls from the queue until it is empty or something has stopped the run."""
-        while self.queue and most and not self.stopping.is_set():
-            call, most = self.queue.popleft(), most - 1
-            try:
-                await answer(call)
-            except BudgetReached:
-                self.reached = True
-                self.stopping.set()
-            except Stopped:
+    async def guard(self, work):
+        """Do `work`; what ends it ends the run."""
+        try:
+            await work
+        except Stopped:
+            pass
+        except (BudgetReached, UserError, OSError) as error:
+            self.stop(error)
+
+    async def work(self, queue, calls):
+        """The first calls find out about schemas and labels, then the rest go side by side."""
+        while self.args.structured == "auto" and self.store.structured is None:
+            call = next(queue, None)
+            if call is None:
                 return
-            except (UserError, OSError) as error:
-                self.halt(error)
+            await self.try_schema(call)
+        while not self.has_label(calls) and not self.stopping.is_set():
+            first = list(islice(queue, self.args.brake))
+            if not first:
+                return
+            await self.answer_all(iter(first))
+        await self.answer_all(queue)
+
+    async def answer_all(self, queue):
+        async def answer_next():
+            for call in queue:  # the one iterator of them all
+                if self.stopping.is_set():
+                    return
+                await self.guard(self.answer(call))
+
+        await asyncio.gather(*(answer_next() for _ in range(self.args.concurrency)))
+
+    def has_label(self, calls):
+        """Whether an answer holds a label; a UserError where so many hold none: a brake."""
+        reasons = Counter()
+        for call in calls if self.args.brake else ():
+            reply = self.store.answers.get(call.key)
+            if reply:
+                target, why = self.reader.read(reply["text"], call.source, reply["finish"])
+                if target is not None:
+                    return True
+                reasons[why] += 1
+        if self.args.brake and reasons.total() >= self.args.brake:
+            told = ", ".join(f"{n:,} {why}" for why, n in reasons.most_common())
+            cut = reasons["truncated"] + reasons["empty"] and (
+                f"; {self.args.max_tokens} tokens may be too few, as where a model reasons first: "
+                "see --max-tokens and --extra"
+            )
+            raise UserError(
+                f"{self.store.path}: no label in the first {reasons.total():,} answers ({told})"
+                f"{cut or ''}; read them, then change the request and --output; --brake 0 goes on"
+            )
+        return not self.args.brake
 
     async def try_schema(self, call):
         """Find out by one call whether the server follows a JSON schema; the store keeps it."""
@@ -209,48 +338,84 @@ class Caller:
 
     async def answer(self, call):
         """Call until there is an answer; retry what may pass, stop at once at what will not."""
-        first, why = self.store.attempts[call.key] + 1, None
+        first = self.store.attempts[call.key] + 1
         for attempt in range(first, first + self.args.attempts):
-            last = attempt == first + self.args.attempts - 1
             await self.rest(self.limiter.take(call.estimate + call.worst[2]))
-            await self.reserve(call, attempt)
+            if not await self.store.wallet.reserve(call.key, attempt, call.worst):
+                raise BudgetReached
             try:
-                record = {"type": "call", "key": call.key, "attempt": attempt}
-                record |= {"worst": call.worst, "schema": self.structured}
-                await self.store.append(record)
-                await self.call_once(call, attempt, last)
+                if self.stopping.is_set():  # while it waited for room
+                    self.store.wallet.release(call.key, attempt)
+                    raise Stopped
+                await self.try_once(call, attempt)
                 self.failing = 0
                 return self.show()
             except Fault as fault:
-                why = fault.why
-                await self.take_fault(call, attempt, fault)
-                if call.key in self.store.answers:
+                last = fault
+                if await self.take_fault(call, attempt, fault):
                     return self.show()
-                if not last:
-                    await self.back_off(fault, attempt - first)
             finally:
-                await self.settle()
-        self.failed.append((call, why))
+                await self.store.wallet.settle()
+            if attempt + 1 < first + self.args.attempts:
+                await self.back_off(last, attempt - first)
+        self.failed.append((call, last.why))
         self.failing += 1
         if self.failing >= max(5, self.args.concurrency):  # the server is ill: no use in going on
             self.stopping.set()
 
-    async def reserve(self, call, attempt):
-        """Set the worst case of a call aside when it fits; calls in flight may make room."""
-        async with self.change:
-            while not self.store.fits(call.worst) and not self.stopping.is_set():
-                if not self.busy:
-                    raise BudgetReached
-                await self.change.wait()
-            if self.stopping.is_set():
-                raise Stopped
-            self.busy += 1
-            self.store.hold(call.key, attempt, call.worst, "call", self.structured)
+    async def try_once(self, call, attempt):
+        """One request, recorded before it is sent; its answer goes to the store."""
+        record = {"type": "call", "key": call.key, "attempt": attempt, "worst": call.worst}
+        await self.store.append(record)
+        body = self.prompter.write_request(call.source, self.structured)
+        start = time.monotonic()
+        raw = await self.client.ask(body, self.args.timeout)
+        seconds = round(time.monotonic() - start, 3)
+        try:
+            read_choice(raw)
+            usage, wrong = read_usage(raw, call.worst)
+        except (ValueError, AttributeError):
+            raise Fault("broken reply", raw=raw) from None
+        if self.is_copy(call, raw):
+            raise Fault("a copy of another reply", raw=raw)
+        extra = {"request": body, "seconds": seconds, **({"wrong": wrong} if wrong else {})}
+        await self.take(call, attempt, raw, 200, usage, **extra)
+        if wrong == "usage above the worst case":
+            raise UserError(
+                f"{call.name}: billed {usage[0]:,} + {usage[2]:,} tokens where {call.worst[0]:,} + "
+                f"{call.worst[2]:,} were possible, so no budget can be held; does the server know "
+                "the parameter max_tokens? (the answer is kept)"
+            )
 
-    async def settle(self):
-        async with self.change:
-            self.busy -= 1
-            self.change.notify_all()
+    def is_copy(self, call, raw):
+        """Whether a reply is another call's, sent twice: the store has it, id and all.
+
+        A server that answers so again gives all its replies one id, which then says nothing.
+        """
+        if not self.unlike or hash_reply(raw) not in self.store.replies:
+            return False
+        self.unlike = call.key not in self.twice
+        self.twice.add(call.key)
+        return self.unlike
+
+    async def take(self, call, attempt, raw, status, usage, **extra):
+        record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}
+        record |= {"usage": usage, "estimate": round(call.estimate, 1), **extra}
+        await self.store.append({**record, "raw": raw})
+
+    async def take_fault(self, call, attempt, fault):
+        """Record a try without an answer; True if this row has none, an error if none will."""
+        if fault.code in FILTERED | TOO_LONG and fault.free:  # other rows may have one
+            await self.take(call, attempt, fault.raw, fault.status, [0, 0, 0])
+            return True
+        if self.structured and self.store.structured is None and is_schema_refused(fault):
+            fault.free, fault.advice = True, fault.advice or "the server refuses a JSON schema"
+        record = {"type": "free" if fault.free else "lost", "key": call.key, "attempt": attempt}
+        await self.store.append({**record, "why": fault.why, "raw": fault.raw})
+        if fault.advice:
+            place = call.name if fault.status in (400, 413, 422) else self.client.url
+            raise UserError(f"{place}: {fault.advice}") from fault
+        return False
 
     async def rest(self, seconds):
         """Sleep, unless the run is stopped."""
@@ -267,95 +432,12 @@ class Caller:
             wait = min(60, self.args.backoff * 2**tried) * random.uniform(0.5, 1.5)
         elif wait > LONGEST_WAIT:
             raise UserError(
-                f"{self.url}: asks to wait {wait:,.0f} s ({fault.why}); run the same command then"
+                f"{self.client.url}: asks to wait {wait:,.0f} s ({fault.why}); run the same "
+                "command then"
             )
         if fault.status == 429:  # the limit is everyone's
             self.limiter.pause(wait)
         await self.rest(wait)
-
-    async def call_once(self, call, attempt, last):
-        """One request; its answer goes to the store, anything else is a Fault."""
-        body, start = call.make_body(self.structured), time.monotonic()
-        try:
-            raw, once = await asyncio.wait_for(self.send(call.key, body), self.args.timeout)
-        except asyncio.TimeoutError:
-            raise Fault("timeout") from None
-        seconds = round(time.monotonic() - start, 3)
-        try:
-            read_choice(raw)
-            usage, wrong = read_usage(raw, call.worst)
-        except (ValueError, AttributeError):
-            raise Fault("broken reply", raw=raw) from None
-        if wrong and once and not last:  # the same call again costs nothing there
-            raise Fault(wrong, raw=raw)
-        extra = {"request": body, "seconds": seconds, **({"wrong": wrong} if wrong else {})}
-        await self.take(call, attempt, raw, 200, usage, once, **extra)
-        if wrong == "usage above the worst case":
-            raise UserError(
-                f"{call.name}: billed {usage[0]:,} + {usage[2]:,} tokens where {call.worst[0]:,} + "
-                f"{call.worst[2]:,} were possible, so no budget can be held; does the server know "
-                "the parameter max_tokens? (the answer is kept)"
-            )
-
-    async def take(self, call, attempt, raw, status, usage, once=False, **extra):
-        record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}
-        record |= {"once": once, "schema": self.structured, "usage": usage}
-        record |= {"estimate": round(call.estimate, 1), **extra}
-        await self.store.append({**record, "raw": raw})
-
-    async def take_fault(self, call, attempt, fault):
-        """Record a call without an answer; raise if a retry cannot help."""
-        if fault.code in FILTERED | TOO_LONG and fault.free:  # this row has none, others may
-            return await self.take(call, attempt, fault.raw, fault.status, [0, 0, 0])
-        if self.structured and self.store.structured is None and is_schema_refused(fault):
-            fault.free, fault.advice = True, fault.advice or "the server refuses a JSON schema"
-        record = {"type": "free" if fault.free else "lost", "key": call.key, "attempt": attempt}
-        await self.store.append({**record, "why": fault.why, "raw": fault.raw})
-        if fault.advice:
-            place = call.name if fault.status in (400, 413, 422) else self.url
-            raise UserError(f"{place}: {fault.advice}") from fault
-
-    async def send(self, key, body):
-        """(raw reply, whether the server names our key); a Fault on anything else."""
-        name = f"{self.store.header['id']}-{key}{'-schema' * self.structured}"
-        api = self.client if self.path == "completions" else self.client.chat
-        known = {"prompt": ""} if self.path == "completions" else {"messages": []}
-        known["model"] = body["model"]  # the body goes as it is stored, over these
-        options = {"extra_headers": {"Idempotency-Key": name}, "extra_body": body}
-        try:
-            async with api.completions.with_streaming_response.create(**known, **options) as reply:
-                self.heard = True
-                echo = reply.headers.get("idempotency-key")
-                if echo not in (None, name):  # a stray one; left unread, its connection is closed
-                    raise Fault("reply to another call")
-                return self.hide(await reply.text()), echo == name
-        except self.openai.APIStatusError as error:
-            self.heard = True
-            if error.response.headers.get("idempotency-key") not in (None, name):
-                raise Fault("reply to another call") from None
-            fault = read_refusal(error)
-            fault.raw = self.hide(fault.raw)
-            fault.advice = fault.advice and self.hide(fault.advice)
-            raise fault from None
-        except (self.openai.APIConnectionError, OSError) as error:
-            raise self.read_failure(error) from None
-        except Exception as error:
-            if not type(error).__module__.startswith(("httpx", "httpcore")):
-                raise
-            raise Fault("connection lost") from None
-
-    def read_failure(self, error):
-        cause = error.__cause__ or error
-        if "Timeout" in type(cause).__name__:
-            return Fault("timeout", free=type(cause).__name__ == "ConnectTimeout")
-        if type(cause).__name__ == "ConnectError":  # never sent
-            advice = None if self.heard else f"cannot be reached ({cause}); check --base-url"
-            return Fault("no connection", free=True, advice=advice)
-        return Fault("connection lost")
-
-    def hide(self, text):
-        """`text` without the key, should a server repeat it."""
-        return text.replace(self.secret, "[key]") if self.secret else text
 
 
 def is_schema_refused(fault):
@@ -368,9 +450,3 @@ def is_json_object(text):
     with suppress(ValueError):
         return isinstance(json.loads(text), dict)
     return False
-
-
-def clean_url(url):
-    """`url` without a name, password or query, for messages and records."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"

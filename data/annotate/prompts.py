@@ -1,4 +1,4 @@
-"""Prompts for a task and what their answers say: instruction, examples, input (Appendix E).
+"""Prompts for a task: instruction, examples, input (Appendix E), and how many tokens they are.
 
 Reads:  nothing; the task's entry is passed in
 Writes: nothing
@@ -38,11 +38,7 @@ class Prompter:
     def __init__(self, args, task, pool):
         self.args, self.pool = args, pool
         self.labels, self.metric = list(task.labels), task.metric
-        names = "|".join(map(re.escape, sorted(self.labels, key=len, reverse=True)))
-        self.entity = re.compile(rf"\s*(.*?)\s*\[({names})\]", re.IGNORECASE | re.DOTALL)
-        self.instruction = (task.instruction or GENERIC[self.metric]).replace(
-            "{labels}", "{" + ", ".join(self.labels) + "}"
-        )
+        self.instruction = write_instruction(task)
         self.fixed = random.Random(f"{args.seed} fixed").sample(pool, len(pool))
         self.encode, self.tokenizer = load_tokenizer(args)
         self.known = {}  # tokens of a part of a prompt
@@ -65,7 +61,11 @@ class Prompter:
         return [*parts, f"Input: {' '.join(source.split())}\nOutput:"]
 
     def write_request(self, source, structured=False):
-        """The body of one call, as it is sent."""
+        """The body of one call, as it is sent. Logprobs change no answer, nor the call's key."""
+        asked = {"logprobs": 1 if self.args.endpoint == "completions" else True}
+        return self.write_body(source, structured) | (asked if self.args.logprobs else {})
+
+    def write_body(self, source, structured=False):
         instruction, *rest = self.write_parts(source, structured)
         body = {"model": self.args.model, "temperature": self.args.temperature}
         body["max_tokens"] = self.args.max_tokens
@@ -81,9 +81,17 @@ class Prompter:
         body |= self.args.extra
         return {key: value for key, value in body.items() if value is not None}
 
+    def show_request(self, source, structured):
+        """One whole prompt to read: what the model gets to see, and the fields beside it."""
+        body = self.write_request(source, structured)
+        parts = [body.pop("prompt")] if "prompt" in body else []
+        parts += [f"[{part['role']}]\n{part['content']}" for part in body.pop("messages", [])]
+        fields = json.dumps(body, ensure_ascii=False)
+        return "\n\n".join([*parts, f"[other fields]\n{fields}"]) + "\n"
+
     def make_call(self, name, source):
         """The Call of one source; `name` is for messages."""
-        body = json.dumps([self.args.structured, self.write_request(source)], sort_keys=True)
+        body = json.dumps([self.args.structured, self.write_body(source)], sort_keys=True)
         parts = self.write_parts(source)
         tokens = sum(map(self.count_tokens, parts)) + 8
         # No byte-level tokenizer makes more tokens than there are bytes. A count by the model's own
@@ -95,9 +103,9 @@ class Prompter:
         return Call(
             hashlib.sha256(body.encode()).hexdigest()[:32],
             name,
+            source,
             tokens,
             [math.ceil(most), 0, self.args.max_tokens],
-            lambda structured: self.write_request(source, structured),
         )
 
     def count_tokens(self, part):
@@ -116,59 +124,14 @@ class Prompter:
         schema = {"name": "annotation", "strict": True, "schema": make_object(fields)}
         return {"type": "json_schema", "json_schema": schema}
 
-    # --- answers ---
 
-    def parse(self, text, source, finish="stop"):
-        """(target, None) of an answer, or (None, why it is none): it is never made into a class."""
-        if finish in ("refusal", "too long"):
-            return None, finish
-        plain = self.read_json(text) if self.labels else text
-        if plain is None:
-            return None, "unparseable"
-        if not plain.strip():
-            return None, "empty"
-        if finish == "length" and self.metric != "classes":
-            return None, "truncated"
-        parse = {"classes": self.parse_class, "entities": self.parse_entities}.get(self.metric)
-        target = parse(plain, source) if parse else " ".join(plain.split())
-        if REFUSAL.match(plain) and (target is None or not parse):
-            return None, "refusal"
-        return (target, None) if target else (None, "unparseable")
-
-    def read_json(self, text):
-        """The plain form of an answer in JSON; any other text as it is; None if it is neither."""
-        try:
-            value = json.loads(re.sub(r"^```(json)?|```$", "", text.strip()))
-            if not isinstance(value, dict):
-                return text
-            if "entities" in value:
-                return " ".join(f"{pair['text']} [{pair['label']}]" for pair in value["entities"])
-            return str(value["label"])
-        except (KeyError, TypeError):
-            return None
-        except ValueError:
-            return text
-
-    def parse_class(self, text, source):
-        word = text.strip().splitlines()[0].removeprefix("Output:").strip(" \t\"'`*.")
-        return {label.casefold(): label for label in self.labels}.get(word.casefold())
-
-    def parse_entities(self, text, source):
-        """Entity [Label] ..., whole and with known labels only, or None."""
-        names = {label.casefold(): label for label in self.labels}
-        text = " ".join(text.strip().removeprefix("Output:").split())
-        rest = self.entity.sub("", text).strip(" .")
-        pairs = [(entity, names[name.casefold()]) for entity, name in self.entity.findall(text)]
-        source = " ".join(source.split())  # "[viral]" may be text; "[Food]" is an unknown label
-        odd = any("[" in entity and entity not in source for entity, _ in pairs)
-        if rest or odd or not all(entity for entity, _ in pairs):
-            return None
-        return " ".join(f"{entity} [{label}]" for entity, label in pairs)
-
-
-REFUSAL = re.compile(
-    r"\W*(I['’]m sorry|I am sorry|Sorry,|I can(no|['’])t|I am unable|I['’]m unable|As an AI)", re.I
-)
+def write_instruction(task):
+    """The instruction with the task's labels and, where its entry has them, their descriptions."""
+    text = (task.instruction or GENERIC[task.metric]).replace(
+        "{labels}", "{" + ", ".join(task.labels) + "}"
+    )
+    told = task.label_descriptions
+    return "\n".join([text, *(f"{label}: {told[label]}" for label in task.labels if label in told)])
 
 
 def make_object(fields):

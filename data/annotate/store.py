@@ -1,47 +1,47 @@
-"""The store of paid LLM answers: an append-only record of calls, and what they cost.
+"""The store of paid LLM answers: an append-only record of calls, and the wallet that pays them.
 
 Reads:  the store that gpt_annotate.py names, a JSONL file
 Writes: the same; it only grows
 Paper:  Appendix E: dollars per token
 
 A call goes through these records, each on the disk before the next step is taken:
-  call    it is about to be sent; its worst case (most tokens of the prompt, longest answer) is
+  call    a try is about to be sent; its worst case (most tokens of the prompt, longest answer) is
           set aside, so that the budget holds whatever becomes of it
-  free    the server refused it (an error below 500): nothing was billed
+  free    it was never sent, or refused (an error below 500): nothing was billed
   lost    no whole answer came (5xx, timeout, dropped connection, broken body): it may have been
           billed, so the worst case stays set aside; a run killed in mid-call leaves the same
-  answer  the raw reply and the tokens of its `usage`, which replace the worst case. Every retry
-          has the same Idempotency-Key; a server that names it in the reply bills all tries as one
-          (`once`), and what the lost ones held is set free
-A batch has `batch` in place of its calls (all their worst cases), `batch-id` when the server has
-taken it, `batch-end` when its answers are in.
+  answer  the raw reply and the tokens of its `usage`, which replace the worst case of this try
+Each retry is a call of its own. A batch has `batch` in place of its calls (all their worst cases),
+`batch-id` when the server has taken it, `batch-end` when its answers are in: what it then left
+unanswered and not lost was not billed. Stores of version 1 are read like those of version 2.
 """
 
 import asyncio
 import fcntl
+import hashlib
 import json
 import math
 import os
-import uuid
 from collections import Counter
 from contextlib import suppress
 from fractions import Fraction
 from typing import NamedTuple
 
-from data.costs.prices import parse_amount, price_tokens
-from data.files import UserError
+from data.costs.prices import price_tokens
+from data.files import UserError, parse_amount
 
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
+HEADING = b'{"type": "store"'
 
 
 class Call(NamedTuple):
-    """What is asked once: `make_body(structured)` is its request."""
+    """What is asked once, for one source."""
 
     key: str  # hash of model, parameters and prompt
     name: str  # for messages: which row of which file
+    source: str
     estimate: float  # tokens of the prompt
     worst: list  # the most it can cost, as tokens: prompt, cached (0), completion
-    make_body: object
 
 
 # --- money ---------------------------------------------------------------------------------
@@ -53,9 +53,8 @@ class Money:
     def __init__(self, model, prices, given=None):
         """`given` {"in", "cached", "out"}: USD per million tokens, in place of the list's."""
         if given:
-            given = {"cached": given["in"], **{k: v for k, v in given.items() if v is not None}}
-            given = {k: parse_amount(v, f"--price-{k}") for k, v in given.items()}
-            self.usd = {key: usd / 10**6 for key, usd in given.items()}
+            usd = {k: parse_amount(v, f"--price-{k}") for k, v in given.items() if v is not None}
+            self.usd = {k: v / 10**6 for k, v in {"cached": usd["in"], **usd}.items()}
         else:
             self.usd = price_tokens(prices, model)
         self.rows = [
@@ -75,64 +74,147 @@ class Money:
         return sum(self.cost(counts, kind) for kind, counts in tokens.items())
 
 
+class Wallet:
+    """A budget, what of it was paid by usage, and what is set aside for open calls."""
+
+    def __init__(self, money, budget=math.inf):
+        self.money, self.budget = money, budget
+        self.used, self.held = add_tokens([]), add_tokens([])
+        self.open = {}  # (key, attempt) -> (kind, its worst case)
+        self.billed = {}  # key -> (kind, tokens by usage) of its answer
+        self.in_flight, self.change = 0, asyncio.Condition()
+
+    def hold(self, key, attempt, kind, worst):
+        if (key, attempt) not in self.open:  # else set aside before its record was written
+            self.open[key, attempt] = kind, check_tokens(worst)
+            self.held[kind] = [a + b for a, b in zip(self.held[kind], worst, strict=True)]
+
+    def release(self, key, attempt):
+        kind, worst = self.open.pop((key, attempt), ("call", [0, 0, 0]))
+        self.held[kind] = [a - b for a, b in zip(self.held[kind], worst, strict=True)]
+
+    def pay(self, key, attempt, usage):
+        kind, _ = self.open.get((key, attempt), ("call", None))
+        self.billed[key] = kind, check_tokens(usage)
+        self.used[kind] = [a + b for a, b in zip(self.used[kind], usage, strict=True)]
+        self.release(key, attempt)
+
+    def fits(self, worst, kind="call"):
+        taken = self.money.sum(self.used) + self.money.sum(self.held)
+        return taken + self.money.cost(worst, kind) <= self.budget
+
+    async def reserve(self, key, attempt, worst):
+        """Set `worst` aside once it fits: calls in flight may make room. False if none can."""
+        async with self.change:
+            while not self.fits(worst):
+                if not self.in_flight:
+                    return False
+                await self.change.wait()
+            self.in_flight += 1
+            self.hold(key, attempt, "call", worst)
+            return True
+
+    async def settle(self):
+        """A reserved call has come home."""
+        async with self.change:
+            self.in_flight -= 1
+            self.change.notify_all()
+
+    def count_used(self, keys):
+        """Tokens by usage of the answers to `keys`, as `used`."""
+        return add_tokens(self.billed[key] for key in keys if key in self.billed)
+
+    def count_held(self, keys):
+        """Tokens set aside for `keys`, as `held`."""
+        return add_tokens(entry for (key, _), entry in self.open.items() if key in keys)
+
+
+def check_tokens(tokens):
+    """`tokens` if they are prompt, cached and completion tokens; else a ValueError."""
+    if len(tokens) != 3 or not all(type(n) is int and n >= 0 for n in tokens):
+        raise ValueError(f"no counts of tokens: {tokens}")
+    return tokens
+
+
+def add_tokens(parts):
+    """{"call", "batch": [prompt, cached, completion]}: sums of (kind, tokens)."""
+    sums = {"call": [0, 0, 0], "batch": [0, 0, 0]}
+    for kind, tokens in parts:
+        sums[kind] = [a + b for a, b in zip(sums[kind], tokens, strict=True)]
+    return sums
+
+
 # --- the store -----------------------------------------------------------------------------
 
 
 class Store:
     """The append-only record of all calls and answers; one process writes it at a time."""
 
-    def __init__(self, path, settings, money, budget=math.inf, write=True):
-        self.path, self.money, self.budget = path, money, budget
-        self.answers, self.open, self.attempts, self.batches = {}, {}, Counter(), {}
-        self.used = {"call": [0, 0, 0], "batch": [0, 0, 0]}  # tokens by usage
-        self.held = {"call": [0, 0, 0], "batch": [0, 0, 0]}  # tokens set aside
-        self.billed = {}  # key -> (kind, tokens by usage) of its answer
-        self.header, self.structured, self.faults, self.seconds = None, None, Counter(), 0.0
+    def __init__(self, path, settings, wallet, write=True):
+        self.path, self.wallet = path, wallet
+        self.answers, self.replies, self.batches = {}, set(), {}
         self.estimated = [0.0, 0]  # prompt tokens of the answered calls: by estimate, by usage
-        self.lines, self.count, self.written, self.file = [], 0, 0, None
+        self.header, self.lines, self.count, self.written, self.file = None, [], 0, 0, None
         self.lock = asyncio.Lock()
+        self.forget()
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(path, "ab")  # noqa: SIM115 - open, with its lock, until close()
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.file.close()
-                raise UserError(
-                    f"{path}: another process is writing it; wait until it has ended"
-                ) from None
         try:
+            if write:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.load(settings)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"{path}: another process is writing it; wait until it has ended"
+            ) from None
         except BaseException:
             self.close()
             raise
 
+    def forget(self):
+        """Counts that bind nothing: of tries and faults, the schema's decision, seconds."""
+        self.attempts, self.faults = Counter(), Counter()
+        self.structured, self.seconds = None, 0.0
+
     def load(self, settings):
         """Read all records, cut off a last line torn by a kill, begin an empty store."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data.rfind(b"\n") + 1
-        if self.file and whole < len(data):
-            self.file.truncate(whole)
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                self.apply(json.loads(line))
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                where = f"{self.path} line {number}"
-                raise UserError(f"{where}: not a record of such a store ({error!r})") from None
-            if self.header is None:
-                raise UserError(f"{self.path} line 1: not the heading of a store; choose another")
-        if self.answers or self.open:
+        whole = self.read() if self.path.exists() else 0
+        if self.answers or self.wallet.open:
             self.check_settings(settings)
-        elif self.file:
-            self.file.truncate(0)  # at most refused calls: other settings are welcome
-            header = {"type": "store", "version": 1, "id": uuid.uuid4().hex, "settings": settings}
-            self.attempts, self.faults = Counter(), Counter()
-            self.structured, self.seconds = None, 0.0
-            self.write(json.dumps(header, ensure_ascii=False) + "\n", 0)
-            self.apply(header)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            os.fsync(folder)  # its name, too
-            os.close(folder)
+        if not self.file:
+            return
+        if self.answers or self.wallet.open:
+            self.file.truncate(whole)
+            return
+        self.file.truncate(0)  # at most refused calls: other settings are welcome
+        self.forget()
+        header = {"type": "store", "version": 2, "settings": settings}
+        self.write(json.dumps(header, ensure_ascii=False) + "\n", 0)
+        self.apply(header)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        os.fsync(folder)  # its name, too
+        os.close(folder)
+
+    def read(self):
+        """Apply all whole records; the bytes they take. Another kind of file is refused."""
+        whole = 0
+        with open(self.path, "rb") as lines:  # which end at "\n" alone
+            for number, line in enumerate(lines, 1):
+                if number == 1 and not line.startswith(HEADING[: len(line)]):
+                    raise UserError(
+                        f"{self.path} line 1: not the heading of a store; choose another --store"
+                    )
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self.apply(json.loads(line))
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    where = f"{self.path} line {number}"
+                    raise UserError(f"{where}: not a record of such a store ({error!r})") from None
+                whole += len(line)
+        return whole
 
     def check_settings(self, settings):
         """Refuse a store made with other settings: all its answers would be paid for again."""
@@ -176,73 +258,46 @@ class Store:
 
     def apply(self, record):
         """Take a record into account: the same when it is made and when it is read again."""
-        kind, key = record["type"], record.get("key")
+        kind, key, attempt = record["type"], record.get("key"), record.get("attempt")
         if kind == "store":
-            self.header = record
+            self.header = {**record, "settings": dict(record["settings"])}
         elif kind == "call":
-            self.attempts[key] = record["attempt"]
-            self.hold(key, record["attempt"], record["worst"], "call", record["schema"])
+            self.attempts[key] = attempt
+            self.wallet.hold(key, attempt, "call", record["worst"])
         elif kind == "answer":
             self.take_answer(record)
         elif kind in ("free", "lost"):
             self.faults[record["why"]] += 1
             if kind == "free":
-                self.release(key, record["attempt"])
+                self.wallet.release(key, attempt)
+            elif attempt in self.batches:
+                self.batches[attempt]["lost"].add(key)
         elif kind == "batch":
-            self.batches[record["nonce"]] = {"id": None, "calls": record["calls"]}
+            self.batches[record["nonce"]] = {"id": None, "calls": record["calls"], "lost": set()}
             for key, worst in record["calls"].items():
-                self.hold(key, record["nonce"], worst, "batch")
+                self.wallet.hold(key, record["nonce"], "batch", worst)
         elif kind == "batch-id":
             self.batches[record["nonce"]]["id"] = record["id"]
-        elif kind == "batch-end":  # what it left unanswered was not billed
-            for key in self.batches.pop(record["nonce"])["calls"]:
-                if key not in self.answers:
-                    self.release(key, record["nonce"])
+        elif kind == "batch-end":
+            batch = self.batches.pop(record["nonce"])
+            for key in batch["calls"].keys() - self.answers.keys() - batch["lost"]:
+                self.wallet.release(key, record["nonce"])
         elif kind == "decision":
             self.structured = record["structured"]
         elif kind == "session":
             self.seconds += record["seconds"]
+        else:
+            raise ValueError(f"type {kind!r}")
 
     def take_answer(self, record):
-        key, attempt, usage = record["key"], record["attempt"], record["usage"]
+        key, usage = record["key"], record["usage"]
         self.answers[key] = read_choice(record["raw"], record["status"])
-        if record["once"]:
-            same = [call for call in self.open if call[0] == key]  # under one Idempotency-Key
-            for call in same:
-                if call[1] != attempt and self.open[call][2] == record["schema"]:
-                    self.release(*call)
+        self.replies |= {hash_reply(record["raw"])} - {None}
         if usage:  # else it is unknown, and the worst case stays
-            self.release(key, attempt)
-            kind = "batch" if attempt in self.batches else "call"
-            self.billed[key], used = (kind, usage), self.used[kind]
-            used[:] = [a + b for a, b in zip(used, usage, strict=True)]
-            if usage[0]:
+            self.wallet.pay(key, record["attempt"], usage)
+            if usage[0] and record["estimate"]:
                 self.estimated[0] += record["estimate"]
                 self.estimated[1] += usage[0]
-
-    def hold(self, key, attempt, worst, kind, schema=False):
-        if (key, attempt) in self.open:  # set aside before its record was written
-            return
-        self.open[key, attempt] = worst, kind, schema
-        self.held[kind] = [a + b for a, b in zip(self.held[kind], worst, strict=True)]
-
-    def release(self, key, attempt):
-        worst, kind, _ = self.open.pop((key, attempt), ([0, 0, 0], "call", False))
-        self.held[kind] = [a - b for a, b in zip(self.held[kind], worst, strict=True)]
-
-    def count_used(self, keys):
-        """Tokens by usage of the answers to `keys`, as `used`."""
-        return add_tokens(self.billed[key] for key in keys if key in self.billed)
-
-    def count_held(self, keys):
-        """Tokens set aside for `keys`, as `held`."""
-        return add_tokens(
-            (entry[1], entry[0]) for call, entry in self.open.items() if call[0] in keys
-        )
-
-    def fits(self, worst, kind="call"):
-        taken = self.money.sum(self.used) + self.money.sum(self.held)
-        return taken + self.money.cost(worst, kind) <= self.budget
 
     @property
     def calibration(self):
@@ -250,39 +305,52 @@ class Store:
         return self.estimated[1] / self.estimated[0] if self.estimated[0] else 1.0
 
 
-def add_tokens(parts):
-    """{"call", "batch": [prompt, cached, completion]}: sums of (kind, tokens)."""
-    sums = {"call": [0, 0, 0], "batch": [0, 0, 0]}
-    for kind, tokens in parts:
-        sums[kind] = [a + b for a, b in zip(sums[kind], tokens, strict=True)]
-    return sums
-
-
 def show_setting(value):
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def hash_reply(raw):
+    """A hash of a reply that has an id, and so is like no other; None for one without."""
+    with suppress(ValueError, AttributeError):
+        if json.loads(raw).get("id"):
+            return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
+    return None
 
 
 # --- replies -------------------------------------------------------------------------------
 
 
 def read_choice(raw, status=200):
-    """{"text", "finish", "model"} of a stored reply; a ValueError where it holds no answer."""
+    """{"text", "finish", "model", "confidence"} of a stored reply; a ValueError without answer."""
     reply = json.loads(raw)
     if status != 200:
-        code = read_error(reply)[1]
-        return {"text": "", "finish": "too long" if code in TOO_LONG else "refusal", "model": None}
+        finish = "too long" if read_error(reply)[1] in TOO_LONG else "refusal"
+        return {"text": "", "finish": finish, "model": None, "confidence": None}
     try:
         choice = reply["choices"][0]
         message = choice["message"] if "message" in choice else {"content": choice["text"]}
         finish = "refusal" if message.get("refusal") else choice.get("finish_reason")
         text = message.get("refusal") or message.get("content") or ""
+        if isinstance(text, list):  # parts, of which those of other types are no answer
+            text = "".join(part["text"] for part in text if part.get("type") == "text")
         if not isinstance(text, str):
             raise TypeError
     except (LookupError, TypeError, AttributeError):
         raise ValueError("a reply without an answer") from None
     finish = "refusal" if finish == "content_filter" else finish
-    return {"text": text, "finish": finish, "model": reply.get("model")}
+    confidence = read_confidence(choice.get("logprobs"))
+    return {"text": text, "finish": finish, "model": reply.get("model"), "confidence": confidence}
+
+
+def read_confidence(logprobs):
+    """Geometric mean of the probabilities of an answer's tokens, 0..1; None where not told."""
+    with suppress(LookupError, TypeError, AttributeError, ValueError, OverflowError):
+        tokens = logprobs.get("content")
+        values = [x["logprob"] for x in tokens] if tokens else logprobs["token_logprobs"]
+        mean = math.fsum(values) / len(values) if values else math.nan
+        return round(math.exp(min(0, mean)), 6) if math.isfinite(mean) else None
+    return None
 
 
 def read_error(body):
@@ -300,10 +368,12 @@ def read_usage(raw, worst):
     try:
         details = usage.get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens") or 0
-        tokens = [usage["prompt_tokens"], cached, usage.get("completion_tokens", 0)]
+        tokens = check_tokens([usage["prompt_tokens"], cached, usage.get("completion_tokens", 0)])
     except (AttributeError, LookupError):
         return None, "no usage"
-    if not all(type(count) is int and count >= 0 for count in tokens) or cached > tokens[0]:
+    except ValueError:
+        return None, "usage is no count of tokens"
+    if cached > tokens[0]:
         return None, "usage is no count of tokens"
     if tokens[0] * 32 < worst[0]:
         return None, "usage below what the prompt must have"

@@ -7,6 +7,7 @@ Paper:  section 2.5, Table 1, appendices A and E
 
 import csv
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from data.files import DATA, UserError, parse_amount, parse_price
 
 
 def show_usd(amount):
-    """Dollars and cents, rounded half to even: $1,300.00; None stays None."""
+    """Dollars and cents, rounded half to even: $1,300.00; below a cent two digits: $0.0034."""
+    if amount and 0 < amount < Fraction(1, 100):
+        return f"${Decimal(f'{float(amount):.1e}'):f}"
     return None if amount is None else f"${round(amount * 100) / 100:,.2f}"
 
 

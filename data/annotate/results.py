@@ -1,0 +1,220 @@
+"""What came of the calls: labels, predictions, counts, tokens and dollars, from the store alone.
+
+Reads:  the store that it is given; the file of right answers, if any
+Writes: labels.jsonl, predictions.jsonl, prompt.txt, annotation.json in the output folder
+Paper:  section 5 and Appendix E, Figures 6 and 7
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from importlib import metadata
+from typing import NamedTuple
+
+from data.annotate.answers import Reader
+from data.annotate.calls import SECRET, clean_url
+from data.annotate.prompts import Prompter
+from data.annotate.store import Money
+from data.costs.prices import price_tokens, show_usd, to_json
+from data.files import (
+    ROOT,
+    UserError,
+    parse_amount,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
+
+FILES = "labels.jsonl", "predictions.jsonl", "prompt.txt", "annotation.json"
+PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
+
+
+class Job(NamedTuple):
+    """What is to be labeled and how."""
+
+    args: object
+    prompter: Prompter
+    reader: Reader
+    money: Money
+    prices: list
+    labeled: list  # rows with a target in the order of drawing; the first ones are the examples
+    rows: list  # rows to label, in the order of labeling
+    calls: dict  # {source: its Call}; equal sources share one
+
+
+def read_answers(job, store):
+    """(rows of labels.jsonl, counts of labels and of what is none) in the order of the rows."""
+    labels, counts = [], Counter()
+    for row in job.rows:
+        source = row["source"]
+        reply = store.answers.get(job.calls[source].key)
+        if reply is None:
+            counts["missing"] += 1
+            continue
+        target, reason = job.reader.read(reply["text"], source, reply["finish"])
+        counts[reason or "valid"] += 1
+        told = {} if reply["confidence"] is None else {"confidence": reply["confidence"]}
+        if target is not None:
+            labels.append({"source": source, "target": target, **told})
+        elif job.args.keep_invalid:
+            labels.append({"source": source, "target": reply["text"], "invalid": reason, **told})
+    return labels, counts
+
+
+def read_predictions(job, store):
+    """Rows for evaluate.py: what is no label stays as it was said, and so counts as wrong."""
+    for row in job.rows:
+        reply = store.answers[job.calls[row["source"]].key]
+        target, _ = job.reader.read(reply["text"], row["source"], reply["finish"])
+        said = " ".join(reply["text"].split())
+        yield {key: row[key] for key in ("source", "target")} | {"prediction": target or said}
+
+
+def measure_accuracy(job, labels):
+    """Shares of right labels (and entities) where --gold has the answers."""
+    gold = {row["source"]: row["target"] for row in read_jsonl(job.args.gold)}
+    known = [(row["target"], gold[row["source"]]) for row in labels if row["source"] in gold]
+    if not known:
+        return None
+    shares = {"rows": len(known), "exact": sum(ours == right for ours, right in known) / len(known)}
+    if job.reader.metric == "entities":
+        find = job.reader.entity.findall
+        pairs = [(Counter(find(ours)), Counter(find(right))) for ours, right in known]
+        total = sum(right.total() for _, right in pairs)
+        shares["entities"] = sum((ours & right).total() for ours, right in pairs) / max(1, total)
+    return shares
+
+
+def summarize(job, store):
+    """labels.jsonl's rows and annotation.json's content; a store may hold more rows than these."""
+    args, money, wallet = job.args, job.money, store.wallet
+    labels, counts = read_answers(job, store)
+    invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
+    keys = {call.key for call in job.calls.values()}
+    used, held = wallet.count_used(keys), wallet.count_held(keys)
+    prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
+    paper = price_tokens(job.prices, PAPER_MODEL, "paper")
+    usd_paper = prompt * paper["in"] + completion * paper["out"]
+    models = Counter(reply["model"] for reply in store.answers.values() if reply["model"])
+    simulated = args.simulate is not None
+    name = f"simulated annotator ({100 * args.simulate:g}% correct)" if simulated else args.model
+    sure = [row["confidence"] for row in labels if "confidence" in row]
+    summary = {
+        "annotator": name, "task": args.task, "model": args.model, "models_seen": dict(models),
+        "items": len(job.rows), "labels": len(labels), "valid": counts["valid"],
+        "invalid": sum(invalid.values()), "invalid_reasons": invalid, "missing": counts["missing"],
+        **({"confidence": {"rows": len(sure), "mean": sum(sure) / len(sure)}} if sure else {}),
+        "calls": sum(store.attempts[key] for key in keys),
+        "answers": len(keys & set(store.answers)),
+        "store": str(store.path), "faults_of_the_store": dict(store.faults),
+        "llm_model": args.model,
+        "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
+        "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
+        "usd": to_json(money.sum(used)), "usd_paper": to_json(usd_paper),
+        "usd_possible": to_json(money.sum(held)),  # if lost answers were billed
+        "usd_per_million_tokens": {k: to_json(v * 10**6) for k, v in money.usd.items()},
+        "prices": money.rows or ["given by flag"],
+        "prompt_tokens": {
+            "estimated": round(store.estimated[0]), "counted": store.estimated[1],
+            "estimate_by": job.prompter.tokenizer,
+        },
+        "structured": args.structured == "on" or bool(store.structured),
+        "settings": store.header["settings"], "seconds": round(store.seconds, 3),
+    }  # fmt: skip
+    if args.gold:
+        summary["accuracy"] = measure_accuracy(job, labels)
+    return labels, summary
+
+
+def write_results(job, store):
+    """All files, each only if it says something new, so that make sees no change in a repeat."""
+    args = job.args
+    if not store.answers:
+        raise UserError(f"{store.path}: no answers yet")
+    labels, summary = summarize(job, store)
+    if summary["missing"] and (args.complete or args.predictions):
+        raise UserError(
+            f"{store.path}: {summary['missing']:,} of {len(job.rows):,} rows have no answer; a "
+            "larger --budget (make: BUDGET=USD) continues"
+        )
+    if not summary["valid"]:
+        told = show_reasons(summary)
+        text = f"no label in its {summary['answers']:,} answers ({told}); read them"
+        raise UserError(f"{store.path}: {text}")
+    own = [{key: row[key] for key in ("source", "target")} for row in job.labeled]
+    texts = {"labels.jsonl": write_lines([*own[: args.add_labeled], *labels])}
+    if args.predictions:
+        texts["predictions.jsonl"] = write_lines(read_predictions(job, store))
+    texts["prompt.txt"] = job.prompter.show_request(job.rows[0]["source"], summary["structured"])
+    for name, text in texts.items():
+        path = args.output / name
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_atomic(path, text)
+    path, known = args.output / "annotation.json", {}
+    with suppress(UserError):  # none, another's, or damaged: written anew
+        known = {**read_json(path), "provenance": None}
+    if known != {**summary, "provenance": None}:
+        write_json(path, {**summary, "provenance": describe_run(args)})
+    return summary
+
+
+def write_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def describe_run(args):
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"python": platform.python_version()}
+    with suppress(metadata.PackageNotFoundError):
+        versions["openai"] = metadata.version("openai")
+    files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
+    return {
+        "command": clean_command(sys.argv, os.environ.get("OPENAI_API_KEY", "").strip()),
+        "budget": to_json(args.budget) if args.budget else None,
+        "versions": versions,
+        "git_commit": commit or None,
+        "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
+    }
+
+
+def clean_command(words, key):
+    """A command line without the key and what an address may hold besides the place."""
+    text = shlex.join(clean_url(word) if "://" in word else word for word in words)
+    return text.replace(key, "[key]") if len(key) >= SECRET else text
+
+
+def show_reasons(summary):
+    return ", ".join(f"{n:,} {reason}" for reason, n in summary["invalid_reasons"].items())
+
+
+def show_result(args, summary):
+    """The result in a few lines, for stdout."""
+    usd, paper, possible = (
+        show_usd(parse_amount(summary[key], key)) for key in ("usd", "usd_paper", "usd_possible")
+    )
+    yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
+    if summary["invalid"]:
+        kept = "kept with their raw text" if args.keep_invalid else "left out"
+        yield f"{summary['invalid']:,} answers are no label ({show_reasons(summary)}); {kept}"
+    if summary["missing"]:
+        yield f"{summary['missing']:,} rows have no answer"
+    tokens = summary["llm_tokens"]
+    yield (
+        f"{summary['calls']:,} calls; {tokens['in']:,} new, {tokens['cached']:,} cached and "
+        f"{tokens['out']:,} answer tokens"
+    )
+    more = f"; up to {possible} more may have been billed for lost answers"
+    yield f"{usd} spent, {paper} at the paper's price" + (more if summary["usd_possible"] else "")
+    if "confidence" in summary:
+        yield f"probability of an answer's tokens: {summary['confidence']['mean']:.3f} in the mean"
+    for key, share in (summary.get("accuracy") or {}).items():
+        if key != "rows":
+            yield f"{100 * share:.1f}% right ({key}), against {args.gold}"
