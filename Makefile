@@ -193,7 +193,7 @@ $(TRAINED):
 
 $(DRAWN): | $(INSTALLED)
 	@$(PY) $(show) $(runs) --output $(MADE) > /dev/null
-	@echo $(MADE)/$@.png
+	@cat $(MADE)/$@.md; echo $(MADE)/$@.png
 
 table5 table7: | $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 $(PRINTED):

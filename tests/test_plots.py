@@ -129,6 +129,15 @@ def test_render_prints_and_writes_three_files(tmp_path, capsys):
     assert (tmp_path / "new" / "any.md").read_text() == tables.to_markdown(TABLE)
 
 
+def test_of_a_long_second_table_the_path_is_printed(tmp_path, capsys):
+    long = TABLE._replace(name="long", title="Cells", rows=TABLE.rows * 40)
+    tables.render([TABLE, long], tmp_path)
+    shown = tables.to_markdown(TABLE) + f"\nCells: {tmp_path}/long.md\n"
+    assert capsys.readouterr().out == shown
+    tables.render([TABLE, long])
+    assert capsys.readouterr().out.endswith(tables.to_markdown(long))
+
+
 def test_long_cells_and_notes_go_on_in_further_lines():
     words = " ".join(f"word{i}" for i in range(40))
     table = tables.Table("t", "T", ["A", "Text"], [["a", words], ["b", "|"]], [words], 2, wide=1)

@@ -6,7 +6,7 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 """
 
 from data.costs.grid import LLM_EXAMPLES
-from data.costs.prices import name_llm
+from data.costs.prices import name_llm, show_price
 from data.plots.notes import LIMITS, keep
 from data.plots.paired import compare, pair_scores
 from data.plots.tables import join, show_count, show_dollars, show_gap
@@ -65,7 +65,7 @@ def lay_group(study, cells, tested):
         "Ann.": show_once(ann, heads),
         "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
         f"Dist. from [{teacher.show()}]": show_once(dist, heads),
-        "  A40-hours / rows distilled": [
+        f"  {study.gpu}-h / rows distilled": [
             f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
             if c.unlabeled
             else None
@@ -77,7 +77,7 @@ def lay_group(study, cells, tested):
         lines |= lay_llm(study, cells)
     if any(score.has_released() for score in ann + dist):
         lines["Ann., released"] = [score.show("released") for score in ann]
-        label = f"Dist. [{teacher.show('released')}], released"
+        label = f"Dist. [{teacher.show_mean('released') or '–'}], released"
         lines[label] = [score.show("released") for score in dist]
     lines["Constant predictor"] = [show_constant(ann + dist), *[""] * (len(cells) - 1)]
     invalid = [[score.show_mean("invalid_rate") for score in pair] for _, *pair in both]
@@ -146,6 +146,8 @@ def lay_budgets(studies):
     if not same:
         rows = [row + [""] * (width + 2 - len(row)) for row in rows]
         heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
+    rates = {f"{s.gpu} at {show_price(s.usd_per_gpu_hour)}": None for s in studies}
+    hours = ", ".join(rates)
     shown, llm = str(rows), any(c.llm_labels for study in studies for c in study.cells)
     notes = keep(
         [
@@ -162,10 +164,9 @@ def lay_budgets(studies):
             (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
             (
                 True,
-                "Labels bought: on top of N. A40-hours: what the dollars buy at the paper's "
-                "$1.875; rows: what they distil after the teacher is paid; N/A: they don't cover "
-                "it. [Its teacher's]. Training on labels, about $1 in the paper (footnote 1), is "
-                "left out.",
+                f"Labels bought: on top of N. Hours: what the dollars buy, {hours}; rows: what "
+                "they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's]. "
+                "Training on labels, about $1 in the paper (footnote 1), is left out.",
             ),
             (
                 " of " in shown or "as +" in shown,

@@ -32,8 +32,11 @@ COUNTS = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabel
 
 def read_csv(path, columns):
     """The rows of a CSV file as dicts; a UserError where it has no rows or lacks a column."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
     lacking = [name for name in columns if not rows or rows[0].get(name) is None]
     if lacking:
         raise UserError(
@@ -144,6 +147,7 @@ class Study:
         self.measured = getattr(args, "dollars", "planned") == "measured"
         terms = make_terms(task, books["paper"].prices)
         self.usd_per_label, seeds = terms.usd_per_label, parse_seeds(args.seeds)
+        self.gpu, self.usd_per_gpu_hour = terms.gpu, terms.usd_per_gpu_hour
         limits = {"prepared": args.prepared, "llm": self.llm}
         self.cells = cells(args.command, task, args.scale, seeds, terms, **limits)
         self.unit = 1 if self.own else load_scale(args.scale)["divide_by"]
@@ -307,7 +311,8 @@ class Score:
         found = (
             known.get(name_released(metric), strict) if self.study.rule == "released" else strict
         )
-        return tuple(found) if isinstance(found, list) and len(found) == 2 else None
+        good = isinstance(found, list) and [type(each) for each in found] == [float, float]
+        return tuple(found) if good else None
 
     def count_rows(self):
         """Test rows behind the score; None without a finished run."""

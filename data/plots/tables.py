@@ -48,6 +48,7 @@ MISSING = "–"
 NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among them
 WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
+LONG = 60  # rows
 PAGE = 100  # characters of a LaTeX table before it takes both columns of a page
 
 
@@ -224,7 +225,7 @@ def to_tex(table):
 
 def render(tables, output=None):
     """Write each table in the folder `output`, if one is given, as .md, .csv and .tex; then, when
-    all files are there, print them as Markdown."""
+    all files are there, print them as Markdown, of a long one after the first its path alone."""
     for table in tables:
         for row in table.rows:
             if len(row) != len(table.columns):  # our own mistake
@@ -234,5 +235,8 @@ def render(tables, output=None):
     for table in tables if output else ():
         for suffix, convert in formats.items():
             write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
-    for table in tables:
-        print(to_markdown(table), end="")
+    for i, table in enumerate(tables):
+        if i and output and len(table.rows) > LONG:
+            print(f"\n{table.title}: {Path(output) / table.name}.md")
+        else:
+            print("\n" * bool(i) + to_markdown(table), end="")
