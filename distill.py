@@ -959,6 +959,7 @@ OURS = {  # Trainer's flags that have another name here, or no place
     "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
     "train_sampling_strategy": "has no effect: batches are always of similar length",
     "label_smoothing_factor": "is no part of the loss",
+    "push_to_hub": "would send checkpoints; send the end by: hf upload REPOSITORY OUTPUT/model",
     "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
     **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
 }
@@ -966,13 +967,19 @@ BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seco
 PAUSE = 600
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
-    r"output|(model|train|dev)$|log|sav|report|run_name|disable|hub|push|project|trackio|dataloader"
+    "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
 )
 
 
 def fail(message):
     """Stop with one `error:` line on stderr and exit code 1."""
     sys.exit(f"error: {message}")
+
+
+def say(training, text):
+    """A line on stderr, of one process."""
+    if training.process_index == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_limits(flags):
@@ -1038,6 +1045,9 @@ def read_training(args, rest):
         )
         if training.eval_strategy != "no" and not getattr(args, "dev", None):
             raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
+        trackers = transformers.integrations.get_reporting_integration_callbacks
+        for tracker in trackers(training.report_to):
+            tracker()  # refused where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
@@ -1071,7 +1081,7 @@ def raise_steps(args, training, rows):
 
 def write_json(path, value):
     """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.new")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False, default=str)
         file.flush()
@@ -1114,7 +1124,7 @@ def run_folder(output):
         print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        fail(f"{error.filename or output}: {error.strerror or error}")
+        fail(f"{error.filename or output}: {error.strerror or str(error).splitlines()[0]}")
     except (ValueError, ImportError, RuntimeError) as error:
         explain(error, output)
         raise
@@ -1146,8 +1156,8 @@ def explain(error, output):
     if isinstance(error, torch.OutOfMemoryError):
         fail(f"{output}: out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half")
     writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
-    if re.search(writing, str(error)) and shutil.disk_usage(output).free < 2**24:
-        fail(f"{output}: the disk is full; make room, then run the same command again")
+    if re.search(writing, str(error)):
+        fail(f"{output}: the disk is full, or a quota; make room and run the same command again")
     if not isinstance(error, RuntimeError):
         fail(f"{output}: {text}")
 
@@ -1188,9 +1198,8 @@ def open_run(args, training, data, model, **more):
         )
     if (output / "training.json").exists():
         if read_json(output / "training.json") and (output / "model" / "config.json").exists():
-            print(f"[{output.name}] already trained", file=sys.stderr)
-            return None
-        print(f"[{output.name}] training.json or model/ is damaged: trained again", file=sys.stderr)
+            return say(training, f"[{output.name}] already trained")
+        say(training, f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
 
 
@@ -1400,8 +1409,8 @@ def find_checkpoint(output, training):
     for folder in (output / "checkpoints").glob("checkpoint-*"):
         if is_whole(folder, training):
             found[read_json(folder / "trainer_state.json")["global_step"]] = folder
-        elif training.process_index == 0:
-            print(f"[{output.name}] {folder.name} is not whole: passed over", file=sys.stderr)
+        else:
+            say(training, f"[{output.name}] {folder.name} is not whole: passed over")
     return found[max(found)] if found else None
 
 
@@ -1443,11 +1452,9 @@ def fit(trainer, args, settings, record, start):
         progress.release()
     state = trainer.state
     if progress.signal and state.global_step < state.max_steps:
-        if progress.main:
-            kept = training.save_strategy != "no"
-            text = "the same command goes on from there" if kept else "without a checkpoint"
-            text = f"error: {output.name}: stopped at step {state.global_step:,}; {text}"
-            print(text, file=sys.stderr)
+        kept = training.save_strategy != "no"
+        text = "the same command goes on from there" if kept else "without a checkpoint"
+        say(training, f"error: {output.name}: stopped at step {state.global_step:,}; {text}")
         sys.exit(128 + progress.signal)
     losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
     steps = np.diff([0, *(step for step, _ in losses)])
@@ -1490,6 +1497,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     os.replace(temporary, output / "model")
     record["seconds"]["save"] = time.monotonic() - start
     record |= describe_run(trainer.args, read_json(output / "config.json"), gpus)
+    if (output / "checkpoints" / "runs").exists():  # what a tracker wrote
+        shutil.copytree(output / "checkpoints" / "runs", output / "runs", dirs_exist_ok=True)
     write_json(output / "training.json", record)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return record

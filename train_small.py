@@ -100,7 +100,6 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
 )
-from transformers.integrations import get_reporting_integration_callbacks
 
 
 # same in: train_small.py, train_teacher.py, distill.py
@@ -370,7 +369,8 @@ def read_training(args, rest):
         )
         if training.eval_strategy != "no" and not getattr(args, "dev", None):
             raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
-        for tracker in get_reporting_integration_callbacks(training.report_to):
+        trackers = transformers.integrations.get_reporting_integration_callbacks
+        for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
