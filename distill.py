@@ -132,6 +132,7 @@ def check_flags(parser, args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
     parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
@@ -1116,18 +1117,26 @@ def hash_model(model):
 @contextlib.contextmanager
 def run_folder(output):
     """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         output.mkdir(parents=True, exist_ok=True)
         with lock(output / ".lock"):
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (error.args or [signal.SIGINT])[0])
     except OSError as error:
         fail(f"{error.filename or output}: {error.strerror or str(error).splitlines()[0]}")
     except (ValueError, ImportError, RuntimeError) as error:
         explain(error, output)
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

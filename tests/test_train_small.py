@@ -201,14 +201,12 @@ def test_a_signal_ends_with_a_checkpoint_and_the_same_command_goes_on(
     assert same_weights(whole, run)
 
 
-def test_ctrl_c_before_training_is_one_line(world, tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_small, "load_model", interrupt)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_training_is_one_line(world, tmp_path, capsys, monkeypatch, number, code):
+    monkeypatch.setattr(train_small, "load_model", lambda *args: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stop:
         train_small.main(list_flags(world, tmp_path / "run"))
-    assert stop.value.code == 130
+    assert stop.value.code == code
     assert capsys.readouterr().err == "error: run: interrupted; run the same command again\n"
     assert not list((tmp_path / "run").iterdir())
 
