@@ -336,6 +336,7 @@ ODD = {  # what metrics.json is or holds -> words of the error
     '"metrics": 5': "'metrics': must be an object",
     '"signature": null': "'signature': must be a text",
     '"training": [1]': "'training': must be an object",
+    '"provenance": [1]': "'provenance': must be an object",
     '"task": "fever"': "entity_f1 of task 'fever', not entity_f1 of 'wlp'",
     '"metric": "accuracy"': "accuracy of task 'wlp', not entity_f1 of 'wlp'",
     '"metrics": {"entity_f1": "x"}': "'entity_f1': must be a number",

@@ -98,8 +98,9 @@ def read_metrics(path, task, metric):
             need(found, key, kind, path)
         for key, value in found["metrics"].items():
             check_kind(value, float, f"{path}: {key!r}")
-        if found.get("training") is not None:
-            need(found, "training", dict, path)
+        for key in ("training", "provenance"):
+            if found.get(key) is not None:
+                need(found, key, dict, path)
         known = metric in found["metrics"] and found["metric"] in (metric, name_released(metric))
         if not known or found["task"] != task:
             theirs = f"{found['metric']} of task {found['task']!r}"
@@ -154,18 +155,16 @@ class Study:
         self.figure = args.command.startswith("fig")
         self.number = int(args.command.removeprefix("fig").removeprefix("table"))
         # Points of the paper stand in a figure only where counts and dollars are the same.
-        tables = ((2, 3, 11) if self.unit == 1 and not self.own else ()) if self.figure else None
-        tables = (self.number,) if tables is None else tables
+        same = self.unit == 1 and not self.own
+        tables = (self.number,) if not self.figure else (2, 3, 11) if same else ()
         self.printed = [r for r in load_scores() if r["table"] in tables and r["task"] == task.name]
         self.read, self.records, self.parts, self.first = {}, {}, {}, None
 
     def load(self, run):
         """metrics.json of a run, checked; None where the run is missing or not finished."""
         if run not in self.read:
-            path = self.folder / run / "metrics.json"
-            self.read[run] = (
-                read_metrics(path, self.task.name, self.metric) if path.exists() else None
-            )
+            path, place = self.folder / run / "metrics.json", (self.task.name, self.metric)
+            self.read[run] = read_metrics(path, *place) if path.exists() else None
             if self.read[run] and not run.startswith("prompted"):  # which answers to some rows
                 self.check_rows(path, self.read[run])
         return self.read[run]
@@ -183,7 +182,6 @@ class Study:
         """What a run used as costs.py reads it, None where that isn't recorded."""
         if run not in self.records:
             there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
-            there = there or (self.folder / run / "training.json").exists()
             self.records[run] = read_record(self.folder / run) if there else None
         return self.records[run]
 
@@ -198,10 +196,8 @@ class Study:
         """The strict score of a run on the rows that an LLM answered; None where they are not
         known: no row_scores.json, or rows that the two don't share."""
         place = find_annotation(self.folder / prompted)
-        paths = [
-            self.folder / run / "predictions.jsonl",
-            place and place.parent / "predictions.jsonl",
-        ]
+        paths = [self.folder / run, place and place.parent]
+        paths = [folder and folder / "predictions.jsonl" for folder in paths]
         if not self.rows(run) or not all(path and path.exists() for path in paths):
             return None
         mine, asked = ([(str(r["source"]), str(r["target"])) for r in read_jsonl(p)] for p in paths)
