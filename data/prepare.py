@@ -385,7 +385,7 @@ def keep_splits(args, sources):
         files = find_files(args.data, args.task, sources)
     change = find_changed_splits(read_json(path), args.asked, map(str, files.values()))
     if change and not args.redo:
-        raise UserError(f"{args.output}: {change} since these splits were made: {REDO}")
+        raise UserError(f"{args.output}: {change}; {REDO}")
     return not change
 
 

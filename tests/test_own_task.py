@@ -1,10 +1,12 @@
 """README's task of one's own, from its folder and entry to a table, through the real commands."""
 
+import itertools
 import json
 import math
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from data.costs.budget import make_terms, plan
 from data.costs.grid import cells, grid
 from data.costs.prices import load_prices
 from data.costs.runs import parse_run
-from data.files import UserError
+from data.costs.stale import hash_file
+from data.files import UserError, write_json
 from data.tasks import load_task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,8 +119,8 @@ def test_from_the_folder_to_table_2(project):
     assert "+$20" in heading and "N (initial $)" in heading
     ann = next(row for row in rows if "| Ann." in row)
     assert "100 ($10)" in ann
-    assert "333 unlabeled rows planned, 90 exist" in made.stdout
-    assert "300 labels planned, 216 exist" in made.stdout  # a tenth of train's 240 is dev
+    assert "90 of 333" in made.stdout and "only x exist" in made.stdout
+    assert "+116 of 200" in made.stdout  # a tenth of train's 240 is dev
     assert "as the task's entry has them" in made.stdout and "divided by" not in made.stdout
     scores = {
         path.parent.name: json.loads(path.read_text())
@@ -206,9 +209,20 @@ def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
         found = cells(figure, task, **limits)
         runs = [(cell.labels, cell.budget_usd, str(cell.runs)) for cell in found]
         assert len(set(runs)) == len(runs) and {run[0] for run in runs} == {100, 216}
+    (cell,) = [c for c in cells("table2", task, **limits) if (c.labels, c.budget_usd) == (100, 20)]
+    assert (cell.extra_labels, cell.bought_labels) == (200, 116)  # planned, and really there
     names = {run.name for run in grid("fig3", task, **limits)}
     assert {"teacher-n216-s0", "small-n216-s0"} <= names
     assert max(parse_run(name).labels for name in names) == 216
+
+
+def test_a_folder_with_few_labels_has_every_figure(project):
+    """N of 100 twice, for few_shot_n and labels_n, in 60 rows: one N, and no traceback."""
+    task = load_task(f"mine={project / 'remarks' / 'task.json'}")
+    for rows in (60, 100):
+        for figure in ("fig4", "fig5"):
+            found = cells(figure, task, rows={"train": rows, "unlabeled": 9})
+            assert {cell.labels for cell in found} == {min(rows, 100)}
 
 
 def test_files_of_a_windows_program_are_read(project):
@@ -227,3 +241,103 @@ def test_files_of_a_windows_program_are_read(project):
     done = call(project, sys.executable, *flags)
     assert done.returncode == 1
     assert "no rows are left for train (240 rows dropped: their source is in test)" in done.stderr
+
+
+# --- results that are out of date -----------------------------------------------------------
+
+
+def finish_runs(project, *words):
+    """What `make -n` would train, as finished runs whose records say the command and the data."""
+    done = make(project, "-n", "table2", *words)
+    assert done.returncode == 0, done.stderr
+    task = load_task(f"mine={project / 'remarks' / 'task.json'}")
+    for line in done.stdout.splitlines():
+        command = shlex.split(line)
+        if "--strategy" in command:
+            flags = dict(itertools.pairwise(command))
+            data = project / (flags.get("--unlabeled") or flags["--train"])
+            folder = project / flags["--output"]
+            record = {"command": shlex.join(command[1:]), "data_sha256": hash_file(data)}
+            write_json(folder / "training.json", record)
+            test = {"data_sha256": hash_file(data.parent / "test.jsonl")}
+            scored = {"task_sha256": task.hash_rules(), "provenance": test, "training": record}
+            write_json(folder / "metrics.json", scored)
+
+
+def list_redone(project, *words):
+    """Runs that REDO=1 removes, after make has refused to show them; [] where it shows them."""
+    before = {path.parent.name for path in project.glob("runs/mini-remarks/mine/*/training.json")}
+    done = make(project, "-n", "table2", *words)
+    if not done.returncode:
+        return []
+    assert done.stderr.count("error:") == 1 and "REDO=1" in done.stderr, done.stderr
+    assert "since" in done.stderr and "plots.py" not in done.stdout
+    flags = [f"--train-flags={word.partition('=')[2]}" for word in words]
+    line = (
+        f"costs.py rules --for table2 --task mine --data {words_data(words)} --redo --prepare-flags"
+    )
+    redone = call(project, sys.executable, *line.split(), "--test-rows 500", *flags)
+    assert redone.returncode == 0, redone.stderr
+    there = project.glob("runs/mini-remarks/mine/*/metrics.json")
+    return sorted(before - {path.parent.name for path in there})
+
+
+def words_data(words):
+    return next((word.partition("=")[2] for word in words if word.startswith("DATA=")), "remarks")
+
+
+def test_results_out_of_date_are_refused_and_exactly_those_made_again(project):
+    entry, folder = project / "remarks" / "task.json", project / "remarks"
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    shutil.rmtree(project / "data" / "prepared", ignore_errors=True)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    finish_runs(project)
+    everything = ["dist-n100-u90-s0", "small-n100-s0", "small-n200-s0", "small-n216-s0"]
+    everything.append("teacher-n100-s0")
+
+    def edit(**change):
+        entry.write_text(json.dumps({**json.loads(entry.read_text()), **change}))
+
+    def undo():
+        for path, text in kept.items():
+            path.write_bytes(text)
+        finish_runs(project)
+
+    assert list_redone(project) == []
+    prices = project / "data" / "prices.csv"
+    prices.write_text(prices.read_text().replace(",hour,1.875,", ",hour,1.885,"))
+    edit(title="Other", gpu="A40")
+    assert list_redone(project) == []  # neither a price nor a word of the entry trains anything
+    edit(mini={"dist": {"epochs": 7}})
+    assert list_redone(project) == ["dist-n100-u90-s0"]
+    undo()
+    edit(mini={"teacher": {"epochs": 7}})
+    assert list_redone(project) == ["dist-n100-u90-s0", "teacher-n100-s0"]  # which it learned from
+    for change in ({"max_target_length": 12}, {"prefix": "note: "}, {"labels": [*WORDS, "NONE"]}):
+        undo()
+        edit(**change)
+        assert list_redone(project) == everything
+    undo()
+    assert list_redone(project, "TRAIN_FLAGS=--max-steps 5") == everything
+    undo()
+    row = {"source": "a lamp nobody has seen, so quick", "target": "GOOD"}
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    refused = make(project, "table2")
+    assert "train.jsonl changed since these splits were made" in refused.stderr
+    assert "small-n100-s0" in list_redone(project)
+
+
+def test_another_folder_of_the_same_name_and_an_old_run_are_told(project):
+    shutil.copytree(project / "remarks", project / "v2" / "remarks")
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    shutil.rmtree(project / "data" / "prepared", ignore_errors=True)
+    finish_runs(project)
+    done = make(project, "-n", "table2", "DATA=v2/remarks")
+    assert done.returncode and "v2/remarks/train.jsonl was not read for these splits" in done.stderr
+    done = make(project, "-n", "table2", "PREPARE_FLAGS=--test-rows 5")
+    assert done.returncode and "--test-rows 5" in done.stderr
+    path = next(project.glob("runs/mini-remarks/mine/small-*/training.json"))
+    path.write_text("{}")
+    done = make(project, "-n", "table2")
+    assert done.returncode and "a run of an older version" in done.stderr

@@ -37,7 +37,8 @@ class Cell(NamedTuple):
     runs: dict
     notes: tuple = ()
     budget_usd: Fraction = None  # additional dollars; None where the table fixes counts instead
-    extra_labels: int = None
+    extra_labels: int = None  # that the dollars buy; so many of them the data really has:
+    bought_labels: int = None
     annotate_usd: Fraction = None
     gpu_hours: int = None
     unlabeled: int = None
@@ -110,8 +111,9 @@ class Layout:
 
     def keep_distinct(self, counts, rows):
         """`counts` up to the first that takes all `rows` there are, as more would be the same."""
+        counts = list(dict.fromkeys(counts))
         whole = [count for count in counts if rows is not None and count >= rows]
-        return [count for count in dict.fromkeys(counts) if count not in whole[1:]]
+        return [count for count in counts if count not in whole[1:]]
 
     def count_unlabeled(self, terms, labels, usd):
         """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
@@ -130,37 +132,52 @@ class Layout:
     def at_budget(self, labels, budget, also=(), student="small", teacher="xxl"):
         """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
         names further strategies that train on the bought labels."""
-        wanted, usd = labels // self.unit, Fraction(budget) / self.unit
-        n, _ = self.cap(wanted, self.train_rows, "labels")
-        size, terms, notes = {"student": student, "teacher": teacher}, self.terms, ()
+        usd, size = Fraction(budget) / self.unit, {"student": student, "teacher": teacher}
+        n, _ = self.cap(labels // self.unit, self.train_rows, "labels")
+        terms, notes = self.terms, ()
         if (student, teacher) != ("small", "xxl"):
             known = self.parameters
             priced, asked = (known["small"], known["xxl"]), (known[student], known[teacher])
             terms = scale_terms(terms, priced, asked)
             notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
-        extra = math.floor(usd / terms.usd_per_label)
+        cell = Cell(terms.task, n, n * terms.usd_per_label, {}, notes, usd)
+        cell = self.add_labels(cell, terms, labels // self.unit, also, student)
+        cell = self.add_distilling(cell, terms, size)
+        return self.add_llm(cell, terms) if self.llm and terms.usd_per_llm_label else cell
+
+    def add_labels(self, cell, terms, wanted, also, student):
+        """Ann.: `cell` with the labels that its dollars buy, on top of `wanted`, and their runs."""
+        extra = math.floor(cell.budget_usd / terms.usd_per_label)
         total, note = self.cap(wanted + extra, self.train_rows, "labels")
-        wanted = self.count_unlabeled(terms, n, usd) if budget else 0
-        rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
         runs = {each: self.make_runs(each, total) for each in also}
         runs["small"] = self.make_runs("small", total, student=student)
-        runs["teacher"] = self.make_runs("teacher", n, teacher=teacher) if rows else None
-        runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size) if rows else None
-        plans = {"budget_usd": usd, "extra_labels": extra}
-        plans["annotate_usd"] = extra * terms.usd_per_label
-        plans["teacher_usd"] = self.price_distilling(terms, n, 0)
+        plans = {"extra_labels": extra, "annotate_usd": extra * terms.usd_per_label}
+        plans |= {"bought_labels": total - cell.labels, "notes": (*cell.notes, *note)}
+        return cell._replace(runs={**cell.runs, **runs}, **plans)
+
+    def add_distilling(self, cell, terms, size):
+        """Dist.: the teacher on N labels and the rows that what is left of the dollars distils."""
+        n, usd = cell.labels, cell.budget_usd
+        wanted = self.count_unlabeled(terms, n, usd) if usd else 0
+        rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
+        teachers = self.make_runs("teacher", n, teacher=size["teacher"])
+        runs = {"teacher": teachers, "dist": self.make_runs("dist", n, unlabeled=rows, **size)}
+        plans = {"teacher_usd": self.price_distilling(terms, n, 0), "notes": (*cell.notes, *cut)}
         if rows:
-            plans["gpu_hours"] = math.ceil(usd / terms.usd_per_gpu_hour)
-            plans["unlabeled"], plans["wanted"] = rows, wanted
-            plans["distill_usd"] = self.price_distilling(terms, n, rows)
-        if self.llm and terms.usd_per_llm_label is not None and budget:
-            count = math.floor(usd / terms.usd_per_llm_label)
-            count, more = self.cap(count, self.unlabeled_rows, "rows for an LLM")
-            plans["llm_labels"], notes = count, notes + more
-            plans["llm_usd"] = count * terms.usd_per_llm_label
-            runs["llm"] = self.make_runs("llm", n, llm_labels=count)
-        notes += (*note, *cut)
-        return Cell(terms.task, n, n * terms.usd_per_label, runs, notes, **plans)
+            plans |= {"gpu_hours": math.ceil(usd / terms.usd_per_gpu_hour), "unlabeled": rows}
+            plans |= {"wanted": wanted, "distill_usd": self.price_distilling(terms, n, rows)}
+        runs = runs if rows else dict.fromkeys(runs)
+        return cell._replace(runs={**cell.runs, **runs}, **plans)
+
+    def add_llm(self, cell, terms):
+        """LLM: the labels that the dollars buy of one, beside the N of people."""
+        if not cell.budget_usd:
+            return cell
+        count = math.floor(cell.budget_usd / terms.usd_per_llm_label)
+        count, note = self.cap(count, self.unlabeled_rows, "rows for an LLM")
+        runs = {**cell.runs, "llm": self.make_runs("llm", cell.labels, llm_labels=count)}
+        plans = {"llm_labels": count, "llm_usd": count * terms.usd_per_llm_label}
+        return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
     def at_counts(self, labels, unlabeled, strategies):
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
@@ -235,7 +252,8 @@ def lay_table11(at):
 
 def lay_fig2(at):
     if at.task.own:  # the runs of Table 2, so that one training gives both
-        return lay_table2(at)
+        counts = at.keep_distinct(at.task.labels_n, at.train_rows)
+        return [at.at_budget(n, usd) for n in counts for usd in (0, *at.task.budgets)]
     kinds, rows = ("teacher", "dist"), at.list_unlabeled()
     distilled = [at.at_counts(n, u, kinds) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]

@@ -266,7 +266,11 @@ def prepare_splits(task, args):
         env={**os.environ, "PYTHONPATH": paths},
     )
     if done.returncode:
-        raise UserError(done.stderr.strip().removeprefix("error: "))
+        runs = sorted(
+            path.parent.name for path in Path(args.runs, task.name).glob("*/metrics.json")
+        )
+        made = f" ({len(runs)} runs were made of them: {', '.join(runs[:3])}, ...)" * bool(runs)
+        raise UserError(done.stderr.strip().removeprefix("error: ") + made)
 
 
 def list_asked(run, rules, args):

@@ -68,22 +68,22 @@ def find_changed_splits(about, asked, names):
     """What changed since splits were made, None where nothing did: `about` is their about.json,
     `asked` the words that prepare.py would get now, `names` the files that it would read."""
     if "asked" not in about:
-        return "they are of an older version"
+        return "these splits are of an older version"
     if about["asked"] != asked:
         now, then = (" ".join(words) or "no flags" for words in (asked, about["asked"]))
-        return f"prepare.py would get {now}, then {then}"
+        return f"prepare.py would get {now}; these splits were made with {then}"
     files = about["files"]
     known = {str(Path(name).resolve()) for name in files}
     for name in names:
         if str(Path(name).resolve()) not in known:
-            return f"{name} was not read then"
+            return f"{name} was not read for these splits"
     for name, before in files.items():
         path = Path(name.partition(":")[0])
         path = path if path.is_absolute() or path.exists() else ROOT / path
         if before and path.is_file() and hash_file(path) != before:
-            return f"{name} changed"
+            return f"{name} changed since these splits were made"
         if names and before and not path.exists():
-            return f"{name} is gone"
+            return f"{name}, of which these splits were made, is gone"
     return None
 
 
