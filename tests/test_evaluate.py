@@ -1,7 +1,6 @@
 """evaluate.py: both rules by hand-computed rows, independent libraries, its command line."""
 
 import json
-import math
 import random
 import re
 import subprocess
@@ -20,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluate
-from data.evaluate import metrics
+from data.evaluate import metrics, paraphrase
 from data.files import UserError, read_jsonl, run_cli
 from data.tasks import load_task
 
@@ -178,15 +177,53 @@ def read_wlp():
     return read_jsonl(OFFICIAL / "wlp" / "wlp_test_all.json")
 
 
+def score_own(task, rows, rule="strict", **options):
+    """As score, of a task that is no entry of data/tasks.json."""
+    options = SimpleNamespace(task="mine", rule=rule, bootstrap=0, seed=0, **options)
+    rows = evaluate.make_rows(rows)
+    return evaluate.summarize(evaluate.score_rows(rows, task, options), task, options, rows)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "strict", "released", "invalid"),
+    [
+        ("HeLa1 [Cell Line] TP1 [Gene]", 100, 100, 0),
+        ("HeLa1 [Gene] TP1 [Gene]", 50, 100, 0),  # two keys '' on one side: the last one counts
+        ("HeLa1 [Cell  Line] TP1 [Gene]", 100, 100, 0),
+        ("HeLa1 [cell line] TP1 [Gene]", 0, 100, 100),
+        ("HeLa1 [Cell Lime] TP1 [Gene]", 0, 0, 100),
+        ("HeLa1 [Cell Line]", 200 / 3, 0, 0),
+        ("HeLa1[Cell Line] TP1 [Gene]", 0, 0, 0),
+    ],
+)
+def test_labels_of_several_words(prediction, strict, released, invalid):
+    labels = ("Cell Line", "Gene")
+    task = replace(load_task("wlp"), labels=labels, paper_default_label=None)
+    rows = make([("HeLa1 [Cell Line] TP1 [Gene]", prediction)], source="Add HeLa1 and TP1")
+    found = score_own(task, rows)["metrics"]
+    assert found["entity_f1"] == pytest.approx(strict)
+    assert (found["f1_released"], found["invalid_rate"]) == (released, invalid)
+
+
+def test_rows_without_entities_are_scored():
+    """Two of three rows are wholly right, one of them with nothing to find; F1 2 * 1 / (1 + 2)."""
+    rows = make([("", ""), ("a b [Time]", "a b [Time]"), ("", "c [Seal]")])
+    found = score("wlp", rows)
+    assert found["metrics"]["exact_match"] == pytest.approx(200 / 3)
+    assert found["metrics"]["entity_f1"] == pytest.approx(200 / 3)
+    assert found["classes"]["Seal"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    assert found["classes"]["Time"]["f1"] == 100
+
+
 @needs_wlp
 def test_figures_of_the_released_rule():
     """On the real test set: 10,368 of 23,993 entities are scored; the adversary and '' scores."""
-    rows, labels = read_wlp(), {label.upper() for label in LABELS}
-    brackets = {f"[{label}]": label for label in LABELS}
+    rows, brackets = read_wlp(), metrics.make_brackets(LABELS)
+    upper = {bracket.upper() for bracket in brackets}
     gold = [metrics.parse_entities(row["target"], brackets) for row in rows]
     assert sum(len(entities) for entities, _ in gold) == 23_993
     assert not any(rest for _, rest in gold)
-    assert sum(len(metrics.parse_released(row["target"], labels)) for row in rows) == 10_368
+    assert sum(len(metrics.parse_released(row["target"], upper)) for row in rows) == 10_368
     empty = score("wlp", [{**row, "prediction": ""} for row in rows])["metrics"]
     assert round(empty["f1_released"], 1) == 9.2 and empty["entity_f1"] == 0
     wrong = [
@@ -413,13 +450,13 @@ def test_restoring_finds_nearly_every_target():
     from data.evaluate.decode import Restorer
 
     tokenizer = T5TokenizerFast.from_pretrained(SPIECE.parent)
-    restorer, brackets = Restorer(tokenizer), {f"[{label}]": label for label in LABELS}
+    restorer = Restorer(tokenizer, LABELS)
     lost = same = 0
     for row in read_wlp():
         text = tokenizer.decode(tokenizer(row["target"]).input_ids[:-1])
         if text.split() != row["target"].split() and lost < 400:
             lost += 1
-            restored = evaluate.restore_entities(text, row["source"], brackets, restorer)
+            restored = restorer.restore_output(text, row["source"])
             same += restored.split() == row["target"].split()
     assert lost == 400 and same >= 399
 
@@ -461,6 +498,32 @@ def test_accuracy_by_hand(task, default, other):
     assert (found["metric"], found["score"]) == ("accuracy", 50)
     assert score(task, rows, "released")["score"] == 100
     assert found["constant"]["prediction"] == default
+
+
+def test_classes_are_shown_one_by_one(tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", make(STANCE_PAIRS))
+    argv = ["--task", "stanceosaurus", "--predictions", path, "--output", tmp_path]
+    assert run(*argv) == 0
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "metrics.json").read_text())
+    assert (found["rule"], found["n"], found["task"]) == ("strict", 5, "stanceosaurus")
+    assert found["confusion"]["labels"] == [*STANCES, None]
+    rows = dict(zip(STANCES, found["confusion"]["counts"], strict=True))
+    assert rows["Irrelevant"] == [0, 0, 0, 0, 1, 1] and rows["Refuting"] == [0, 0, 0, 0, 0, 1]
+    assert found["classes"]["Discussing"] == {
+        "precision": 100,
+        "recall": 100,
+        "f1": 100,
+        "support": 1,
+    }
+    assert "no label" in shown and "Discussing" in shown
+    # Unreadable outputs come first, then wrong ones; what is right is not there.
+    errors = (tmp_path / "errors.md").read_text()
+    assert errors.startswith("# stanceosaurus: 3 of 5 outputs are not right")
+    assert re.findall(r"## (.*)", errors) == [
+        "Row 2, unreadable",
+        "Row 5, unreadable",
+        "Row 4, score 0",
+    ]
 
 
 class_pairs = st.lists(
@@ -530,6 +593,18 @@ def test_answer_row(row):
     assert (found["em"], found["f1"]) == (pytest.approx(em), pytest.approx(f1))
 
 
+def test_the_released_rule_compares_answers_as_token_ids_give_them_back():
+    row = {"source": "?", "target": "São Paulo", "prediction": "So Paulo"}
+    rows = [{**row, "generated": "So Paulo", "target_decoded": "So Paulo"}]
+    found = score("nq", rows)
+    keys = ("em", "f1", "em_released", "f1_released", "constant_released")
+    assert [found["metrics"][key] for key in keys] == [0, 50, 100, 100, 100]
+    assert "released_side:token-ids" in found["signature"]
+    assert score("nq", rows, "released")["score"] == 100
+    several = {**row, "target": ["Rio", "São"], "target_decoded": ["Rio", "So"]}
+    assert score("nq", [several])["metrics"]["f1_released"] == pytest.approx(200 / 3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(alphabet="ab c", min_size=1, max_size=6), min_size=1, max_size=6))
 def test_best_constant_answer(targets):
@@ -556,8 +631,8 @@ SENTENCES = [
 
 def test_ibleu_formula():
     """BS 0.8, SB 0.5: 5 / (4 / 0.80001 + 1 / 0.49999); copying its source scores about 0."""
-    assert metrics.combine_ibleu(0.8, 0.5) == pytest.approx(5 / (4 / 0.80001 + 1 / 0.49999))
-    assert abs(metrics.combine_ibleu(1.0, 1.0)) < 1e-4
+    assert paraphrase.combine_ibleu(0.8, 0.5) == pytest.approx(5 / (4 / 0.80001 + 1 / 0.49999))
+    assert abs(paraphrase.combine_ibleu(1.0, 1.0)) < 1e-4
 
 
 def test_bleu_agrees_with_sacrebleu():
@@ -568,10 +643,12 @@ def test_bleu_agrees_with_sacrebleu():
     outputs += SENTENCES[:1]
     sources = SENTENCES * 5 + SENTENCES[:1]
     wanted = [bleu.sentence_score(a, [b]).score for a, b in zip(outputs, sources, strict=True)]
-    found = 100 * metrics.compute_bleu(outputs, sources)
+    found = 100 * paraphrase.compute_bleu(outputs, sources, False)
     assert found == pytest.approx(wanted)
     assert found[-1] == pytest.approx(100)
-    assert metrics.compute_bleu(["three words only"], ["three words only"]) == [0]  # no 4-gram
+    for effective, wanted in ((False, 0), (True, 1)):  # no 4-gram
+        found = paraphrase.compute_bleu(["three words only"], ["three words only"], effective)
+        assert found == pytest.approx([wanted])
 
 
 @needs_encoder
@@ -589,7 +666,7 @@ def test_paraphrases(capfd, recwarn):
     similar = bert_score.score(
         texts, SENTENCES, model_type=ENCODER, num_layers=6, idf=True, nthreads=0
     )[2].numpy()
-    bleu = metrics.compute_bleu(texts, SENTENCES)
+    bleu = paraphrase.compute_bleu(texts, SENTENCES, True)
     assert found["bertscore"] == pytest.approx(100 * similar.mean(), abs=1e-3)
     assert found["self_bleu"] == pytest.approx(100 * bleu.mean())
     wanted = 5 / (4 / (similar.astype(float) + 1e-5) + 1 / (1 - bleu - 1e-5))
@@ -601,12 +678,49 @@ def test_paraphrases(capfd, recwarn):
 
 
 @needs_encoder
+def test_copies_of_short_sources_score_nothing(capsys):
+    """'Good night !' copied: 100 in the released code, as it has no 4-gram, else 0."""
+    texts = ["Good night !", "So true", "Thank you all"] * 2
+    rows = make([(f"{text} my friend", text) for text in texts])
+    rows = [{**row, "source": row["prediction"]} for row in rows]
+    options = {"bertscore_model": ENCODER, "bertscore_layers": 6}
+    found = score("multipit_gen", rows, **options)
+    assert found["metrics"]["bert_ibleu"] == pytest.approx(0, abs=0.01)
+    assert found["metrics"]["self_bleu"] == pytest.approx(100)
+    assert found["metrics"]["bert_ibleu_released"] == pytest.approx(100, abs=0.01)
+    assert found["metrics"]["self_bleu_released"] == 0 and found["metrics"]["copy_rate"] == 100
+    assert found["signature"].startswith("rule:effective-order|")
+    points = found["reference_points"]
+    assert points["copy"] == pytest.approx(0, abs=0.01) and points["gold"] > 20
+    # A source as token ids give it back, cut to two words, is what the released code compares.
+    rows = [{**row, "source_decoded": " ".join(row["source"].split()[:2])} for row in rows]
+    cut = score("multipit_gen", rows, **options)["metrics"]
+    assert cut["bert_ibleu"] == pytest.approx(found["metrics"]["bert_ibleu"])
+    assert cut["bert_ibleu_released"] < 99
+
+
+def test_a_measure_that_ranks_wrongly_is_not_trusted():
+    right = {"gold": 70.0, "shuffled_source": 30.0, "copy": 0.0}
+    assert paraphrase.rank_references(right) is None
+    note = paraphrase.rank_references({**right, "shuffled_source": 94.8})
+    assert "not to be trusted" in note and "shuffled source 94.8" in note
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "match_answer", lambda words, gold: (float("nan"), 0.0))
+    path = write(tmp_path / "p.jsonl", make([("a", "a")]))
+    assert run("--task", "nq", "--predictions", path, "--output", tmp_path) == 1
+    assert "em_released is nan" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@needs_encoder
 def test_mini_scale_scores_paraphrases_with_an_encoder_that_is_installed():
     flags = load_task("multipit_gen").at("mini", "evaluate")
-    assert metrics.find_encoder(flags["bertscore-model"], "") == ENCODER
-    assert metrics.find_encoder("some/folder", "") == "some/folder"
+    assert paraphrase.find_encoder(flags["bertscore-model"]) == ENCODER
+    assert paraphrase.find_encoder("some/folder") == "some/folder"
     with pytest.raises(UserError, match="no installed package"):
-        metrics.find_encoder("package:no_such_package", "")
+        paraphrase.find_encoder("package:no_such_package")
 
 
 def test_encoder_that_cannot_be_had(tmp_path, capsys):
@@ -641,13 +755,8 @@ def test_intervals_are_seeded(tmp_path, capsys):
         run("--task", "stanceosaurus", "--predictions", path, "--json", "--seed", seed)
         found.append(json.loads(capsys.readouterr().out)["intervals"])
     assert found[0] == found[1] != found[2]
-    assert found[0].keys() == {
-        "micro_f1_released",
-        "macro_f1_released",
-        "micro_f1",
-        "macro_f1",
-        "invalid_rate",
-    }
+    keys = "micro_f1_released macro_f1_released micro_f1 macro_f1 invalid_rate"
+    assert found[0].keys() == set(keys.split())
 
 
 def compare(tmp_path, capsys, a, b, task="multipit_id"):
@@ -661,20 +770,53 @@ def test_comparison(tmp_path, capsys):
     b = make([("YES", "YES")] * 66 + [("YES", "NO")] * 34)
     found = compare(tmp_path, capsys, a, b)
     assert (found["metric"], found["n"]) == ("accuracy", 100)
+    (found,) = found["runs"][1:]
     assert found["difference"] == pytest.approx(6)
-    low, high = found["interval"]
+    low, high = found["difference_interval"]
     # Paired: 6 rows of 100 differ, all for B; standard error sqrt(.06 * .94 / 100) = 2.4 points.
     assert 0 < low < 6 < high < 12
     assert 0 < found["p_value"] < 0.05 and found["p_value"] * 1001 == pytest.approx(
         round(found["p_value"] * 1001)
     )
-    back = compare(tmp_path, capsys, b, a)
+    back = compare(tmp_path, capsys, b, a)["runs"][1]
     assert back["difference"] == pytest.approx(-6)
     assert back["p_value"] == found["p_value"]
-    same = compare(tmp_path, capsys, a, a)
+    same = compare(tmp_path, capsys, a, a)["runs"][1]
     assert (same["difference"], same["p_value"]) == (0, 1)
     far = compare(tmp_path, capsys, make([("YES", "NO")] * 50), make([("YES", "YES")] * 50))
+    far = far["runs"][1]
     assert far["p_value"] == pytest.approx(1 / 1001)
+
+
+def test_several_run_folders_are_compared_to_the_first(tmp_path, capsys):
+    """p-values by Holm: the smallest times 2, the other times 1."""
+    for name, right in (("a", 50), ("b", 58), ("c", 52)):
+        (tmp_path / name).mkdir()
+        rows = make([("YES", "YES")] * right + [("YES", "NO")] * (100 - right))
+        write(tmp_path / name / "predictions.jsonl", rows)
+    runs = [tmp_path / name for name in "abc"]
+    flags = ["--task", "multipit_id", "--compare", *runs]
+    assert run(*flags, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["score"] for row in found["runs"]] == pytest.approx([50, 58, 52])
+    assert all(row["interval"][0] < row["score"] < row["interval"][1] for row in found["runs"])
+    _, b, c = found["runs"]
+    assert (b["difference"], c["difference"]) == pytest.approx((8, 2))
+    assert b["p_value"] < c["p_value"]
+    assert (b["p_holm"], c["p_holm"]) == pytest.approx((2 * b["p_value"], c["p_value"]))
+    assert run(*flags) == 0
+    shown = capsys.readouterr().out
+    assert "by Holm" in shown and "+8.00" in shown and "not of seeds" in shown
+    (tmp_path / "b" / "metrics.json").write_text('{"task": "fever"}')
+    assert run(*flags) == 1
+    assert "of task 'fever', not 'multipit_id'" in capsys.readouterr().err
+
+
+def test_holm():
+    from data.evaluate.scores import adjust_holm
+
+    assert adjust_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_holm([0.9, 0.5]) == [1.0, 1.0]
 
 
 def test_comparison_of_other_rows(tmp_path, capsys):
@@ -717,6 +859,7 @@ def spoil(tmp_path):
     write(tmp_path / "lacks", [{"source": "", "prediction": ""}])
     write(tmp_path / "silent", [{"source": "", "target": "NO"}])
     write(tmp_path / "null", [{"source": "", "target": "NO", "prediction": None}])
+    write(tmp_path / "number", [{**make([("NO", "NO")])[0], "generated": 5}])
     write(tmp_path / "label", make([("MAYBE", "NO")]))
     write(tmp_path / "several", [{"source": "", "target": ["NO", "YES"], "prediction": "NO"}])
     write(tmp_path / "none", [{"source": "", "target": [], "prediction": ""}])
@@ -733,6 +876,7 @@ def spoil(tmp_path):
         "null": ([*at, file["null"]], "row 1: 'prediction' is no text"),
         "zero rows": ([*at, file["empty"]], "no rows"),
         "bytes": ([*at, file["bytes"]], "not UTF-8"),
+        "number": ([*at, file["number"]], "row 1: 'generated' is no text"),
         "unknown label": ([*at, file["label"]], "row 1: target 'MAYBE' is no label"),
         "list": ([*at, file["several"]], "row 1: 'target' is no text"),
         "no answer": (["--task", "nq", "--predictions", file["none"]], "'target' is no text"),
@@ -767,6 +911,11 @@ def test_bad_input(tmp_path, capsys):
         ["--task", "wlp", "--predictions", "p", "--model", "m"],
         ["--task", "wlp", "--predictions", "p", "--batch-size", "0"],
         ["--task", "wlp", "--compare", "a", "b", "--bootstrap", "0"],
+        ["--task", "wlp", "--compare", "a"],
+        ["--task", "wlp", "--predictions", "p", "--seed", "-1"],
+        ["--task", "wlp", "--predict", "p"],
+        ["--task", "wlp", "--model", "m", "--data", "d", "--predict", "p"],
+        ["--task", "wlp", "--model", "m", "--predict", "p", "--usd-per-hour", "nan"],
         ["--task", "wlp", "--predictions", "p", "--rule", "right"],
     ],
 )
@@ -829,247 +978,3 @@ def test_copied_files_score_without_torch(tmp_path):
     )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.endswith("set()\n")
-
-
-# --- models ---------------------------------------------------------------------------------
-
-TRAINED = [
-    ("Add 25 μl of buffer .", "Add [Action] 25 μl [Amount] buffer [Reagent]"),
-    ("Spin ≥ 5 min × 3 .", "Spin [Action] ≥ 5 min [Time] × [Modifier] 3 [Numerical]"),
-    ("Keep at pH 7 .", "Keep [Action] pH 7 [pH]"),
-    ("Take care .", ""),
-]
-
-
-def make_tokenizer():
-    """Characters as pieces, as T5's a vocabulary with an unknown token: no 'μ', '≥' or '×'."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(set("".join(a + b for a, b in TRAINED) + "wlp:") - set("μ≥× "))
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *letters, *(f"▁[{label}]" for label in LABELS)]
-    scores = [(piece, 0.0 if piece in "▁" else -1.0) for piece in pieces]
-    tokenizer = Tokenizer(models.Unigram(scores, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run folder with a tiny T5 that knows the rows of TRAINED by heart, and their file."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    folder, tokenizer = tmp_path_factory.mktemp("run"), make_tokenizer()
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=16,
-        num_heads=4,
-        d_ff=128,
-        num_layers=1,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config)
-    texts = [f"wlp: {a}" for a, _ in TRAINED]
-    inputs = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    labels = tokenizer([b for _, b in TRAINED], padding=True, return_tensors="pt").input_ids
-    labels[labels == 0] = -100
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(2000):
-        out = model(**inputs, labels=labels)
-        optimizer.zero_grad()
-        out.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        exact = bool(((out.logits.argmax(-1) == labels) | (labels == -100)).all())
-        if exact and out.loss.item() < 0.01:
-            break
-    assert exact, "the tiny model did not learn its rows by heart"
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"source": a, "target": b} for a, b in TRAINED]
-    (folder / "training.json").write_text('{"strategy": "small"}')
-    yield folder, write(folder / "test.jsonl", rows)
-    torch.set_num_threads(threads)
-
-
-def test_model(trained, capsys):
-    folder, data = trained
-    argv = ["--task", "wlp", "--model", folder / "model", "--data", data, "--json"]
-    assert run(*argv) == 0
-    out, err = capsys.readouterr()
-    result = json.loads((folder / "metrics.json").read_text())
-    assert json.loads(out) == result and err == ""
-    found = result["metrics"]
-    # Both rules are satisfied in full; without the lost characters 3 of 9 entities are wrong.
-    assert found["entity_f1"] == found["f1_released"] == 100
-    assert found["entity_f1_unrestored"] < 90
-    assert found["invalid_rate"] == 0
-    assert result["restored_outputs"] == 2
-    assert result["truncated_sources"] == result["truncated_outputs"] == 0
-    assert result["split"] == "test" and result["training"] == {"strategy": "small"}
-    assert result["settings"]["dtype"] == "float32" and result["settings"]["prefix"] == "wlp: "
-    assert {"load", "generate", "score"} == result["seconds"].keys()
-    assert "characters:restored|released_side:token-ids" in result["signature"]
-    assert result["provenance"]["data_sha256"] and result["hardware"]["cpu_threads"]
-    rows = read_jsonl(folder / "predictions.jsonl")
-    assert [row["prediction"] for row in rows] == [target for _, target in TRAINED]
-    assert rows[0]["generated"].split()[2:4] == ["25", "l"]  # what the model could write
-    assert rows[0]["target_decoded"].split() == rows[0]["generated"].split()
-
-
-def test_predictions_of_a_model_score_the_same_again(trained, capsys):
-    folder, data = trained
-    argv = ["--task", "wlp", "--model", folder / "model", "--data", data, "--json"]
-    assert run(*argv, "--output", folder / "other", "--batch-size", 1, "--split", "dev") == 0
-    first = json.loads(capsys.readouterr().out)
-    path = folder / "other" / "predictions.jsonl"
-    assert run("--task", "wlp", "--predictions", path, "--data", data, "--json") == 0
-    second = json.loads(capsys.readouterr().out)
-    for key in ("metrics", "intervals", "signature", "constant", "score"):
-        assert first[key] == second[key]
-    assert first["split"] == "dev" and first["training"] is None
-
-
-def test_lengths_cut_and_are_counted(trained, capsys):
-    folder, data = trained
-    argv = ["--task", "wlp", "--model", folder / "model", "--data", data, "--json"]
-    assert run(*argv, "--output", folder / "short", "--max-target-length", 5) == 0
-    result = json.loads(capsys.readouterr().out)
-    # The fourth row has no entity, so its output ends at once.
-    assert (result["truncated_sources"], result["truncated_outputs"]) == (0, 3)
-    rows = read_jsonl(folder / "short" / "predictions.jsonl")
-    assert all(len(row["target_decoded"]) <= 12 for row in rows)
-    assert run(*argv, "--output", folder / "short", "--max-source-length", 12) == 0
-    assert json.loads(capsys.readouterr().out)["truncated_sources"] == 4
-
-
-@pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_decoding_in_stages_is_greedy_decoding(kind):
-    """Rows that end at once, late or never, as one call of generate() gives them."""
-    import torch
-    import transformers
-
-    from data.evaluate import decode
-
-    torch.manual_seed(3)
-    tokenizer = make_tokenizer()
-    size = {"vocab_size": len(tokenizer), "d_model": 32, "pad_token_id": 0, "eos_token_id": 1}
-    if kind == "t5":
-        config = transformers.T5Config(**size, d_kv=16, num_heads=2, d_ff=32, num_layers=1)
-        config.decoder_start_token_id = 0
-        model = transformers.T5ForConditionalGeneration(config)
-    else:  # decoding starts with the end token; beams and a penalty that must not apply
-        layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
-        layers |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-        config = transformers.BartConfig(**size, **layers, decoder_ffn_dim=32, init_std=0.5)
-        config.decoder_start_token_id, config.forced_eos_token_id = 1, None
-        model = transformers.BartForConditionalGeneration(config)
-        model.generation_config.update(num_beams=3, no_repeat_ngram_size=2)
-    model.eval()
-    ids = tokenizer([text[:n] for n in (3, 9, 14) for text, _ in TRAINED]).input_ids
-    found, unfinished = decode.generate_ids(model, tokenizer, ids, 5, 70)
-    wanted = []
-    for row in ids:
-        out = model.generate(
-            torch.tensor([row]), max_new_tokens=70, num_beams=1, do_sample=False
-        ).tolist()[0][1:]
-        wanted.append(out[: out.index(1)] if 1 in out else out)
-    assert found == wanted
-    assert unfinished == sum(len(row) == 70 for row in wanted) > 0
-
-
-def test_classifier(trained, tmp_path, capsys):
-    from transformers import BertConfig, BertForSequenceClassification
-
-    tokenizer, data = make_tokenizer(), tmp_path / "test.jsonl"
-    write(data, [{"source": text, "target": "SUPPORTS"} for text, _ in TRAINED])
-    for folder, names in (("good", ["REFUTES", "SUPPORTS"]), ("bad", ["LABEL_0", "LABEL_1"])):
-        config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            id2label=dict(enumerate(names)),
-        )
-        model = BertForSequenceClassification(config)
-        model.classifier.bias.data += model.classifier.bias.new_tensor([-9.0, 9.0])
-        model.save_pretrained(tmp_path / folder)
-        tokenizer.save_pretrained(tmp_path / folder)
-    flags = ["--data", data, "--json", "--model"]
-    assert run("--task", "fever", *flags, tmp_path / "good") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["metrics"]["accuracy"] == 100 and result["settings"]["prefix"] == ""
-    assert (tmp_path / "good" / "metrics.json").exists()
-    assert run("--task", "fever", *flags, tmp_path / "bad") == 1
-    assert "'LABEL_0', which is no label" in capsys.readouterr().err
-    assert run("--task", "wlp", *flags, tmp_path / "good") == 1
-    assert "a classifier cannot" in capsys.readouterr().err
-
-
-def test_bad_models(tmp_path, capsys):
-    data = write(tmp_path / "d.jsonl", [{"source": "a", "target": "NO"}])
-    (tmp_path / "hollow").mkdir()
-    for model, text in (
-        (tmp_path / "absent", "no such model folder"),
-        (tmp_path / "hollow", "no model can be loaded"),
-        ("t5-tiny", "--output: needed"),
-    ):
-        flags = [] if model == "t5-tiny" else ["--output", tmp_path / "run"]
-        assert run("--task", "multipit_id", "--model", model, "--data", data, *flags) == 1
-        out, err = capsys.readouterr()
-        assert out == "" and text in err and err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_progress_lines(monkeypatch, capsys):
-    """Into a file: a line every 10 s with rows done and the time left, none for short work."""
-    from data.evaluate import decode
-
-    now = [0.0]
-    monkeypatch.setattr(decode.time, "monotonic", lambda: now[0])
-    progress = decode.Progress("generate", 1000)
-    for _ in range(10):
-        now[0] += 3
-        progress.add(100)
-    progress.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "generate 400/1,000 rows, 18 s left" and len(lines) == 2
-    assert math.isclose(now[0], 30)
-
-
-# --- each row's part of the score -----------------------------------------------------------
-
-PARTS = {  # task -> (source, target, prediction) of each row, numerators, denominators
-    "wlp": (
-        [("", "cold water [Reagent] mix [Action]", "water [Reagent] mix [Action]"), ("", "", "")],
-        [2, 0],
-        [4, 0],
-    ),
-    "fever": ([("a", "SUPPORTS", "supports"), ("b", "REFUTES", "")], [1, 0], [1, 1]),
-    "nq": ([("a", "the red cat", "red dog"), ("b", "one", "one")], [0.5, 1], [1, 1]),
-}
-
-
-@pytest.mark.parametrize("task", PARTS)
-def test_the_rows_of_row_scores_json_give_the_score(task, tmp_path):
-    rows, numerators, denominators = PARTS[task]
-    keys = ("source", "target", "prediction")
-    path = write(tmp_path / "p.jsonl", [dict(zip(keys, row, strict=True)) for row in rows])
-    assert run("--task", task, "--predictions", path, "--output", tmp_path / "o") == 0
-    found = json.loads((tmp_path / "o" / "row_scores.json").read_text())
-    assert (found["n"], found["numerators"], found["denominators"]) == (2, numerators, denominators)
-    score = json.loads((tmp_path / "o" / "metrics.json").read_text())["score"]
-    assert score == pytest.approx(100 * sum(numerators) / sum(denominators))

@@ -1,79 +1,181 @@
-"""A model's outputs for evaluate.py: greedy decoding, classification, characters given back.
+"""A model's outputs for evaluate.py: greedy decoding, scores of classes, characters given back.
 
 Imports torch and transformers; evaluate.py imports this file where it needs them, as scoring
 predictions does not.
 """
 
+import functools
 import logging
 import os
 import platform
-import re
 import sys
-import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # a thread that downloads again
 
 import torch
 import transformers
+from tqdm import tqdm
 
+from data.evaluate.restore import Restorer, mark_unknown
 from data.files import UserError
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.filterwarnings("ignore", module=r"transformers|torch|bert_score")
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape, and decoding has many
 
 
-class Progress:
-    """Rows done and time left on stderr: one updating line, or a line every 10 s into a file."""
-
-    def __init__(self, name, total):
-        self.name, self.total, self.done, self.tty = name, total, 0, sys.stderr.isatty()
-        self.start = self.shown = time.monotonic()
-
-    def add(self, count):
-        self.done += count
-        now = time.monotonic()
-        if not self.done or now - self.shown < (0.2 if self.tty else 10):
-            return
-        self.shown, left = now, (now - self.start) / self.done * (self.total - self.done)
-        text = f"{self.name} {self.done:,}/{self.total:,} rows, {left:.0f} s left"
-        print(f"\r{text}   " if self.tty else text, end="" if self.tty else "\n", file=sys.stderr)
-        sys.stderr.flush()
-
-    def close(self):
-        if self.tty:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+def show_progress(name, total):
+    """Rows done and time left on stderr: one updating line; into a file, a line every 10 s."""
+    wait = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(desc=name, total=total, unit="row", leave=False, mininterval=wait, delay=wait)
 
 
-def load_model(name, bf16):
-    """(model, tokenizer, is it a classifier) of a folder or hub name, in bf16 or fp32.
+# --- loading ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Loaded:
+    """A model, its tokenizer, and how many rows go through it at once."""
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    classifier: bool  # an encoder with a logit a class, else a seq2seq model
+    batch_size: int
+
+    def run(self, compute, sources, **more):
+        """Yield (row number, compute(**inputs)[k]) in batches of similar length.
+
+        sources: {row number: token ids}; more: {name of an input: {row number: ids}}. The longest
+        rows come first, so that memory runs out early if it does: then half the batch is taken.
+        """
+        order = sorted(sources, key=lambda number: (-len(sources[number]), number))
+        while order:
+            numbers = order[: self.batch_size]
+            try:
+                with torch.inference_mode():
+                    found = compute(**self.make_inputs(sources, more, numbers))
+            except RuntimeError as error:
+                self.batch_size = halve_batch(len(numbers), error)
+                continue
+            order = order[len(numbers) :]
+            yield from zip(numbers, found, strict=True)
+
+    def make_inputs(self, sources, more, numbers):
+        """The inputs of some rows as tensors (B, T); -100 pads all but the sources."""
+        ids = {"input_ids": [sources[number] for number in numbers]}
+        inputs = dict(self.tokenizer.pad(ids, return_tensors="pt"))
+        for name, rows in more.items():
+            rows = [torch.tensor(rows[number]) for number in numbers]
+            inputs[name] = torch.nn.utils.rnn.pad_sequence(rows, True, -100)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+
+def halve_batch(size, error):
+    """Half of `size` if the error is that memory ran out; else the error goes on."""
+    full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not full:
+        raise error
+    if size == 1:
+        raise UserError("not even one row fits into memory; lower the lengths, or take bf16")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    print(f"note: memory ran out at {size:,} rows at once; {size // 2:,} now", file=sys.stderr)
+    return size // 2
+
+
+def choose_device():
+    """cuda where it works, else cpu; a GPU that torch cannot reach is an error, not a slow run."""
+    if torch.cuda.is_available():
+        return "cuda"
+    driver = Path("/proc/driver/nvidia/version").exists()
+    if torch.version.cuda and driver and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise UserError(
+            f"torch {torch.__version__} cannot reach this machine's GPU: its driver is too old for "
+            f"CUDA {torch.version.cuda}; install a torch for the driver, or set "
+            "CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+    return "cpu"
+
+
+def load_model(name, bf16, batch_size):
+    """The model of a folder or hub name, in bf16 or fp32; a UserError if any part is missing.
 
     fp16 is not offered: T5's activations overflow in it.
     """
     if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise UserError(f"{name}: no such model folder")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = device == "cuda" if bf16 is None else bf16
+    device = choose_device()
+    place = {"device_map": {"": device}} if device == "cuda" else {}
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        names = config.architectures or []
-        classifier = any(kind.endswith("ForSequenceClassification") for kind in names)
-        if classifier:
-            kind = transformers.AutoModelForSequenceClassification
-        elif config.is_encoder_decoder:
-            kind = transformers.AutoModelForSeq2SeqLM
-        else:
-            raise UserError(f"{name}: neither a seq2seq model nor a sequence classifier")
+        kind = choose_kind(config, name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = kind.from_pretrained(name, dtype=torch.bfloat16 if bf16 else torch.float32)
+        place |= {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
+        model, info = kind.from_pretrained(name, **place)
     except UserError:
         raise
     except Exception as error:  # whatever a broken folder or an unreachable hub raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: no model can be loaded ({reason})") from None
-    return model.to(device).eval(), tokenizer, classifier
+    check_model(name, model, tokenizer, info)
+    classifier = kind is transformers.AutoModelForSequenceClassification
+    return Loaded(model.eval(), tokenizer, classifier, batch_size)
+
+
+def choose_dtype(device, bf16):
+    """bf16 if asked for, or where a GPU has it: a T4 only emulates it, slowly; else fp32."""
+    if bf16 is None:
+        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_kind(config, name):
+    """The class that loads a model of this config."""
+    names = config.architectures or []
+    if any(kind.endswith("ForSequenceClassification") for kind in names):
+        return transformers.AutoModelForSequenceClassification
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
+    raise UserError(f"{name}: neither a seq2seq model nor a sequence classifier")
+
+
+def check_model(name, model, tokenizer, info):
+    """Refuse weights that are missing, of another shape or no numbers, and a missing tokenizer."""
+    lost = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
+    if lost:
+        raise UserError(f"{name}: {len(lost):,} weights are missing or never trained ({lost[0]})")
+    bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{name}: {len(bad):,} weights hold NaN or infinity ({bad[0]})")
+    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json", "spiece.model", "vocab.txt"}
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in files):
+        raise UserError(f"{name}: no tokenizer in this folder; copy the files of the one it had")
+    size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > size:
+        raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} pieces, the model {size:,}")
+
+
+def describe_machine():
+    """(hardware, versions), as in training.json."""
+    gpus = torch.cuda.device_count()
+    hardware = {
+        "device": "cuda" if gpus else "cpu",
+        "gpu": torch.cuda.get_device_name() if gpus else None,
+        "gpus": min(gpus, 1),  # used, not present
+        "cpu_threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+    }
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return hardware, {"python": platform.python_version(), **versions}
+
+
+# --- token ids -------------------------------------------------------------------------------
 
 
 def encode_sources(texts, tokenizer, limit):
@@ -85,68 +187,106 @@ def encode_sources(texts, tokenizer, limit):
     return ids, len(long)
 
 
-def run_batches(model, tokenizer, ids, batch_size, compute):
-    """Yield (row number, compute(inputs, row numbers)[k]), in batches of similar length.
-
-    `ids` maps row numbers to token ids; the longest rows come first, so that memory runs out
-    early if it does.
-    """
-    order = sorted(ids, key=lambda number: (-len(ids[number]), number))
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            inputs = tokenizer.pad({"input_ids": [ids[i] for i in numbers]}, return_tensors="pt")
-            inputs = {key: value.to(model.device) for key, value in inputs.items()}
-            yield from zip(numbers, compute(inputs, numbers), strict=True)
+def decode_ids(rows, tokenizer):
+    """Texts of token ids: without special tokens, and with the unknown token shown."""
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return texts, [mark_unknown(ids, tokenizer) for ids in rows]
 
 
-def generate_ids(model, tokenizer, ids, batch_size, max_target_length):
-    """Greedy token ids of each row without start and end, and how many rows never ended.
+def encode_target(text, tokenizer, limit):
+    """(ids of a target as training cuts them, end token and all; tokens that it has uncut)."""
+    ids = tokenizer(text_target=text).input_ids
+    if len(ids) <= limit:
+        return ids, len(ids)
+    return tokenizer(text_target=text, truncation=True, max_length=limit).input_ids, len(ids)
+
+
+def strip_ids(ids, tokenizer):
+    """Ids without special tokens, the unknown one aside: it stands for text."""
+    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return tuple(i for i in ids if i not in hidden)
+
+
+def generate_ids(loaded, ids, max_target_length, progress):
+    """Greedy token ids of each row without start and end, and the numbers of rows without end.
 
     Rows are decoded by 16 tokens, then those that have not ended by 16 more, by 32, and so on:
     a few that never end would otherwise hold up all the others of their batches.
     """
+    model = loaded.model
     keys = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
     kept = {key: getattr(model.generation_config, key) for key in (*keys, "forced_bos_token_id")}
     # A new one, so that nothing else that a checkpoint may bring (beams, penalties) applies.
     model.generation_config = transformers.GenerationConfig(num_beams=1, do_sample=False, **kept)
-    ends = (
-        kept["eos_token_id"] if isinstance(kept["eos_token_id"], list) else [kept["eos_token_id"]]
-    )
-    found, done = {number: [] for number in range(len(ids))}, 0
-    pending, progress = dict(enumerate(ids)), Progress("generate", len(ids))
-
-    def compute(inputs, numbers):
-        if done:
-            rows = [found[number] for number in numbers]
-            inputs["decoder_input_ids"] = torch.tensor(rows, device=model.device)
-        return model.generate(**inputs, max_new_tokens=step).tolist()
-
+    end = kept["eos_token_id"]
+    ends = set(end if isinstance(end, list) else [end])
+    found, pending, done = {}, dict(enumerate(ids)), 0
     while pending and done < max_target_length:
         step = min(max(16, done), max_target_length - done)
-        for number, row in run_batches(model, tokenizer, pending, batch_size, compute):
-            ended = any(token in ends for token in row[1:])  # the start may be an end token too
-            found[number] = row
-            progress.add(ended)
+        decode = functools.partial(model.generate, max_new_tokens=step)
+        begun = {"decoder_input_ids": dict(found)} if done else {}
+        for number, row in loaded.run(decode, pending, **begun):
+            found[number] = row.tolist()
+            progress.update(not ends.isdisjoint(found[number][1:]))  # the start may be an end too
         done += step
-        pending = {i: pending[i] for i in pending if not set(found[i][1:]) & set(ends)}
-    progress.close()
-    rows = [found[number][1:] for number in range(len(ids))]
-    cut = [next((i for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
-    return [row[:end] for row, end in zip(rows, cut, strict=True)], len(pending)
+        pending = {i: row for i, row in pending.items() if ends.isdisjoint(found[i][1:])}
+    progress.update(len(pending))
+    return [cut_at(found[number][1:], ends) for number in range(len(ids))], set(pending)
 
 
-def decode_ids(rows, tokenizer):
-    """Texts of token ids: without special tokens, and with the unknown token shown."""
-    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    marked = [[i for i in ids if i not in hidden] for ids in rows]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True), tokenizer.batch_decode(marked)
+def cut_at(row, ends):
+    """The ids before the first of `ends`."""
+    return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
 
 
-def decode_target(text, tokenizer, limit):
-    """A target as its token ids give it back, cut to `limit` tokens as in training."""
-    ids = tokenizer(text_target=text, truncation=True, max_length=limit).input_ids
-    return tokenizer.decode(ids, skip_special_tokens=True)
+# --- classes ---------------------------------------------------------------------------------
+
+
+def check_labels(task, tokenizer, limit):
+    """Sentences on labels that a seq2seq model cannot learn to write within `limit` tokens, or []:
+    cut ones, and those whose token ids are another's. For tasks of classes and of entities."""
+    form = {"classes": "{}", "entities": "[{}]"}.get(task.metric)
+    told, taken = [], {}
+    for label in task.labels if form else ():
+        ids, size = encode_target(form.format(label), tokenizer, limit)
+        ids = strip_ids(ids, tokenizer)
+        if size > limit:
+            cut = tokenizer.decode(ids)
+            told.append(f"label {label!r} has {size} tokens; cut to {limit} it is {cut!r}")
+        if not ids or ids in taken:
+            same = f"those of {taken[ids]!r}" if ids else "none"
+            told.append(f"label {label!r}: its token ids are {same}; rename it")
+        taken.setdefault(ids, label)
+    return told
+
+
+class LabelReader:
+    """The label that an output stands for: the tokenizer may write '<=50K' as '=50K'.
+
+    Labels are known by their token ids as training cuts them, then by their text with unknown
+    tokens shown. Any other output stays as it is.
+    """
+
+    def __init__(self, labels, tokenizer, limit):
+        self.tokenizer = tokenizer
+        self.targets = {label: encode_target(label, tokenizer, limit)[0] for label in labels}
+        ids = [strip_ids(target, tokenizer) for target in self.targets.values()]
+        self.by_ids = dict(zip(ids, labels, strict=True))
+        for label, own in zip(labels, ids, strict=True):
+            if not own or self.by_ids[own] != label:
+                raise UserError(
+                    f"label {label!r} has no token ids of its own within {limit} tokens, so no "
+                    "output can be told to be it; rename it or allow more tokens"
+                )
+        texts = [mark_unknown(row, tokenizer).strip().upper() for row in ids]
+        pairs = zip(texts, labels, strict=True)
+        self.by_text = {text: label for text, label in pairs if texts.count(text) == 1}
+
+    def read(self, ids, text, marked):
+        """The label of an output: its ids, its text, its text with unknown tokens shown."""
+        label = self.by_ids.get(strip_ids(ids, self.tokenizer))
+        label = label or self.by_text.get(marked.strip().upper())
+        return text if label is None or label.upper() == text.strip().upper() else label
 
 
 def name_classes(model, labels, name):
@@ -158,94 +298,117 @@ def name_classes(model, labels, name):
     return names
 
 
-def classify(model, tokenizer, ids, batch_size, names):
-    """The most probable label of each row by an encoder classifier."""
-    found, progress = [None] * len(ids), Progress("classify", len(ids))
-
-    def compute(inputs, numbers):
-        return model(**inputs).logits.argmax(-1).tolist()
-
-    for number, value in run_batches(model, tokenizer, dict(enumerate(ids)), batch_size, compute):
-        found[number] = names[value]
-        progress.add(1)
-    progress.close()
-    return found
+def collect(loaded, compute, ids, progress=None, **more):
+    """`compute`'s tensor of each row, stacked in the order of the rows."""
+    found = [None] * len(ids)
+    for number, value in loaded.run(compute, dict(enumerate(ids)), **more):
+        found[number] = value
+        if progress is not None:
+            progress.update()
+    return torch.stack(found)
 
 
-class Restorer:
-    """Gives entities the characters of their source that the tokenizer cannot write.
+def find_logits(model, **inputs):
+    """(B, C) logits on the CPU."""
+    return model(**inputs).logits.float().cpu()
 
-    Each entity is looked up in its source after the entity before it, whitespace and unwritable
-    characters aside; an unknown token at its edge takes in the unwritable characters there. Text
-    that stands in the source as generated, or that is not found in it, stays as generated.
-    """
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.unknown = tokenizer, tokenizer.unk_token or "\0"
-        self.shown = {}
+def score_targets(model, labels, **inputs):
+    """(B,) natural logarithms of the probabilities of targets (B, T), -100 where padded."""
+    logits = model(**inputs, labels=labels).logits.float()
+    chosen = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return ((chosen - logits.logsumexp(-1)) * (labels >= 0)).sum(-1).cpu()
 
-    def write(self, text):
-        """What of `text` comes back from token ids."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def show_word(self, word):
-        """What comes back of each character of a word."""
-        if word not in self.shown:
-            same = self.write(word) == word
-            self.shown[word] = list(word) if same else [self.write(mark) for mark in word]
-        return self.shown[word]
+def score_labels(model, targets, **inputs):
+    """(B, C) natural logarithms of the probabilities of C targets, each a list of token ids."""
+    encoded = model.get_encoder()(**inputs)
+    more = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+    rows = len(inputs["input_ids"])
+    texts = (torch.tensor([ids] * rows, device=model.device) for ids in targets)
+    return torch.stack([score_targets(model, labels, **more) for labels in texts], 1)
 
-    def find(self, text, source, start):
-        """(begin, end) of the entity `text` in `source`, at best after `start`; None if absent."""
-        letters, owners, mask = "", [], ["s"] * len(source)  # space, word, unwritable
-        for word in re.finditer(r"\S+", source):
-            for i, shown in enumerate(self.show_word(word.group()), word.start()):
-                shown = "".join(shown.split())
-                letters += shown
-                owners += [i] * len(shown)
-                mask[i] = "w" if shown else "u"
-        core, mask = "".join(text.replace(self.unknown, "").split()), "".join(mask)
-        if not core:
-            found = [(m.start() < start, m.start(), m.end()) for m in re.finditer("u+", mask)]
-            return min(found)[1:] if found else None
-        found = []
-        for match in re.finditer(f"(?={re.escape(core)})", letters):
-            begin, end = owners[match.start()], owners[match.start() + len(core) - 1] + 1
-            fits = not source[max(begin - 1, 0) : begin + 1].isalnum() or begin == 0
-            if text.startswith(self.unknown):
-                before = re.search("u+s*$", mask[:begin])
-                fits, begin = bool(before), before.start() if before else begin
-            if text.endswith(self.unknown):
-                after = re.match("s*u+", mask[end:])
-                fits, end = fits and bool(after), end + after.end() if after else end
-            elif source[end - 1 : end + 1].isalnum() and end < len(source):
-                fits = False
-            found.append((not fits, begin < start, begin, end))
-        return min(found)[2:] if found else None
 
-    def restore(self, texts, source):
-        """Entity texts in order, unknown tokens shown, as `source` writes them."""
-        start, restored = 0, []
+# --- outputs of rows -------------------------------------------------------------------------
+
+
+@dataclass
+class Outputs:
+    """What a model says to some rows."""
+
+    texts: list  # raw: unknown characters vanish
+    predictions: list  # what a user gets: labels by their names, entities as the source has them
+    ids: list  # of seq2seq models, without start and end
+    unended: set  # numbers of rows that reached the limit
+    logits: torch.Tensor = None  # of classifiers, (n, classes)
+
+
+def encode_rows(loaded, sources, settings):
+    """(token ids of prefix and source, how many were cut)."""
+    texts = [settings["prefix"] + source for source in sources]
+    return encode_sources(texts, loaded.tokenizer, settings["max_source_length"])
+
+
+class Reader:
+    """Reads a model's outputs as a task means them."""
+
+    def __init__(self, loaded, task, settings, name):
+        self.loaded, self.task, self.metric = loaded, task.name, task.metric
+        self.limit, tokenizer = settings["max_target_length"], loaded.tokenizer
+        self.names = self.labels = self.restorer = None
+        if loaded.classifier:
+            if self.metric != "classes":
+                raise UserError(f"{name}: a classifier cannot do the {self.metric} of a task")
+            self.names = name_classes(loaded.model, task.labels, name)
+        elif self.metric == "classes":
+            self.labels = LabelReader(task.labels, tokenizer, self.limit)
+        elif self.metric == "entities":
+            self.restorer = Restorer(tokenizer, task.labels)
+
+    def decode(self, sources, ids, progress):
+        """The Outputs of rows by their sources and token ids."""
+        loaded = self.loaded
+        if self.names:
+            compute = functools.partial(find_logits, loaded.model)
+            logits = collect(loaded, compute, ids, progress)
+            texts = [self.names[number] for number in logits.argmax(-1).tolist()]
+            return Outputs(texts, texts, [], set(), logits)
+        found, unended = generate_ids(loaded, ids, self.limit, progress)
+        texts, marked = decode_ids(found, loaded.tokenizer)
+        rows = zip(sources, found, texts, marked, strict=True)
+        return Outputs(texts, [self.read(*row) for row in rows], found, unended)
+
+    def read(self, source, ids, text, marked):
+        """An output as a user gets it."""
+        if self.labels:
+            return self.labels.read(ids, text, marked)
+        if self.restorer:
+            restored = self.restorer.restore_output(marked, source)
+            return text if restored.split() == text.split() else restored
+        return text
+
+
+@dataclass
+class Targets:
+    """How a tokenizer writes the targets of rows within a limit."""
+
+    cut: set  # ids, without special tokens, of those that are cut
+    truncated: int  # rows with a cut target
+    lost: int  # rows whose target does not come back whole
+
+
+def decode_targets(rows, metric, tokenizer, limit):
+    """Add target_decoded to rows (or source_decoded, which the released code takes for a
+    paraphrase's target) as token ids within `limit` give it back; returns Targets."""
+    key, found = "source" if metric == "paraphrase" else "target", Targets(set(), 0, 0)
+    for row in rows:
+        texts, written, cut = row[key] if isinstance(row[key], list) else [row[key]], [], False
         for text in texts:
-            at = source.find(text, start)
-            at = source.find(text) if at < 0 else at
-            span = (at, at + len(text)) if at >= 0 else self.find(text, source, start)
-            if span:
-                text, start = source[slice(*span)], span[1]
-            restored.append(" ".join(text.replace(self.unknown, "").split()))
-        return restored
-
-
-def describe_machine():
-    """(hardware, versions), as in training.json."""
-    gpus = torch.cuda.device_count()
-    hardware = {
-        "device": "cuda" if gpus else "cpu",
-        "gpu": torch.cuda.get_device_name() if gpus else None,
-        "gpus": gpus,
-        "cpu_threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
-    }
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return hardware, {"python": platform.python_version(), **versions}
+            ids, size = encode_target(text, tokenizer, limit)
+            written.append(tokenizer.decode(ids, skip_special_tokens=True))
+            if size > limit:
+                cut = found.cut.add(strip_ids(ids, tokenizer)) or True
+        row[f"{key}_decoded"] = written if isinstance(row[key], list) else written[0]
+        found.truncated += cut
+        found.lost += any(a.split() != b.split() for a, b in zip(written, texts, strict=True))
+    return found

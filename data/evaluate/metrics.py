@@ -1,34 +1,42 @@
-"""The measures of evaluate.py, whose text describes them: the right rules and the paper's.
+"""The measures of evaluate.py, whose text describes them: strict rules and the released scorer's.
 
 Each score_FAMILY(rows, task, options) turns rows into additive statistics and a function from
-their sums to scores, so that the same code scores a test set and its bootstrap samples.
+their sums to scores, so that the same code scores a test set and its bootstrap samples. Three
+rows of classes a and b, targets a a b, outputs a b ?, where ? is no label:
+
+    columns (3, 6)    target    output    hit       finish(sums (6,), 3)
+                      a  b      a  b      a  b
+    row 1             1  0      1  0      1  0      accuracy = sum of hits / 3 = 1 / 3
+    row 2             1  0      0  1      0  0      F1 of a = 2 * 1 / (2 + 1), F1 of b = 0 / (1 + 1)
+    row 3             0  1      0  0      0  0      macro F1 = (2 / 3 + 0) / 2 = 1 / 3
+    sums              2  1      1  1      1  0      invalid = 1 - (1 + 1) / 3 = 1 / 3
+
+A bootstrap sample is another sum of rows of `columns`; (1000, 6) sums give 1000 scores at once.
 """
 
 import functools
-import hashlib
-import importlib.util
 import re
 import string
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data.files import UserError, read_json
+from data.files import UserError
 
-NO_PREDICTION = "no prediction"  # stands for an empty paraphrase, as BERTScore needs a word
+NONE = -1  # the class of an output that is no label, and of a row or pair that is no hit
 
 
 class Row(NamedTuple):
-    """One example: what the right rule compares, and what the paper's rule does."""
+    """One example: what the strict rule compares, and what the released one does."""
 
     source: str
     target: str  # a list where a task of answers has several
     prediction: str
     generated: str  # before restoring; None where the prediction was not restored from one
+    released_source: str  # as the model's token ids give them back, where it is known
     released_target: str
     released_output: str
 
@@ -39,6 +47,7 @@ class Scores(NamedTuple):
     columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
     constants: {"" and "_released": (text, score)} of the best constant; settings: the signature's.
     parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
+    invalid (n,): outputs that are none of the task's form; details: more for metrics.json.
     """
 
     columns: np.ndarray
@@ -47,6 +56,8 @@ class Scores(NamedTuple):
     constants: dict
     settings: dict
     parts: np.ndarray
+    invalid: np.ndarray
+    details: dict
 
 
 def find_default(task):
@@ -71,12 +82,17 @@ def average_f1(hits, predicted, gold):
 
 
 def count_classes(rows, classes, n, size):
-    """(n, size) counts from parallel lists of row numbers and class ids; ids from `size` on are
-    left out."""
+    """(n, size) counts from parallel lists of row numbers and class ids; NONE counts nowhere."""
     rows, classes = np.asarray(rows, int), np.asarray(classes, int)
-    keep = classes < size
+    keep = classes != NONE
     counts = np.bincount(rows[keep] * size + classes[keep], minlength=n * size)
     return counts.reshape(n, size)
+
+
+def count_hits(rows, gold, predicted, n, size):
+    """(n, 3 x size) counts of targets, outputs and hits of each class."""
+    hits = [g if g == p else NONE for g, p in zip(gold, predicted, strict=True)]
+    return np.hstack([count_classes(rows, ids, n, size) for ids in (gold, predicted, hits)])
 
 
 def count_each(values):
@@ -84,79 +100,118 @@ def count_each(values):
     return np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
 
 
+def describe_classes(labels, gold, predicted, hits):
+    """{label: precision, recall, F1 and support} from counts of each label."""
+    columns = {
+        "precision": to_percent(hits, predicted),
+        "recall": to_percent(hits, gold),
+        "f1": to_percent(2 * np.asarray(hits), np.asarray(gold) + predicted),
+        "support": np.asarray(gold),
+    }
+    return {
+        label: {key: values[i].item() for key, values in columns.items()}
+        for i, label in enumerate(labels)
+    }
+
+
 # --- entities -------------------------------------------------------------------------------
 
 
-def parse_entities(text, labels):
+def make_brackets(labels):
+    """{"[Cell Line]": "Cell Line", ...}: the label that each bracketed text stands for."""
+    return {f"[{' '.join(label.split())}]": label for label in labels}
+
+
+@functools.cache
+def find_words(several):
+    """A pattern of words; each of `several` bracketed labels of more than one word is a word."""
+    spaced = (r"\s+".join(map(re.escape, label.split())) + r"(?!\S)" for label in several)
+    return re.compile("|".join([*spaced, r"\S+"]), re.IGNORECASE)
+
+
+def split_words(text, brackets):
+    """The words of a text; a label of several words, in its brackets and any case, is one."""
+    several = tuple(label for label in brackets if " " in label)
+    if not several:
+        return text.split()
+    return [" ".join(word.split()) for word in find_words(several).findall(text)]
+
+
+def parse_entities(text, brackets):
     """[(entity text, label)] in order, and the words after the last label.
 
-    `labels` maps the bracketed word to its label: {"[Action]": "Action"}.
+    'HeLa cells [Cell Line] TP1 [Gene] and' is [('HeLa cells', 'Cell Line'), ('TP1', 'Gene')] and
+    ['and'], with `brackets` as make_brackets(["Cell Line", "Gene"]) gives them.
     """
     entities, words = [], []
-    for word in text.split():
-        if word in labels:
-            entities.append((" ".join(words), labels[word]))
+    for word in split_words(text, brackets):
+        if word in brackets:
+            entities.append((" ".join(words), brackets[word]))
             words = []
         else:
             words.append(word)
     return entities, words
 
 
-def parse_released(text, labels):
-    """{entity text without its last word: upper-case label}, as the released scorer reads a text.
+def parse_released(text, brackets):
+    """{entity text without its last word: upper-case bracketed label}, as the released scorer's.
 
-    Later entities overwrite earlier ones, and all entities of one word share the empty text.
-    Labels are compared in upper case, entity texts as they are. A label that opens the text has
-    no words before it, but the released slice then ends at -1: its key is all but the last word.
+    'cold water [Reagent] Mix [Action] ice [Size]' is {'cold': '[REAGENT]', '': '[SIZE]'}: later
+    entities overwrite earlier ones, and all entities of one word share the empty text. Labels are
+    compared in upper case, entity texts as they are. A label that opens the text has no words
+    before it, but the released slice then ends at -1: its key is all but the last word.
     """
-    words, entities, start = text.split(), {}, 0
+    words, entities, start = split_words(text, brackets), {}, 0
     for end, word in enumerate(words):
-        if "[" in word and "]" in word and word[1:-1].upper() in labels:
-            entities[" ".join(words[start : end - 1])] = word[1:-1].upper()
+        if "[" in word and "]" in word and f"[{word[1:-1].upper()}]" in brackets:
+            entities[" ".join(words[start : end - 1])] = f"[{word[1:-1].upper()}]"
             start = end + 1
     return entities
 
 
 def is_invalid(entities, leftover, source):
-    """True if an entity output breaks the format: see the module's text."""
+    """True if an entity output breaks the format: see the text of evaluate.py."""
     if leftover or any(not text for text, _ in entities):
         return True
-    made_up = (word for text, _ in entities if "[" in text for word in text.split())
-    return any(re.fullmatch(r"\[[^\[\]]+\]", word) and word not in source for word in made_up)
-
-
-def count_shared(gold, predicted):
-    """Size of the intersection of two multisets."""
-    return len(gold) if gold == predicted else (Counter(gold) & Counter(predicted)).total()
+    texts = (text for text, _ in entities if "[" in text)
+    made_up = (word for text in texts for word in re.findall(r"(?<!\S)\[[^\[\]]+\](?!\S)", text))
+    return any(word not in " ".join(source.split()) for word in made_up)
 
 
 def match_entities(rows, golds, brackets):
-    """(n, 6) counts: hits, predicted, gold, invalid, and hits and predicted of the raw outputs."""
-    counts = []
+    """(n, 7) counts, and {label: [hits, predicted, gold]} over all rows.
+
+    The columns: hits, predicted, gold, invalid, hits and predicted of the raw outputs, exact rows.
+    """
+    counts, labels = [], {label: [0, 0, 0] for label in brackets.values()}
     for row, gold in zip(rows, golds, strict=True):
         predicted, leftover = parse_entities(row.prediction, brackets)
         invalid = is_invalid(predicted, leftover, row.source)
-        raw, hits = predicted, count_shared(gold, predicted)
+        gold, found = Counter(gold), Counter(predicted)
+        shared = gold & found
+        for i, entities in enumerate((shared, found, gold)):
+            for (_, label), count in entities.items():
+                labels[label][i] += count
+        raw_hits, raw = shared.total(), len(predicted)
         if row.generated not in (None, row.prediction):
-            raw, _ = parse_entities(row.generated, brackets)
-        raw_hits = hits if raw is predicted else count_shared(gold, raw)
-        counts.append((hits, len(predicted), len(gold), invalid, raw_hits, len(raw)))
-    return np.array(counts)
+            raw_found = Counter(parse_entities(row.generated, brackets)[0])
+            raw_hits, raw = (gold & raw_found).total(), raw_found.total()
+        sizes = shared.total(), len(predicted), gold.total()
+        counts.append((*sizes, invalid, raw_hits, raw, gold == found and not leftover))
+    return np.array(counts), labels
 
 
-def match_released_entities(rows, golds, index, default):
+def match_released_entities(rows, golds, brackets, default):
     """(n, 3 x labels) targets, outputs and hits of each label in the released scorer's pairs."""
+    index = {label: i for i, label in enumerate(brackets)}
     numbers, gold, predicted = [], [], []
     for number, (row, want) in enumerate(zip(rows, golds, strict=True)):
-        have = parse_released(row.released_output, index)
+        have = parse_released(row.released_output, brackets)
         for text, label in want.items():
             numbers.append(number)
             gold.append(index[label])
             predicted.append(index[have.get(text, default)])
-    hits = [g if g == p else len(index) for g, p in zip(gold, predicted, strict=True)]
-    return np.hstack(
-        [count_classes(numbers, ids, len(rows), len(index)) for ids in (gold, predicted, hits)]
-    )
+    return count_hits(numbers, gold, predicted, len(rows), len(index))
 
 
 def choose_constant_entity(golds):
@@ -170,7 +225,7 @@ def choose_constant_entity(golds):
 
 
 def choose_constant_released(golds, default, names):
-    """The same by the paper's rule, which gives the pairs of the default label for nothing."""
+    """The same by the released rule, which gives the pairs of the default label for nothing."""
     pairs = Counter(pair for gold in golds for pair in gold.items())
     free = Counter({text: n for (text, label), n in pairs.items() if label == default})
     gains = {pair: n - free[pair[0]] for pair, n in pairs.items()}
@@ -184,40 +239,48 @@ def choose_constant_released(golds, default, names):
 
 
 def score_entities(rows, task, options):
-    """Strict entity F1 and the released scorer's, for targets 'Entity [Label] ...'."""
-    labels, restored = task.labels, any(row.generated is not None for row in rows)
+    """Strict entity F1 and the released scorer's, for targets 'Entity [Label] ...'.
+
+    Target 'cold water [Reagent] Mix [Action]', output 'cold wine [Reagent] Mix [Action]': strict
+    F1 is 2 * 1 / (2 + 2) = 50; released, both pairs ('cold' and '') are right: 100.
+    """
+    restored = any(row.generated is not None for row in rows)
+    brackets = make_brackets(task.labels)
+    names = {bracket.upper(): label for bracket, label in brackets.items()}
     default = find_default(task)
-    brackets = {f"[{label}]": label for label in labels}
-    names = {label.upper(): label for label in labels}
-    index = {label: i for i, label in enumerate(names)}
+    missing = f"[{' '.join(default.split())}]".upper()
     golds = [parse_entities(row.target, brackets) for row in rows]
     note_odd_targets([bool(rest) for _, rest in golds])
     golds = [gold for gold, _ in golds]
-    released_golds = [parse_released(row.released_target, index) for row in rows]
-    counts = match_entities(rows, golds, brackets)
-    pairs = match_released_entities(rows, released_golds, index, default.upper())
+    released_golds = [parse_released(row.released_target, names) for row in rows]
+    counts, labels = match_entities(rows, golds, brackets)
+    pairs = match_released_entities(rows, released_golds, names, missing)
 
     def finish(sums, n):
-        hits, predicted, gold, invalid, raw_hits, raw = np.moveaxis(sums[..., :6], -1, 0)
-        paper = np.split(sums[..., 6:], 3, axis=-1)  # targets, outputs, hits
+        hits, predicted, gold, invalid, raw_hits, raw, exact = np.moveaxis(sums[..., :7], -1, 0)
+        targets, outputs, matched = np.split(sums[..., 7:], 3, axis=-1)
         scores = {
-            "f1_released": to_percent(paper[2].sum(-1), paper[0].sum(-1)),
-            "macro_f1_released": average_f1(paper[2], paper[1], paper[0]),
+            "f1_released": to_percent(matched.sum(-1), targets.sum(-1)),
+            "macro_f1_released": average_f1(matched, outputs, targets),
             "entity_f1": to_percent(2 * hits, predicted + gold),
             "entity_precision": to_percent(hits, predicted),
             "entity_recall": to_percent(hits, gold),
+            "exact_match": to_percent(exact, n),
             "invalid_rate": to_percent(invalid, n),
         }
         unrestored = to_percent(2 * raw_hits, raw + gold)
         return scores | ({"entity_f1_unrestored": unrestored} if restored else {})
 
     constants = {"": choose_constant_entity(golds)}
-    constants["_released"] = choose_constant_released(released_golds, default.upper(), names)
+    constants["_released"] = choose_constant_released(released_golds, missing, names)
     headline = {"strict": "entity_f1", "released": "f1_released"}[options.rule]
     settings = {"match": "multiset(text,label)", "case": "kept", "missing_released": default}
     settings |= {"characters": "restored" if restored else "as-given"}
     parts = np.stack([2 * counts[:, 0], counts[:, 1] + counts[:, 2]], axis=1)  # F1
-    return Scores(np.hstack([counts, pairs]), finish, headline, constants, settings, parts)
+    hits, predicted, gold = zip(*labels.values(), strict=True)
+    details = {"classes": describe_classes(labels, gold, predicted, hits)}
+    columns, invalid = np.hstack([counts, pairs]), counts[:, 3] > 0
+    return Scores(columns, finish, headline, constants, settings, parts, invalid, details)
 
 
 def note_odd_targets(odd):
@@ -232,33 +295,57 @@ def note_odd_targets(odd):
 # --- classes --------------------------------------------------------------------------------
 
 
+def find_class(text, index, otherwise):
+    """The class id of a text, outer whitespace and case aside."""
+    return index.get(text.strip().upper(), otherwise)
+
+
+def index_released(rows, index):
+    """Class ids by text as token ids write it: '<=50K' may be known as '=50K' alone."""
+    written = dict(index)
+    for row in rows:
+        written.setdefault(row.released_target.strip().upper(), find_class(row.target, index, NONE))
+    return written
+
+
 def score_classes(rows, task, options):
-    """Accuracy, or micro and macro F1, of outputs that are one label of the task."""
-    labels, numbers = task.labels, range(len(rows))
+    """Accuracy, or micro and macro F1, of outputs that are one label of the task.
+
+    FEVER, targets SUPPORTS REFUTES REFUTES, outputs 'supports' 'no' 'SUPPORTS': strict accuracy is
+    1 / 3; released, 'no' counts as the default label, REFUTES, and is right: 2 / 3.
+    """
+    labels, n = task.labels, len(rows)
     index = {label.upper(): i for i, label in enumerate(labels)}
     default = find_default(task)
-    gold = [index.get(row.target.strip().upper()) for row in rows]
-    if None in gold:
-        target = rows[gold.index(None)].target
-        where = f"row {gold.index(None) + 1}: target {target!r}"
+    gold = [find_class(row.target, index, NONE) for row in rows]
+    if NONE in gold:
+        where = f"row {gold.index(NONE) + 1}: target {rows[gold.index(NONE)].target!r}"
         raise UserError(f"{where} is no label of this task; known: {', '.join(labels)}")
-    correct = [index.get(row.prediction.strip().upper(), len(labels)) for row in rows]
-    paper = [index.get(row.released_output.strip().upper(), index[default.upper()]) for row in rows]
-    counts = [gold]
-    for ids in (correct, paper):
-        counts += [ids, [g if g == p else len(labels) for g, p in zip(gold, ids, strict=True)]]
-    columns = np.hstack([count_classes(numbers, ids, len(rows), len(labels)) for ids in counts])
+    predicted = [find_class(row.prediction, index, NONE) for row in rows]
+    written, other = index_released(rows, index), index[default.upper()]
+    sides = [(gold, predicted)]
+    sides += [
+        [
+            [find_class(row.released_target, written, other) for row in rows],
+            [find_class(row.released_output, written, other) for row in rows],
+        ]
+    ]
+    columns = np.hstack([count_hits(range(n), *side, n, len(labels)) for side in sides])
 
     def finish(sums, n):
-        gold, predicted, hits, paper, paper_hits = np.split(sums, 5, axis=-1)
-        right, paper_right = to_percent(hits.sum(-1), n), to_percent(paper_hits.sum(-1), n)
+        gold, predicted, hits, *released = np.split(sums, 6, axis=-1)
+        strict, released_right = to_percent(hits.sum(-1), n), to_percent(released[2].sum(-1), n)
         invalid = to_percent(n - predicted.sum(-1), n)
         if task.report == "accuracy":
-            return {"accuracy_released": paper_right, "accuracy": right, "invalid_rate": invalid}
+            return {
+                "accuracy_released": released_right,
+                "accuracy": strict,
+                "invalid_rate": invalid,
+            }
         return {
-            "micro_f1_released": paper_right,
-            "macro_f1_released": average_f1(paper_hits, paper, gold),
-            "micro_f1": right,
+            "micro_f1_released": released_right,
+            "macro_f1_released": average_f1(released[2], released[1], released[0]),
+            "micro_f1": strict,
             "macro_f1": average_f1(hits, predicted, gold),
             "invalid_rate": invalid,
         }
@@ -266,11 +353,17 @@ def score_classes(rows, task, options):
     headline = "accuracy" if task.report == "accuracy" else "micro_f1"
     headline += {"strict": "", "released": "_released"}[options.rule]
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
-    constant = labels[best], float(to_percent(count, len(rows)))
-    settings = {"case": "ignored", "invalid_released": default}
+    constant = labels[best], float(to_percent(count, n))
     constants = {"": constant, "_released": constant}
-    parts = count_each([a == b for a, b in zip(gold, correct, strict=True)])
-    return Scores(columns, finish, headline, constants, settings, parts)
+    settings = {"case": "ignored", "invalid_released": default}
+    parts = count_each([a == b for a, b in zip(gold, predicted, strict=True)])
+    totals = np.split(columns.sum(0)[: 3 * len(labels)], 3)
+    confusion = np.zeros((len(labels), len(labels) + 1), int)  # the last column: no label
+    np.add.at(confusion, (gold, predicted), 1)
+    details = {"classes": describe_classes(labels, *totals)}
+    details["confusion"] = {"labels": [*labels, None], "counts": confusion.tolist()}
+    invalid = np.array(predicted) == NONE
+    return Scores(columns, finish, headline, constants, settings, parts, invalid, details)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -292,21 +385,36 @@ def match_answer(words, gold):
     return 0.0, 2 * shared / (len(words) + len(gold)) if shared else 0.0
 
 
-def score_answers(rows, task, options):
-    """SQuAD's exact match and word F1 against the best of the targets."""
-    targets = [row.target if isinstance(row.target, list) else [row.target] for row in rows]
+def match_answers(pairs):
+    """((n, 2) EM and F1, the best constant) of pairs (target or list of targets, output)."""
+    targets = [target if isinstance(target, list) else [target] for target, _ in pairs]
     golds = [[normalize_answer(target) for target in several] for several in targets]
-    columns = np.zeros((len(rows), 2))
-    for number, (row, several) in enumerate(zip(rows, golds, strict=True)):
-        words = normalize_answer(row.prediction)
-        columns[number] = np.max([match_answer(words, gold) for gold in several], axis=0)
+    outputs = [normalize_answer(output) for _, output in pairs]
+    scores = [
+        np.max([match_answer(words, gold) for gold in several], axis=0)
+        for words, several in zip(outputs, golds, strict=True)
+    ]
+    return np.array(scores), choose_constant_answer(targets, golds)
+
+
+def score_answers(rows, task, options):
+    """SQuAD's exact match and word F1 against the best of the targets.
+
+    Target 'New York City', output 'the new york!': EM 0, F1 2 * 2 / (2 + 3) = 80. The released
+    rule is the same, on targets as token ids give them back.
+    """
+    strict, constant = match_answers([(row.target, row.prediction) for row in rows])
+    released = match_answers([(row.released_target, row.released_output) for row in rows])
 
     def finish(sums, n):
-        return {"em": to_percent(sums[..., 0], n), "f1": to_percent(sums[..., 1], n)}
+        keys = ("em_released", "f1_released", "em", "f1")
+        return {key: to_percent(sums[..., i], n) for i, key in enumerate(keys)}
 
-    constants = {"": choose_constant_answer(targets, golds)}
-    settings = {"normalization": "squad1.1"}
-    return Scores(columns, finish, "f1", constants, settings, count_each(columns[:, 1]))
+    columns = np.hstack([released[0], strict])
+    headline = {"strict": "f1", "released": "f1_released"}[options.rule]
+    constants, settings = {"": constant, "_released": released[1]}, {"normalization": "squad1.1"}
+    parts, invalid = count_each(strict[:, 1]), np.zeros(len(rows), bool)
+    return Scores(columns, finish, headline, constants, settings, parts, invalid, {})
 
 
 def choose_constant_answer(targets, golds):
@@ -326,132 +434,3 @@ def choose_constant_answer(targets, golds):
         found.append((sum(scores), answer))
     score, answer = min(found, key=lambda item: (-item[0], item[1]))
     return answer, float(to_percent(score, n))
-
-
-# --- paraphrase -----------------------------------------------------------------------------
-
-
-def combine_ibleu(bertscore, bleu):
-    """BERT-iBLEU of each row, 0-1, from BERTScore F1 and self-BLEU, 0-1 (Niu et al., 2021)."""
-    bertscore, bleu = np.asarray(bertscore) + 1e-5, np.asarray(bleu) + 1e-5
-    return 5 / (4 / bertscore + 1 / (1 - bleu))
-
-
-def compute_bleu(outputs, sources):
-    """Sentence BLEU of each output against its source, 0-1: 13a tokens, 4-grams, no smoothing."""
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU(smooth_method="none", effective_order=False)  # sentence_score would warn per row
-    pairs = zip(outputs, sources, strict=True)
-    return np.array([bleu.corpus_score([out], [[src]]).score / 100 for out, src in pairs])
-
-
-@functools.cache
-def load_bertscore(name, layers, sources):
-    """The encoder as a BERTScorer with idf weights of `sources`, and its part of the signature."""
-    import bert_score
-    from bert_score.utils import model2layers
-
-    import data.evaluate.decode  # noqa: F401  quiets the libraries
-
-    advice = "give a folder with --bertscore-model DIR --bertscore-layers N"
-    layers = layers or model2layers.get(name)
-    if layers is None:
-        raise UserError(f"--bertscore-layers: needed for {name}, which bert-score does not know")
-    name = find_encoder(name, advice)
-    label = name_encoder(name, advice)
-    try:
-        scorer = bert_score.BERTScorer(model_type=name, num_layers=layers, nthreads=0, idf=True)
-    except Exception as error:  # whatever an unreachable hub or a foreign folder raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"BERTScore's encoder {name} cannot be had ({reason}); {advice}") from None
-    # DeBERTa's tokenizer brings no length limit, and its 1e30 overflows in the fast tokenizers.
-    limit = getattr(scorer._model.config, "max_position_embeddings", 512)
-    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
-    scorer.compute_idf(sources)
-    return scorer, {
-        "encoder": label,
-        "layers": layers,
-        "idf": "sources",
-        "bert-score": bert_score.__version__,
-    }
-
-
-def find_encoder(name, advice):
-    """A hub name or folder as it is; "package:NAME" is the folder with weights in a package."""
-    if not name.startswith("package:"):
-        return name
-    package = name.removeprefix("package:")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    places = spec.submodule_search_locations or [] if spec else []
-    found = [path for place in places for path in sorted(Path(place).rglob("*.safetensors"))]
-    if not found:
-        raise UserError(f"{name}: no installed package of this name holds an encoder; {advice}")
-    return str(found[0].parent)
-
-
-def name_encoder(name, advice):
-    """What the signature calls an encoder: its hub name, or its folder and the weights' hash."""
-    folder = Path(name)
-    if not folder.is_dir() and not name.startswith((".", "/")):
-        return name
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    if not (folder / "config.json").exists() or not weights:
-        raise UserError(f"{name}: no encoder in this folder; {advice}")
-    if "t5" in name and read_json(folder / "config.json").get("model_type") != "t5":
-        raise UserError(f"{name}: bert-score takes every path with 't5' in it for a T5; link it")
-    digest = hashlib.sha256(weights[0].read_bytes()).hexdigest()[:8]
-    return "/".join(folder.resolve().parts[-2:]) + "@" + digest
-
-
-def compute_bertscore(scorer, outputs, sources, constants):
-    """BERTScore F1 against the sources, 0-1: (n,) of the outputs, then (n,) of each constant."""
-    texts = [outputs, *([text] * len(sources) for text in constants)]
-    from data.evaluate.decode import Progress
-
-    found, progress, size = [], Progress("BERTScore", len(sources)), 512
-    for start in range(0, len(sources), size):
-        part = slice(start, start + size)
-        candidates = [text for column in texts for text in column[part]]
-        scores = scorer.score(candidates, sources[part] * len(texts))[2].numpy()
-        found.append(scores.reshape(len(texts), -1).astype(float))
-        progress.add(len(sources[part]))
-    progress.close()
-    return np.concatenate(found, axis=1)
-
-
-def score_paraphrase(rows, task, options):
-    """BERT-iBLEU, its two parts, and the share of outputs that repeat their source."""
-    sources = [row.source.strip() for row in rows]
-    outputs = [row.prediction.strip() or NO_PREDICTION for row in rows]
-    counts = Counter(word for source in sources for word in set(source.split()))
-    frequent = sorted(counts, key=lambda word: (-counts[word], word))
-    length = sorted(len(source.split()) for source in sources)[len(sources) // 2]
-    constants = [NO_PREDICTION, " ".join(frequent[:length]) or NO_PREDICTION]
-    encoder = options.bertscore_model, options.bertscore_layers
-    scorer, settings = load_bertscore(*encoder, tuple(sources))
-    similar = compute_bertscore(scorer, outputs, sources, constants)
-    bleu = compute_bleu(outputs, sources)
-    copied = [out.split() == src.split() for out, src in zip(outputs, sources, strict=True)]
-    columns = np.stack([combine_ibleu(similar[0], bleu), bleu, similar[0], copied], axis=1)
-    found = []
-    for text, scores in zip(constants, similar[1:], strict=True):
-        ibleu = combine_ibleu(scores, compute_bleu([text] * len(rows), sources))
-        found.append((float(100 * ibleu.mean()), text))
-    score, text = max(found)
-
-    def finish(sums, n):
-        keys = ("bert_ibleu", "self_bleu", "bertscore", "copy_rate")
-        return {key: 100 * sums[..., i] / n for i, key in enumerate(keys)}
-
-    settings = {"beta": 4, "bleu": "13a,4-gram,unsmoothed", **settings}
-    parts = count_each(columns[:, 0])
-    return Scores(columns, finish, "bert_ibleu", {"": (text, score)}, settings, parts)
-
-
-METRICS = {
-    "entities": score_entities,
-    "classes": score_classes,
-    "answers": score_answers,
-    "paraphrase": score_paraphrase,
-}

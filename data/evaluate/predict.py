@@ -1,0 +1,156 @@
+"""Label rows without targets: evaluate.py --predict.
+
+Each row is written as soon as its part of the file is done, with its own keys and
+  text        the output as a user gets it
+  confidence  0-1: for classes, the text's share of `scores`, null if the text is no class; else
+              the probability of the whole output
+  scores      for classes: the probability of each, over the classes of the task (by forced
+              decoding of each label; an encoder's softmax)
+A killed run goes on after the last whole line; other settings than the file was begun with, which
+stand beside it in OUTPUT.settings.json, are refused.
+"""
+
+import fcntl
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from data.evaluate import decode
+from data.files import UserError, read_json, read_jsonl, write_json
+
+ADDED = ("text", "confidence", "scores")
+
+
+def predict_file(options, loaded, reader, settings):
+    """Label the rows of a file or of stdin; prints how fast, and the cost of a million rows."""
+    path = "/dev/stdin" if options.predict == "-" else options.predict
+    rows = read_jsonl(path, ("source",))
+    check_sources(rows, path)
+    if options.output and options.output.resolve() == Path(path).resolve():
+        raise UserError(f"{path}: would be overwritten; choose another --output")
+    loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
+    told = {"model": name_weights(options.model), "task": reader.task, **settings}
+    with OutputFile(options.output, rows, told) as (file, done):
+        start, size = time.monotonic(), 16 * loaded.batch_size
+        with decode.show_progress("predict", len(rows) - done) as progress:
+            for first in range(done, len(rows), size):
+                part = rows[first : first + size]
+                found = predict_rows(loaded, reader, settings, part, progress)
+                for row, more in zip(part, found, strict=True):
+                    file.write(json.dumps({**row, **more}, ensure_ascii=False) + "\n")
+                file.flush()
+        tell_speed(len(rows) - done, time.monotonic() - start, done, options.usd_per_hour)
+
+
+def check_sources(rows, path):
+    """Refuse sources that are no text, and keys that the output adds."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row["source"], str):
+            raise UserError(f"{path} row {number}: 'source' is no text but {row['source']!r}")
+        taken = [key for key in ADDED if key in row]
+        if taken:
+            raise UserError(
+                f"{path} row {number}: has a key {taken[0]!r}, as the output; rename it"
+            )
+
+
+def name_weights(model):
+    """A model by its path and, in a folder, the size and time of its weights."""
+    files = sorted([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
+    return [str(model), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+
+
+class OutputFile:
+    """A context: (the file to write to, how many of `rows` it has already); stdout has none."""
+
+    def __init__(self, path, rows, told):
+        self.path, self.rows, self.told = path, rows, told
+
+    def __enter__(self):
+        if self.path is None:
+            self.file = sys.stdout
+            return self.file, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another process is writing to it") from None
+        beside = Path(f"{self.path}.settings.json")
+        done = self.count_done(beside)
+        write_json(beside, self.told)
+        return self.file, done
+
+    def count_done(self, beside):
+        """Whole rows in the file, which must be these rows by these settings; a torn one is cut."""
+        data = self.path.read_bytes()
+        lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+        if lines and (not beside.exists() or read_json(beside) != self.told):
+            raise UserError(f"{self.path}: begun with other settings; choose another --output")
+        for number, line in enumerate(lines):
+            same = number < len(self.rows) and json.loads(line).get("source")
+            if same is False or same != self.rows[number]["source"]:
+                raise UserError(f"{self.path} line {number + 1}: not of this file; choose another")
+        self.file.truncate(sum(len(line) + 1 for line in lines))
+        return len(lines)
+
+    def __exit__(self, *error):
+        if self.path:
+            self.file.close()
+
+
+def fit_batch(loaded, settings):
+    """Rows whose keys and values take half of a GPU's free memory, up to 1,024; 128 on a CPU."""
+    if loaded.model.device.type != "cuda":
+        return 128
+    config, free = loaded.model.config, torch.cuda.mem_get_info()[0]
+    layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    tokens = settings["max_source_length"] + settings["max_target_length"]
+    row = 2 * layers * tokens * config.hidden_size * loaded.model.dtype.itemsize
+    return int(max(1, min(1024, free / 2 // row)))
+
+
+def predict_rows(loaded, reader, settings, rows, progress):
+    """[{"text", "confidence", "scores"}] of some rows."""
+    sources = [row["source"] for row in rows]
+    ids, _ = decode.encode_rows(loaded, sources, settings)
+    out = reader.decode(sources, ids, progress)
+    if reader.names:
+        return share_scores(out, list(reader.names.values()), out.logits)
+    if reader.labels:
+        targets = reader.labels.targets
+        compute = functools.partial(decode.score_labels, loaded.model, list(targets.values()))
+        return share_scores(out, list(targets), decode.collect(loaded, compute, ids))
+    end = loaded.tokenizer.eos_token_id
+    whole = [[*row, *([] if n in out.unended else [end])] for n, row in enumerate(out.ids)]
+    compute = functools.partial(decode.score_targets, loaded.model)
+    found = decode.collect(loaded, compute, ids, labels=dict(enumerate(whole)))
+    pairs = zip(out.predictions, found.exp().tolist(), strict=True)
+    return [{"text": text, "confidence": round(value, 6)} for text, value in pairs]
+
+
+def share_scores(out, labels, logits):
+    """Rows of text, confidence and scores, from (n, C) logits of the labels."""
+    rows = []
+    for text, values in zip(out.predictions, logits.softmax(-1).tolist(), strict=True):
+        scores = {label: round(value, 6) for label, value in zip(labels, values, strict=True)}
+        known = {label.upper(): value for label, value in scores.items()}
+        confidence = known.get(text.strip().upper())
+        rows.append({"text": text, "confidence": confidence, "scores": scores})
+    return rows
+
+
+def tell_speed(count, seconds, before, usd_per_hour):
+    """Rows a second and the cost of a million of them, on stderr."""
+    text = f"{count:,} rows in {seconds:.1f} s"
+    if before:
+        text += f", {before:,} were there"
+    if count:
+        hours = seconds / count * 1e6 / 3600
+        text += f": {count / seconds:,.1f} rows a second, {hours:,.2f} hours a million"
+        text += f", ${hours * usd_per_hour:,.2f}" if usd_per_hour is not None else ""
+    print(text, file=sys.stderr)

@@ -1,0 +1,202 @@
+"""What evaluate.py shows to people: scores, comparisons, errors.md, a model's card."""
+
+from pathlib import Path
+
+from data.files import read_json, write_atomic
+
+ERRORS = 200  # rows in errors.md
+MARK = "written-by-evaluate.py"  # a card without it is a user's own and is left alone
+
+
+def show_result(result):
+    """The result as text; --json prints it whole."""
+    lines = [f"{result['task']}: {result['metric']} {result['score']:.2f} on {result['n']:,} rows"]
+    for key, value in result["metrics"].items():
+        low, high = result.get("intervals", {}).get(key, (None, None))
+        spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
+        lines.append(f"  {key:<20} {value:7.2f}{spread}")
+    lines.append(f"  best constant output {result['constant']['prediction']!r}")
+    for name, value in result.get("reference_points", {}).items():
+        lines.append(f"  {result['metric']} of {name.replace('_', ' ')}: {value:.2f}")
+    lines += show_classes(result)
+    counts = {"truncated_sources": "sources", "truncated_targets": "targets"}
+    counts["truncated_outputs"] = "outputs"
+    cut = [f"{result[key]:,} {name}" for key, name in counts.items() if key in result]
+    lines += [f"  cut off: {', '.join(cut)}"] if cut else []
+    if result.get("unwritable_targets"):
+        lost = f"  {result['unwritable_targets']:,} targets hold what the tokenizer cannot write"
+        lines.append(f"{lost}, or more than the limit")
+    lines += [f"note: {result['note']}"] if "note" in result else []
+    return "\n".join([*lines, result["signature"]])
+
+
+def show_classes(result):
+    """Lines of scores by class and, for tasks of classes, the confusion table."""
+    if "classes" not in result:
+        return []
+    keys = ("precision", "recall", "f1", "support")
+    width = max(map(len, result["classes"]))
+    lines = [f"  {'by class':<{width}} " + " ".join(f"{key:>9}" for key in keys)]
+    for label, row in result["classes"].items():
+        values = " ".join(f"{row[key]:9.1f}" for key in keys[:3])
+        lines.append(f"  {label:<{width}} {values} {row['support']:9,}")
+    if "confusion" in result:
+        labels = [label or "no label" for label in result["confusion"]["labels"]]
+        lines.append("  targets in rows, outputs in columns: " + " | ".join(labels))
+        for label, counts in zip(labels, result["confusion"]["counts"], strict=False):
+            lines.append(f"  {label:<{width}} " + " ".join(f"{count:7,}" for count in counts))
+    return lines
+
+
+def show_comparison(result):
+    """Several runs side by side as text: each metric of each, and its difference from the first."""
+    lines = [f"{result['task']}, {result['n']:,} rows, 95% intervals; differences from the first:"]
+    for key, (first, *others) in result["metrics"].items():
+        lines.append(f"{key}")
+        low, high = first["interval"]
+        lines.append(f"  {first['score']:7.2f} [{low:.2f}, {high:.2f}]  {first['run']}")
+        for run in others:
+            low, high = run["interval"]
+            text = f"  {run['score']:7.2f} [{low:.2f}, {high:.2f}]  {run['run']}"
+            low, high = run["difference_interval"]
+            told = f"{run['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            holm = f", by Holm {run['p_holm']:.4f}" if len(others) > 1 else ""
+            lines.append(f"{text}  {told} p={run['p_value']:.4f}{holm}")
+    lines.append("p is of the drawing of test rows alone, not of seeds")
+    return "\n".join([*lines, result["signature"]])
+
+
+def show_errors(result, rows, scores):
+    """errors.md: outputs that are wrong or unreadable, unreadable ones first, then the worst."""
+    hits, possible = scores.parts.T
+    ratio = [h / p if p else 1.0 for h, p in zip(hits, possible, strict=True)]
+    bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or scores.invalid[i]]
+    bad.sort(key=lambda i: (not scores.invalid[i], ratio[i], i))
+    unreadable = int(scores.invalid.sum())
+    lines = [
+        f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right",
+        "",
+        f"{unreadable:,} unreadable ones first, then by the score of the row, the worst first; "
+        f"{min(ERRORS, len(bad)):,} are shown. predictions.jsonl has all.",
+    ]
+    for i in bad[:ERRORS]:
+        kind = "unreadable" if scores.invalid[i] else f"score {100 * ratio[i]:.0f}"
+        lines += ["", f"## Row {i + 1:,}, {kind}", ""]
+        for name in ("source", "target", "prediction"):
+            text = rows[i][name] if isinstance(rows[i][name], str) else " | ".join(rows[i][name])
+            lines.append(f"    {name:<10} {' '.join(text.split())}")
+    return "\n".join(lines) + "\n"
+
+
+# --- model cards -----------------------------------------------------------------------------
+
+SEQ2SEQ = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForSeq2SeqLM.from_pretrained("{model}")
+texts = [{prefix!r} + {source!r}]
+inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length={longest})
+outputs = model.generate(**inputs, max_new_tokens={limit}, num_beams=1, do_sample=False)
+print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
+CLASSIFIER = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForSequenceClassification.from_pretrained("{model}")
+texts = [{prefix!r} + {source!r}]
+inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length={longest})
+print([model.config.id2label[i] for i in model(**inputs).logits.argmax(-1).tolist()])"""
+
+
+def write_card(options, task, result):
+    """README.md of a model folder whose run folder is the output; a user's own stays."""
+    folder = Path(options.model)
+    card = folder / "README.md"
+    ours = folder.is_dir() and folder.resolve().parent == options.output.resolve()
+    if not ours or not result["training"]:
+        return
+    if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    config = options.output / "config.json"
+    config = read_json(config) if config.exists() else {}
+    write_atomic(card, show_card(folder, task, result, config))
+
+
+def show_origin(training, config):
+    """Sentences: what was trained, from what, on how much, at what cost."""
+    base = config.get("student") or config.get("model") or "a pre-trained model"
+    teacher, labels = config.get("teacher"), training.get("labels")
+    text = f"`{base}`, trained by strategy `{training.get('strategy')}`"
+    if teacher:
+        rows = training.get("unlabeled") or "unlabeled"
+        text += f": distilled from the teacher `{teacher}` on {rows} unlabeled rows"
+    elif labels:
+        text += f" on {labels:,} labeled rows"
+    seconds = training.get("seconds")
+    total = sum(seconds.values()) if isinstance(seconds, dict) else seconds
+    hardware = training.get("hardware") or {}
+    device = hardware.get("gpu") or hardware.get("cpu") or "an unknown device"
+    cost = f"Training took {total:,.0f} s on {device}" if total else "Its training was not timed"
+    return f"{text}. {cost}; seed {training.get('seed')}, {training.get('steps')} steps."
+
+
+def show_card(folder, task, result, config):
+    """A model card in Hugging Face's form."""
+    settings, training = result["settings"], result["training"]
+    seq2seq = "truncated_targets" in result
+    snippet = (SEQ2SEQ if seq2seq else CLASSIFIER).format(
+        model=folder,
+        prefix=settings["prefix"],
+        source="text to be labeled",
+        longest=settings["max_source_length"],
+        limit=settings["max_target_length"],
+    )
+    rows = []
+    for key, value in result["metrics"].items():
+        low, high = result.get("intervals", {}).get(key, (None, None))
+        spread = "" if low is None else f"{low:.1f} to {high:.1f}"
+        rows.append(f"| {key} | {value:.1f} | {spread} |")
+    base = config.get("student") or config.get("model")
+    hub = base and base.count("/") == 1 and not Path(base).exists()
+    versions = result["provenance"]["versions"]
+    notes = [f"Note: {result['note']}."] if "note" in result else []
+    form = {
+        "entities": "The output is `entity [Label] entity [Label] ...`.",
+        "classes": f"The output is one of {', '.join(task.labels)}.",
+    }.get(task.metric, "The output is a text.")
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            *([f"base_model: {base}"] if hub else []),
+            f"tags: [{MARK}]",
+            "---",
+            f"# {task.title}: a compact model",
+            "",
+            show_origin(training, config),
+            "",
+            f"Scores in percent on {result['n']:,} rows of {result['split']}, with 95% intervals",
+            "of the drawing of these rows (not of seeds). Keys that end in _released are the rule",
+            "of the paper's released scorer. The best constant output scores "
+            f"{result['constant']['score']:.1f}.",
+            "",
+            "| measure | score | 95% interval |",
+            "|---|---:|---:|",
+            *rows,
+            "",
+            f"`{result['signature']}`",
+            "",
+            *notes,
+            f"{form} Sources have the prefix `{settings['prefix']}` and at most "
+            f"{settings['max_source_length']} tokens, outputs at most "
+            f"{settings['max_target_length']}. With transformers {versions['transformers']}:",
+            "",
+            "```python",
+            snippet,
+            "```",
+            "",
+            "What a tokenizer cannot write (`μ` or `<` in T5's) is missing in these raw outputs;",
+            "`python evaluate.py --task TASK --model MODEL --predict FILE` gives it back, with a",
+            "confidence for each row.",
+            "",
+        ]
+    )
