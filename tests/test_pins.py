@@ -229,6 +229,10 @@ def make_pins(folder):
             runs / name / "model",
             "--data",
             folder / "test.jsonl",
+            "--max-source-length",
+            128,
+            "--max-target-length",
+            128,
             "--output",
             runs / name,
         )

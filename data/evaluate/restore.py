@@ -8,7 +8,6 @@ import re
 import unicodedata
 
 from data.evaluate.metrics import make_brackets, parse_entities
-from data.files import UserError
 
 
 def mark_unknown(ids, tokenizer):
@@ -40,10 +39,11 @@ class Restorer:
     def __init__(self, tokenizer, labels=()):
         self.tokenizer, self.unknown = tokenizer, tokenizer.unk_token or "\0"
         self.brackets, self.shown = make_brackets(labels), {}
-        for bracket, label in list(self.brackets.items()):
-            marked = mark_unknown(tokenizer(bracket).input_ids, tokenizer)
-            if self.brackets.setdefault(" ".join(marked.split()), label) != label:
-                raise UserError(f"label {label!r} has the tokens of another label; rename it")
+        texts = [mark_unknown(tokenizer(text).input_ids, tokenizer) for text in self.brackets]
+        forms = [" ".join(text.split()) for text in texts]  # "[<5]" comes back as "[<unk>5]"
+        for form, label in zip(forms, list(self.brackets.values()), strict=True):
+            if forms.count(form) == 1:
+                self.brackets.setdefault(form, label)
 
     def write(self, text):
         """What of `text` comes back from token ids."""
