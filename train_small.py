@@ -293,6 +293,7 @@ PAUSE = 600
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
     "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
+    "|micro_batch|recompute"
 )
 
 

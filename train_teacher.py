@@ -3,10 +3,12 @@
 Usage:
     python train_teacher.py --train data/prepared/paper/wlp/train.jsonl --num-labels 5000 \\
         --prefix "wlp: " --output runs/paper/wlp/teacher-n5000-s0
-    python train_teacher.py --dry-run --gpus 1xH100 --num-labels 5000 --usd-per-gpu-hour 4
     python train_teacher.py --model data/world/models/teacher --num-labels 100 --max-steps 200 \\
         --train data/prepared/mini/wlp/train.jsonl --prefix "wlp: " --learning-rate 3e-4 \\
         --output /tmp/teacher
+    Every other flag is that of Hugging Face's Seq2SeqTrainingArguments: --max-steps 200,
+    --learning-rate (3e-5), --warmup-steps, --weight-decay, --gradient-accumulation-steps, --seed
+    (0), --save-steps (by time; 0 = none), --report-to tensorboard, --fsdp, ...
 
 Reads:  TRAIN, a JSONL file of {"source", "target"}; a Hugging Face T5 folder or hub name.
 Writes: OUTPUT/config.json first, log.jsonl, checkpoints/ (a killed run continues from there),
@@ -15,17 +17,22 @@ Copy:   train_teacher.py alone
 Paper:  section 2.3; input and output formats of Appendix B; hyperparameters of Table 8.
 
 The paper held an 11B teacher in fp32 with AdamW, layers split over several GPUs. Three ways are
-offered, and the first that fits the GPUs at hand is taken (--memory chooses another):
-    fp32  fp32 weights and AdamW, on one GPU or with the layers split over all: 16 bytes a weight
+offered; --memory auto takes the fewest GPUs, on as many the first way whose weights leave room:
+    fp32  fp32 weights and AdamW, on one GPU or with the layers split over some: 16 bytes a weight
     bf16  bf16 weights computed with, their lower 16 bits kept beside them, so that no update is
           lost to rounding; Adafactor's factored second moments: 6 bytes a weight, one 80 GB card
     lora  frozen bf16 weights and trained low-rank adapters (needs the package peft), merged at
-          the end: 2 bytes a weight
+          the end: 2 bytes a weight; another method, so only where neither of the others fits
+Where memory runs out, layers are recomputed in the backward pass, then rows a pass halve. The
+planner, `costs.py memory`, says before a GPU is rented which way fits it, in how many hours. With a
+process for each GPU (torchrun) each holds the whole model: T5-XXL takes one process.
 """
+# ruff: noqa: E402 (torch is loaded after --help is answered)
 
 import argparse
 import contextlib
-import copy
+import fcntl
+import gc
 import hashlib
 import json
 import logging
@@ -36,48 +43,96 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
+import zipfile
 from pathlib import Path
+
+TABLE_8 = {"epochs": 20, "batch_size": 32, "learning_rate": 3e-5, "length": 128}
+# Bytes a weight: on GPUs the weight, its gradient and the optimiser; of the gradient alone; on the
+# host to save it, to continue; on the disk a checkpoint, the model.
+BYTES = {"fp32": 16, "bf16": 6, "lora": 2}
+GRADIENT = {"fp32": 4, "bf16": 2, "lora": 0}
+HOST = {"fp32": 8, "bf16": 2, "lora": 2}
+DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 2)}
+
+
+def parse_args(argv=None):
+    """(our flags, the words left for Trainer's); files that are not there are said at once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add, yes_no, length = parser.add_argument, argparse.BooleanOptionalAction, TABLE_8["length"]
+    add("--model", default="google/t5-v1_1-xxl", help="T5 folder or hub name (%(default)s)")
+    add("--train", type=Path, required=True, help="JSONL file of source and target")
+    add("--num-labels", type=int, help="labels to sample from it (default: all)")
+    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
+    add("--output", type=Path, required=True, help="run folder")
+    add("--task", help="name recorded in training.json")
+    add("--strategy", default="teacher", help="name recorded in training.json (%(default)s)")
+    add("--max-source-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--max-target-length", type=int, default=length, help="tokens (%(default)s)")
+    add("--epochs", type=float, default=TABLE_8["epochs"], help="over the labels (%(default)s)")
+    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
+    add("--batch-size", type=int, default=TABLE_8["batch_size"], help="of a step (%(default)s)")
+    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
+    add("--bf16", action=yes_no, help="bf16 over fp32 weights; paper: fp32 (default: if native)")
+    add("--memory", choices=["auto", *BYTES], default="auto", help="see above (%(default)s)")
+    add("--micro-batch", type=int, help="rows a pass (default: all of a step; halved as needed)")
+    add("--recompute", action=yes_no, help="layers in the backward pass (default: if needed)")
+    add("--lora-rank", type=int, default=8, help="of the adapters (%(default)s)")
+    rate = "replaces --learning-rate under lora, whose adapters start from zero (%(default)s)"
+    add("--lora-learning-rate", type=float, default=3e-4, help=rate)
+    args, rest = parser.parse_known_args(argv)
+    if args.micro_batch and (args.micro_batch < 1 or args.batch_size % args.micro_batch):
+        parser.error(f"--micro-batch must divide --batch-size {args.batch_size}")
+    if not args.train.is_file():
+        sys.exit(f"error: {args.train}: no such file")
+    return args, rest
+
+
+if __name__ == "__main__":
+    parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
 )
 
 
-# same in: train_teacher.py, distill.py
-def fail(message):
-    """Stop with one `error:` line on stderr and exit code 1."""
-    sys.exit(f"error: {message}")
-
-
-# end same
-
-
-# same in: train_teacher.py
-def read_jsonl(path, keys):
-    """The rows of a JSONL file, each an object with `keys`; a fault is named by file and line."""
+# same in: train_small.py, train_teacher.py, distill.py
+def read_rows(path, keys=("source", "target")):
+    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
     rows = []
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line) if line.strip() else None
-                if row is not None and not all(isinstance(row.get(key), str) for key in keys):
-                    fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
-                rows += [] if row is None else [row]
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
-    except (ValueError, AttributeError):
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):  # noqa: B007
+                if line.strip():
+                    rows.append({key: json.loads(line)[key] for key in keys})
+                    "".join(rows[-1].values()).encode()
+    except UnicodeEncodeError:
+        fail(f"{path} line {number}: half a character (a lone surrogate such as \\ud83d)")
+    except UnicodeDecodeError as error:
+        fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})")
+    except (KeyError, TypeError):
+        fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+    except (ValueError, RecursionError):
         fail(f"{path} line {number}: not a JSON object")
     return rows or fail(f"{path}: no rows")
 
@@ -85,114 +140,55 @@ def read_jsonl(path, keys):
 # end same
 
 
-# same in: train_teacher.py, distill.py
-def write_json(path, value):
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+# same in: train_small.py, train_teacher.py
+def sample_rows(rows, count, seed, path):
+    """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
+    rows = [row for row in rows if row["target"].strip()]
+    if (count or 1) > len(rows):
+        fail(f"{path}: {count or 1:,} labels asked for, {len(rows):,} rows with a target are there")
+    random.Random(seed).shuffle(rows)
+    return rows[:count]
 
 
-def hash_file(path, digest=None):
-    """SHA-256 of a file, or the digest so far continued with it; a large file stays on disk."""
-    digest = digest or hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def encode(texts, tokenizer, limit):
+    """(ids of each text, at most `limit` with the end token kept; the number of texts cut)."""
+    rows = tokenizer(texts).input_ids
+    cut = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in rows]
+    return cut, sum(len(ids) > limit for ids in rows)
 
 
-def describe_run(data):
-    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    gpus = torch.cuda.device_count()
-    return {
-        "hardware": {
-            "device": "cuda" if gpus else "cpu",
-            "gpu": torch.cuda.get_device_name() if gpus else None,
-            "gpus": gpus,
-            "cpu_threads": torch.get_num_threads(),
-            "cpu": platform.processor() or platform.machine(),
-        },
-        "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "git_commit": commit or None,
-        "data_sha256": hash_file(data),
-    }
+def check_classes(texts, tokenizer, limit):
+    """Refuse class names that the model can't write whole, or that become the same tokens.
 
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def open_run(output, settings):
-    """Write OUTPUT/config.json, or refuse a folder begun with other settings; False if finished."""
-    config = output / "config.json"
-    settings = json.loads(json.dumps(settings, default=str))
-    if config.exists():
-        try:
-            before = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError:
-            fail(f"{config}: not JSON; remove {output} to start over")
-        other = [key for key in settings if before.get(key) != settings[key]]
-        if other:
-            changes = ", ".join(f"{key} {before.get(key)!r} -> {settings[key]!r}" for key in other)
-            fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-        if (output / "training.json").exists():
-            print(f"[{output.name}] already trained", file=sys.stderr)
-            return False
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(config, settings)
-    return True
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def raise_steps(args, rows):
-    """--max-steps for Trainer: as asked, or --min-steps where --epochs of `rows` would be fewer."""
-    batch = args.batch_size * args.gradient_accumulation * int(os.environ.get("WORLD_SIZE", 1))
-    fewer = math.ceil(rows / batch) * args.epochs < args.min_steps
-    return args.min_steps if args.max_steps <= 0 and fewer else args.max_steps
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def load_tokenizer(model):
-    """The tokenizer of a model folder or hub name."""
-    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
-    if looks_local and not Path(model).is_dir():
-        fail(f"{model}: no such model folder")
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
-
-
-def load_model(model, **kwargs):
-    """A T5 model from a folder or the hub, in fp32 unless told otherwise.
-
-    fp16 is not offered: T5's activations overflow in it.
+    Targets that repeat, at most 100 different ones, are taken for classes.
     """
-    try:
-        config = AutoConfig.from_pretrained(model)
-        for key in [key for key in kwargs if key != "dtype" and hasattr(config, key)]:
-            setattr(config, key, kwargs.pop(key))
-        kwargs.setdefault("dtype", torch.float32)
-        return T5ForConditionalGeneration.from_pretrained(model, config=config, **kwargs)
-    except Exception as error:
-        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
+    names = sorted({text.strip() for text in texts})
+    if len(names) > min(100, len(texts) / 2):
+        return
+    ids = dict(zip(names, map(tuple, tokenizer(names).input_ids), strict=True))
+    longest = max(map(len, ids.values()))
+    if cut := [name for name in names if len(ids[name]) > limit]:
+        fail(
+            f"--max-target-length {limit}: {len(cut)} of {len(names)} different targets are longer"
+            f", as {cut[0]!r}, so no output could be right; {longest} tokens hold them all"
+        )
+    same = [name for name in names if list(ids.values()).count(ids[name]) > 1]
+    if same:
+        fail(f"{', '.join(map(repr, same))} are the same tokens to this model; rename the targets")
+
+
+def compute_loss(model, inputs, count=None):
+    """A batch's share of the step's cross-entropy, in nats per target of the whole step.
+
+    Logits (B, T, V), or (B, C) of an encoder. T5 itself averages over each batch it is given, so
+    the gradient would grow with the number of batches, and short ones would count too much.
+    """
+    labels = inputs.pop("labels").flatten()
+    logits = model(**inputs).logits.float().flatten(0, -2)
+    labels = labels.to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    count = (labels != -100).sum() if count is None else count
+    return loss / torch.as_tensor(count, device=loss.device)
 
 
 # end same
@@ -200,471 +196,19 @@ def load_model(model, **kwargs):
 
 def encode_rows(rows, tokenizer, args):
     """Token ids of prefixed sources and of targets; counts what the maximum lengths cut off."""
-    encoded = []
-    sources = tokenizer([args.prefix + row["source"] for row in rows]).input_ids
-    targets = tokenizer(text_target=[row["target"] for row in rows]).input_ids
-    limits = args.max_source_length, args.max_target_length
-    for source, target in zip(sources, targets, strict=True):
-        cut = [cut_ids(ids, limit) for ids, limit in zip((source, target), limits, strict=True)]
-        encoded.append({"input_ids": cut[0], "labels": cut[1]})
-    return encoded, {
-        "truncated_sources": sum(len(ids) > limits[0] for ids in sources),
-        "truncated_targets": sum(len(ids) > limits[1] for ids in targets),
-    }
-
-
-def cut_ids(ids, limit):
-    """At most `limit` ids, the last one (end of sequence) kept."""
-    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
-
-
-def sample_rows(rows, count, seed, path):
-    """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
-    rows = [row for row in rows if row["target"].strip()]
-    if count is not None and count > len(rows):
-        fail(f"{path}: {count:,} labels asked for, {len(rows):,} rows with a target are there")
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    return [rows[i] for i in order[:count]]
-
-
-# same in: train_teacher.py, distill.py
-class LengthGroupedSampler(torch.utils.data.Sampler):
-    """Batches of similar length in a random order that depends on (seed, epoch) alone.
-
-    Hugging Face's sampler draws from the global random state, so a resumed run would see other
-    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
-    million rows take a second and 12 MB.
-    """
-
-    def __init__(self, lengths, batch_size, seed):
-        self.lengths, self.batch_size = np.asarray(lengths), batch_size
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        rng, size = np.random.RandomState([self.seed, self.epoch]), self.batch_size
-        order = rng.permutation(len(self)).astype(np.int32)
-        for pool in np.split(order, range(50 * size, len(order), 50 * size)):
-            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]  # a view: sorts `order`
-        whole = len(order) // size  # the short batch stays last
-        for batch in [*rng.permutation(whole), whole]:
-            yield from order[batch * size : (batch + 1) * size].tolist()
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-class Progress(transformers.TrainerCallback):
-    """Steps, loss and time left on stderr; the same in OUTPUT/log.jsonl; stops on a NaN loss."""
-
-    def __init__(self, output, step):
-        self.name, self.log, self.begun = output.name, output / "log.jsonl", step
-        old = self.log.read_text().splitlines() if self.log.exists() else []
-        old = [line for line in old if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.log.write_text("".join(f"{line}\n" for line in old))  # later steps are done again
-        self.before = json.loads(old[-1])["seconds"] if old else 0.0
-        self.start = self.shown = time.monotonic()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in (logs or {}) or not state.is_world_process_zero:
-            return
-        now, loss = time.monotonic(), float(logs["loss"])
-        entry = {"step": state.global_step, "loss": loss, "learning_rate": logs["learning_rate"]}
-        with open(self.log, "a") as file:
-            file.write(json.dumps({**entry, "seconds": self.before + now - self.start}) + "\n")
-        if not math.isfinite(loss):
-            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
-        if live or now - self.shown > 10:
-            left = (now - self.start) / (state.global_step - self.begun)
-            self.shown, left = now, left * (state.max_steps - state.global_step)
-            end = "\r" if live else "\n"
-            text = (
-                f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s left"
-            )
-            print(f"[{self.name}] {text}   ", end=end, file=sys.stderr, flush=True)
-
-
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def find_checkpoint(folder):
-    """The newest whole checkpoint (its trainer_state.json is written last), or None."""
-    found = {}
-    for path in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(path.read_text())["global_step"]] = path.parent
-        except ValueError:
-            continue  # killed in the middle of writing it
-    return found[max(found)] if found else None
-
-
-def finish_run(trainer, tokenizer, output, record):
-    """Save the model, then training.json (last and atomically), then drop the checkpoints."""
-    start = time.monotonic()
-    if not math.isfinite(record["train_loss"]):  # a short run may end before its first log line
-        fail(f"{output.name}: the loss is {record['train_loss']}; lower the rate")
-    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):
-        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
-    temporary = output / ".model.new"
-    trainer.save_model(str(temporary))
-    if not trainer.is_world_process_zero():
-        return
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(output / "model", ignore_errors=True)
-    os.replace(temporary, output / "model")
-    record["seconds"]["save"] = time.monotonic() - start
-    write_json(output / "training.json", record)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-
-
-# end same
-
-
-# same in: train_teacher.py
-def compute_loss(outputs, labels, num_items_in_batch=None):
-    """Cross-entropy of logits (B, T, V), nats per target token of the whole step.
-
-    T5 averages over each batch it is given and Trainer adds these up, so without this the gradient
-    would grow with the number of batches and processes, and short batches would count too much.
-    """
-    logits = outputs.logits.float().flatten(0, 1)
-    labels = labels.to(logits.device).flatten()
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-    count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return loss / torch.as_tensor(count, device=loss.device)
-
-
-# end same
-
-
-HEAD = ("tie_word_embeddings", "scale_decoder_outputs")  # what a config says of the output head
-# Bytes per weight: the weight itself, its gradient, what the optimiser keeps beside it.
-BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 2), "lora": (2, 0, 0)}
-KINDS = ("weights", "gradients", "optimiser")
-# Bytes per weight on disk: a checkpoint, of which two lie there while one is written; the model.
-DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 4)}
-RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
-MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
-GPUS = {  # GiB that a program can use, dense bf16 TFLOP/s (fp32 is TF32 here: half), TB/s of memory
-    "A100-80GB": (79.1, 312, 2.0),
-    "H100": (79.1, 989, 3.35),
-    "A100-40GB": (39.4, 312, 1.55),
-    "A40": (44.4, 150, 0.7),
-    "L40S": (44.4, 362, 0.86),
-    "RTX4090": (23.5, 165, 1.0),
-    "A10G": (22.1, 70, 0.6),
-    "H200": (139.8, 989, 4.8),
-}
-SIZES = {"80": "A100-80GB", "40": "A100-40GB", "48": "A40", "24": "RTX4090", "141": "H200"}
-T5_SHAPES = {  # d_model, d_ff, heads, layers a side of T5 v1.1
-    "small": (512, 1024, 6, 8),
-    "base": (768, 2048, 12, 12),
-    "large": (1024, 2816, 16, 24),
-    "xl": (2048, 5120, 32, 24),
-    "xxl": (4096, 10240, 64, 24),
-}
-
-
-def read_config(model, dry_run):
-    """A model's config; a plan for a published T5 v1.1 needs no hub."""
-    size = model.removeprefix("google/t5-").removeprefix("v1_1-").removesuffix("-ssm")
-    if dry_run and model.startswith("google/t5-") and size in T5_SHAPES:
-        width, hidden, heads, layers = T5_SHAPES[size]
-        shape = {"d_model": width, "d_ff": hidden, "num_heads": heads, "num_layers": layers}
-        return transformers.T5Config(
-            **shape, vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False
-        )
-    try:
-        return AutoConfig.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no T5 model can be loaded ({str(error).splitlines()[0]})")
-
-
-def list_gpus(spec):
-    """[(name, free GiB, TFLOP/s, TB/s)] of `4x48` or `1xH100`, else of what this machine has."""
-    if spec:
-        count, _, name = spec.partition("x")
-        name = SIZES.get(name, name)
-        if not count.isdigit() or int(count) < 1 or name not in GPUS:
-            fail(f"--gpus {spec}: COUNTxGPU, GPU one of {', '.join([*SIZES, *GPUS])}")
-        return [(name, *GPUS[name])] * int(count)
-    if torch.cuda.is_available():
-        several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # one process for each GPU: no split
-        count = torch.cuda.device_count()
-        here = [int(os.environ.get("LOCAL_RANK", 0))] if several else range(count)
-        return [describe_gpu(i) for i in here]
-    return [("CPU", measure_ram(), None, None)]
-
-
-def measure_ram():
-    """GiB of memory that is free, or all there is where the system doesn't tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free / 2**30
-
-
-def describe_gpu(index):
-    """(name, free GiB, TFLOP/s, TB/s) of one of this machine's GPUs; None where not known."""
-    name, free = torch.cuda.get_device_name(index), torch.cuda.mem_get_info(index)[0] / 2**30
-    speeds = [speed for key, (_, *speed) in GPUS.items() if key.split("-")[0] in name]
-    return name, free, *(speeds[0] if speeds else (None, None))
-
-
-def build_empty(config, layers=None):
-    """The model on the meta device: shapes without memory, of `layers` blocks a side or all."""
-    config = copy.deepcopy(config)
-    if layers:
-        config.num_layers, config.num_decoder_layers = layers
-    config.use_cache = False
-    with torch.device("meta"):
-        return fuse_gelu(T5ForConditionalGeneration(config))
-
-
-class Footprint:
-    """What a model's pieces weigh and what they keep for the backward pass, without building it.
-
-    pieces: [(module, weights)] in the order they run; an untied head has weights of its own.
-    """
-
-    rows = 8  # measured with; all but the small position biases grows with the rows
-
-    def __init__(self, config, lengths):
-        self.config, self.lengths, self.known = config, lengths, {}
-        model = build_empty(config)
-        count = lambda module: sum(weight.numel() for weight in module.parameters())  # noqa: E731
-        self.pieces = [("shared", count(model.shared))]
-        for side in ("encoder", "decoder"):
-            stack = getattr(model, side)
-            self.pieces += [(f"{side}.block.{i}", count(b)) for i, b in enumerate(stack.block)]
-            self.pieces.append((f"{side}.final_layer_norm", count(stack.final_layer_norm)))
-        self.untied = not config.scale_decoder_outputs
-        self.pieces.append(("lm_head", count(model.shared) if self.untied else 0))
-        self.weights = sum(weights for _, weights in self.pieces)
-        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        linear.remove(model.lm_head)
-        self.adapters = sum(m.in_features + m.out_features for m in linear)  # of LoRA at rank 1
-
-    def measure(self, layers, dtype, recompute, rank):
-        """Bytes that a forward pass of `layers` blocks a side saves, counted on meta tensors."""
-        model = build_empty(self.config, layers).to(dtype)
-        model = (add_adapters(model, rank) if rank else model).train()
-        if recompute:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
-        saved, alive = {}, []
-
-        def count(tensor):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                saved[storage._cdata] = storage.nbytes()
-                alive.append(tensor)  # or the address of a freed one could come again
-            return tensor
-
-        rows, (source, target) = self.rows, self.lengths
-        empty = lambda *shape, dtype: torch.zeros(shape, dtype=dtype, device="meta")  # noqa: E731
-        targets = empty(rows, target, dtype=torch.long)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            output = model(
-                input_ids=empty(rows, source, dtype=torch.long),
-                attention_mask=empty(rows, 1, 1, source, dtype=dtype),
-                decoder_input_ids=targets,
-                decoder_attention_mask=empty(rows, 1, target, target, dtype=dtype),
-            )
-            compute_loss(output, targets, 1)
-        return sum(saved.values())
-
-    def keep(self, *settings):
-        """Bytes a row keeps: (an encoder block, a decoder block, all the rest).
-
-        settings: dtype, recompute, rank of the adapters or 0.
-        """
-        if settings not in self.known:
-            shapes = (1, 1), (2, 1), (1, 2)
-            one, encoder, decoder = (self.measure(shape, *settings) for shape in shapes)
-            encoder, decoder = encoder - one, decoder - one
-            kept = encoder, decoder, one - encoder - decoder
-            self.known[settings] = [size / self.rows for size in kept]
-        return self.known[settings]
-
-    def list_costs(self, way, rows, recompute, autocast, rank):
-        """(bytes of each piece with its share of the activations, bytes any GPU needs besides)."""
-        dtype, rank = (torch.float32 if way == "fp32" else torch.bfloat16), rank * (way == "lora")
-        encoder, decoder, rest = self.keep(dtype, recompute, rank)
-        each = sum(BYTES[way]) + 2 * autocast  # autocast keeps bf16 copies for the backward pass
-        each += 16 * rank * self.adapters / self.weights
-        kept = {"encoder.block": encoder, "decoder.block": decoder, "lm_head": rest}
-        # the logits come back to the first GPU: copies in fp32, their softmax and gradients
-        kept["shared"] = 14 * self.lengths[1] * self.config.vocab_size
-        costs = [
-            weights * each + rows * kept.get(name.rpartition(".")[0] or name, 0)
-            for name, weights in self.pieces
-        ]
-        again = (
-            rows * self.keep(dtype, False, rank)[1] if recompute else 0
-        )  # one block, while redone
-        largest = 12 * self.config.vocab_size * self.config.d_model  # fp32 copies in the optimiser
-        return costs, max(again, largest if way == "bf16" else 0)
-
-
-def split_pieces(costs, count):
-    """(share of each part, part of each piece): consecutive parts with the least largest share."""
-
-    def fill(limit):
-        places, shares = [], [0.0]
-        for cost in costs:
-            if shares[-1] + cost > limit and shares[-1]:
-                shares.append(0.0)
-            shares[-1] += cost
-            places.append(len(shares) - 1)
-        return shares, places
-
-    low, high = max(costs), sum(costs)
-    while high - low > 2**20:
-        middle = (low + high) / 2
-        low, high = (low, middle) if len(fill(middle)[0]) <= count else (middle, high)
-    return fill(high)
-
-
-def plan_way(footprint, gpus, way, rows, recompute, autocast, rank):
-    """How the model lies on `gpus` under these settings, GiB, and whether that fits."""
-    costs, spare = footprint.list_costs(way, rows, recompute, autocast, rank)
-    shares, places = split_pieces(costs, len(gpus))
-    reserve = 0 if gpus[0][0] == "CPU" else RESERVE
-    needs = [(share + spare) / 2**30 + reserve for share in shares]
-    gib = {
-        kind: footprint.weights * size / 2**30 for kind, size in zip(KINDS, BYTES[way], strict=True)
-    }
-    gib["optimiser"] += (16 * rank * footprint.adapters if way == "lora" else 0) / 2**30
-    gib["weights"] += 2 * autocast * footprint.weights / 2**30
-    gib["activations"] = sum(costs) / 2**30 - sum(gib.values())
-    return {
-        "memory": way,
-        "micro_batch": rows,
-        "recompute": recompute,
-        "autocast": autocast,
-        "gpus": len(shares),
-        "disk_gb": footprint.weights * max(2 * DISK[way][0], sum(DISK[way])) / 1e9,
-        "gib": gib,
-        "gib_per_gpu": needs,
-        "fits": all(need <= gpu[1] for need, gpu in zip(needs, gpus, strict=False)),
-        "places": {name: place for (name, _), place in zip(footprint.pieces, places, strict=True)},
-    }
-
-
-def list_tries(args, way, cpu, tokens):
-    """(rows, recompute, autocast) in the order to try: fast first, lean last."""
-    sizes = [n for n in range(args.batch_size, 0, -1) if args.batch_size % n == 0]
-    sizes = [args.micro_batch] if args.micro_batch else sizes
-    casts = [False] if way != "fp32" or args.bf16 is False else [True, False]
-    if way == "fp32" and (cpu or args.bf16):
-        casts = [bool(args.bf16)]
-    again = [False, True] if args.recompute is None else [args.recompute]
-    return [
-        (rows, recompute, cast)
-        for cast in casts
-        for recompute in again
-        for rows in sizes
-        if len(again) == 1
-        or recompute
-        or rows in (sizes[0], args.micro_batch)
-        or rows * tokens >= MICRO_TOKENS
-    ]
-
-
-def plan_memory(args, footprint, gpus, tokens):
-    """(the plan to run or None, plans by way): the fastest settings that fit, else the leanest.
-
-    One GPU is used where it suffices, otherwise all of them. A dry run plans all ways, to compare.
-    tokens: mean source and target tokens of a row.
-    """
-    plans, wanted = {}, [*BYTES] if args.memory == "auto" else [args.memory]
-    for way in BYTES if args.dry_run else wanted:
-        tries = list_tries(args, way, gpus[0][0] == "CPU", sum(tokens))
-        for devices in (gpus[:1], gpus)[: len(gpus)]:
-            for settings in tries:
-                plans[way] = plan_way(footprint, devices, way, *settings, args.lora_rank)
-                if plans[way]["fits"]:
-                    break
-            if plans[way]["fits"]:
-                break
-        if plans[way]["fits"] and not args.dry_run:
-            break
-    return next((plans[w] for w in wanted if w in plans and plans[w]["fits"]), None), plans
-
-
-def estimate_hours(args, footprint, gpus, plan, rows, tokens):
-    """Hours of training; None where the GPU's speed isn't known.
-
-    6 FLOP a weight and real token, a third more with recompute, and for each step the optimiser
-    reads and writes all it keeps. Layers on several GPUs work one after the other, optimisers at
-    the same time.
-    """
-    _, _, speed, bandwidth = gpus[0]
-    if not speed:
-        return None
-    flops = 0
-    for name, weights in footprint.pieces[1:]:
-        flops += 6 * weights * (tokens[0] if name.startswith("encoder") else tokens[1])
-    flops *= (4 / 3 if plan["recompute"] else 1) * (2 / 3 if plan["memory"] == "lora" else 1)
-    speed *= 0.5 if plan["memory"] == "fp32" and not plan["autocast"] else 1
-    batch = args.batch_size * args.gradient_accumulation
-    steps = raise_steps(args, rows)
-    steps = steps if steps > 0 else math.ceil(rows / batch) * args.epochs
-    kept = 0 if plan["memory"] == "lora" else 2 * sum(BYTES[plan["memory"]]) * footprint.weights
-    seconds = batch * flops / (speed * 1e12 * args.utilisation)
-    return steps * (seconds + kept / plan["gpus"] / (bandwidth * 1e12)) / 3600
-
-
-def show_plan(args, footprint, gpus, chosen, plans, rows, tokens):
-    """Print what each way needs beside what is there, then time and dollars of the chosen one."""
-    name, free = gpus[0][:2]
-    print(
-        f"{args.model}: {footprint.weights / 1e9:.2f}B weights, head "
-        f"{'untied' if footprint.untied else 'tied'}; {footprint.lengths[0]} + "
-        f"{footprint.lengths[1]} tokens; batches of {args.batch_size * args.gradient_accumulation}"
+    sources, targets = (
+        [args.prefix + row["source"] for row in rows],
+        [row["target"] for row in rows],
     )
-    print(f"{len(gpus)} x {name}, {free:.1f} GiB free on each")
-    heads = [*KINDS, "activations"]
-    print(
-        f"{'way':<5}{'GPUs':>5}{'rows':>5} {'recompute':<10}" + "".join(f"{h:>12}" for h in heads)
-    )
-    for plan in plans.values():
-        note = "  <- this one" if plan is chosen else "" if plan["fits"] else "  does not fit"
-        used = max(plan["gib_per_gpu"])
-        print(
-            f"{plan['memory']:<5}{plan['gpus']:>5}{plan['micro_batch']:>5} "
-            f"{'yes' if plan['recompute'] else 'no':<10}"
-            + "".join(f"{plan['gib'][head]:>8.1f} GiB" for head in heads)
-            + f"  {used:.1f} GiB a GPU{note}"
-        )
-    if not chosen:
-        return
-    each = ", ".join(f"{need:.1f}" for need in chosen["gib_per_gpu"])
-    print(f"GiB by GPU: {each} (activations are an upper estimate, at the longest rows)")
-    print(f"disk: {chosen['disk_gb']:,.1f} GB for checkpoints and the model")
-    hours = estimate_hours(args, footprint, gpus, chosen, rows, tokens)
-    if hours is None:
-        print("hours: not estimated for this device")
-        return
-    spent = hours * chosen["gpus"]
-    dollars = f", ${spent * args.usd_per_gpu_hour:,.2f}" if args.usd_per_gpu_hour else ""
-    print(
-        f"{rows:,} rows of {tokens[0]:.0f} + {tokens[1]:.0f} tokens, {args.epochs:g} epochs: "
-        f"{hours:.2f} h, {spent:.2f} GPU-hours{dollars} at {args.utilisation:.0%} of "
-        f"{gpus[0][2]:,} TFLOP/s (assumed, not measured)"
-    )
+    check_classes(targets, tokenizer, args.max_target_length)
+    sources, cut = encode(sources, tokenizer, args.max_source_length)
+    targets, more = encode(targets, tokenizer, args.max_target_length)
+    pairs = zip(sources, targets, strict=True)
+    examples = [{"input_ids": source, "labels": target} for source, target in pairs]
+    return examples, {"truncated_sources": cut, "truncated_targets": more}
+
+
+# --- the optimiser of --memory bf16 ---------------------------------------------------------
 
 
 class SplitAdafactor(torch.optim.Optimizer):
@@ -678,44 +222,52 @@ class SplitAdafactor(torch.optim.Optimizer):
 
     def __init__(self, params, lr):
         super().__init__(params, {"lr": lr})
-        compiles = torch.cuda.is_available()  # one pass over memory instead of a dozen
-        self.update_weight = torch.compile(update_weight) if compiles else update_weight
+        self.compiled = {}  # device -> update_weight, compiled for it
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = closure() if closure else None
+        loss, known = closure() if closure else None, {}  # one copy to each device, not a weight
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    self.start(weight, state)
+            for weight in (weight for weight in group["params"] if weight.grad is not None):
+                state = self.state[weight] or self.start(weight)
                 state["step"] += 1
-                decay = 1 - float(state["step"]) ** -0.8
-                rates = torch.tensor([group["lr"], decay], device=weight.device)
-                low = state.get("low")
-                self.update(weight, weight.grad, low, state["row"], state.get("column"), rates)
+                rates = group["lr"], 1 - float(state["step"]) ** -0.8  # and the moments' decay
+                key = (weight.device, rates)
+                if key not in known:
+                    known[key] = torch.tensor(rates, device=weight.device)
+                moments = state["row"], state.get("column")
+                self.update(weight, weight.grad, state.get("low"), *moments, known[key])
         return loss
 
-    def update(self, *tensors):
-        """update_weight, uncompiled from now on where this machine cannot compile it."""
+    def update(self, weight, *tensors):
+        """update_weight in one pass over memory instead of a dozen, where it can be compiled.
+
+        A device has its own: torch gives up on a function after 8 variants, and each needs 4.
+        """
+        device = weight.device
+        if device not in self.compiled:
+            code = update_weight.__code__.replace(co_name=f"update_weight_{len(self.compiled)}")
+            own = types.FunctionType(code, update_weight.__globals__)
+            self.compiled[device] = torch.compile(own) if device.type == "cuda" else own
         try:
-            self.update_weight(*tensors)
+            self.compiled[device](weight, *tensors)
         except torch._dynamo.exc.TorchDynamoException as error:  # raised before anything is run
             reason = str(error).strip().splitlines()[0]
             print(f"[optimiser] slower: cannot be compiled here ({reason})", file=sys.stderr)
-            self.update_weight = update_weight
-            self.update_weight(*tensors)
+            self.compiled[device] = update_weight
+            update_weight(weight, *tensors)
 
-    def start(self, weight, state):
+    def start(self, weight):
+        """The state of a weight before its first step."""
         zeros = lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=weight.device)  # noqa: E731
+        state = self.state[weight]
         state["step"] = torch.zeros(())
         state["row"] = zeros(weight.shape[:-1] if weight.ndim > 1 else weight.shape, torch.float32)
         if weight.ndim > 1:
             state["column"] = zeros(weight.shape[:-2] + weight.shape[-1:], torch.float32)
         if weight.dtype == torch.bfloat16:
             state["low"] = zeros(weight.shape, torch.int16)
+        return state
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)  # casts to the weight's dtype: put back what was saved
@@ -751,12 +303,119 @@ def update_weight(weight, grad, low, row, column, rates):
     weight.view(torch.int16).copy_(high)
 
 
+# --- how the model lies in memory -----------------------------------------------------------
+
+
+def measure_ram():
+    """Bytes of memory that are free, or all there are where the system doesn't tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_free(training):
+    """Free bytes of each device that this process may use: one of several processes has its own."""
+    if training.device.type != "cuda":
+        return [measure_ram()]
+    several = training.world_size > 1
+    devices = [training.device.index] if several else range(torch.cuda.device_count())
+    return [torch.cuda.mem_get_info(device)[0] for device in devices]
+
+
+def count_weights(config):
+    """Weights of a T5 with that configuration, counted without building it."""
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+    tied = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    # transformers 5 builds every T5 with a tied head; one of its own comes with the weights
+    return model.num_parameters() + (0 if tied else config.vocab_size * config.d_model)
+
+
+def choose_way(args, training, weights):
+    """(way, over how many devices, share of their memory that the weights take).
+
+    The fewest devices first, on as many fp32, as in the paper, then bf16, so that a fifth of each
+    is left for activations, or else what there is; LoRA only where a single process fits no other.
+    """
+    free, cuda = measure_free(training), training.device.type == "cuda"
+    auto, several = args.memory == "auto", training.world_size > 1
+    ways = [args.memory] if not auto else [*BYTES] if cuda else ["fp32"]
+    if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        ways = [way for way in ways if way == "fp32"]
+        if not ways:
+            fail(f"--memory {args.memory}: this GPU has no bf16 and would emulate it, slowly")
+    need = {way: BYTES[way] * weights for way in ways}
+    if "fp32" in ways and training.bf16:
+        need["fp32"] += 2 * weights  # autocast keeps copies of the weights for the backward pass
+    if several:  # DDP has a second copy of the gradients
+        need = {way: size + GRADIENT[way] * weights for way, size in need.items()}
+    counts = range(1, len(free) + 1)
+    whole = [way for way in ways if way != "lora" or not auto]
+    tries = [(room, n, way) for room in (0.8, 0.97) for n in counts for way in whole]
+    if "lora" in ways and not several:
+        tries += [(0.97, n, "lora") for n in counts]
+    for room, count, way in tries:
+        share = need[way] / count / min(free[:count])
+        if share <= room:
+            return way, count, share
+    way = min(whole, key=need.get)
+    one = "; start one process, without torchrun, or say --memory lora" if several else ""
+    fail(
+        f"{args.model} does not fit: {way} takes {need[way] / 2**30:.1f} GiB and {len(free)} x "
+        f"{min(free) / 2**30:.1f} GiB are free; take more or larger GPUs or a smaller model "
+        f"(costs.py memory plans){one}"
+    )
+
+
+def check_host(args, training, way, weights):
+    """Refuse a run that could not be loaded, saved or continued for lack of RAM or disk."""
+    whole = Path(args.model).is_dir() and any(Path(args.model).glob("*.safetensors"))
+    need, free = weights * max(HOST[way], 0 if whole else 4) / 1e9, measure_ram() / 1e9
+    if free < need:
+        fail(
+            f"{free:,.1f} GB of RAM free, {need:,.1f} GB needed to load, save and continue by "
+            f"--memory {way}; free some or take another machine"
+        )
+    checkpoint, model = DISK[way]
+    if training.save_strategy == "no":
+        checkpoint = 0
+    need, free = max(2 * checkpoint, checkpoint + model), shutil.disk_usage(args.output).free / 1e9
+    if free < need * weights / 1e9:
+        fail(
+            f"{args.output}: {free:,.1f} GB free, {need * weights / 1e9:,.1f} GB needed for "
+            f"checkpoints and the model ({model * weights / 1e9:,.1f} with --save-steps 0); make "
+            "room or choose another --output"
+        )
+
+
+def place_model(args, training, config, tokenizer, way, devices):
+    """Load the model: dtype, layers on their devices, adapters, layers to recompute."""
+    kwargs = {} if way == "fp32" else {"dtype": torch.bfloat16}
+    if devices > 1:
+        free = measure_free(training)[:devices]
+        kwargs |= {"device_map": "balanced", "max_memory": dict(enumerate(free))}
+    elif training.device.type == "cuda":
+        kwargs["device_map"] = {"": training.device}
+    if way == "fp32":
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs: 10 bits of fraction in matmuls
+    model = fuse_gelu(load_model(args.model, config, tokenizer, **kwargs))
+    model.config.use_cache = False
+    return add_adapters(model, args.lora_rank) if way == "lora" else model
+
+
 def fuse_gelu(model):
     """T5's gelu_new as the one fused kernel it equals, which keeps 1 tensor, not 6."""
     for module in model.modules():
         if type(getattr(module, "act", None)).__name__ == "NewGELUActivation":
             module.act = torch.nn.GELU(approximate="tanh")
     return model
+
+
+def recompute_layers(model):
+    """Gradient checkpointing, by its name in transformers 5.17 or in 5.23."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def add_adapters(model, rank):
@@ -766,337 +425,746 @@ def add_adapters(model, rank):
     except ImportError:
         fail("--memory lora needs the package peft: pip install peft")
     names = ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]
-    setup = peft.LoraConfig(
-        task_type="SEQ_2_SEQ_LM",
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules=names,
-    )
+    kind = {"task_type": "SEQ_2_SEQ_LM", "target_modules": names}
+    setup = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, **kind)
     with warnings.catch_warnings():  # peft asks for a property under its old name
         warnings.simplefilter("ignore", FutureWarning)
         return peft.get_peft_model(model, setup)
 
 
-def place_model(args, plan):
-    """Load the model as planned: dtype, layers on their GPUs, adapters."""
-    kwargs = {} if args.dropout is None else {"dropout_rate": args.dropout}
-    if plan["memory"] != "fp32":
-        kwargs["dtype"] = torch.bfloat16
-    if plan["gpus"] > 1:
-        kwargs["device_map"] = expand_places(plan["places"], plan["tied"])
-    elif torch.cuda.is_available():
-        kwargs["device_map"] = {"": torch.cuda.current_device()}
-    if torch.cuda.is_available() and plan["memory"] == "fp32":
-        torch.backends.cuda.matmul.allow_tf32 = True  # fp32 storage, 10 bits of fraction in matmuls
-    model = fuse_gelu(load_model(args.model, **kwargs))
-    plan["config"] = {key: getattr(model.config, key) for key in ("use_cache", *HEAD)}
-    model.config.use_cache = False
-    plan["head"] = check_head(model)
-    return add_adapters(model, args.lora_rank) if plan["memory"] == "lora" else model
+@torch.no_grad()
+def merge_adapters(model):
+    """The plain T5: each adapter added to its bf16 weight, in fp32, one layer at a time."""
+    for layer in model.modules():
+        if hasattr(layer, "get_delta_weight"):
+            weight = layer.get_base_layer().weight
+            weight.copy_(weight.float() + layer.get_delta_weight("default").float())
+    return model.unload()
 
 
 def check_head(model):
     """Whether the output head shares its weights with the embeddings."""
-    return "tied" if model.lm_head.weight is model.shared.weight else "untied"
+    shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return "tied" if shared else "untied"
 
 
-def restore_model(model, plan):
-    """The model to save: adapters merged in fp32 (bf16 would round them away), config as it was."""
-    if plan["memory"] == "lora":
-        with warnings.catch_warnings():  # peft takes the head for tied, and says so
-            warnings.simplefilter("ignore", UserWarning)
-            model = model.to("cpu").float().merge_and_unload()
-    if check_head(model) != plan["head"]:
-        raise RuntimeError(f"the head was {plan['head']} before training and is not any more")
-    for key, value in plan["config"].items():
-        setattr(model.config, key, value)
-    return model
-
-
-def describe_placement(plan):
-    """The plan as run and the peak memory measured, for training.json."""
-    keys = ("memory", "micro_batch", "recompute", "autocast", "gpus", "gib_per_gpu", "head")
-    gpus = range(torch.cuda.device_count())
-    peaks = [torch.cuda.max_memory_allocated(i) / 2**30 for i in gpus]
-    return {**{key: plan[key] for key in keys}, "gib_measured": peaks}
-
-
-def expand_places(places, tied=False):
-    """A device_map from the plan's pieces: both stacks' embeddings lie with `shared`."""
-    places = dict(places)
-    for name in ("encoder.embed_tokens", "decoder.embed_tokens"):
-        places[name] = places["shared"]
-    for side in ("encoder", "decoder"):
-        places[f"{side}.dropout"] = places[f"{side}.final_layer_norm"]
-    if tied:
-        places["lm_head"] = places["shared"]
-    return places
-
-
-class Trainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with batches of similar length that a resumed run sees again."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
-
-
-def build_arguments(args, plan):
-    """Table 8's settings (or the flags') as Trainer arguments; a batch in the plan's passes."""
-    lora = plan["memory"] == "lora"
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(args.output / "checkpoints"),
-        use_cpu=not torch.accelerator.is_available(),
-        num_train_epochs=args.epochs,
-        max_steps=args.max_steps,
-        per_device_train_batch_size=plan["micro_batch"],
-        gradient_accumulation_steps=args.gradient_accumulation
-        * (args.batch_size // plan["micro_batch"]),
-        activation_checkpointing=plan["recompute"],
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        learning_rate=args.lora_learning_rate if lora else args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler,
-        warmup_steps=args.warmup_steps,
-        optim="adamw_torch_fused",
-        max_grad_norm=0.0 if plan["memory"] == "bf16" else 1.0,  # SplitAdafactor has its own
-        bf16=plan["autocast"],
-        seed=args.seed,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,
-        save_steps=args.save_steps,
-        save_total_limit=1,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would multiply the batch unasked
-    return arguments
-
-
-def choose_plan(args, tokens, rows):
-    """The plan to train by; with --dry-run it is shown; exit code 1 where nothing fits."""
-    config, gpus = read_config(args.model, args.dry_run), list_gpus(args.gpus)
-    footprint = Footprint(config, [max(lengths) for lengths in tokens])
-    means = [sum(lengths) / len(lengths) for lengths in tokens]
-    plan, plans = plan_memory(args, footprint, gpus, means)
-    if args.dry_run:
-        show_plan(args, footprint, gpus, plan, plans, rows, means)
-    if not plan:
-        wanted = [plan for way, plan in plans.items() if args.memory in ("auto", way)]
-        least = min(wanted, key=lambda p: max(p["gib_per_gpu"]))
-        fail(
-            f"{args.model} does not fit {len(gpus)} x {gpus[0][0]} ({gpus[0][1]:.1f} GiB free): "
-            f"the leanest way, {least['memory']} with {least['micro_batch']} rows a pass, needs "
-            f"{max(least['gib_per_gpu']):.1f} GiB on one; take more or larger GPUs, shorter "
-            "rows or a smaller model"
-        )
-    plan["tied"] = not footprint.untied
-    if not args.dry_run:
-        check_host(plan, footprint, args.output)
-    return plan
-
-
-def check_host(plan, footprint, output):
-    """Refuse a run that could not be saved, for lack of disk or RAM, before hours are spent."""
-    merging = 4.2 * footprint.weights / 2**30 if plan["memory"] == "lora" else 0
-    if measure_ram() < merging:
-        fail(
-            f"{measure_ram():.1f} GiB of RAM free, {merging:.1f} GiB needed to merge the adapters "
-            "in fp32; free some or take another machine"
-        )
-    folder = next(path for path in (output, *output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < plan["disk_gb"]:
-        fail(
-            f"{folder}: {free:,.1f} GB free, {plan['disk_gb']:,.1f} GB needed for checkpoints and "
-            "the model; make room or choose another --output"
-        )
-
-
-def choose_untrained(args):
-    """Show the plan without data: all rows at the maximum lengths."""
-    choose_plan(args, [[args.max_source_length], [args.max_target_length]], args.num_labels or 5000)
-
-
-def train(args):
-    """Fine-tune and write the run folder. Returns the record in training.json."""
-    start = time.monotonic()
-    tokenizer = load_tokenizer(args.model)
-    rows = sample_rows(
-        read_jsonl(args.train, ("source", "target")), args.num_labels, args.seed, args.train
-    )
-    examples, counts = encode_rows(rows, tokenizer, args)
-    tokens = [[len(row[key]) for row in examples] for key in ("input_ids", "labels")]
-    plan = choose_plan(args, tokens, len(rows))
-    skip = ("logging_steps", "save_steps", "fp16", "dry_run", "gpus", "usd_per_gpu_hour")
-    skip = (*skip, "utilisation")
-    settings = {key: value for key, value in vars(args).items() if key not in skip}
-    if args.dry_run or not open_run(args.output, {**settings, "memory": plan["memory"]}):
-        return None
-    args.max_steps = raise_steps(args, len(rows))
-    model = place_model(args, plan)
-    checkpoint = find_checkpoint(args.output / "checkpoints")
-    step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    progress = Progress(args.output, step)
-    bf16 = plan["memory"] == "bf16"
-    optimiser = SplitAdafactor(model.parameters(), args.learning_rate) if bf16 else None
+def build_trainer(args, training, model, way, examples, passes, tokenizer=None):
+    """A Trainer that takes a step in passes of so many rows, layers recomputed or not."""
+    if passes["recompute"]:
+        recompute_layers(model)
+    training.per_device_train_batch_size = passes["rows"]
+    training.gradient_accumulation_steps = args.batch_size // training.world_size // passes["rows"]
+    split = way == "bf16"
+    optimiser = SplitAdafactor(model.parameters(), training.learning_rate) if split else None
     trainer = Trainer(
+        lengths=[len(row["input_ids"]) + len(row["labels"]) for row in examples],
         model=model,
-        args=build_arguments(args, plan),
+        args=training,
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         compute_loss_func=compute_loss,
         optimizers=(optimiser, None),
-        callbacks=[progress],
     )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    loaded = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    record = {
-        "script": "train_teacher.py",
-        "strategy": args.strategy,
-        "task": args.task,
-        "seed": args.seed,
-        "labels": len(rows),
-        "unlabeled": 0,
-        "parameters": model.num_parameters(),
-        "epochs": trainer.state.epoch,
-        "steps": trainer.state.global_step,
-        "examples_seen": round(trainer.state.epoch * len(rows)),
-        "train_loss": result.training_loss,
-        **counts,
-        "seconds": {"load": loaded - start, "train": progress.before + time.monotonic() - loaded},
-        "placement": describe_placement(plan),
-        **describe_run(args.train),
-    }
-    trainer.model = restore_model(model, plan)
-    finish_run(trainer, tokenizer, args.output, record)
-    return record if trainer.is_world_process_zero() else None
+    trainer.head = check_head(model)
+    return trainer
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--model", default="google/t5-v1_1-xxl", help="T5 folder or hub name (%(default)s)")
-    add("--train", type=Path, help="JSONL file of source and target")
-    add("--num-labels", type=int, help="labels to sample from it (default: all)")
-    add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
-    add("--output", type=Path, help="run folder")
-    add("--task", help="name recorded in training.json")
-    add("--strategy", default="teacher", help="name recorded in training.json (%(default)s)")
-    add("--max-source-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--max-target-length", type=int, default=128, help="tokens (%(default)s)")
-    add("--epochs", type=float, default=20, help="passes over the labels (%(default)s)")
-    add("--max-steps", type=int, default=-1, help="optimiser steps; if above 0, replaces --epochs")
-    add("--min-steps", type=int, default=0, help="of --epochs, at least so many (%(default)s)")
-    add("--batch-size", type=int, default=32, help="rows a step and device (%(default)s)")
-    add("--gradient-accumulation", type=int, default=1, help="batches a step (%(default)s)")
-    add("--learning-rate", type=float, default=3e-5, help="peak (%(default)s)")
-    add("--lr-scheduler", default="linear", help="Trainer's schedule name (%(default)s)")
-    add("--warmup-steps", type=int, default=0, help="steps (%(default)s)")
-    add("--dropout", type=float, help="rate, 0 to 1 (default: the model's own, 0.1 in T5)")
-    add(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="bf16 arithmetic over fp32 weights; the paper used fp32 (default: where a GPU has it "
-        "and it fits)",
-    )
-    add("--fp16", action="store_true", help="refused: T5's activations overflow in fp16")
-    add("--memory", choices=["auto", *BYTES], default="auto", help="see above (%(default)s)")
-    add("--micro-batch", type=int, help="rows a pass; divides --batch-size (default: what fits)")
-    add(
-        "--recompute",
-        action=argparse.BooleanOptionalAction,
-        help="gradient checkpointing: a third more arithmetic, less memory (default: if needed)",
-    )
-    add("--lora-rank", type=int, default=8, help="of the adapters (%(default)s)")
-    add(
-        "--lora-learning-rate",
-        type=float,
-        default=3e-4,
-        help="replaces --learning-rate under lora, whose adapters start from zero (%(default)s)",
-    )
-    add("--dry-run", action="store_true", help="print the plan for memory and time, then stop")
-    add("--gpus", help="COUNTxGPU to plan for, e.g. 4x48 or 1xH100 (default: this machine's)")
-    add("--usd-per-gpu-hour", type=float, help="price for the plan's dollars (default: hours only)")
-    add(
-        "--utilisation",
-        type=float,
-        default=0.4,
-        help="share of the peak FLOP/s assumed for the plan's hours (%(default)s)",
-    )
-    add("--save-steps", type=int, default=500, help="steps between checkpoints (%(default)s)")
-    add("--logging-steps", type=int, default=20, help="steps between log lines (%(default)s)")
-    add("--seed", type=int, default=0, help="labels drawn and training (%(default)s)")
-    args = parser.parse_args(argv)
-    if args.num_labels is not None and args.num_labels < 1:
-        parser.error("--num-labels must be at least 1")
-    if not args.dry_run and not (args.train and args.output):
-        parser.error("--train and --output are needed, except with --dry-run")
-    if args.gpus and not args.dry_run:
-        parser.error("--gpus is for --dry-run; CUDA_VISIBLE_DEVICES chooses GPUs to run on")
-    if args.micro_batch and (args.micro_batch < 1 or args.batch_size % args.micro_batch):
-        parser.error(f"--micro-batch must divide --batch-size {args.batch_size}")
-    return args
+def fit_in_memory(args, training, parts, examples, *run, crowded):
+    """(Trainer, record, passes): fit(*run); where memory runs out, again from the last checkpoint,
+    with layers recomputed, then with half the rows a pass. A continued run keeps to what fitted.
 
-
-# same in: train_teacher.py, distill.py
-@contextlib.contextmanager
-def one_error_line(folder):
-    """Turn what the system refuses (full disk, no permission) into one `error:` line.
-
-    torch and safetensors report a full disk in their own ways, not as an OSError.
+    crowded: whether the weights alone take most of the memory.
     """
-    try:
-        yield
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}")
-    except Exception as error:
-        writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
-        while not folder.exists():
-            folder = folder.parent
-        if re.search(writing, str(error)) and shutil.disk_usage(folder).free < 2**24:
-            fail(f"{folder}: the disk is full; make room, then run the same command again")
-        raise
+    kept = args.output / "checkpoints" / "passes.json"
+    rows, fixed = args.batch_size // training.world_size, args.recompute is not None
+    passes = {"rows": min(args.micro_batch or rows, rows)}
+    passes |= {"recompute": args.recompute if fixed else crowded, **read_json(kept)}
+    while True:
+        config, tokenizer, way, devices = parts
+        model = place_model(args, training, config, tokenizer, way, devices)
+        trainer = build_trainer(args, training, model, way, examples, passes, tokenizer)
+        try:
+            return trainer, fit(trainer, args, *run), passes
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+        if passes["recompute"] or fixed:
+            passes["rows"] //= 2
+        passes["recompute"] = args.recompute if fixed else True
+        if training.world_size > 1 or args.micro_batch or not passes["rows"]:
+            fail(
+                f"{args.output.name}: out of GPU memory ({reason}); --recompute, a smaller "
+                "--micro-batch, shorter rows or a larger GPU would do"
+            )
+        text = f"{passes['rows']} rows a pass" + ", layers recomputed" * passes["recompute"]
+        print(f"[{args.output.name}] out of memory ({reason}); again with {text}", file=sys.stderr)
+        write_json(kept, passes)
+        del trainer, model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-# end same
-
-
-# same in: train_teacher.py, distill.py
-def start_quietly(args):
-    """Refuse fp16; leave stderr to our own lines: no bars, no word on each retry of the hub."""
-    if args.fp16:
-        fail("--fp16: T5's activations overflow in fp16 (they reach 1e5); use bf16 or fp32")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-# end same
+def train(args, training):
+    """Fine-tune and write the run folder. Returns the record in training.json."""
+    start = time.monotonic()
+    config, tokenizer = load_config(args.model, args.dropout), load_tokenizer(args.model)
+    rows = sample_rows(read_rows(args.train), args.num_labels, training.seed, args.train)
+    examples, counts = encode_rows(rows, tokenizer, args)
+    weights = count_weights(config)
+    way, devices, share = choose_way(args, training, weights)
+    args.memory = way
+    if way != "fp32":  # autocast is for fp32 weights
+        training.bf16, training.mixed_precision = False, "no"
+    if way == "lora":
+        training.learning_rate = args.lora_learning_rate
+    if way == "bf16":
+        training.max_grad_norm = 0.0  # SplitAdafactor has its own clipping
+    settings = open_run(args, training, data=args.train, model=args.model)
+    if not settings:
+        return None
+    check_host(args, training, way, weights)
+    torch.manual_seed(training.seed)
+    record = {"script": "train_teacher.py", "labels": len(rows), "unlabeled": 0, **counts}
+    parts, crowded = (
+        (config, tokenizer, way, devices),
+        share > 0.5 and training.device.type != "cpu",
+    )
+    run = settings, record, start
+    trainer, record, passes = fit_in_memory(args, training, parts, examples, *run, crowded=crowded)
+    if way == "lora" and trainer.is_world_process_zero():
+        trainer.model = merge_adapters(trainer.model)
+    if check_head(trainer.model) != trainer.head:
+        fail(f"the output head was {trainer.head} before training and is not any more")
+    record["placement"] = {
+        "memory": way,
+        "micro_batch": passes["rows"],
+        "recompute": passes["recompute"],
+        "autocast": training.bf16,
+        "gpus": devices,
+        "head": trainer.head,
+        "gib_measured": [
+            torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in range(torch.cuda.device_count())
+        ],
+    }
+    return save_run(trainer, tokenizer, args, record, devices)
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    start_quietly(args)
-    with one_error_line(args.output or Path(".")):
-        try:
-            record = train(args) if args.train else choose_untrained(args)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            fail(f"out of GPU memory ({reason}); try a smaller --micro-batch, or --recompute")
+    args, rest = parse_args(argv)
+    training = read_training(args, rest)
+    with run_folder(args.output):
+        record = train(args, training)
     if record:
-        print(
-            f"[{args.output.name}] {record['labels']:,} labels, {record['steps']:,} steps, "
-            f"loss {record['train_loss']:.3f}, {record['seconds']['train']:.0f} s",
-            file=sys.stderr,
+        report(args, record, f"{record['labels']:,} labels")
+
+
+# --- run folder -----------------------------------------------------------------------------
+# same in: train_small.py, train_teacher.py, distill.py
+LIMITS = (  # lowest and highest value of our flags and Trainer's; no flag is NaN or infinite
+    (1, 10**9, "num_labels num_unlabeled batch_size teacher_batch_size micro_batch shard_rows"),
+    (1, 10**4, "lora_rank gradient_accumulation_steps"),
+    (2, 32_767, "max_source_length max_target_length"),
+    (0, 10**9, "min_steps top_k save_steps"),
+    (1e-300, 1e300, "epochs learning_rate lora_learning_rate temperature temperatures"),
+    (0, 1, "ce_weight utilisation"),
+    (0, 0.99, "dropout"),
+    (0, 2**32 - 1, "seed"),
+)
+OURS = {  # Trainer's flags that have another name here, or no place
+    "num_train_epochs": "is --epochs here",
+    "per_device_train_batch_size": "is --batch-size here, the batch of a step on all devices",
+    "output_dir": "is --output here",
+    "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
+    "train_sampling_strategy": "has no effect: batches are always of similar length",
+    "label_smoothing_factor": "is no part of the loss",
+    "push_to_hub": "would send checkpoints; send the end by: hf upload REPOSITORY OUTPUT/model",
+    "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
+    **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
+}
+BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
+PAUSE = 600
+DRIVER = Path("/proc/driver/nvidia/version")
+FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
+    "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
+    "|micro_batch|recompute"
+)
+
+
+def fail(message):
+    """Stop with one `error:` line on stderr and exit code 1."""
+    sys.exit(f"error: {message}")
+
+
+def say(training, text):
+    """A line on stderr, of one process."""
+    if training.process_index == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def check_limits(flags):
+    """ValueError for a flag outside its limits."""
+    limits = {name: (low, high) for low, high, names in LIMITS for name in names.split()}
+    for name, given in flags.items():
+        for value in given if isinstance(given, list) else [given]:
+            low, high = limits.get(name, (-1e300, 1e300))
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                within = f"{low:g} to {high:g}" if name in limits else "a number"
+                raise ValueError(f"--{name.replace('_', '-')} {value}: not within {within}")
+
+
+def read_training(args, rest):
+    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles args.bf16.
+
+    --batch-size is the batch of a step, so a device's share follows from the number of processes.
+    A wrong flag of either kind is one line and exit code 2, before anything is written.
+    """
+    parser = HfArgumentParser(Seq2SeqTrainingArguments, usage=argparse.SUPPRESS, allow_abbrev=False)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS  # leaves the flags that were given
+    given = vars(parser.parse_args(rest))
+    for name in OURS.keys() & given.keys():
+        parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
+    set_up(given)
+    cuda, best = torch.cuda.is_available(), given.get("load_best_model_at_end")
+    if args.bf16 is None:  # not where it is emulated, as on a T4
+        args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if given.get("save_steps") == 0:
+        given["save_strategy"] = "no"
+    defaults = {
+        "learning_rate": TABLE_8["learning_rate"],
+        "optim": "adamw_torch_fused",
+        "seed": 0,
+        "save_strategy": given.get("eval_strategy", "no") if best else "steps",
+        "save_steps": given.get("eval_steps", 500) if best else BY_TIME,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "logging_nan_inf_filter": False,
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    try:
+        check_limits({**vars(args), **given})
+        parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
+        if args.batch_size % parts:
+            raise ValueError(
+                f"--batch-size {args.batch_size} is the batch of a step and does not divide by "
+                f"{parts}, the number of processes x --gradient-accumulation-steps"
+            )
+        training = Seq2SeqTrainingArguments(
+            **{**defaults, **given},
+            output_dir=str((args.output or Path()) / "checkpoints"),
+            num_train_epochs=args.epochs,
+            per_device_train_batch_size=args.batch_size // parts,
+            bf16=args.bf16,
+        )
+        if training.eval_strategy != "no" and not getattr(args, "dev", None):
+            raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
+        trackers = transformers.integrations.get_reporting_integration_callbacks
+        for tracker in trackers(training.report_to):
+            tracker()  # refused where its package is missing
+    except (ValueError, ImportError, RuntimeError) as error:
+        parser.error(str(error).splitlines()[0])
+    training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
+    if training.device.type == "cuda":
+        torch.cuda.set_device(training.device)  # before anything is loaded
+    return training
+
+
+def set_up(given):
+    """Turn off what libraries do unasked; refuse to train on the CPU because of an old driver."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
+    hidden = given.get("use_cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
+        fail(
+            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
+            "take days: install a build of torch for the driver's CUDA (nvidia-smi shows it), or "
+            "train on the CPU by --use-cpu"
         )
 
+
+def raise_steps(args, training, rows):
+    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
+
+
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path):
+    """The object in a JSON file, or {} where there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def hash_file(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(model):
+    """What names a model: the hash of its folder's weights, configuration and tokenizer, or for a
+    hub name the name with its commit."""
+    if not Path(model).is_dir():
+        return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def run_folder(output):
+    """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with lock(output / ".lock"):
+            yield
+    except KeyboardInterrupt:
+        print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        fail(f"{error.filename or output}: {error.strerror or str(error).splitlines()[0]}")
+    except (ValueError, ImportError, RuntimeError) as error:
+        explain(error, output)
+        raise
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Hold a lock file, in the first process; it goes with the process, however that ends."""
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            held = False
+        if not held:
+            fail(f"{path.parent}: another process is training here")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def explain(error, output):
+    """One line for what a library raised; torch and safetensors say a full disk in their way."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        fail(f"{output}: out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half")
+    writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
+    if re.search(writing, str(error)):
+        fail(f"{output}: the disk is full, or a quota; make room and run the same command again")
+    if not isinstance(error, RuntimeError):
+        fail(f"{output}: {text}")
+
+
+def open_run(args, training, data, model, **more):
+    """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
+    this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
+    output, config = args.output, args.output / "config.json"
+    names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
+    for path in (Path(data).resolve(), Path(model).resolve()):
+        if {output.resolve() / name for name in names} & {path, *path.parents}:
+            fail(f"{path} would be overwritten by this run; choose another --output than {output}")
+    settings = {
+        **training.to_dict(),
+        **vars(args),
+        **more,
+        "processes": training.world_size,
+        "device": training.device.type,
+        "data_sha256": hash_file(data),
+        "model_sha256": hash_model(model),
+    }
+    settings = json.loads(json.dumps(settings, default=str))
+    before = read_json(config)
+    if "model_sha256" not in before:
+        for name in names:
+            if (output / name).exists():
+                fail(
+                    f"{output / name}: not of a run of this version; choose another --output, or "
+                    f"remove {output}"
+                )
+        before = settings
+    keys = [key for key in before.keys() & settings.keys() if not FREE.match(key)]
+    changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
+    if changes:
+        fail(
+            f"{output} was begun with other settings ({', '.join(sorted(changes))}); remove it or "
+            "choose another"
+        )
+    if (output / "training.json").exists():
+        if read_json(output / "training.json") and (output / "model" / "config.json").exists():
+            return say(training, f"[{output.name}] already trained")
+        say(training, f"[{output.name}] training.json or model/ is damaged: trained again")
+    return settings
+
+
+def load_config(model, dropout=None):
+    """The configuration of a T5 or an encoder, from a folder or the hub; others are refused."""
+    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
+    if looks_local and not Path(model).is_dir():
+        fail(f"{model}: no such model folder")
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
+        fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
+    for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
+        if dropout is not None:
+            setattr(config, key, dropout)
+    return config
+
+
+def load_tokenizer(model):
+    """The tokenizer of a model folder or hub name; of an empty folder transformers makes one up."""
+    files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
+    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
+        fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:
+        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
+
+
+def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
+    """A model of a folder or the hub, fp32 unless told otherwise; refused where it is not whole.
+
+    An encoder's new head, and the pooler below it, may be missing.
+    """
+    if len(tokenizer) > config.vocab_size:
+        pieces = f"{len(tokenizer):,} pieces in the tokenizer"
+        fail(f"{model}: {pieces}, but {config.vocab_size:,} embeddings")
+    kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
+    try:
+        loaded, found = kind.from_pretrained(model, **kwargs)
+    except Exception as error:
+        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    t5 = kind is T5ForConditionalGeneration
+    own = "" if t5 else f"{loaded.base_model_prefix}."
+    weights = loaded.named_parameters()
+    faults = {  # the missing ones would be random, and only the scores would show it
+        "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
+        "not in its config": found["unexpected_keys"] if t5 else (),
+        "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
+    }
+    for fault, names in faults.items():
+        if names:
+            fail(f"{model}: {len(names)} weights are {fault}, as {min(names)}")
+    return loaded
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler):
+    """Batches of similar length in a random order that depends on (seed, epoch) alone.
+
+    Hugging Face's sampler draws from the global random state, so a resumed run would see other
+    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
+    million rows take a second and 12 MB.
+    """
+
+    def __init__(self, lengths, batch_size, seed):
+        self.lengths, self.batch_size = np.asarray(lengths), batch_size
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        rng, size = np.random.RandomState([self.seed, self.epoch]), self.batch_size
+        order = rng.permutation(len(self)).astype(np.int32)
+        for pool in np.split(order, range(50 * size, len(order), 50 * size)):
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]  # a view: sorts `order`
+        whole = len(order) // size  # the short batch stays last
+        for batch in [*rng.permutation(whole), whole]:
+            yield from order[batch * size : (batch + 1) * size].tolist()
+
+
+class Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with batches of similar `lengths` that a resumed run sees again.
+
+    compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
+    has `count` real target tokens; the shares of all batches and processes add up to it.
+    """
+
+    def __init__(self, lengths, **kwargs):
+        super().__init__(**kwargs)
+        self.lengths = lengths
+
+    def _get_train_sampler(self, train_dataset=None):
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.lengths, size * self.args.world_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = self.compute_loss_func(model, inputs, num_items_in_batch)
+        loss = loss * self.args.world_size if model.training else loss  # DDP averages
+        return (loss, {}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs):
+        return 0  # walks over all weights at each step
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Without clipping Trainer would walk over all gradients for the log alone."""
+        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
+
+
+class Progress(transformers.TrainerCallback):
+    """log.jsonl, the line of time left, checkpoints by time, and an end after Ctrl-C or SIGTERM.
+
+    `start` is when the script began; `seconds` is what all starts of this run took until now.
+    """
+
+    def __init__(self, output, start):
+        self.name, self.log = output.name, output / "log.jsonl"
+        self.start, self.signal = start, None
+        self.clock = output / "checkpoints" / "seconds.json"
+        self.earlier = read_json(self.clock).get("seconds", 0)
+        self.pause, self.handlers = PAUSE, {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun, self.main = state.global_step, state.is_world_process_zero
+        self.before = max((entry.get("seconds", 0) for entry in state.log_history), default=0)
+        self.train = self.shown = self.saved = self.ticked = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.stop)
+        if self.main:  # later steps are done again
+            self.clock.parent.mkdir(exist_ok=True)
+            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.tick()
+
+    def stop(self, number, frame):
+        self.signal = number  # the step at hand ends, and a checkpoint is written
+
+    def release(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def tick(self):
+        self.ticked = time.monotonic()
+        self.seconds = self.earlier + self.ticked - self.start
+        if self.main:
+            write_json(self.clock, {"seconds": self.seconds})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Checkpoints are of logged steps, so that the log that they hold is whole."""
+        last, several = state.global_step >= state.max_steps, args.world_size > 1
+        if several and not control.should_log:  # agreeing takes time
+            due = stop = False
+        else:
+            due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+            due, stop = self.agree(args, due, bool(self.signal)) if several else (due, self.signal)
+        if stop:
+            control.should_training_stop = due = True
+        control.should_save = (control.should_save or due) and args.save_strategy != "no"
+        if last and not args.load_best_model_at_end:
+            control.should_save = False  # the model itself comes next
+        if control.should_save or last or stop:
+            control.should_log = True
+        self.saving = time.monotonic()
+
+    def agree(self, args, *said):
+        """What any process said, so that all do the same."""
+        said = torch.tensor(said, dtype=torch.int32, device=args.device)
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+        return said.tolist()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved = time.monotonic()
+        self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        self.tick()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "train_runtime" in logs:
+            state.log_history.pop()
+            return
+        now, entry = time.monotonic(), state.log_history[-1]
+        entry["seconds"] = self.before + now - self.train
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
+            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
+        if not self.main:
+            return
+        with open(self.log, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if now - self.ticked > 1:
+            self.tick()
+        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
+        if "loss" in logs and (live or now - self.shown > 10):
+            left = (now - self.train) / (state.global_step - self.begun)
+            self.shown, left = now, left * (state.max_steps - state.global_step)
+            text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
+            end = "\r" if live else "\n"
+            print(f"[{self.name}] {text} left   ", end=end, file=sys.stderr, flush=True)
+
+
+def find_checkpoint(output, training):
+    """The newest whole checkpoint, or None; what is passed over is said on stderr."""
+    found = {}
+    for folder in (output / "checkpoints").glob("checkpoint-*"):
+        if is_whole(folder, training):
+            found[read_json(folder / "trainer_state.json")["global_step"]] = folder
+        else:
+            say(training, f"[{output.name}] {folder.name} is not whole: passed over")
+    return found[max(found)] if found else None
+
+
+def is_whole(folder, training):
+    """Whether weights, optimiser, schedule, random states and the step can be read."""
+    if not isinstance(read_json(folder / "trainer_state.json").get("global_step"), int):
+        return False  # written last
+    if training.fsdp or training.deepspeed:  # they have files of their own
+        return True
+    several = training.world_size > 1
+    states = [f"rng_state_{i}.pth" for i in range(training.world_size)] * several
+    try:
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, "pt"):
+                pass
+        for name in ("optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])):
+            with zipfile.ZipFile(folder / name) as file:
+                if file.testzip():
+                    return False
+    except Exception:  # each library has its own for a damaged file
+        return False
+    return bool(weights)
+
+
+def fit(trainer, args, settings, record, start):
+    """Train, from the last whole checkpoint if there is one; `record` and what was done."""
+    output, training = args.output, trainer.args
+    raise_steps(args, training, len(trainer.train_dataset))
+    if trainer.is_world_process_zero():
+        write_json(output / "config.json", settings)
+    checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
+    trainer.add_callback(progress)
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    loaded = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        progress.release()
+    state = trainer.state
+    if progress.signal and state.global_step < state.max_steps:
+        kept = training.save_strategy != "no"
+        text = "the same command goes on from there" if kept else "without a checkpoint"
+        say(training, f"error: {output.name}: stopped at step {state.global_step:,}; {text}")
+        sys.exit(128 + progress.signal)
+    losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
+    steps = np.diff([0, *(step for step, _ in losses)])
+    seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
+    lost = progress.earlier - progress.before  # by starts that were killed
+    return {
+        **record,
+        "strategy": args.strategy,
+        "task": args.task,
+        "seed": training.seed,
+        "parameters": trainer.model.num_parameters(),
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "examples_seen": round(state.epoch * len(trainer.train_dataset)),
+        "train_loss": float(steps @ [loss for _, loss in losses] / state.global_step),
+        "seconds": {**seconds, **({"lost": lost} if lost > 0 else {})},
+    }
+
+
+def save_run(trainer, tokenizer, args, record, gpus=1):
+    """Save the model, then training.json (last and atomically), then drop the checkpoints."""
+    start, output, model = time.monotonic(), args.output, trainer.model
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = True  # Trainer turns it off
+    temporary = output / ".model.new"
+    shutil.rmtree(temporary, ignore_errors=True)
+    trainer.save_model(str(temporary))
+    if not trainer.is_world_process_zero():
+        return None
+    tokenizer.save_pretrained(temporary)
+    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
+    write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
+    os.umask(mask := os.umask(0))
+    for path in temporary.iterdir():
+        path.chmod(0o666 & ~mask)  # safetensors gives 0600
+    shutil.rmtree(output / "model", ignore_errors=True)
+    os.replace(temporary, output / "model")
+    record["seconds"]["save"] = time.monotonic() - start
+    record |= describe_run(trainer.args, read_json(output / "config.json"), gpus)
+    if (output / "checkpoints" / "runs").exists():  # what a tracker wrote
+        shutil.copytree(output / "checkpoints" / "runs", output / "runs", dirs_exist_ok=True)
+    write_json(output / "training.json", record)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    return record
+
+
+def describe_run(training, settings, gpus=1):
+    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine.
+
+    `gpus` is what one process used.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cuda = training.device.type == "cuda"
+    return {
+        "hardware": {
+            "device": training.device.type,
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "gpus": gpus * training.world_size if cuda else 0,
+            "cpu_threads": torch.get_num_threads(),
+            "cpu": platform.processor() or platform.machine(),
+        },
+        "command": shlex.join(sys.argv),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "git_commit": commit or None,
+        **{key: settings.get(key) for key in ("data_sha256", "model_sha256")},
+    }
+
+
+def report(args, record, rows):
+    """The last line: what was trained on, and what the limits cut off."""
+    cut = [
+        f", {count:,} {kind} cut at {getattr(args, f'max_{kind[:-1]}_length')} tokens"
+        for kind in ("sources", "targets")
+        if (count := record.get(f"truncated_{kind}"))
+    ]
+    print(
+        f"[{args.output.name}] {rows}, {record['steps']:,} steps, loss {record['train_loss']:.3f}, "
+        f"{record['seconds']['train']:.0f} s{''.join(cut)}",
+        file=sys.stderr,
+    )
+
+
+# end same
 
 if __name__ == "__main__":
     main()

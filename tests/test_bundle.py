@@ -41,7 +41,7 @@ def read_blocks():
 @pytest.mark.parametrize("key", read_blocks(), ids=lambda key: key[0][:40])
 def test_copied_blocks_are_the_same_everywhere(key):
     texts = read_blocks()[key]
-    assert set(texts) <= set(key[1]), f"{key[0]}: not in {set(key[1]) - set(texts)}"
+    assert set(texts) == set(key[1]), f"{key[0]}: not in {set(key[1]) - set(texts)}"
     assert len(set(texts.values())) == 1, f"{key[0]}: the copies differ"
 
 

@@ -1,16 +1,16 @@
-"""train_teacher.py: the memory plan, the three ways to hold a model, resume, placement, refusals.
+"""train_teacher.py: the three ways to hold a model, which is chosen, resume, placement, refusals.
 
 Models are random T5s of 25,000 weights with a word vocabulary. SLOW=1 adds the two-process run
 and the genuine-size model.
 """
 
-import itertools
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -93,7 +93,7 @@ def fails(match):
 
 
 @pytest.mark.parametrize(
-    ("way", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("lora", torch.float32)]
+    ("way", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("lora", torch.bfloat16)]
 )
 def test_every_way_learns_records_and_saves(world, tmp_path, capsys, way, dtype):
     if way == "lora":
@@ -107,7 +107,7 @@ def test_every_way_learns_records_and_saves(world, tmp_path, capsys, way, dtype)
     assert record["labels"] == 64 and record["steps"] == 20 and record["task"] == "wlp"
     assert record["placement"]["memory"] == way and record["placement"]["head"] == "untied"
     assert set(record["seconds"]) == {"load", "train", "save"}
-    assert not (output / "checkpoints").exists()
+    assert record["hardware"]["gpus"] == 0 and not (output / "checkpoints").exists()
     weights = load_file(output / "model" / "model.safetensors")  # plain T5, adapters merged
     assert weights.keys() == load_file(world / "model" / "model.safetensors").keys()
     assert {value.dtype for value in weights.values()} == {dtype}
@@ -130,7 +130,8 @@ def test_a_tied_head_stays_tied(world, tmp_path):
         assert record["placement"]["head"] == "tied"
         before = json.loads((world / "tied" / "config.json").read_text())
         after = json.loads((tmp_path / way / "model" / "config.json").read_text())
-        assert {k: v for k, v in after.items() if before.get(k) != v} == {}
+        changed = {k: v for k, v in after.items() if before.get(k) != v}
+        assert changed == ({} if way == "fp32" else {"dtype": "bfloat16"})
         model = T5.from_pretrained(tmp_path / way / "model")
         assert model.lm_head.weight is model.shared.weight
 
@@ -140,7 +141,7 @@ def test_lora_leaves_all_but_the_blocks_alone_and_needs_peft(world, tmp_path, mo
     run(world, tmp_path / "lora", "--memory", "lora", "--dropout", 0)
     before = load_file(world / "model" / "model.safetensors")
     after = load_file(tmp_path / "lora" / "model" / "model.safetensors")
-    changed = {key for key in before if not torch.equal(before[key].bfloat16().float(), after[key])}
+    changed = {key for key in before if not torch.equal(before[key].bfloat16(), after[key])}
     assert changed == {
         key for key in before if key.endswith((".q.weight", ".k.weight", ".v.weight", ".o.weight"))
     } | {key for key in before if ".wi_" in key or ".wo." in key}
@@ -162,7 +163,7 @@ def test_a_killed_run_continues_to_the_same_weights(world, tmp_path, monkeypatch
         if state.global_step == 10:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(train_teacher.Progress, "on_log", stop)
         run(world, tmp_path / "killed", *flags)
     assert (tmp_path / "killed" / "checkpoints" / "checkpoint-8").is_dir()
@@ -177,27 +178,97 @@ def test_passes_of_a_few_rows_give_the_same_step(world, tmp_path):
     flags = ("--dropout", 0, "--max-steps", 6)
     run(world, tmp_path / "whole", *flags)
     run(world, tmp_path / "parts", *flags, "--micro-batch", 2, "--recompute")
-    run(world, tmp_path / "sum", *flags, "--batch-size", 4, "--gradient-accumulation", 2)
-    assert json.loads((tmp_path / "parts" / "training.json").read_text())["placement"]["recompute"]
+    run(world, tmp_path / "sum", *flags, "--gradient-accumulation-steps", 2)
+    placement = json.loads((tmp_path / "parts" / "training.json").read_text())["placement"]
+    assert placement["recompute"] and placement["micro_batch"] == 2
     for other in ("parts", "sum"):
         assert read_losses(tmp_path / other) == pytest.approx(read_losses(tmp_path / "whole"), 1e-4)
         assert compare_weights(tmp_path / "whole", tmp_path / other) < 1e-4
+
+
+class Small:
+    """Plays a GPU whose memory holds so many rows a pass, and with recompute twice as many."""
+
+    def __init__(self, monkeypatch, rows):
+        self.rows, self.tried, loss = rows, [], train_teacher.compute_loss
+
+        def compute_loss(model, inputs, count=None):
+            rows = inputs["labels"].shape[0]
+            again = model.is_gradient_checkpointing
+            self.tried.append((rows, again))
+            if rows > self.rows * (2 if again else 1):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loss(model, inputs, count)
+
+        monkeypatch.setattr(train_teacher, "compute_loss", compute_loss)
+
+
+def test_out_of_memory_recomputes_then_halves_the_rows_of_a_pass(
+    world, tmp_path, monkeypatch, capsys
+):
+    run(world, tmp_path / "roomy", "--dropout", 0)
+    small = Small(monkeypatch, 1)
+    placement = run(world, tmp_path / "small", "--dropout", 0)["placement"]
+    assert placement["micro_batch"] == 2 and placement["recompute"]
+    assert list(dict.fromkeys(small.tried)) == [(8, False), (8, True), (4, True), (2, True)]
+    assert compare_weights(tmp_path / "roomy", tmp_path / "small") < 1e-4
+    said = capsys.readouterr().err
+    assert "out of memory (CUDA out of memory); again with 4 rows a pass, layers recomp" in said
+    Small(monkeypatch, 0)
+    with fails("out of GPU memory .*a smaller --micro-batch"):
+        run(world, tmp_path / "none")
+    with fails("out of GPU memory .*a smaller --micro-batch"):
+        run(world, tmp_path / "asked", "--micro-batch", 8)
+
+
+def test_memory_that_runs_out_later_continues_from_the_checkpoint(world, tmp_path, monkeypatch):
+    """And a run that is killed after that keeps to the passes that fitted, to the last bit."""
+    real, calls = train_teacher.compute_loss, []
+
+    def run_out_once(model, inputs, count=None):
+        calls.append(inputs["labels"].shape[0])
+        if len(calls) == 7:  # step 7, after the checkpoint of step 4
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, inputs, count)
+
+    monkeypatch.setattr(train_teacher, "compute_loss", run_out_once)
+    assert run(world, tmp_path / "a", "--no-recompute")["placement"]["micro_batch"] == 4
+    assert calls == [8] * 7 + [4] * 2 * 8 and len(read_losses(tmp_path / "a")) == 12
+    log = train_teacher.Progress.on_log
+
+    def stop(self, args, state, control, logs=None, **kwargs):
+        log(self, args, state, control, logs, **kwargs)
+        if state.global_step == 10:
+            raise KeyboardInterrupt
+
+    calls.clear()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(train_teacher.Progress, "on_log", stop)
+        run(world, tmp_path / "b", "--no-recompute")
+    run(world, tmp_path / "b", "--no-recompute")
+    assert compare_weights(tmp_path / "a", tmp_path / "b") == 0
+
+
+def test_without_checkpoints_none_is_written(world, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(train_teacher.Trainer, "_save_checkpoint", lambda *a: saved.append(a))
+    run(world, tmp_path / "run", "--save-steps", 0)
+    assert not saved and (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_loss_is_a_mean_over_the_tokens_of_all_batches():
     torch.manual_seed(0)
     logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
     labels[0, 1:] = labels[2, 3:] = -100  # padding
-    output = lambda part: type("Output", (), {"logits": part})  # noqa: E731
-    whole = train_teacher.compute_loss(output(logits), labels)
+
+    def loss(part, count=None):
+        model = lambda **inputs: Namespace(logits=logits[part])  # noqa: E731
+        return train_teacher.compute_loss(model, {"labels": labels[part]}, count)
+
     mean = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    assert whole.item() == pytest.approx(mean.item())
-    count = (labels != -100).sum()
-    parts = [
-        train_teacher.compute_loss(output(logits[i : i + 1]), labels[i : i + 1], count)
-        for i in range(4)
-    ]
-    assert sum(parts).item() == pytest.approx(whole.item())
+    assert loss(slice(None)).item() == pytest.approx(mean.item())
+    parts = [loss(slice(i, i + 1), (labels != -100).sum()) for i in range(4)]
+    assert sum(parts).item() == pytest.approx(mean.item())
 
 
 # --- the bf16 optimiser ------------------------------------------------------------------------
@@ -232,7 +303,7 @@ def test_update_is_at_most_the_rate_and_follows_the_gradient():
 def train_loop(folder, rows, kind, rate, steps=30):
     """The mean loss of the last steps under one optimiser: `adamw` or `split`, fp32 or bf16."""
     name, _, dtype = kind.partition(" ")
-    model = train_teacher.load_model(str(folder), dtype=getattr(torch, dtype), dropout_rate=0.0)
+    model = T5.from_pretrained(folder, dtype=getattr(torch, dtype), dropout_rate=0.0)
     adamw = {"lr": rate, "weight_decay": 0.0}
     optimiser = (
         torch.optim.AdamW(model.parameters(), **adamw)
@@ -241,8 +312,8 @@ def train_loop(folder, rows, kind, rate, steps=30):
     )
     losses = []
     for _ in range(steps):
-        output = model(input_ids=rows, decoder_input_ids=torch.roll(rows, 1, 1))
-        losses.append(train_teacher.compute_loss(output, rows))
+        inputs = {"input_ids": rows, "decoder_input_ids": torch.roll(rows, 1, 1)}
+        losses.append(train_teacher.compute_loss(model, {**inputs, "labels": rows}))
         losses[-1].backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -261,151 +332,218 @@ def test_small_updates_are_kept_where_plain_bf16_loses_them(world):
     assert fall["adamw bfloat16"] < 0.6 * fall["adamw float32"]
 
 
-# --- the plan ----------------------------------------------------------------------------------
+def test_a_device_has_its_own_function_and_one_copy_of_the_rates(monkeypatch):
+    """torch gives up on a function after 8 variants of it; a weight needs one of 4."""
+    weights = [torch.nn.Parameter(torch.zeros(4, 3, device=d)) for d in ("cpu", "meta", "cpu")]
+    optimiser, made = train_teacher.SplitAdafactor(weights, 1e-3), []
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    real = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(k) or real(*a, **k))
+    optimiser.step()
+    assert [str(k["device"]) for k in made] == ["cpu", "meta"]
+    codes = {function.__code__ for function in optimiser.compiled.values()}
+    assert len(codes) == 2 and torch.device("meta") in optimiser.compiled
 
 
-@pytest.fixture(scope="module")
-def xxl():
-    args = train_teacher.parse_args(["--dry-run"])
-    return train_teacher.Footprint(train_teacher.read_config(args.model, True), (128, 128))
+# --- the way -----------------------------------------------------------------------------------
+
+XXL, XL, LARGE = 11_135_332_352, 2_849_757_184, 783_150_080
+GIB = 2**30
 
 
-def test_weights_of_the_published_sizes():
-    known = {"small": 77, "base": 248, "large": 783, "xl": 2850, "xxl": 11135}
-    for size, millions in known.items():
-        config = train_teacher.read_config(f"google/t5-v1_1-{size}", True)
-        weights = train_teacher.Footprint(config, (8, 8)).weights
-        assert round(weights / 1e6) == pytest.approx(millions, abs=1), size
-    assert train_teacher.read_config("google/t5-xxl-ssm", True).d_model == 4096
+def play_gpus(monkeypatch, gib, count=1, processes=1, native=True):
+    """Trainer's arguments on a machine of GPUs, played; bf16 can always be emulated."""
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "device_count", lambda: count)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (gib * GIB, gib * GIB))
+    emulated = lambda including_emulation=True: including_emulation or native  # noqa: E731
+    monkeypatch.setattr(cuda, "is_bf16_supported", emulated)
+    device = torch.device("cuda", processes - 1)
+    steps = {"save_strategy": "steps", "bf16": native}
+    return Namespace(device=device, world_size=processes, process_index=0, **steps)
 
 
 @pytest.mark.parametrize(
-    ("spec", "way", "gpus"),
-    [("1x80", "bf16", 1), ("4x48", "fp32", 4), ("8x40", "fp32", 8), ("1x24", "lora", 1)],
+    ("weights", "gib", "gpus", "way", "used"),
+    [
+        (XXL, 78.6, 1, "bf16", 1),
+        (XXL, 78.6, 8, "bf16", 1),  # not fp32 over all eight
+        (XXL, 70, 1, "bf16", 1),  # little room, yet all weights are trained
+        (XXL, 44.4, 4, "bf16", 2),
+        (XXL, 39.4, 8, "bf16", 2),
+        (XXL, 23.5, 1, "lora", 1),
+        (XXL, 23.5, 4, "bf16", 4),
+        (XL, 78.6, 1, "fp32", 1),
+        (XL, 44.4, 1, "bf16", 1),
+        (XL, 23.5, 1, "bf16", 1),
+        (LARGE, 23.5, 1, "fp32", 1),
+    ],
 )
-def test_xxl_on_rented_gpus(xxl, spec, way, gpus):
-    args = train_teacher.parse_args(["--dry-run", "--gpus", spec])
-    found = train_teacher.list_gpus(spec)
-    chosen, plans = train_teacher.plan_memory(args, xxl, found, xxl.lengths)
-    assert (chosen["memory"], chosen["gpus"]) == (way, gpus)
-    assert max(chosen["gib_per_gpu"]) <= found[0][1]
-    fp32, bf16 = plans["fp32"], plans["bf16"]
-    static = {k: fp32["gib"][k] * 2**30 / 1e9 for k in ("weights", "gradients", "optimiser")}
-    copies = 2 * xxl.weights / 1e9 * fp32["autocast"]
-    assert sum(static.values()) == pytest.approx(16 * 11.135 + copies, rel=0.01)
-    assert sum(bf16["gib"][k] for k in static) * 2**30 / 1e9 == pytest.approx(66.8, rel=0.01)
+def test_the_fewest_gpus_and_then_fp32(monkeypatch, weights, gib, gpus, way, used):
+    training = play_gpus(monkeypatch, gib, gpus)
+    found = train_teacher.choose_way(Namespace(memory="auto", model="m"), training, weights)
+    assert found[:2] == (way, used) and 0 < found[2] <= 0.97
 
 
-def test_what_does_not_fit_is_refused_with_what_it_needs(capsys):
-    with fails(r"does not fit 1 x A10G .* the leanest way, lora with 1 rows a pass, needs 2\d"):
-        train_teacher.main(["--dry-run", "--gpus", "1xA10G"])
-    assert capsys.readouterr().out.count("does not fit") == 3
+def test_what_fits_nowhere_is_refused_with_what_it_needs(monkeypatch):
+    training, args = play_gpus(monkeypatch, 15.7), Namespace(memory="auto", model="xxl")
+    with fails(r"xxl does not fit: bf16 takes 62.2 GiB and 1 x 15.7 GiB are free"):
+        train_teacher.choose_way(args, training, XXL)
+    args.memory = "fp32"
+    with fails(r"fp32 takes 186.7 GiB"):
+        train_teacher.choose_way(args, training, XXL)
 
 
-def test_dry_run_prints_hours_and_dollars(capsys):
-    flags = ["--dry-run", "--gpus", "1xH100", "--num-labels", "5000"]
-    train_teacher.main([*flags, "--usd-per-gpu-hour", "4", "--utilisation", "0.5"])
-    printed = capsys.readouterr().out
-    assert "11.14B weights, head untied" in printed and "<- this one" in printed
-    assert "5,000 rows of 128 + 128 tokens, 20 epochs" in printed and "$" in printed
-    flops = 4 / 3 * 6 * 128 * 32 * 11.004e9  # recomputed; all but the input embeddings
-    steps = 157 * 20  # the optimiser reads and writes 6 bytes a weight
-    hours = steps * (flops / (0.5 * 989e12) + 12 * 11.135e9 / 3.35e12) / 3600
-    assert f"{hours:.2f} GPU-hours, ${4 * hours:.2f}" in printed
+def test_bf16_is_never_emulated(monkeypatch):
+    """A T4 says that it supports bf16; it means an emulation."""
+    training = play_gpus(monkeypatch, 14.6, native=False)
+    args = Namespace(memory="auto", model="m")
+    assert train_teacher.choose_way(args, training, LARGE)[0] == "fp32"
+    with fails("fp32 takes 42.5 GiB"):
+        train_teacher.choose_way(args, training, XL)
+    for way in ("bf16", "lora"):
+        with fails(f"--memory {way}: this GPU has no bf16 and would emulate it"):
+            train_teacher.choose_way(Namespace(memory=way, model="m"), training, LARGE)
 
 
-def test_plan_counts_what_a_real_forward_pass_keeps(world):
-    """The count on the meta device against one on a real model and the CPU."""
-    config = train_teacher.read_config(str(world / "model"), False)
-    footprint = train_teacher.Footprint(config, (8, 8))
-    for recompute in (False, True):
-        encoder, decoder, rest = footprint.keep(torch.float32, recompute, 0)
-        model = train_teacher.fuse_gelu(train_teacher.load_model(str(world / "model"))).train()
-        model.config.use_cache = False
-        if recompute:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        weights = {w.untyped_storage().data_ptr() for w in model.parameters()}
-        saved, alive = {}, []
-
-        def count(tensor, saved=saved, alive=alive, weights=weights):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = storage.nbytes()
-                alive.append(tensor)
-            return tensor
-
-        ids = torch.randint(3, 60, (8, 8))
-        mask = torch.ones_like(ids)
-        mask[0, 4:] = 0
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            output = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
-            train_teacher.compute_loss(output, ids)
-        planned = 8 * (encoder + decoder + rest)
-        assert planned == pytest.approx(sum(saved.values()), rel=0.15), recompute
+def test_ddp_counts_its_second_copy_of_the_gradients(monkeypatch):
+    """So T5-XXL is never trained by it, nor quietly by LoRA instead; XL is, in bf16."""
+    args = Namespace(memory="auto", model="xxl")
+    training = play_gpus(monkeypatch, 78.6, 8, processes=8)
+    with fails(r"bf16 takes 83.0 GiB .*start one process, without torchrun, or say --memory lora"):
+        train_teacher.choose_way(args, training, XXL)
+    assert train_teacher.choose_way(args, training, XL)[:2] == ("fp32", 1)
+    training = play_gpus(monkeypatch, 23.5, 8, processes=8)
+    assert train_teacher.choose_way(args, training, XL)[:2] == ("bf16", 1)
+    args.memory = "lora"
+    assert train_teacher.choose_way(args, training, XXL)[:2] == ("lora", 1)
 
 
-def test_split_has_the_least_largest_share():
-    rng = random.Random(0)
-    for _ in range(20):
-        costs = [rng.randint(1, 50) * 2.0**22 for _ in range(9)]
-        shares, places = train_teacher.split_pieces(costs, 3)
-        cuts = itertools.combinations(range(10), 2)
-        best = min(max(sum(costs[:a]), sum(costs[a:b]), sum(costs[b:])) for a, b in cuts)
-        assert max(shares) <= best + 2**21 and len(shares) <= 3
-        assert places == sorted(places)
-        assert shares == [
-            sum(c for c, p in zip(costs, places, strict=True) if p == i) for i in range(len(shares))
-        ]
+def test_weights_are_counted_with_a_head_of_their_own(world):
+    for name, untied in (("model", True), ("counted", False)):
+        if not untied:
+            save_model(world / name, untied=False)
+        config = train_teacher.load_config(str(world / name))
+        weights = sum(w.numel() for w in load_file(world / name / "model.safetensors").values())
+        assert train_teacher.count_weights(config) == weights
 
 
-def test_every_module_has_a_place_in_running_order(xxl):
-    args = train_teacher.parse_args(["--dry-run"])
-    chosen, _ = train_teacher.plan_memory(args, xxl, train_teacher.list_gpus("4x48"), xxl.lengths)
-    places = train_teacher.expand_places(chosen["places"])
-    model = train_teacher.build_empty(xxl.config)
-    for name, _ in model.named_parameters():
-        assert any(name.startswith(f"{module}.") for module in places), name
-    blocks = [places[f"{side}.block.{i}"] for side in ("encoder", "decoder") for i in range(24)]
-    assert blocks == sorted(blocks) and set(blocks) == {0, 1, 2, 3}
-    assert places["decoder.embed_tokens"] == places["shared"] == 0 and places["lm_head"] == 3
+@pytest.mark.parametrize("name", ["activation", "gradient"])
+def test_layers_are_recomputed_by_either_name(name):
+    """transformers 5.23 says activation_, 5.17 gradient_checkpointing_enable."""
+    asked = []
+    model = Namespace(**{f"{name}_checkpointing_enable": asked.append})
+    train_teacher.recompute_layers(model)
+    assert asked == [{"use_reentrant": False}]
+
+
+@pytest.mark.parametrize(
+    ("way", "ram", "disk", "none"),
+    [("fp32", 8, 24, 4), ("bf16", 2, 8, 2), ("lora", 2, 2, 2)],
+)
+def test_ram_and_disk_are_checked_for_every_way(world, monkeypatch, way, ram, disk, none):
+    """Bytes a weight to save and continue, and 4 to load the hub's file of fp32 weights."""
+    args = Namespace(model=str(world / "model"), output=world)
+    training, free = Namespace(save_strategy="steps"), {"ram": 1e15, "disk": 1e15}
+    monkeypatch.setattr(train_teacher, "measure_ram", lambda: free["ram"])
+    usage = lambda folder: Namespace(free=free["disk"])  # noqa: E731
+    monkeypatch.setattr(train_teacher.shutil, "disk_usage", usage)
+    check = lambda: train_teacher.check_host(args, training, way, 10**9)  # noqa: E731
+    for kind, need, fault in (
+        ("ram", ram, "GB of RAM free"),
+        ("disk", disk, "GB needed for check"),
+    ):
+        free[kind] = 0.99e9 * need
+        with fails(fault):
+            check()
+        free[kind] = 1.01e9 * need
+        check()
+    training.save_strategy = "no"  # --save-steps 0
+    free["disk"] = 1.01e9 * none
+    check()
+    args.model, free["ram"] = "google/t5-v1_1-xxl", 1.01e9 * max(4, ram)
+    check()
+    free["ram"] = 0.99e9 * max(4, ram)
+    with fails("to load, save and continue"):
+        check()
 
 
 # --- placement without a GPU ---------------------------------------------------------------------
 
 
-def test_layers_on_different_devices_meet_where_planned(world):
-    """Half of the model on the CPU, half on the meta device: hooks carry the tensors across."""
-    from accelerate import dispatch_model
+@pytest.mark.parametrize("way", ["fp32", "bf16"])
+def test_a_process_loads_onto_its_own_gpu_and_several_gpus_share_the_layers(
+    monkeypatch, tmp_path, way
+):
+    asked = {}
+    monkeypatch.setattr(train_teacher, "load_model", lambda *a, **kwargs: asked.update(kwargs))
+    monkeypatch.setattr(train_teacher, "fuse_gelu", lambda model: Namespace(config=Namespace()))
+    training, args = play_gpus(monkeypatch, 40, 8, processes=4), Namespace(model="m", lora_rank=8)
+    train_teacher.place_model(args, training, None, None, way, 1)
+    assert asked["device_map"] == {"": torch.device("cuda", 3)}  # not what is current, GPU 0
+    assert asked.get("dtype", torch.float32) == {"fp32": torch.float32}.get(way, torch.bfloat16)
+    training = play_gpus(monkeypatch, 40, 8)
+    train_teacher.place_model(args, training, None, None, way, 3)
+    assert asked["device_map"] == "balanced"
+    assert asked["max_memory"] == dict.fromkeys(range(3), 40 * GIB)
 
-    config = train_teacher.read_config(str(world / "model"), False)
-    pieces = train_teacher.Footprint(config, (8, 8)).pieces
-    _, places = train_teacher.split_pieces([weights * 2.0**22 for _, weights in pieces], 2)
-    devices = {name: ["cpu", "meta"][p] for (name, _), p in zip(pieces, places, strict=True)}
-    assert set(devices.values()) == {"cpu", "meta"}
-    model = train_teacher.load_model(str(world / "model"))
-    whole = train_teacher.expand_places(devices)
-    model = dispatch_model(model, whole, main_device="cpu", force_hooks=True)
+
+def test_layers_on_different_devices_meet(world):
+    """Half of the model on the CPU, half on the meta device: hooks carry the tensors across."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    save_model(world / "deep", layers=3)
+    model = T5.from_pretrained(world / "deep")
+    size = sum(w.numel() * 4 for w in model.parameters())
+    room, whole = {"cpu": 0.6 * size, "disk": size}, ["T5Block"]
+    places = infer_auto_device_map(model, room, no_split_module_classes=whole)
+    places = {name: {"disk": "meta"}.get(place, place) for name, place in places.items()}
+    assert set(places.values()) == {"cpu", "meta"}
+    model = dispatch_model(model, places, main_device="cpu", force_hooks=True)
     model._hf_hook.io_same_device = False  # or the logits would be fetched, empty, from meta
     ids = torch.randint(3, 60, (2, 8))
     output = model(input_ids=ids, decoder_input_ids=ids)
-    assert output.logits.device.type == "meta" and output.logits.shape == (2, 8, 63)
-    assert output.encoder_last_hidden_state.device.type == devices["encoder.final_layer_norm"]
-    assert train_teacher.compute_loss(output, ids).device.type == "meta"
+    assert output.logits.shape == (2, 8, 63)
 
 
 def test_training_under_a_device_map_is_the_same(world, tmp_path, monkeypatch):
     """The code path of several GPUs, every piece of the map on the CPU."""
     run(world, tmp_path / "plain", "--dropout", 0)
-    choose = train_teacher.choose_plan
+    load = train_teacher.load_model
 
-    def split(*args):
-        plan = choose(*args)
-        return {**plan, "gpus": 2, "places": dict.fromkeys(plan["places"], "cpu")}
+    def split(*args, **kwargs):
+        assert kwargs.pop("device_map") == "balanced" and kwargs.pop("max_memory")
+        model = load(*args, **kwargs)
+        names = [f"{side}.block.0" for side in ("encoder", "decoder")]
+        model.hf_device_map = dict.fromkeys(["shared", *names, "lm_head"], "cpu")
+        return model
 
-    monkeypatch.setattr(train_teacher, "choose_plan", split)
+    monkeypatch.setattr(train_teacher, "load_model", split)
+    monkeypatch.setattr(train_teacher, "choose_way", lambda *args: ("fp32", 2, 0.1))
     record = run(world, tmp_path / "mapped", "--dropout", 0)
     assert record["placement"]["gpus"] == 2
     assert compare_weights(tmp_path / "plain", tmp_path / "mapped") == 0
+
+
+def test_adapters_are_merged_one_layer_at_a_time(world):
+    """In fp32 and rounded once: no copy of the whole model, and bf16 stays bf16."""
+    pytest.importorskip("peft")
+    model = T5.from_pretrained(world / "model", dtype=torch.bfloat16)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    model = train_teacher.add_adapters(model, 4)
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    layer = model.base_model.model.encoder.block[0].layer[0].SelfAttention.q
+    delta = 2 * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+    merged = train_teacher.merge_adapters(model)
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    after = dict(merged.named_parameters())
+    assert after.keys() == before.keys()
+    assert torch.equal(after[name], (before[name].float() + delta).bfloat16())
+    assert torch.equal(after["shared.weight"], before["shared.weight"])
 
 
 # --- mistakes ----------------------------------------------------------------------------------
@@ -414,36 +552,23 @@ def test_training_under_a_device_map_is_the_same(world, tmp_path, monkeypatch):
 def test_refusals(world, tmp_path, capsys):
     with fails("no such model folder"):
         run(world, tmp_path / "a", model="nothing")
-    with fails("--gpus 2xTOASTER: COUNTxGPU, GPU one of"):
-        train_teacher.main(["--dry-run", "--gpus", "2xTOASTER"])
     with fails("100 labels asked for, 64 rows with a target"):
         run(world, tmp_path / "b", "--num-labels", 100)
     with fails("the loss is nan at step"):
         run(world, tmp_path / "c", "--learning-rate", "1e18", "--dropout", 0)
-    for flags in (["--train", "x"], ["--gpus", "1x80", "--train", "x", "--output", "y"]):
-        with pytest.raises(SystemExit) as error:
+    for flags in (["--train", "x"], ["--train", "x", "--output", "y", "--dry-run"]):
+        with pytest.raises(SystemExit):
             train_teacher.main(flags)
-        assert error.value.code == 2
     with pytest.raises(SystemExit) as error:
         run(world, tmp_path / "d", "--micro-batch", 3)
     assert error.value.code == 2 and not (tmp_path / "d").exists()
 
 
-def test_too_little_memory_or_disk_is_refused_before_loading(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_teacher, "list_gpus", lambda spec: [("CPU", 1e-4, None, None)])
-    with fails("does not fit 1 x CPU"):
+def test_too_little_memory_is_refused_before_loading(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_teacher, "measure_ram", lambda: 1e5)
+    with fails("does not fit: fp32 takes"):
         run(world, tmp_path / "run")
-    monkeypatch.undo()
-    free = type("Usage", (), {"free": 1e5})
-    monkeypatch.setattr(train_teacher.shutil, "disk_usage", lambda folder: free)
-    with fails("0.0 GB free, 0.0 GB needed for checkpoints"):
-        run(world, tmp_path / "run")
-    monkeypatch.undo()
-    monkeypatch.setattr(train_teacher, "measure_ram", lambda: 1e-5)
-    monkeypatch.setattr(train_teacher, "list_gpus", lambda spec: [("CPU", 1.0, None, None)])
-    with fails("GiB needed to merge the adapters"):
-        run(world, tmp_path / "run", "--memory", "lora")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_copy_alone_runs(world, tmp_path):
@@ -463,15 +588,15 @@ def test_a_copy_alone_runs(world, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("way", ["fp32", "bf16"])
+@pytest.mark.parametrize("way", ["fp32", "bf16", "lora"])
 def test_two_processes_are_as_one(world, tmp_path, way):
-    """torchrun with gloo: two processes of 4 rows against one of 8."""
+    """torchrun with gloo: two processes of 4 rows against one of 8; the merge is done once."""
     run(world, tmp_path / "one", "--dropout", 0, "--memory", way)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", str(random.randint(20000, 60000)), str(ROOT / "train_teacher.py")]
     flags = ["--model", world / "model", "--train", world / "train.jsonl", "--dropout", 0]
     flags += ["--max-source-length", 8, "--max-target-length", 8, "--learning-rate", "3e-3"]
-    flags += ["--batch-size", 4, "--max-steps", 12, "--logging-steps", 1, "--memory", way]
+    flags += ["--batch-size", 8, "--max-steps", 12, "--logging-steps", 1, "--memory", way]
     flags += ["--output", tmp_path / "two"]
     done = subprocess.run([*launch, *map(str, flags)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,21 +1,24 @@
 """Measure the paper's WLP row on the GPU at hand: random weights, WLP's real lengths, our code.
 
 Usage:
-    python -m data.bench.gpu --output data/bench                  # T5-XXL and T5-Small, 10 minutes
-    python -m data.bench.gpu --teacher mini --student mini --seconds 2 --output /tmp/bench
+    python3 -m data.bench.gpu --output data/results              # T5-XXL and T5-Small, 10 minutes
+    python3 -m data.bench.gpu --teacher mini --student mini --seconds 2 --output /tmp/bench
+    No network is needed, and of the requirements only torch, transformers and accelerate, in any
+    version from 2.11 and 5.17, for the first part; distill.py's own imports for the others.
 
 Reads:  data/bench/wlp_lengths.json (tokens of 2,048 WLP rows); the training scripts.
 Writes: OUTPUT/DEVICE-TEACHER.json: device, versions, date, and every part's raw figures, after
         each part anew.
 Paper:  Table 6: $67.5 to fine-tune T5-XXL on 5K labels, $435 to distill with 100K rows.
 
-Parts, the most important first: `tune`, train_teacher.py's Trainer as its plan says, then a step
-of the longest rows, whose memory the plan is about; `pass`, distill.py's greedy decoding with soft
-labels, each row stopped at its real length; `student`, distill.py's Trainer on kept soft labels;
-`released`, the same student with the teacher run in fp32 in every step, as the released code does,
-where that fits; `graphs`, the student's layers as CUDA graphs, a trial that distill.py does not
-offer. Speed does not depend on the weights' values, so they are random. Each part is a process of
-its own with a share of --minutes: one that fails or hangs takes no other part's figures along.
+Parts, the most important first: `tune`, train_teacher.py's Trainer by the way that it chooses, then
+a step of the longest rows, whose memory costs.py memory plans; `pass`, distill.py's greedy decoding
+with soft labels, each row stopped at its real length, at its default batch (which is priced) and at
+a larger one; `student`, distill.py's Trainer on kept soft labels; on request `released`, the same
+student with the teacher run in fp32 in every step, as the released code does. The disk is timed
+too: loading, checkpoints and saving are in the price, scoring is not. Speed does not depend on the
+weights' values, so they are random. Each part is a process of its own with a share of --minutes:
+one that fails or hangs takes no other part's figures along.
 """
 
 import argparse
@@ -23,7 +26,9 @@ import contextlib
 import copy
 import datetime
 import gc
+import importlib.metadata
 import json
+import os
 import platform
 import re
 import subprocess
@@ -36,26 +41,27 @@ import numpy as np
 import torch
 import transformers
 
-import distill
 import train_teacher
+from data.costs import memory
+from data.costs.prices import load_prices, match_gpu
 
 LENGTHS = Path(__file__).with_name("wlp_lengths.json")
-MINI_SHAPE = (64, 128, 4, 2)  # d_model, d_ff, heads, layers
+SIZES = {**memory.SIZES, "mini": memory.Shape(64, 128, 4, 2, 2, 16)}  # mini: to try it on a CPU
+CARDS = memory.read_cards()
 PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
-SHARES = {"tune": 3, "pass": 3, "student": 2, "released": 2, "graphs": 2}  # of the time
+SHARES = {"tune": 4, "pass": 3, "student": 2, "released": 2}  # of the time
 SPARE = 10  # seconds before its end at which a part stops measuring
 
 
 def make_config(size, vocabulary):
-    """T5 v1.1's config of that size; `mini` is for trying this script on a CPU."""
-    shapes = {**train_teacher.T5_SHAPES, "mini": MINI_SHAPE}
-    width, hidden, heads, layers = shapes[size]
+    """T5 v1.1's config of that size."""
+    shape = SIZES[size]
     return transformers.T5Config(
-        d_model=width,
-        d_kv=width // heads if size == "mini" else 64,
-        d_ff=hidden,
-        num_heads=heads,
-        num_layers=layers,
+        d_model=shape.width,
+        d_kv=shape.head_width,
+        d_ff=shape.hidden,
+        num_heads=shape.heads,
+        num_layers=shape.encoders,
         vocab_size=vocabulary,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
@@ -89,17 +95,15 @@ def make_rows(lengths, vocabulary, count, seed=0):
     return rows
 
 
-def count_flops(config, lengths, way=6):
+def count_flops(shape, lengths, way=6):
     """FLOP a row of a pass: `way` (6 to train, 2 to run) for each weight and real token.
 
     Attention's own products are left out, as is usual; at these lengths they are some 2%.
     """
-    pieces = train_teacher.Footprint(config, [8, 8]).pieces[1:]
-    totals = {"encoder": 0, "decoder": 0}
-    for name, weights in pieces:
-        totals["encoder" if name.startswith("encoder") else "decoder"] += weights
+    head, encoder, decoder, _ = shape.count_weights()
     source, target = np.mean(lengths, axis=0)
-    return float(way * (totals["encoder"] * source + totals["decoder"] * target))
+    ends = shape.decoders * decoder + head
+    return float(way * (shape.encoders * encoder * source + ends * target))
 
 
 def wait(device):
@@ -151,6 +155,12 @@ class Clock(transformers.TrainerCallback):
         }
 
 
+def pad(rows, value):
+    """Lists of ids as one tensor."""
+    rows = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
 class Padding:
     """The batches that DataCollatorForSeq2Seq makes, without a tokenizer."""
 
@@ -158,8 +168,8 @@ class Padding:
         self.model = model
 
     def __call__(self, rows):
-        ids = distill.pad_rows([row["input_ids"] for row in rows], -1)
-        labels = distill.pad_rows([row["labels"] for row in rows], -100)
+        ids = pad([row["input_ids"] for row in rows], -1)
+        labels = pad([row["labels"] for row in rows], -100)
         return {
             "input_ids": ids.clamp(min=0),
             "attention_mask": (ids >= 0).long(),
@@ -180,61 +190,89 @@ def time_steps(trainer, clock, rows):
 
 
 def bench_tune(args, lengths, device):
-    """Fine-tuning the teacher as train_teacher.py would on this machine; fewer rows a pass if the
-    plan was wrong and memory runs out."""
-    config = make_config(args.teacher, args.vocabulary)
-    flags = ["--dry-run", "--memory", args.memory, "--batch-size", "32", "--max-steps", "100000"]
-    settings = train_teacher.parse_args(flags)
-    settings.dry_run, settings.output = False, Path(args.scratch) / "tune"
-    footprint = train_teacher.Footprint(config, np.max(lengths, axis=0).tolist())
-    gpus = train_teacher.list_gpus(None)[:1]
-    plan, plans = train_teacher.plan_memory(settings, footprint, gpus, np.mean(lengths, axis=0))
-    if not plan:
-        return {"skipped": f"does not fit: {[max(p['gib_per_gpu']) for p in plans.values()]} GiB"}
-    known = {"parameters": footprint.weights, "flops_a_row": count_flops(config, lengths)}
-    known.update(peak_tflops=gpus[0][2], out_of_memory=[])
+    """Fine-tuning the teacher by the way that train_teacher.py chooses on this machine."""
+    flags = ["--train", str(LENGTHS), "--output", args.scratch, "--memory", args.memory]
+    settings, rest = train_teacher.parse_args([*flags, "--batch-size", "32"])
+    training = train_teacher.read_training(settings, [*rest, "--max-steps", "100000"])
+    shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
+    weights, peak = shape.count_weights()[-1], find_card(device)
+    way, _, share = train_teacher.choose_way(settings, training, weights)
+    if way != "fp32":
+        training.bf16, training.mixed_precision = False, "no"
+    training.max_grad_norm = 0.0 if way == "bf16" else 1.0
+    known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, lengths)}
+    known.update(peak_tflops=peak and (peak.bf16 or peak.fp32), out_of_memory=[])
+    known.update(time_disk(Path(args.scratch)))
+    passes = {"rows": 32, "recompute": share > 0.5 and device == "cuda"}
     while True:
         try:
-            return tune_as_planned(args, config, settings, plan, known, lengths, device)
+            return tune_in_passes(args, settings, training, way, passes, known, lengths, device)
         except torch.OutOfMemoryError:
-            known["out_of_memory"].append(plan["micro_batch"])
-        if plan["micro_batch"] == 1:
+            known["out_of_memory"].append(dict(passes))
+        passes["rows"] //= 2 if passes["recompute"] else 1
+        passes["recompute"] = True
+        if not passes["rows"]:
             return {**known, "failed": "out of memory at 1 row a pass"}
-        plan = {**plan, "micro_batch": plan["micro_batch"] // 2, "recompute": True}
         gc.collect()  # the failed try is gone once its traceback is
-        torch.cuda.empty_cache()
+        if device == "cuda":
+            torch.cuda.empty_cache()
 
 
-def tune_as_planned(args, config, settings, plan, known, lengths, device):
+def tune_in_passes(args, settings, training, way, passes, known, lengths, device):
     """The speed at WLP's lengths, and the memory of a few steps at the longest ones."""
-    dtype = torch.float32 if plan["memory"] == "fp32" else torch.bfloat16
-    model = make_model(config, dtype, device)
-    if plan["memory"] == "lora":
-        model = train_teacher.add_adapters(model, settings.lora_rank)
-    bf16 = plan["memory"] == "bf16"
-    optimiser = train_teacher.SplitAdafactor(model.parameters(), 3e-5) if bf16 else None
-    trainer = train_teacher.Trainer(
-        model=model,
-        args=train_teacher.build_arguments(settings, plan),
-        train_dataset=make_rows(lengths, args.vocabulary, 5000),
-        data_collator=Padding(model),
-        compute_loss_func=train_teacher.compute_loss,
-        optimizers=(optimiser, None),
-    )
-    found = {**known, **time_steps(trainer, Clock(args.seconds, args.until, device), 32)}
-    kept = ("memory", "micro_batch", "recompute", "autocast", "gib_per_gpu")
-    found.update({key: plan[key] for key in kept})
+    config = make_config(args.teacher, args.vocabulary)
+    model = make_model(config, torch.float32 if way == "fp32" else torch.bfloat16, device)
+    model = train_teacher.add_adapters(model, settings.lora_rank) if way == "lora" else model
+    rows = make_rows(lengths, args.vocabulary, 5000)
+    trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes)
+    trainer.data_collator = Padding(model)
+    found = {**known, **passes}
+    found.update(time_steps(trainer, Clock(args.seconds, args.until, device), 32))
     if known["peak_tflops"]:
         reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
         found["utilisation"] = reached / known["peak_tflops"]
     args.save(found)
     trainer.train_dataset = make_rows([np.max(lengths, axis=0)], args.vocabulary, 96)
+    trainer.lengths = [256] * 96
+    found["planned_gib"] = plan_gib(args, way, passes, lengths)
+    clock = Clock(0, args.until + SPARE / 2, device, skip=1)
     try:
-        clock = Clock(0, args.until + SPARE / 2, device, skip=1)
         found["longest"] = time_steps(trainer, clock, 32)
     except torch.OutOfMemoryError as error:
         found["longest"] = {"failed": str(error)}
     return found
+
+
+def find_card(device):
+    """The price list's entry for this GPU, None where it has none."""
+    if device != "cuda":
+        return None
+    name = match_gpu(load_prices(), torch.cuda.get_device_name())
+    return next((card for card in memory.read_cards() if card.name == name), None)
+
+
+def plan_gib(args, way, passes, lengths):
+    """GiB that costs.py memory plans for the longest rows in such passes."""
+    shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
+    longest, mean = (tuple(map(float, f(lengths, axis=0))) for f in (np.max, np.mean))
+    work, (_, card) = memory.Work(longest, mean, 1, 32, 0.4), memory.find_cards("1x80", CARDS)
+    return memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work).most
+
+
+def time_disk(folder, size=2**28):
+    """Seconds a GB to write, through to the disk, and to read what was written."""
+    path, part, seconds = folder / "disk", os.urandom(2**22), {}
+    start = time.monotonic()
+    with open(path, "wb") as file:
+        for _ in range(size // len(part)):
+            file.write(part)
+        os.fsync(file.fileno())
+    seconds["write"] = (time.monotonic() - start) / size * 1e9
+    start = time.monotonic()
+    path.read_bytes()  # from the page cache, as what was just downloaded or saved mostly is
+    seconds["read"] = (time.monotonic() - start) / size * 1e9
+    path.unlink()
+    return {"disk_seconds_a_gb": seconds}
 
 
 @contextlib.contextmanager
@@ -270,7 +308,7 @@ def make_key(args):
 
 def bench_pass(args, lengths, device):
     """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
-    batches of each size."""
+    batches of its default size, which counts, and of another."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = make_model(make_config(args.teacher, args.vocabulary), dtype, device).eval()
     rows = [row["input_ids"] for row in make_rows(lengths, args.vocabulary, args.shard_rows)]
@@ -278,20 +316,22 @@ def bench_pass(args, lengths, device):
     found = {"dtype": str(dtype), "batches": []}
     for size in args.pass_batch:
         try:
-            found["batches"].append(time_shard(model, rows, size, args, device))
+            timed = time_shard(model, rows, size, args, device)
         except torch.OutOfMemoryError:
-            found["batches"].append({"batch": size, "failed": "out of memory"})
-        timed = [batch for batch in found["batches"] if "rows_a_second" in batch]
-        if timed:
-            args.save({**found, **max(timed, key=lambda batch: batch["rows_a_second"])})
-        torch.cuda.empty_cache()
+            timed = {"batch": size, "failed": "out of memory"}
+            torch.cuda.empty_cache()
+        found["batches"].append(timed)
+        found = {**timed, **found}  # the first that was timed
+        args.save(found)
         if time.monotonic() > args.until:
             break
-    return {**found, **max(timed, key=lambda b: b["rows_a_second"])} if timed else found
+    return found
 
 
 def time_shard(model, rows, size, args, device):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
+    import distill
+
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     key = make_key(args)
     with force_lengths(model):
@@ -325,37 +365,23 @@ def make_soft_rows(args, lengths, count=4096):
     ]
 
 
-class BucketCollator(distill.Collator):
-    """distill.py's batches, padded to the next multiple of 32: few shapes, one graph for each."""
-
-    def __call__(self, rows):
-        batch = super().__call__(rows)
-        blank = {"input_ids": 0, "attention_mask": 0, "decoder_input_ids": 0, "labels": -100}
-        for name, value in blank.items():
-            missing = -batch[name].shape[1] % 32
-            batch[name] = torch.nn.functional.pad(batch[name], (0, missing), value=value)
-        return batch
-
-
-def build_student(args, rows, device, batch=32, teacher=None, graphs=False):
+def build_student(args, rows, device, batch=32, teacher=None):
     """distill.py's Trainer, with the teacher in every step if there is one."""
+    import distill
+
     flags = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
     flags += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(batch)]
     flags += ["--loss", "paper"] if teacher else []
     flags += ["--bf16" if device == "cuda" and not teacher else "--no-bf16"]
-    settings, rest = distill.parse_args(flags)
+    settings, rest = distill.parse_args([*flags, *args.student_flags.split()])
     training = distill.read_training(settings, rest)
     model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
-    for stack in (model.encoder, model.decoder) if graphs else ():
-        mode = "reduce-overhead" if device == "cuda" else None
-        stack.forward = torch.compile(stack.forward, mode=mode, dynamic=True)
-    collator = BucketCollator if graphs else distill.Collator
     return distill.Trainer(
         lengths=[len(row["input_ids"]) + len(row["labels"]) for row in rows],
         model=model,
         args=training,
         train_dataset=rows,
-        data_collator=collator(model, make_key(args), 2.0),
+        data_collator=distill.Collator(model, make_key(args), 2.0),
         compute_loss_func=distill.SoftLoss(model, settings, training, teacher),
     )
 
@@ -378,43 +404,44 @@ def bench_student(args, lengths, device):
 
 def bench_released(args, lengths, device):
     """The student's training with the teacher run in fp32 in every step."""
-    config = make_config(args.teacher, args.vocabulary)
-    needed = train_teacher.Footprint(config, [8, 8]).weights * 4 / 2**30 + 8
-    if needed > train_teacher.list_gpus(None)[0][1]:
+    shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
+    needed = shape.count_weights()[-1] * 4 / 2**30 + 8
+    if device == "cuda" and needed > torch.cuda.mem_get_info()[0] / 2**30:
         return {"skipped": f"the fp32 teacher needs {needed:.0f} GiB"}
-    teacher = make_model(config, torch.float32, device).eval()
+    teacher = make_model(make_config(args.teacher, args.vocabulary), torch.float32, device).eval()
     trainer = build_student(args, make_soft_rows(args, lengths), device, teacher=teacher)
     return time_steps(trainer, Clock(args.seconds, args.until, device), 32)
-
-
-def bench_graphs(args, lengths, device):
-    """The student with both stacks compiled into CUDA graphs (on a CPU: compiled)."""
-    trainer = build_student(args, make_soft_rows(args, lengths), device, graphs=True)
-    return time_steps(trainer, Clock(args.seconds, args.until, device, args.warm_up), 32)
 
 
 def price_row(parts, usd):
     """GPU-hours and dollars of WLP's row: 5K labels x 20 epochs, 100K rows x 50 epochs.
 
-    What was not measured is left out; `usd` needs all three parts of our way.
+    `disk`: the teacher loaded to train and to decode, saved, and a checkpoint each 10 minutes. What
+    was not measured is left out; `usd` needs all three parts of our way.
     """
     counts = {"tune": 5_000 * 20, "pass": 100_000, "student": 100_000 * 50}
     counts["released"] = counts["student"]
     speeds = {name: parts.get(name, {}).get("rows_a_second") for name in counts}
     hours = {name: counts[name] / speed / 3600 for name, speed in speeds.items() if speed}
+    if "tune" in hours and "disk_seconds_a_gb" in parts["tune"]:
+        tune = parts["tune"]
+        checkpoint, model = memory.DISK[tune["memory"]]
+        written = model + checkpoint * int(6 * hours["tune"])
+        disk, gb = tune["disk_seconds_a_gb"], tune["parameters"] / 1e9
+        hours["disk"] = gb * ((4 + model) * disk["read"] + written * disk["write"]) / 3600
     row = {"hours": hours, "usd_per_hour": usd, "paper_usd": PAPER_USD, "usd": None}
     if {"tune", "pass", "student"} <= hours.keys():
-        ours = {"tune": hours["tune"], "distill": hours["pass"] + hours["student"]}
+        ours = {"tune": hours["tune"] + hours.get("disk", 0)}
+        ours["distill"] = hours["pass"] + hours["student"]
         row["usd"] = {name: value * usd for name, value in ours.items()}
     return row
 
 
 def describe_device(device):
-    import accelerate
-
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"transformers": transformers.__version__, "accelerate": accelerate.__version__}
+    packages = ("torch", "transformers", "accelerate")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions = {"python": platform.python_version(), **versions}
     if device == "cuda":
         versions["cuda"] = torch.version.cuda
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -428,7 +455,8 @@ def run_part(args):
     machine = {"machine": describe_device(device)}
     args.until = time.monotonic() + args.stop_at - time.time() - SPARE
     args.warm_up = 10 if device == "cuda" else 1
-    args.save = lambda found: distill.write_json(args.into, {**machine, "found": found})
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do: it plans for each new shape
+    args.save = lambda found: train_teacher.write_json(args.into, {**machine, "found": found})
     args.save({"failed": "it was stopped before its first figure"})
     with tempfile.TemporaryDirectory() as args.scratch:
         try:
@@ -445,8 +473,17 @@ def start_part(name, args, limit, into):
     """Run one part as a process of its own, killed after `limit` seconds; what it left behind."""
     command = [sys.executable, "-m", "data.bench.gpu", "--part", name, "--into", into]
     command += ["--stop-at", time.time() + limit]
-    for flag in ("teacher", "student", "vocabulary", "memory", "seconds", "shard_rows", "output"):
-        command += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+    for flag in (
+        "teacher",
+        "student",
+        "student_flags",
+        "vocabulary",
+        "memory",
+        "seconds",
+        "shard_rows",
+        "output",
+    ):
+        command += [f"--{flag.replace('_', '-')}={getattr(args, flag)}"]
     command += ["--pass-batch", *map(str, args.pass_batch)]
     found = {"failed": f"it did not start, or was stopped after {limit:g} s"}
     answer = {"machine": {}, "found": found}
@@ -474,7 +511,7 @@ def run_parts(args):
             result["wlp_row"] = price_row(result["parts"], args.usd_per_gpu_hour)
         words = f"{result.get('device', 'unknown')} {args.teacher}".lower()
         file = args.output / f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.json"
-        distill.write_json(file, result)
+        train_teacher.write_json(file, result)
     return result, file
 
 
@@ -490,8 +527,7 @@ def show(result):
         if part.get("peak_gib"):
             text.append(f"{part['peak_gib']:.1f} GiB at the peak")
         if (part.get("longest") or {}).get("peak_gib"):
-            planned = max(part["gib_per_gpu"])
-            peak = part["longest"]["peak_gib"]
+            peak, planned = part["longest"]["peak_gib"], part["planned_gib"]
             text.append(f"{peak:.1f} GiB with the longest rows (planned {planned:.1f})")
         text += [f"{key}: {part[key]}" for key in ("skipped", "failed") if key in part]
         text += (
@@ -513,14 +549,20 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = [*train_teacher.T5_SHAPES, "mini"]
     add = parser.add_argument
-    add("--teacher", choices=sizes, default="xxl", help="T5 v1.1 size (%(default)s)")
-    add("--student", choices=sizes, default="small", help="T5 v1.1 size (%(default)s)")
+    add("--teacher", choices=SIZES, default="xxl", help="T5 v1.1 size (%(default)s)")
+    add("--student", choices=SIZES, default="small", help="T5 v1.1 size (%(default)s)")
+    add("--student-flags", default="", help="flags of distill.py, to measure by, in one text")
     add("--vocabulary", type=int, default=32128, help="ids (%(default)s)")
-    add("--parts", nargs="+", choices=SHARES, default=[*SHARES], help="which (all)")
+    add("--parts", nargs="+", choices=SHARES, default=[*SHARES][:3], help="which (%(default)s)")
     add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
-    add("--pass-batch", type=int, nargs="+", default=[64, 256], help="rows decoded at once")
+    add(
+        "--pass-batch",
+        type=int,
+        nargs="+",
+        default=[64, 256],
+        help="rows at once; the first is priced",
+    )
     add("--shard-rows", type=int, default=1024, help="rows decoded at each size (%(default)s)")
     add("--seconds", type=float, default=45, help="measured for each part (%(default)s)")
     add("--minutes", type=float, default=9.5, help="for all parts together (%(default)s)")
@@ -539,12 +581,14 @@ def main(argv=None):
         run_part(args)
         return
     if args.teacher != "mini" and not torch.cuda.is_available():
-        distill.fail("no GPU that this torch can use; --teacher mini --student mini run on a CPU")
+        train_teacher.fail(
+            "no GPU that this torch can use; --teacher mini --student mini run on a CPU"
+        )
     result, file = run_parts(args)
     show(result)
     print(f"raw figures: {file}", file=sys.stderr)
     if not any("rows_a_second" in part for part in result["parts"].values()):
-        distill.fail("no part was measured; the reasons are above")
+        train_teacher.fail("no part was measured; the reasons are above")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from pathlib import Path
 import torch
 import transformers
 
+import train_teacher
+
 ROOT = Path(__file__).resolve().parents[2]
-import train_teacher  # noqa: E402
+load = transformers.T5ForConditionalGeneration.from_pretrained
 
 WAYS = ("fp32 adamw", "bf16 adamw", "bf16 adafactor", "bf16 split", "fp32 split")
 
@@ -50,15 +52,14 @@ def run_way(args, way, rate, seed, examples, dev, collate):
     start, rng = time.monotonic(), random.Random(seed)
     torch.manual_seed(seed)
     dtype = torch.float32 if way.startswith("fp32") else torch.bfloat16
-    model = train_teacher.load_model(args.model, dtype=dtype, dropout_rate=args.dropout).train()
+    model = load(args.model, dtype=dtype, dropout_rate=args.dropout).train()
     model.config.use_cache = False
     optimiser = make_optimiser(way, model, rate)
     for step in range(args.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate * (1 - step / args.steps)
         batch = collate(model, rng.sample(examples, args.batch_size))
-        labels = batch.pop("labels")
-        train_teacher.compute_loss(model(**batch), labels).backward()
+        train_teacher.compute_loss(model, batch).backward()
         if way.endswith("adamw"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -73,19 +74,16 @@ def measure_loss(model, rows, collate):
     total, count = 0.0, 0
     for i in range(0, len(rows), 50):
         batch = collate(model, rows[i : i + 50])
-        labels = batch.pop("labels")
-        tokens = int((labels != -100).sum())
-        total += float(train_teacher.compute_loss(model(**batch), labels)) * tokens
+        tokens = int((batch["labels"] != -100).sum())
+        total += float(train_teacher.compute_loss(model, batch)) * tokens
         count += tokens
     return total / count
 
 
 def read_examples(args, tokenizer, path, count):
     """The first `count` rows of a file, encoded."""
-    rows = train_teacher.read_jsonl(path, ("source", "target"))[:count]
-    flags = ["--dry-run", "--prefix", args.prefix, "--max-source-length", "64"]
-    settings = train_teacher.parse_args([*flags, "--max-target-length", "64"])
-    return train_teacher.encode_rows(rows, tokenizer, settings)[0]
+    limits = argparse.Namespace(prefix=args.prefix, max_source_length=64, max_target_length=64)
+    return train_teacher.encode_rows(train_teacher.read_rows(path)[:count], tokenizer, limits)[0]
 
 
 def show(result):
