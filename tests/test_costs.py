@@ -881,9 +881,16 @@ def test_measured_rates(tmp_path, capsys):
     for name in ("teacher-n100-s0", "dist-n100-u1900-s0"):
         add_run(tmp_path, costs.parse_run(name), gpu=None)
     line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--rates", "measured")
-    assert "CPU" in fail(*line, "--runs", tmp_path)
-    assert plan("--gpu", "A100-40GB")["distill"]["teacher_gpu_hours"] == 1
-    assert plan("--gpu-usd-per-hour", "0.1")["gpu"] == "CPU"
+    for flags in ((), ("--gpu", "A100-40GB"), ("--gpu", "A40", "--gpu-usd-per-hour", 1)):
+        assert "say nothing of a GPU" in fail(*line, "--runs", tmp_path, *flags)
+    priced = plan("--gpu-usd-per-hour", "0.1")
+    assert priced["gpu"] == "CPU" and any("on a CPU" in note for note in priced["notes"])
+    teacher = {"command": "train_teacher.py --model tiny"}
+    add_run(tmp_path, costs.parse_run("teacher-n100-s0"), **teacher)
+    add_run(tmp_path, costs.parse_run("dist-n100-u1900-s0"), command="distill.py --student small")
+    assert any("teacher tiny, student small, on A40" in note for note in plan()["notes"])
+    add_run(tmp_path, costs.parse_run("teacher-n500-s0"), command="train_teacher.py --model xxl")
+    assert "several models" in fail(*line, "--runs", tmp_path)
 
 
 # --- the command line ----------------------------------------------------------------------

@@ -99,8 +99,8 @@ def make_terms(task, prices, which="paper", rates="paper", runs=None, **asked):
         tokens = price_tokens(prices, asked.get("llm_model") or name_llm(which), which)
     if rates == "measured":
         known = (gpu, asked.get("gpu_speed"), "gpu_usd_per_hour" in asked)
-        kind, teacher, distill = measure_rates(task.name, runs, prices, *known)
-        notes.append(f"rates measured in {runs}")
+        kind, teacher, distill, what = measure_rates(task.name, runs, prices, *known)
+        notes.append(f"rates measured in {runs}: {what}; other models and cards take others")
     else:
         kind, teacher, distill = task.gpu, task.teacher_hours, task.distill_hours
         if gpu and gpu != kind:

@@ -5,11 +5,13 @@ Writes: nothing
 """
 
 import re
+import shlex
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.prices import compare_speeds, match_gpu
+from data.costs.stale import read_words
 from data.files import UserError, parse_amount, parse_count, read_json
 
 
@@ -82,6 +84,7 @@ class Record(NamedTuple):
     hours: Fraction  # all but the teacher's pass, times the number of GPUs
     pass_hours: Fraction  # this run's share of the teacher's pass over the unlabeled rows
     evaluate_hours: Fraction
+    model: str = "not recorded"  # what was fine-tuned, as its command named it
 
 
 def read_record(folder):
@@ -126,7 +129,14 @@ def read_record(folder):
         hours(seconds, gpus) - teacher_pass,
         teacher_pass,
         hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
+        find_model(training.get("command")),
     )
+
+
+def find_model(command):
+    """The --model or --student of a training command."""
+    words = read_words(shlex.split(command)) if command else {}
+    return words.get("model") or words.get("student") or "not recorded"
 
 
 def find_annotation(folder):
@@ -162,10 +172,12 @@ def read_runs(folder):
 
 
 def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
-    """(GPU, labels -> teacher hours, labels -> hours an example) of the runs of task `name`.
+    """(GPU, labels -> teacher hours, labels -> hours an example, what was measured) of the runs of
+    task `name`.
 
-    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs.
-    On a CPU the hours count as those of `gpu`, unless the hour is `priced` by flag.
+    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs. Runs
+    of several models are refused, and so are seconds of a CPU, unless its hour is `priced` by flag:
+    they say nothing of a GPU.
     """
     if folder is None:
         raise UserError("--rates measured: pass --runs DIR, the folder of your runs")
@@ -178,11 +190,14 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
             "measured rates need one of each"
         )
     kinds = [r.gpu and match_gpu(prices, r.gpu) for r in teachers + students]
-    if None in kinds and not gpu and not priced:
+    if None in kinds and (gpu or not priced):
         raise UserError(
-            f"{folder}: these runs used a CPU, which has no price; pass --gpu NAME to count "
-            "their seconds as that GPU's, or --gpu-usd-per-hour"
+            f"{folder}: these runs used a CPU, whose seconds say nothing of a GPU; "
+            "pass --gpu-usd-per-hour (of this machine) without --gpu, or --rates paper"
         )
+    models = [sorted({record.model for record in group}) for group in (teachers, students)]
+    if max(map(len, models)) > 1:
+        raise UserError(f"{folder}: runs of several models ({models}); measure those of one alone")
     if len(set(kinds)) > 1 and not gpu:
         raise UserError(f"{folder}: runs on {len(set(kinds))} kinds of device; name one by --gpu")
     target = gpu or kinds[0] or "CPU"
@@ -193,4 +208,8 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
         key = record.labels if record.strategy == "teacher" else "dist"
         used.setdefault(key, []).append((record.hours + record.pass_hours) * factor)
     distill = sum(used.pop("dist")) / sum(record.unlabeled for record in students)
-    return target, {n: sum(each) / len(each) for n, each in sorted(used.items())}, {0: distill}
+    (teacher,), (student,) = models
+    devices = " and ".join(sorted({kind or "a CPU" for kind in kinds}))
+    what = f"teacher {teacher}, student {student}, on {devices}"
+    teacher_hours = {n: sum(each) / len(each) for n, each in sorted(used.items())}
+    return target, teacher_hours, {0: distill}, what
