@@ -414,6 +414,8 @@ def prepare_labels(args, key, sources):
     tables, damaged = open_shards(folder, key)
     count = len(sources) or args.num_unlabeled or sum(map(len, tables.values()))
     missing = find_missing(tables, count)
+    if damaged and not (args.teacher or args.num_unlabeled):
+        fail(f"{damaged[0]} is damaged; run the teacher pass again, or say --num-unlabeled")
     state.wait_for_everyone()  # all have seen the same rows missing
     for path in damaged if state.is_main_process else ():
         print(f"[labels] {path} is damaged", file=sys.stderr)

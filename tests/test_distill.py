@@ -532,6 +532,15 @@ def test_a_damaged_file_is_named_and_made_again(world, tmp_path, capsys, harm):
     assert "damaged" not in capsys.readouterr().err
 
 
+def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
+    shutil.copytree(world / "labels", tmp_path / "labels")
+    path = max((tmp_path / "labels").glob("*.arrow"))
+    path.write_bytes(path.read_bytes()[:-1])
+    words = ["--teacher", tmp_path / "labels", "--student", world / "student", *PASS[:6]]
+    with fails("is damaged; run the teacher pass again"):
+        distill.main([*map(str, words), "--output", str(tmp_path / "run")])
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
