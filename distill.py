@@ -387,7 +387,8 @@ def open_labels(args, training):
         about = {"model": args.teacher, "training": record or None}
         return {"key": wanted, **about, **describe_run(training, {})}
 
-    manifest = open_manifest(args.labels, begin if args.teacher else None)
+    with PartialState().main_process_first():  # begins the folder, the others read it
+        manifest = open_manifest(args.labels, begin if args.teacher else None)
     key = manifest["key"]
     if key["unlabeled"] != wanted.get("unlabeled", key["unlabeled"]):
         fail(
@@ -1494,7 +1495,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # Trainer turns it off
     temporary = output / ".model.new"
-    shutil.rmtree(temporary, ignore_errors=True)
+    if trainer.is_world_process_zero():  # the others may come when it is being written
+        shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
         return None

@@ -816,7 +816,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # Trainer turns it off
     temporary = output / ".model.new"
-    shutil.rmtree(temporary, ignore_errors=True)
+    if trainer.is_world_process_zero():  # the others may come when it is being written
+        shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
         return None
