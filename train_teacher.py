@@ -735,18 +735,26 @@ def hash_model(model):
 @contextlib.contextmanager
 def run_folder(output):
     """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         output.mkdir(parents=True, exist_ok=True)
         with lock(output / ".lock"):
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (error.args or [signal.SIGINT])[0])
     except OSError as error:
         fail(f"{error.filename or output}: {error.strerror or str(error).splitlines()[0]}")
     except (ValueError, ImportError, RuntimeError) as error:
         explain(error, output)
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -1101,7 +1109,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # Trainer turns it off
     temporary = output / ".model.new"
-    shutil.rmtree(temporary, ignore_errors=True)
+    if trainer.is_world_process_zero():  # the others may come when it is being written
+        shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
         return None
