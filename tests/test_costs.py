@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import costs
+from data.costs.budget import load_scale
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run
 from data.plots.results import load_scores
@@ -558,6 +559,35 @@ def test_a_missing_field_is_named(tmp_path, field):
     entry = {key: value for key, value in OWN.items() if key != field}
     path = write(tmp_path / "mine.json", entry)
     assert field in fail("grid", "--for", "table2", "--task", path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"divide_by": 0}, "'divide_by'"),
+        ({"divide_by": "10"}, "'divide_by'"),
+        ({"flags": []}, "'flags'"),
+        ({"flags": {"small": 5}}, "'small'"),
+        ({"models": None}, "'models'"),
+        ({"title": 5}, "'title'"),
+        ({"like": "nosuch"}, "unknown scale 'nosuch'"),
+        ({"seconds_a_step": 5}, "'seconds_a_step'"),
+    ],
+)
+def test_a_fault_in_a_scale_is_named(tmp_path, change, named):
+    scales = json.loads((ROOT / "data" / "scales.json").read_text(encoding="utf-8"))
+    path = write(tmp_path / "scales.json", {"mine": {**scales["mini"], **change}})
+    with pytest.raises(costs.UserError) as stop:
+        load_scale("mine", path)
+    assert named in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_a_scale_is_like_others_and_its_own_words_win(tmp_path):
+    entry = {"title": "a", "divide_by": 2, "models": {}, "flags": {"small": {"epochs": 1}}}
+    more = {"like": "a", "flags": {"small": {"seed": 3}}}
+    path = write(tmp_path / "s.json", {"a": entry, "b": more, "c": {"like": "b", "title": "c"}})
+    scale = load_scale("c", path)
+    assert scale["title"] == "c" and scale["flags"]["small"] == {"epochs": 1, "seed": 3}
 
 
 # --- prices, overrides, conversions --------------------------------------------------------

@@ -19,19 +19,33 @@ from data.costs.prices import (
     show_price,
 )
 from data.costs.runs import measure_rates
-from data.files import DATA, UserError, parse_price, read_json
+from data.files import DATA, UserError, check_kind, need, parse_count, parse_price, read_json
 
 # --- tasks and scales ----------------------------------------------------------------------
 
 
+SCALE = {"title": str, "divide_by": int, "models": dict, "flags": dict}  # what a scale must have
+MORE = {"million_parameters": dict, "seconds_a_step": dict, "recipes": dict, "like": str}
+
+
 def load_scale(name, path=DATA / "scales.json"):
-    """One entry of data/scales.json, on top of the one that it is `like`; a UserError lists the
-    names where `name` is none."""
-    scales = read_json(path)
-    if name not in scales:
-        raise UserError(f"unknown scale {name!r}; known: {', '.join(scales)} (entries of {path})")
-    scale = scales[name]
-    return merge(load_scale(scale["like"], path), scale) if "like" in scale else scale
+    """One entry of data/scales.json, on top of those that it is `like`; a UserError lists the names
+    where `name` is none, or names the key at fault."""
+    scales, scale, seen = read_json(path), {}, set()
+    while name and name not in seen:
+        if name not in scales:
+            known = f"known: {', '.join(scales)} (entries of {path})"
+            raise UserError(f"unknown scale {name!r}; {known}")
+        where = f"{path}: scale {name!r}"
+        scale = merge(check_kind(scales[name], dict, where), scale)
+        seen.add(name)
+        name = scales[name].get("like")
+    for key, kind in {**SCALE, **{key: MORE[key] for key in MORE if key in scale}}.items():
+        need(scale, key, kind, where)
+    parse_count(scale["divide_by"], f"{where}: 'divide_by'", 1)
+    for strategy in scale["flags"]:
+        need(scale, f"flags {strategy}", dict, where)
+    return scale
 
 
 def merge(below, above):
