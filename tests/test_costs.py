@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 import costs
 from data.costs.budget import load_scale
+from data.costs.grid import make_flags, pick_nearest
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run
+from data.files import UserError
 from data.plots.results import load_scores
 from data.tasks import load_task, load_tasks
 
@@ -1023,3 +1025,33 @@ def test_json_of_a_plan(line, expected, capsys):
     assert keys <= set(found)
     assert set(distill) == {"teacher_gpu_hours", "gpu_hours", "unlabeled", "usd"}
     assert {"extra_labels", "usd_per_label"} <= set(found["llm"])
+
+
+def test_flags_that_hang_on_counts_are_those_of_the_nearest():
+    tried = [
+        {"labels": 100, "unlabeled": 1000, "max-steps": 1},
+        {"labels": 100, "unlabeled": 10000, "max-steps": 2},
+        {"labels": 500, "unlabeled": 1000, "max-steps": 3, "dropout": 0},
+    ]
+    flags = {"dropout": 0.1, "near": tried}
+    found = [
+        pick_nearest(flags, make_run("dist", labels, 0, unlabeled=rows))
+        for labels, rows in ((100, 1900), (10, 5000), (600, 700), (100, 1000))
+    ]
+    assert [each["max-steps"] for each in found] == [1, 2, 3, 1]
+    assert [each["dropout"] for each in found] == [0.1, 0.1, 0, 0.1]
+    assert set(found[0]) == {"dropout", "max-steps"}
+    assert pick_nearest({"epochs": 3}, make_run("small", 10, 0)) == {"epochs": 3}
+
+
+@pytest.mark.parametrize("scale", ["mini", "middle", "paper"])
+def test_one_word_restores_table_8_or_the_released_protocol(scale):
+    wlp, nq = load_task("wlp"), load_task("nq")
+    paper = make_flags(wlp, scale, "dist", recipe="paper")
+    assert (paper["epochs"], paper["learning-rate"], paper["temperature"]) == (50, 3e-5, 2)
+    assert make_flags(nq, scale, "small", recipe="paper")["learning-rate"] == 1e-3
+    released = make_flags(wlp, scale, "dist", recipe="released")
+    assert (released["loss"], released["top-k"], released["bf16"]) == ("paper", 0, False)
+    assert make_flags(wlp, scale, "teacher", recipe="released")["memory"] == "fp32"
+    with pytest.raises(UserError, match="known: paper, released"):
+        make_flags(wlp, scale, "dist", recipe="fair")

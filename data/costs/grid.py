@@ -415,19 +415,38 @@ def grid(*args, **options):
 # --- flags of the training scripts ---------------------------------------------------------
 
 
+def pick_nearest(flags, run):
+    """The flags of a strategy; of a list under "near" those tried at counts nearest to the run's.
+
+    An entry of the list names its counts, "labels" or "labels" and "unlabeled"; near is by ratio.
+    """
+
+    def measure(tried):
+        counts = [
+            (tried[key], getattr(run, key)) for key in ("labels", "unlabeled") if key in tried
+        ]
+        return sum(abs(math.log(max(1, count) / at)) for at, count in counts)
+
+    nearest = min(flags.get("near", [{}]), key=measure)
+    chosen = {**flags, **nearest}
+    return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
+
+
 def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
     """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
     The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
-    for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` of the
-    scale ("recipes": {name: {strategy: flags}}) stands in place of its flags, own ones included.
+    for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` stands
+    in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
+    released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
     """
     settings, run = load_scale(scale), run or make_run(strategy, 0, 0)
     known, own = settings["flags"], task.scales.get(scale, {})
     if recipe:
-        if recipe not in (recipes := settings.get("recipes", {})):
-            known = ", ".join(recipes) or "none"
-            raise UserError(f"scale {scale!r}: no recipe {recipe!r}; known: {known}")
+        paper = load_scale("paper")
+        recipes = {"paper": paper["flags"], **paper["recipes"], **settings.get("recipes", {})}
+        if recipe not in recipes:
+            raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
         known = {**known, **recipes[recipe]}
         own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
     if run.strategy not in known:
@@ -440,16 +459,16 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
     distilled = run.strategy in ("dist", "self")
     # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
     kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
-    rate = own.get("learning_rate", {}).get(kind)
+    rate = task.at("paper" if recipe else scale, "learning_rate").get(kind)
     flags = {
         "student" if distilled else "model": models[size],
-        **known[run.strategy],
+        **pick_nearest(known[run.strategy], run),
         **({} if rate is None else {"learning-rate": rate}),
         "max-source-length": task.max_source_length,
         "max-target-length": task.max_target_length,
         "prefix": task.prefix,
         **own.get("all", {}),
-        **own.get(run.strategy, {}),
+        **pick_nearest(own.get(run.strategy, {}), run),
         **(own.get("real-text", {}) if real_text else {}),
     }
     if encoder:  # it has one output a class, so nothing to write and no task to be told

@@ -83,9 +83,11 @@ class Rules:
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
         self.first = ["$(INSTALLED)", f"{self.splits}/about.json"]
 
+    def make_flags(self, run):
+        return make_flags(self.task, self.scale, None, run, self.real_text, self.recipe)
+
     def list_flags(self, run):
-        flags = make_flags(self.task, self.scale, None, run, self.real_text, self.recipe)
-        return show_flags(flags).replace("$", "$$")
+        return show_flags(self.make_flags(run)).replace("$", "$$")
 
     def write_run(self, run):
         """Train and score in one recipe, as make would else train all runs before it scores one."""
@@ -97,7 +99,10 @@ class Rules:
         elif run.needs:
             needs.append(f"{self.place}/{name_pass(run, self.runs)}")
             reads = f"--unlabeled {self.splits}/unlabeled.jsonl"
-            reads += f" --teacher {self.place}/{run.needs[0]}/labels"
+            teacher = f"{self.place}/{run.needs[0]}"
+            released = self.make_flags(run).get("loss") == "paper"  # runs the teacher in every step
+            reads += f" --teacher {teacher}/model --labels" if released else " --teacher"
+            reads += f" {teacher}/labels"
         own = USERS.get(run.strategy, "SMALL_FLAGS")
         train = f"$(launch) $(PY) {script} --task {self.task.name} --strategy {run.strategy}"
         train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output $(@D)"
