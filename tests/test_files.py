@@ -1,0 +1,83 @@
+"""data/files.py: JSON that is none is named by file, key and type; files are whole or not there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.files import ROOT, UserError, need, read_json, read_jsonl, write_atomic, write_json
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b'{"source": "so happy \\ud83d", "target": "x"}', "line 1: half of a character"),
+        (b'{"source": "a", "target": "b"}\n[1]', "line 2: no 'source'"),
+        (b'{"source": "a"}', "line 1: no 'target'"),
+        (b'{"source": NaN, "target": "b"}', "NaN is no number"),
+        (b"[" * 100_000, "line 1: not JSON"),
+        (b'{"source": "a", "target": "b"}\n\xff', "line 2: not UTF-8"),
+        (b"\n\n", "no rows"),
+    ],
+)
+def test_a_row_that_is_none_is_named_by_file_and_line(tmp_path, text, named):
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    with pytest.raises(UserError, match=r"rows\.jsonl") as stop:
+        read_jsonl(tmp_path / "rows.jsonl")
+    assert named in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_a_mark_at_the_front_and_odd_line_ends_are_read(tmp_path):
+    text = '\ufeff{"source": "a\u2028b", "target": "ã"}\r\n{"source": "c", "target": ""}\n'
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8", newline="")
+    assert [row["source"] for row in read_jsonl(tmp_path / "rows.jsonl")] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ([1], "must be an object"),
+        ({}, "no 'a', which is an object"),
+        ({"a": 5}, "'a': must be an object, not 5"),
+        ({"a": {"b": "x"}}, "'b': must be a number"),
+        ({"a": {"b": True}}, "'b': must be a number, not true"),
+    ],
+)
+def test_a_record_of_the_wrong_shape_is_named_by_key_and_type(tmp_path, value, named):
+    path = tmp_path / "metrics.json"
+    write_json(path, value)
+    with pytest.raises(UserError) as stop:
+        need(read_json(path), "a b", float, path)
+    assert str(path) in str(stop.value) and named in str(stop.value)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022])
+def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_atomic(tmp_path / "file", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    write_atomic(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as stop:
+        write_atomic(tmp_path / "file", "new")
+    assert stop.value.filename == str(tmp_path / "file")
+    assert Path(tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_terminal_that_knows_no_dash_still_gets_its_table():
+    line = [sys.executable, "plots.py", "table5"]
+    setting = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(line, cwd=ROOT, env=setting, capture_output=True, check=False)
+    assert done.returncode == 0 and b"?" in done.stdout and not done.stderr
