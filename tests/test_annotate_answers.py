@@ -13,7 +13,8 @@ WRAPPED = [  # around a label of each task
     "[THINK]hm[/THINK]{}", "<|channel|>analysis hm<|channel|>final<|message|>{}",
     "Output: {}", "Answer: {}", "**Answer:** {}", "The final answer is: {}", "Sure! Here it is: {}",
     "Here is the answer:\n\n{}", "```\n{}\n```", "```text\n{}\n```", "Sure:\n```\n{}\n```",
-    "{}\n\nExplanation: it is well known.", "- {}", "* {}",
+    "{}\n\nExplanation: it is well known.", "- {}", "* {}", f"Input: {SOURCE}\nOutput: {{}}",
+    "Output: {}\n\nInput: heat it\nOutput: heat [Action]",
 ]  # fmt: skip
 LABEL = {"nq": "Paris", "fever": "SUPPORTS", "wlp": "Add [Action] water [Reagent]"}
 
@@ -87,6 +88,8 @@ def test_labels(task, text, label):
         ("wlp", "Add [Action] 1", "length", "truncated"),
         ("wlp", '{"entities": []}', "stop", "empty"),
         ("wlp", '{"entities": [{"text": "Add"}]}', "stop", "unparseable"),
+        ("fever", "Input: Rome is big\nOutput: SUPPORTS", "stop", "unparseable"),
+        ("nq", "Input: Where is Rome?\nOutput: Italy", "stop", "unparseable"),
         ("nq", "I cannot answer that.", "stop", "refusal"),
         ("nq", "I'm sorry, but as an AI I can't assist with that request.", "stop", "refusal"),
         ("nq", "I don't know.", "stop", "refusal"),

@@ -516,7 +516,8 @@ def test_one_writer_at_a_time(tmp_path):
         assert annotate(tmp_path, server.url, "--budget", "1") == 0
 
 
-def test_interrupted_run_takes_its_answers_home(tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM] * 2])  # as `timeout` does
+def test_interrupted_run_takes_its_answers_home(tmp_path, signals):
     gold = make_world(tmp_path, 200)
     with open_annotator(gold, latency=0.05) as server:
         args = make_args(tmp_path, server.url, "--budget", "1")
@@ -524,7 +525,8 @@ def test_interrupted_run_takes_its_answers_home(tmp_path):
         run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         while len(server.charges) < 20:
             time.sleep(0.01)
-        run.send_signal(signal.SIGINT)
+        for number in signals:
+            run.send_signal(number)
         _, errors = run.communicate(timeout=20)
     assert run.returncode == 130
     assert errors.endswith("run the same command again to continue\n")

@@ -67,8 +67,8 @@ class Reader:
         """(target, None) of an answer, or (None, why it is none)."""
         if finish in ("refusal", "too long"):
             return None, finish
-        plain = open_fence(cut_reasoning(text))
-        plain = self.read_json(plain)
+        plain = cut_echo(open_fence(cut_reasoning(text)), source)
+        plain = plain if plain is None else self.read_json(plain)
         if plain is None:
             return None, "unparseable"
         read = {"classes": self.read_class, "entities": self.read_entities}
@@ -162,6 +162,16 @@ def cut_reasoning(text):
     """What follows the reasoning; nothing where that has no end."""
     text = REASONING.sub("", text)
     return "" if UNFINISHED.match(text) else text.strip()
+
+
+def cut_echo(text, source):
+    """Without the source repeated before the answer or made-up inputs behind it, as small models
+    write on in the form of the examples; None where it answers another input."""
+    text = re.split(r"\n\s*Input:", text)[0]
+    if not text.startswith("Input:") or source.startswith("Input:"):
+        return text
+    said, _, rest = text.removeprefix("Input:").partition("\n")
+    return rest if said.split() == source.split() else None
 
 
 def open_fence(text):

@@ -257,8 +257,8 @@ class Run:
         return not reached
 
     def interrupt(self, loop, number):
-        loop.remove_signal_handler(number)  # the second time, it ends at once
-        self.stop(KeyboardInterrupt())
+        loop.call_later(1, loop.remove_signal_handler, number)  # `timeout` sends it twice at once;
+        self.stop(KeyboardInterrupt())  # one that comes later ends the run where it is
 
     def stop(self, error):
         if self.error is None or isinstance(self.error, BudgetReached):
