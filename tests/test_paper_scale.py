@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,5 +183,35 @@ def test_every_stage_at_t5_smalls_true_size(tmp_path, data, capsys):
     student = save_as_hub(tmp_path / "t5-v1_1-small", SMALL, "bin")
     teacher = save_as_hub(tmp_path / "larger", LARGER, "shards", seed=1)
     assert train_teacher.count_weights(train_small.load_config(str(student))) == 76_961_152
+    check_stages(run_stages(tmp_path, data, student, teacher, 4), data, student)
+    capsys.readouterr()
+
+
+def test_make_lists_the_middle_scale_on_real_data(tmp_path):
+    """From an entry of data/scales.json alone: Small on labels, XL as the teacher, its passes."""
+    words = ["TASK=wlp", "SCALE=middle", f"DATA={SHARED / 'official'}", f"RUNS={tmp_path / 'runs'}"]
+    words += [f"PREPARED={tmp_path / 'prepared'}", "PYTHON=" + sys.executable]
+    done = subprocess.run(
+        ["make", "-n", "table2", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.replace("\\\n", " ")
+    for script, model in (
+        ("train_small.py", "--model google/t5-v1_1-small"),
+        ("train_teacher.py", "--model google/t5-v1_1-xl"),
+        ("distill.py", "--student google/t5-v1_1-small"),
+    ):
+        lines = [line for line in text.splitlines() if f" {script} --task wlp" in line]
+        assert lines and all(model in line for line in lines), script
+    assert "--memory bf16" in text and "--labels-only" in text
+
+
+@slow
+def test_the_middle_scale_at_its_true_sizes(tmp_path, data, capsys):
+    """T5 v1.1 Small and Base, as middle_base has them, by the scale's own flags but the steps."""
+    base = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_heads": 12, "num_layers": 12}
+    student = save_as_hub(tmp_path / "t5-v1_1-small", SMALL, "bin")
+    teacher = save_as_hub(tmp_path / "t5-v1_1-base", base, "bin", seed=1)
+    assert memory.read_shape(str(teacher)) == memory.SIZES["base"]
     check_stages(run_stages(tmp_path, data, student, teacher, 4), data, student)
     capsys.readouterr()
