@@ -146,7 +146,8 @@ def choose_settings(options, task):
     path = Path(options.model) / "preprocessing.json"
     trained = read_json(path) if path.exists() else {}
     labels = trained.get("labels")
-    if labels and {str(x).upper() for x in labels} != {x.upper() for x in task.labels}:
+    labels = labels if isinstance(labels, list) else None  # the classes of an encoder
+    if labels and not {str(x).upper() for x in labels} <= {x.upper() for x in task.labels}:
         raise UserError(f"{path}: trained on labels {labels}, but {task.name} has others")
     if trained.get("task") not in (None, task.name):
         print(f"note: {path} is of task {trained['task']!r}, not {task.name!r}", file=sys.stderr)

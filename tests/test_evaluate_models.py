@@ -302,6 +302,7 @@ def test_prefix_and_lengths_are_those_of_training(trained, tmp_path, capsys):
     assert found["max_target_length"] == 64 and found["prefix"] == ""
     assert "trained with 5" in err and "trained with 'wlp: '" in err
     assert score(labels=["A", "B"])[1].startswith("error: ") and score(labels=["A"])[0] == 1
+    assert score(labels="runs/teacher/labels")[1] == ""  # a folder: no classes
     assert score(labels=LABELS)[1] == ""
     assert "of task 'nq'" in score(task="nq")[1]
     assert "max_source_length is 'x'" in score(max_source_length="x")[1]
