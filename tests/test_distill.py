@@ -1117,7 +1117,7 @@ def test_logprobs_that_are_none_are_refused(world, tmp_path):
 
 # --- an encoder as the student -----------------------------------------------------------------
 
-CLASSES = ["Supporting", "Refuting", "Querying"]
+CLASSES = ["Supporting", "Refuting", "Irrelevant", "Discussing", "Querying"]  # two never occur
 TOLD = {"w7": "Supporting", "w8": "Refuting", "w9": "Querying"}
 
 
@@ -1225,7 +1225,7 @@ def test_scores_of_classes_can_be_imported(classes, tmp_path):
     distill.main([*run, *flags, "--max-steps", "2", "--logging-steps", "1"])
     assert read_log(tmp_path / "run")[-1]["loss"] > 0
     (tmp_path / "l.jsonl").write_text('{"source": "a", "logprobs": [0, -1]}\n')
-    with fails("line 1: logprobs: not 3 numbers"):
+    with fails("line 1: logprobs: not 5 numbers"):
         distill.main(["--import-labels", str(tmp_path / "l.jsonl"), *flags, *folder[:1], "x"])
 
 
