@@ -99,6 +99,7 @@ def parse_args(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
     parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
