@@ -843,6 +843,8 @@ def load_config(model, dropout=None):
     encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
+    if config.model_type == "t5" and getattr(config, "decoder_start_token_id", None) is None:
+        fail(f"{model}: its config.json names no decoder_start_token_id")
     for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
         if dropout is not None:
             setattr(config, key, dropout)

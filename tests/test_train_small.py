@@ -490,6 +490,10 @@ MODELS = {  # name: (damage to a copy of the student, what is said)
     "odd": (lambda folder: edit_config(folder, model_type="odd"), "odd: no model can be loaded"),
     "list": (lambda folder: (folder / "config.json").write_text("[1]"), "list: no model can be"),
     "bare": (lambda folder: (folder / "config.json").unlink(), "bare: no model can be loaded"),
+    "mute start": (
+        lambda folder: edit_config(folder, decoder_start_token_id=None),
+        "its config.json names no decoder_start_token_id",
+    ),
     "gone": (lambda folder: (folder / "model.safetensors").unlink(), "gone: no model can be"),
 }
 
