@@ -15,6 +15,7 @@ import train_small
 from data.costs.grid import make_flags, show_flags
 from data.costs.runs import parse_run
 from data.files import UserError
+from data.tasks import load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 from data.world import pretrain  # noqa: E402
@@ -201,16 +202,16 @@ def test_masking_hides_whole_words_and_asks_for_no_others():
 def test_flags_of_table_10():
     """Table 8's settings for encoders too, no task prefix, and every class by name."""
     run = parse_run("distilbert-n5824-s1")
-    flags = make_flags("stanceosaurus", "paper", run=run)
+    flags = make_flags(load_task("stanceosaurus"), "paper", run=run)
     words = shlex.split(show_flags({"train": __file__, "output": "run", **flags}))
     args, rest = train_small.parse_args(words)
     training = train_small.read_training(args, rest)
     assert (args.model, args.labels, args.num_labels) == ("distilbert-base-uncased", LABELS, 5824)
     assert (args.epochs, args.batch_size, training.learning_rate) == (50, 32, 3e-5)
     assert (args.prefix, args.max_source_length, training.seed) == ("", 128, 1)
-    assert make_flags("fever", "paper", "bert")["model"] == "bert-base-uncased"
+    assert make_flags(load_task("fever"), "paper", "bert")["model"] == "bert-base-uncased"
     with pytest.raises(UserError, match="no classes, so nothing for bert to learn"):
-        make_flags("wlp", "paper", "bert")
+        make_flags(load_task("wlp"), "paper", "bert")
 
 
 def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
@@ -224,5 +225,5 @@ def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
     assert pieces[0] == encoder.cls_token and pieces[-1] == encoder.sep_token
     assert pieces[1:-1] == student.convert_ids_to_tokens(student("so they agreed").input_ids)[:-1]
     for task in ("stanceosaurus", "fever", "multipit_id"):
-        model = make_flags(task, "mini", "bert")["model"]
+        model = make_flags(load_task(task), "mini", "bert")["model"]
         assert model == "data/world/models/town-encoder"
