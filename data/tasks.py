@@ -163,9 +163,12 @@ def read_label(value, where):
 
 
 def read_setting(value, where):
-    """A flag's value: a text, a number, true or false, null, or a list of such."""
+    """A flag's value: a text, a number, true or false, null, or a list of such; "near" is a list
+    of objects of flags."""
     if isinstance(value, list):
         return [read_setting(each, where) for each in value]
+    if isinstance(value, dict):
+        return read_map(read_setting)(value, where)
     if value is not None and type(value) not in (bool, int):
         check_kind(value, str if isinstance(value, str) else float, where)
     return read_words(value, where) if isinstance(value, str) else value
