@@ -46,6 +46,10 @@ MODEL :=
 BUDGET := paper
 LLM_ACCURACY := 0.7
 LLM_FLAGS :=
+# Advice: how far the pilot goes (students, teacher or distilled); BUDGET is then the dollars to spend,
+# and prices and the like are flags of `costs.py advise`.
+PILOT := distilled
+ADVISE_FLAGS :=
 PYTEST_FLAGS :=
 
 # --- settings, checked before anything is made -----------------------------------------------
@@ -65,7 +69,7 @@ $(call check,PYTHON,$(if $(shell command -v $(PYTHON)),,none),no such program; P
 near = $(shell $(PYTHON) -c 'import difflib, sys; a, *b = sys.argv[1:]; n = difflib.get_close_matches(a, b, 3) \
   or difflib.get_close_matches(a.upper(), b, 1); print(*n, sep=" or ")' $(call quote,$(1)) $(2))
 KNOWN := TASK SCALE RECIPE SEEDS DATA LAUNCH PYTHON PREPARE_FLAGS TRAIN_FLAGS SMALL_FLAGS TEACHER_FLAGS \
-  DIST_FLAGS PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY LLM_FLAGS PYTEST_FLAGS OPENAI_API_KEY \
+  DIST_FLAGS PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY LLM_FLAGS PILOT ADVISE_FLAGS PYTEST_FLAGS OPENAI_API_KEY \
   OPENAI_BASE_URL RUNS PREPARED ANSWERS VENV PY INSTALLED CORES OMP_NUM_THREADS
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 STRANGE := $(firstword $(filter-out $(KNOWN) MAKE% -%,$(GIVEN)))
@@ -77,6 +81,7 @@ $(call check,SCALE,$(if $(filter 1,$(words $(SCALE))),$(filter-out $(SCALES),$(S
 $(call check,RECIPE,$(call odd_path,$(RECIPE)),no name of a recipe)
 $(call check,TASK,$(call odd,$(TASK)),the name of a task has letters and digits and _ . - alone)
 $(call check,SEEDS,$(call odd,$(SEEDS)),whole numbers are needed)
+$(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
 $(call check,MODEL,$(call odd_path,$(MODEL)),no name of a model)
 $(call check,LLM_ACCURACY,$(call odd,$(LLM_ACCURACY))$(word 2,$(LLM_ACCURACY)),a share from 0 to 1 is needed)
 $(call check,DATA,$(call odd_path,$(DATA)),a path with\
@@ -93,12 +98,14 @@ TASKS := $(if $(filter all,$(TASK)),$(PAPER_TASKS),$(TASK))
 PRINTED := table1 table5 table6 table7 table8
 TRAINED := table2 table3 table4 table9 table10 table11
 DRAWN := fig2 fig3 fig4 fig5 fig6 fig7
-OTHERS := all help settings venv data mini-models bench bench-gpu test lint clean clean-runs
-TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(OTHERS)
+ADVICE := pilot advise
+OTHERS := all help settings venv data mini-models bench bench-gpu backtest test lint clean clean-runs
+TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(ADVICE) $(OTHERS)
 # A file may be asked for too, by its path.
 $(foreach g,$(filter-out $(TARGETS),$(MAKECMDGOALS)),$(if $(findstring /,$(g)),,$(error error: $(g): no\
   such target$(foreach n,$(firstword $(call near,$(g),$(TARGETS))),; did you mean $(n)?) `make help` lists them)))
-GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data table5 table7,$(MAKECMDGOALS)))
+GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data table5 table7,$(MAKECMDGOALS))) \
+  $(if $(filter $(ADVICE),$(MAKECMDGOALS)),pilot)
 
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 # Small models keep one core busy each, so at mini scale independent runs stand side by side.
@@ -143,12 +150,12 @@ told = $(PYTHON) -m data.costs.rules $(RULES:.mk=.json)
 ASKED :=
 LIMITS := $(if $(DATA),--data '$(DATA)')
 
-ifneq ($(GOALS),)
+ifneq ($(strip $(GOALS)),)
   RULES := $(shell $(PYTHON) costs.py rules --for '$(GOALS)' --task '$(TASK)' --scale '$(SCALE)' \
     --seeds '$(SEEDS)' --recipe '$(RECIPE)' --runs $(RUNS) --prepared $(PREPARED) --made $(MADE) $(LIMITS) \
     --prepare-flags=$(call quote,$(PREPARE_FLAGS)) --train-flags=$(call quote,$(TRAIN_FLAGS)) \
     --small-flags=$(call quote,$(SMALL_FLAGS)) --teacher-flags=$(call quote,$(TEACHER_FLAGS)) \
-    --dist-flags=$(call quote,$(DIST_FLAGS)) --model '$(MODEL)' --accuracy '$(LLM_ACCURACY)' --jobs $(JOBS) \
+    --dist-flags=$(call quote,$(DIST_FLAGS)) --model '$(MODEL)' --pilot '$(PILOT)' --accuracy '$(LLM_ACCURACY)' --jobs $(JOBS) \
     $(if $(LLM),--llm) $(if $(KEY),--key) $(if $(PARTIAL),--partial) $(if $(REDO),--redo) $(if $(DRY),--dry))
   ifneq ($(.SHELLSTATUS),0)
     $(error stopped before anything was made)
@@ -199,6 +206,17 @@ table5 table7: | $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 $(PRINTED):
 	@$(PYTHON) $(show) $(if $(filter table5 table7,$@),--prepared $(PREPARED)) --output $(MADE)
 
+## Advice for a task before the money is spent (BUDGET=500, PILOT=students|teacher|distilled)
+pilot: ## train the few runs that advice needs, scored on dev
+advise: ## annotate or distil: scores that each budget will buy, who wins, how sure
+
+# The budget is in dollars; without one, the budgets of the task's entry.
+advice = $(PYTHON) costs.py advise --task '$(1)' --scale $(SCALE) --runs $(RUNS)/$(1) \
+  --prepared $(PREPARED) $(LIMITS) $(if $(filter-out paper,$(BUDGET)),--budget $(call quote,$(BUDGET))) \
+  $(ADVISE_FLAGS)
+advise: pilot
+	@$(foreach t,$(TASKS),$(call advice,$(t));)
+
 # --- the rest --------------------------------------------------------------------------------
 
 ## Set-up and data
@@ -220,6 +238,8 @@ bench: | $(INSTALLED) ## time distillation against the released loop and plain f
 	@$(PY) -m data.bench.distill
 bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
 	@$(PY) -m data.bench.gpu --output data/bench
+backtest: | $(INSTALLED) ## how often advice is right, on measured tables (4 minutes)
+	@$(PY) -m data.bench.backtest
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)
 	@$(PY) -m pytest -n $(CORES) --dist loadfile $(PYTEST_FLAGS)
 lint: | $(INSTALLED) ## formatting and common mistakes

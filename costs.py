@@ -5,6 +5,8 @@ Usage:
         Table 2, WLP, N=5K, +$100: 384 labels, or 36 h of teacher and 7,471 unlabeled (54h / 7K)
     python costs.py plan --task wlp --labels 5000 --budget 100 --gpu H100-80GB --json
         the same choice with a GPU of today, for a program to read
+    python costs.py advise --task mine=FILE.json --runs runs/mini/mine --budgets "100 200 500"
+        from a pilot's runs: what each budget will score, which strategy, how sure; serving too
     python costs.py convert --task wlp --usd 200
         Appendix E: $200 buys 4,347 labels of GPT-3.5, 769 of people, 107 A40-hours
     python costs.py convert --task wlp --unlabeled 100000 --at-labels 5000
@@ -22,11 +24,11 @@ Usage:
     python costs.py prices
         the price list, with source and date of each row
 
-Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report also
-        training.json and metrics.json of each run
+Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report and
+        advise also training.json and metrics.json of each run, advise data/paper/scores.csv
 Writes: nothing but the file of `rules`; results go to stdout
 Copy:   costs.py data/__init__.py data/files.py data/tasks.py data/costs/ data/tasks.json
-        data/scales.json data/prices.csv; standard library only
+        data/scales.json data/prices.csv data/paper/; standard library only
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 """
 
@@ -37,8 +39,10 @@ import shlex
 from fractions import Fraction
 from pathlib import Path
 
+from data.costs.advise import ASKED, run_advise
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.grid import (
+    PILOTS,
     TABLES,
     cells,
     choose_tasks,
@@ -58,6 +62,7 @@ from data.costs.prices import (
     to_json,
 )
 from data.costs.runs import parse_run
+from data.costs.serving import report_serving
 from data.files import DATA, UserError, parse_amount, parse_count, run_cli
 from data.tasks import load_task, load_tasks
 
@@ -83,7 +88,10 @@ def run_plan(args):
     task = load_task(args.task)
     terms = read_terms(task, args)
     budget, labels = parse_amount(args.budget, "--budget"), parse_count(args.labels, "--labels", 1)
-    result = plan(terms, labels, budget)
+    most = (
+        args.unlabeled if args.unlabeled is None else parse_count(args.unlabeled, "--unlabeled", 1)
+    )
+    result = plan(terms, labels, budget, most)
     if args.json:
         return print_json(result)
     initial, each = show_usd(result["initial_usd"]), show_price(terms.usd_per_label)
@@ -98,6 +106,17 @@ def run_plan(args):
         rows.append(["Dist.", count, "unlabeled examples", show_usd(dist["usd"]), detail])
     else:
         rows.append(["Dist.", "N/A", "", None, f"nothing left to distil with: {teacher}"])
+    if mixed := result["mixed"]:
+        rows.append(
+            [
+                "Both",
+                f"{mixed['extra_labels']:,}",
+                "labels beside that",
+                show_usd(mixed["usd"]),
+                f"distil all {mixed['unlabeled']:,} for {show_usd(mixed['distill_usd'])}, labels "
+                "for the rest",
+            ]
+        )
     if llm:
         count, each = f"{llm['extra_labels']:,}", f"{show_price(llm['usd_per_label'])} each"
         rows.append(["LLM", count, "labels by an LLM", show_usd(llm["usd"]), each])
@@ -108,6 +127,7 @@ def run_plan(args):
         "\nAnn.   people label more; the compact model is fine-tuned on N + these labels"
         "\nDist.  a teacher is fine-tuned on the N labels; the compact model learns from its"
         "\n       soft labels on the unlabeled examples"
+        "\nBoth   where the rows are fewer than the dollars could distil"
         "\nLLM    a large language model labels more, paid by the token"
     )
     print_notes(result["notes"])
@@ -205,6 +225,10 @@ def run_report(args):
     asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
     tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
     result = report(args.folder, prices, tasks, args.table, args.gpu, **asked)
+    cpu = args.cpu_usd_per_hour
+    cpu = hour if cpu is None else parse_amount(cpu, "--cpu-usd-per-hour")
+    result["serving"], line = report_serving(args.folder, prices, "today", hour, cpu)
+    result["notes"] += [line] if line else []
     if args.json:
         return print_json(result)
 
@@ -271,6 +295,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "teacher-flags": ("WORDS", "flags that train_teacher.py gets"),
     "dist-flags": ("WORDS", "flags that distill.py gets"),
     "accuracy": ("SHARE", "how often a simulated annotator is right (default: 0.7)"),
+    "pilot": ("KIND", f"how far a pilot goes: {', '.join(PILOTS)} (default: distilled)"),
     "jobs": ("N", "runs at a time, to say how long they take (default: 1)"),
     "key": (None, "a key or a server of an LLM is there (default: no)"),
     "partial": (None, "show what is finished, make nothing (default: no)"),
@@ -297,6 +322,11 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "usd-per-label": ("USD", "dollars of a label (default: price list)"),
     "usd-per-1k-tokens": ("USD", "dollars of 1,000 LLM tokens (default: price list)"),
     "llm-model": ("NAME", f"LLM to pay {LLM_DEFAULT}"),
+    "budgets": ("LIST", "additional dollars of each line, e.g. '100 200 500'"),
+    "unlabeled": ("N", "unlabeled rows there are (default: those of the splits or the entry)"),
+    "llm-score": ("PERCENT", "the LLM's own score on dev rows (default: no advice on it)"),
+    "llm-rows": ("N", "dev rows that it was scored on (default: 100)"),
+    "cpu-usd-per-hour": ("USD", "dollars of an hour of the CPU that served (default: no price)"),
 }
 DEFAULTS = {
     "scale": "mini",
@@ -305,29 +335,39 @@ DEFAULTS = {
     "rates": "paper",
     "price-list": "paper",
     "accuracy": "0.7",
+    "pilot": "distilled",
     "jobs": "1",
     "utilisation": 0.4,
+    "llm-rows": "100",
     "memory task": "wlp",
     "memory scale": "paper",
 }
-CHOICES = {"rates": ("paper", "measured"), "price-list": ("paper", "today")}
-ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
+CHOICES = {"pilot": tuple(PILOTS), "rates": ("paper", "measured"), "price-list": ("paper", "today")}
 TERMS = "prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
 COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
-    "plan": (run_plan, f"!task !labels !budget json {TERMS}"),
+    "plan": (run_plan, f"!task !labels !budget unlabeled json {TERMS}"),
+    "advise": (
+        run_advise,
+        "!task data scale prepared labels unlabeled budget budgets llm-score llm-rows "
+        f"cpu-usd-per-hour json {TERMS}",
+    ),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),
     "flags": (run_flags, "!task scale strategy run real-text recipe"),
     "rules": (
         run_rules,
         "!for !task scale seeds recipe llm data runs prepared made prepare-flags train-flags "
-        "small-flags teacher-flags dist-flags model accuracy key partial redo dry jobs",
+        "small-flags teacher-flags dist-flags model accuracy key partial redo dry jobs pilot",
     ),
-    "report": (run_report, "for task json prices gpu gpu-usd-per-hour llm-model"),
+    "report": (run_report, "for task json prices gpu gpu-usd-per-hour cpu-usd-per-hour llm-model"),
     "memory": (run_memory, "!gpus model task scale labels utilisation prices gpu-usd-per-hour"),
     "prices": (run_prices, "json prices"),
 }
 OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
+    "advise": {
+        "runs": ("DIR", "the task's pilot, e.g. runs/mini/wlp (default: the paper's cells)"),
+        "budget": ("USD", "the same by one number: lines of 1/5, 2/5, 1, 2 and 4 times it"),
+    },
     "rules": {
         "runs": ("DIR", "holds TASK/RUN (default: runs/SCALE, with -DATA's name)"),
         "prepared": ("DIR", "holds the splits (default: likewise in data/prepared)"),

@@ -30,6 +30,7 @@ from sklearn.isotonic import IsotonicRegression
 from data.costs.advise import Market, find_turns
 from data.costs.budget import count_distill_hours, make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
+from data.costs.pilot import PAPER_CONSTANTS, read_paper_runs
 from data.costs.prices import load_prices
 from data.files import DATA, run_cli
 from data.tasks import load_task
@@ -44,8 +45,6 @@ TITLES = {
 }
 TASKS = tuple(TITLES.values())
 ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}
-# Of the released test sets; where these are not public, the lowest score that the paper prints.
-PAPER_CONSTANTS = dict(zip(TASKS, (9.2, 45.5, 50.3, 53.1, 45.0, 1.8), strict=True))
 HORIZONS = ((1.3, 3, "2x"), (3, 7, "4x"), (7, 16, "10x"), (16, math.inf, ">16x"))
 LEVELS = ("P0", "P1", "P2", "P3", "P4")
 LABEL_PRICES, GPU_PRICES = (1 / 30, 1 / 10, 1 / 3, 1, 3), (1 / 3, 1, 3)
@@ -92,26 +91,10 @@ def load_mini(folder):
     return [Point("mini", *key, score) for key, score in found.items()], constants
 
 
-def load_paper(path=DATA / "paper" / "scores.csv"):
+def load_paper():
     """The Points of the paper's Tables 2, 3, 4, 9 and 11."""
-    found = {}
-    for row in read_csv(path):
-        table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
-        skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
-        skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")
-        skip |= table == "9" and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
-        if not skip:
-            labels = int(row["labels"]) + count_extra(row)
-            key = row["task"], arm, min(labels, rows_of(row["task"])), int(row["unlabeled"] or 0)
-            found.setdefault(key, float(row["score"]))
-    return [Point("paper", *key, score) for key, score in found.items()]
-
-
-def count_extra(row):
-    """Labels bought beside N: as printed, in Table 4 what the budget buys."""
-    if row["table"] == "4" and row["strategy"].startswith("small"):
-        return round(float(row["budget_usd"]) / float(get_terms(row["task"]).usd_per_label))
-    return int(row["extra_labels"] or 0)
+    found = [(task, run) for task in TASKS for run in read_paper_runs(load_task(task))]
+    return [Point("paper", task, *run[:3], 100 * run.score) for task, run in found]
 
 
 @functools.cache

@@ -1,31 +1,43 @@
 """From a few runs and a price list to advice: which strategy, at which budget, how sure.
 
-Reads:  the dev scores of a pilot's runs, RUNS/NAME/dev/metrics.json
-Writes: nothing; standard library only
+Reads:  the dev scores of a pilot's runs, RUNS/NAME/dev/metrics.json; PREPARED/TASK/about.json
+Writes: nothing but the page that is asked for; standard library only
 Paper:  the question of its title and of Tables 2 and 4, for a task that it does not have
 
 The scores come from data/costs/curves.py, what dollars buy from data/costs/budget.py. Budgets are
 dollars beside the labels in hand, as in Table 2.
 """
 
+import csv
+import json
 import math
+import textwrap
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import count_distill_hours, plan, price_distilling
-from data.costs.curves import (
-    EFFECTIVE,
-    Posterior,
-    Run,
-    band,
-    list_budgets,
-    quantile,
-    share_above,
+from data.costs.budget import (
+    count_distill_hours,
+    load_scale,
+    make_terms,
+    plan,
+    price_distilling,
 )
-from data.costs.prices import show_usd
-from data.costs.runs import parse_run
-from data.files import UserError, read_json
+from data.costs.curves import EFFECTIVE, band, list_budgets, quantile, share_above
+from data.costs.grid import read_rows
+from data.costs.memory import estimate_rates
+from data.costs.pilot import make_posterior, read_pilot
+from data.costs.prices import load_prices, name_llm, show_columns, show_usd, to_json
+from data.costs.serving import (
+    find_payback,
+    measure_serving,
+    price_serving,
+    show_predictions,
+    show_serving,
+)
+from data.files import DATA, UserError, parse_amount, parse_count, read_jsonl
+from data.tasks import load_task
 
 WORDS = (
     (0.8, "Dist."),
@@ -74,51 +86,6 @@ class Market(NamedTuple):
             usd = bought["llm"]["usd_per_label"]
             counts["llm"] = (labels, min(math.floor(left / usd), self.unlabeled))
         return counts
-
-
-class Pilot(NamedTuple):
-    """Scored runs of one task; scores and their standard error by the rows are from 0 to 1."""
-
-    runs: list
-    constant: float
-    error: float
-    metric: str
-    rows: int  # of dev that they were scored on
-
-
-def read_pilot(folder, task):
-    """The Pilot of all runs in `folder` that have a dev score."""
-    runs, errors, seen = [], [], {}
-    for path in sorted(Path(folder).glob("*/dev/metrics.json")):
-        run, found = parse_run(path.parents[1].name), read_json(path)
-        if not run or run.strategy not in ("small", "teacher", "dist") or run.student != "small":
-            continue
-        if found["task"] != task:
-            raise UserError(f"{path}: scores of task {found['task']!r}, not of {task!r}")
-        score, constant = check_score(found, path), found["constant"]["score"]
-        seen.setdefault((found["metric"], found["n"]), path)
-        if len(seen) > 1:
-            raise UserError(
-                f"{path}: another metric or other rows than {next(iter(seen.values()))}"
-            )
-        low, high = found["intervals"][found["metric"]]
-        errors.append((high - low) / 3.92 / 100)  # a 95% interval
-        runs.append(Run(run.strategy, run.labels, run.unlabeled, score / 100))
-    if not runs:
-        raise UserError(f"{folder}: no finished pilot run; make pilot TASK={task}, or --runs DIR")
-    return Pilot(runs, constant / 100, sum(errors) / len(errors), *next(iter(seen)))
-
-
-def check_score(found, path):
-    """The score of a metrics.json in percent; a UserError where it can be no percentage."""
-    score, constant = found["score"], found["constant"]["score"]
-    if not isinstance(score, int | float) or not 0 <= score <= 100:
-        raise UserError(f"{path}: score {score!r}: a number from 0 to 100 is needed")
-    if 0 < score <= 1 < constant:
-        raise UserError(
-            f"{path}: score {score} beside a constant predictor of {constant:.1f}: percent expected"
-        )
-    return score
 
 
 def explains(posterior):
@@ -239,49 +206,198 @@ def rank_next_runs(posterior, market, budgets):
     return sorted(ranked, key=lambda each: -each[0])
 
 
-def price_predictions(seconds, usd_per_hour, gpus=1):
-    """Dollars per million predictions of a model that takes `seconds` for one."""
-    return 1_000_000 * seconds * gpus * usd_per_hour / 3600
-
-
-def find_payback(build, serve, other_build, other_serve):
-    """Predictions from which building pays, against another way; inf where it never does.
-
-    Builds in dollars, serving in dollars per million predictions.
-    """
-    saved = other_serve - serve
-    return max(0, 1_000_000 * (build - other_build) / saved) if saved > 0 else math.inf
-
-
-def list_notes(posterior, market, constant, rows):
+def list_notes(pilot, posterior, market, rows):
     """What the advice rests on weakly, in sentences."""
-    small = [run for run in posterior.runs if run.strategy == "small"]
-    teacher = [run for run in posterior.runs if run.strategy == "teacher"]
-    distilled = [run for run in posterior.runs if run.strategy == "dist"]
-    best = max((run.score for run in small), default=math.nan)
-    top = max((run.score for run in teacher), default=math.nan)
+    if not pilot.runs:
+        return [
+            f"no finished run: the curves are a prior, the paper's cells of {', '.join(pilot.like)}"
+            "; a pilot tells of this task and these models (make pilot, or --runs DIR)"
+        ]
+    of = {name: [run for run in pilot.runs if run.strategy == name] for name in STRATEGIES}
+    best = max((run.score for run in of["small"]), default=math.nan)
+    top = max((run.score for run in of["teacher"]), default=math.nan)
     labels = max(row["buys"]["ann"][0] for row in rows) / posterior.most_labels
     most = max((row["buys"].get("dist", (0, 0))[1] for row in rows), default=0)
-    far = labels > FAR_LABELS or (distilled and most / posterior.most_rows > FAR_ROWS)
+    far = labels > FAR_LABELS or (of["dist"] and most / posterior.most_rows > FAR_ROWS)
+    misfits = posterior.find_misfits()
     said = [
-        (not teacher, f"no teacher run, so Dist. is a guess (in tests off by 15 points); next: a "
-         f"teacher on {market.labels:,} labels"),
-        (best - constant < 0.03, "the student is still at the constant "
-         "predictor; where learning starts is a guess: try a higher rate, or buy in rounds"),
-        (top < best - 0.05, "the teacher is below the "
-         "student: its training failed, or there are too few labels for it"),
-        (any(run.score > top + 0.08 for run in distilled), "a distilled student is far above its "
-         "teacher; score both on the same rows"),
-        (any(run.score < constant for run in distilled), "a distilled student is below the "
+        (not of["teacher"], "no teacher run, so Dist. is a guess (in tests off by 15 points); "
+         f"next: teacher on {market.labels:,} labels"),
+        (best - pilot.constant < 0.03, "the student is still at the constant predictor; where "
+         "learning starts is a guess. Try --learning-rate 3e-4, or buy in rounds"),
+        (top < best - 0.05, "the teacher is below the student; its training failed or "
+         f"{market.labels:,} labels are too few"),
+        (any(run.score > top + 0.08 for run in of["dist"]), "a distilled student is far above its "
+         "teacher; look at the rows that both were scored on"),
+        (any(run.score < pilot.constant for run in of["dist"]), "a distilled student is below the "
          "constant predictor; its training failed"),
-        (far, "some budgets go beyond 10 times the pilot; in tests off by 6 to 11 points there"),
+        (far, "beyond 10 times the pilot; in tests off by 6 to 11 points there"),
+        (not misfits and not explains(posterior), "can't tell: no curve goes through all runs; "
+         "another seed?"),
+        (market.labels != posterior.most_labels, f"the largest student run has "
+         f"{posterior.most_labels:,} labels, in hand are {market.labels:,}"),
     ]  # fmt: skip
     said += [
-        (True, f"{name_run(run)} scored {100 * run.score:.1f}, which no curve through the other "
-         "runs explains; another seed?")
-        for run in posterior.find_misfits()
+        (True, f"can't tell: {name_run(run)} scored {100 * run.score:.1f}, which no curve through "
+         "the other runs explains; another seed?")
+        for run in misfits
     ]  # fmt: skip
+    usd = pilot.rows * market.terms.usd_per_label
+    said.append((True, f"scored on {pilot.rows:,} dev rows: scoring rows cost {show_usd(usd)}, not "
+                 "in the budget"))  # fmt: skip
     return [text for condition, text in said if condition]
+
+
+STRATEGIES = ("small", "teacher", "dist")
+
+
+def note_tests(pilot):
+    """How often such advice was right on measured tables, as `make backtest` found; [] without."""
+    path, level = DATA / "results" / "advise-backtest.csv", "P3"
+    if not path.exists() or not any(run.strategy == "dist" for run in pilot.runs):
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        found = {
+            row["measure"]: float(row["value"])
+            for row in csv.DictReader(file)
+            if (row["test"], row["world"], row["case"]) == ("winner", "paper", level)
+        }
+    return [
+        f"P is over seeds, bands over single runs; in tests at other prices right in "
+        f"{found['right if told']:.0%} of the cells where it commits ({found['told']:.0%} of all), "
+        "data/results/advise-backtest.csv"
+    ]
+
+
+def advise(pilot, market, budgets, serving=(), unit=1):
+    """All that the command prints, as one object of plain numbers (scores in points, dollars).
+
+    serving: [(model, dollars per million predictions or None, how that was measured)].
+    """
+    posterior = make_posterior(pilot, unit)
+    arms = ARMS if pilot.llm else {arm: ARMS[arm] for arm in ("ann", "dist")}
+    sure = not pilot.runs or explains(posterior)
+    rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
+    middle = budgets[len(budgets) // 2]
+    split = find_split(posterior, market, middle)
+    terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
+    if terms.usd_per_llm_label is not None and not pilot.llm:
+        notes.append(
+            "no advice on labels by an LLM, as its own score on dev rows is not known: --llm-score"
+        )
+    return posterior, {
+        "labels": market.labels,
+        "unlabeled": market.unlabeled,
+        "metric": pilot.metric,
+        "dev_rows": pilot.rows,
+        "constant": None if pilot.constant is None else 100 * pilot.constant,
+        "pilot": [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs],
+        "prior": list(pilot.like),
+        "budgets": rows,
+        "turns": find_turns(posterior, market),
+        "split": {"budget": middle, "best": split},
+        "next_runs": rank_next_runs(posterior, market, budgets),
+        "serving": list_serving(serving, market, middle),
+        "teacher_usd": market.price_teacher(market.labels),
+        "notes": [*notes, *note_tests(pilot), *terms.notes],
+    }
+
+
+def list_serving(serving, market, budget):
+    """Each way to serve with its build and the predictions from which `budget` spent on the
+    student has paid against it; None where a price is not known, inf where it never pays."""
+    builds = {"student": budget, "teacher": market.price_teacher(market.labels), "LLM": 0}
+    student = next((usd for model, usd, _ in serving if model == "student"), None)
+    found = []
+    for model, usd, how in serving:
+        entry = {"model": model, "usd_per_million": usd, "how": how, "build_usd": builds[model]}
+        known = model != "student" and None not in (student, usd)
+        paid = find_payback(budget, student, builds[model], usd) if known else None
+        found.append({**entry, "paid_back_after": paid})
+    return found
+
+
+# --- the command ------------------------------------------------------------------------------
+
+HEADS = ("Budget", "Ann. buys", "score, 80%", "Dist. rows", "score, 80%", "P(Dist.)", "advice")
+HEADS += ("loss",)
+
+
+def lay_row(row, market):
+    """One budget as the cells of a line."""
+    usd, counts, bands = row["budget"], row["buys"], row["bands"]
+    cells = [show_usd(usd), f"+{counts['ann'][0] - market.labels:,}", show_band(bands["ann"])]
+    if "dist" in counts:
+        cells += [f"{counts['dist'][1]:,}", show_band(bands["dist"]), f"{row['p']:.2f}"]
+    else:
+        cells += ["N/A", "the teacher's price", None]
+    return [*cells, row["advice"], f"{row['loss']:.1f}"]
+
+
+def show_llm(rows):
+    """The LLM's arm, a table of its own where it was judged."""
+    rows = [row for row in rows if "llm" in row["buys"]]
+    lines = [
+        (show_usd(r["budget"]), f"+{r['buys']['llm'][1]:,}", show_band(r["bands"]["llm"]),
+         f"{r['p_best']:.2f}") for r in rows
+    ]  # fmt: skip
+    heads = ("Budget", "LLM labels", "score, 80%", "P(the advised arm is best)")
+    return [show_columns(heads, lines)] if rows else []
+
+
+def show_turns(turns, unit):
+    """The sentence on first lead and catch-up."""
+    low, middle, high = map(show_budget, turns["first"])
+    text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%})"
+    if turns["last"][1] == math.inf:
+        return text
+    most = f"within {show_usd(Fraction(100_000, unit))} or all labels"
+    if turns["open"] > 0.5:
+        early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
+        return f"{text}; where it does, Ann. does not catch up {most} {early}"
+    early, last = map(show_budget, turns["last"])
+    return (
+        f"{text}; where it does, Ann. catches up at {last}, not before {early} (90%), and not "
+        f"{most} in {turns['open']:.0%}"
+    )
+
+
+def show_split(split, market):
+    if not split["best"]:
+        return f"Best split of {show_usd(split['budget'])}: labels alone, no teacher is affordable"
+    extra, rows, score = split["best"]
+    return (
+        f"Best split of {show_usd(split['budget'])}, if it goes into Dist.: buy {extra:,} labels, "
+        f"teacher on {market.labels + extra:,}, {rows:,} rows: {score:.1f}"
+    )
+
+
+def show_next(ranked):
+    said = []
+    for gain, changed, usd, run in ranked[:2]:
+        price = show_usd(usd) if usd else "a student's own hours"
+        said.append(
+            f"{name_run(run)}: +{gain:.2f} points for {price} (changes the choice in {changed:.0%})"
+        )
+    return f"Next run: {'; '.join(said)}" if said else "Next run: none, as no teacher is affordable"
+
+
+def show_costs(serving, budget):
+    """Serving costs and from how many predictions on distilling has paid."""
+    if not any(entry["model"] == "student" for entry in serving):
+        serving = [*serving, {"how": "no model is scored yet, so none is measured",
+                              "paid_back_after": None}]  # fmt: skip
+    paid = [
+        f"{entry['paid_back_after']:,.0f} against the {entry['model']}"
+        if entry["paid_back_after"] < math.inf
+        else f"never against the {entry['model']}"
+        for entry in serving
+        if entry["paid_back_after"] is not None
+    ]
+    text = f"Serving, $ per million predictions: {'; '.join(entry['how'] for entry in serving)}"
+    if paid:
+        text += f". {show_usd(budget)} of distilling paid back after (predictions) "
+    return text + ", ".join(paid)
 
 
 def name_run(run):
@@ -298,59 +414,151 @@ def show_band(scores):
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def make_market(study, terms, labels, unlabeled, unit=1):
-    """The Market of a task as its tables see it: what is in hand, what exists at most."""
-    rows = study.unlabeled_rows if unlabeled is None else unlabeled * unit
-    most = study.train_rows and study.train_rows // unit
-    return Market(terms, labels, rows // unit if rows else 10**9, most, unit)
+def show_advice(task, found, market):
+    """The advice as text, at most 100 columns wide."""
+    rows = "any number of" if found["unlabeled"] == ANY else f"{found['unlabeled']:,}"
+    known = "no run: the paper's cells as a prior"
+    if found["pilot"]:
+        known = f"{len(found['pilot'])} pilot runs; {found['metric']} on {found['dev_rows']:,} dev "
+        known += f"rows, constant predictor {found['constant']:.1f}"
+    head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
+    middle = found["split"]["budget"]
+    said = [
+        show_turns(found["turns"], market.unit),
+        show_split(found["split"], market),
+        show_next(found["next_runs"]),
+        show_costs(found["serving"], middle),
+    ]
+    notes = list(found["notes"])
+    if any("dist" not in row["buys"] for row in found["budgets"]):
+        notes.insert(0, f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
+    table = show_columns(HEADS, [lay_row(row, market) for row in found["budgets"]])
+    fill = lambda text, indent="": textwrap.fill(text, 100, subsequent_indent=indent)  # noqa: E731
+    parts = [fill(head), table, *show_llm(found["budgets"]), *map(fill, said), ""]
+    return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes)])
 
 
-def advise(pilot, market, budgets, llm=None):
-    """All that the command prints, as one object of plain numbers (scores in points, dollars)."""
-    posterior = Posterior(pilot.runs, pilot.constant, llm, pilot.error)
-    sure = explains(posterior)
-    rows = [judge(posterior, market, budget, sure) for budget in budgets]
-    middle = budgets[len(budgets) // 2]
-    return {
-        "labels": market.labels,
-        "unlabeled": market.unlabeled,
-        "metric": pilot.metric,
-        "dev_rows": pilot.rows,
-        "constant": 100 * pilot.constant,
-        "pilot": [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs],
-        "budgets": rows,
-        "turns": find_turns(posterior, market),
-        "split": {"budget": middle, "best": find_split(posterior, market, middle)},
-        "next_runs": rank_next_runs(posterior, market, budgets),
-        "notes": list_notes(posterior, market, pilot.constant, rows),
-    }
+ANY = 10**9  # unlabeled rows, where nobody says how many there are
+SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
 
 
-def lay_row(row, market):
-    """One budget as the cells of a line."""
-    usd, counts, bands = row["budget"], row["buys"], row["bands"]
-    cells = [show_usd(usd), f"+{counts['ann'][0] - market.labels:,}", show_band(bands["ann"])]
-    if "dist" in counts:
-        cells += [f"{counts['dist'][1]:,} rows", show_band(bands["dist"]), f"{row['p']:.2f}"]
+def read_market(task, args, terms, pilot):
+    """The Market that the flags describe; counts that they leave out are those of the splits, the
+    pilot's or the entry's."""
+    divide = 1 if task.own else load_scale(args.scale)["divide_by"]
+    held = task.rows.get("unlabeled")
+    unlabeled, labels = held // divide if held else ANY, task.labels_n[-1] // divide
+    if args.prepared and (known := read_rows(args.prepared, task.name)):
+        unlabeled, labels = known["unlabeled"], min(labels, known["train"])
+    labels = max((run.labels for run in pilot.runs), default=labels)
+    if args.labels is not None:
+        labels = parse_count(args.labels, "--labels", 1)
+    if args.unlabeled is not None:
+        unlabeled = parse_count(args.unlabeled, "--unlabeled", 1)
+    most = task.rows.get("train")
+    most = most and max(most // divide, labels)
+    return Market(terms, labels, unlabeled, most, 1 if terms.rates == "measured" else divide)
+
+
+def read_budgets(task, args, unit):
+    """Dollars of each line, rising."""
+    if args.budgets:
+        found = [parse_amount(word, "--budgets") for word in args.budgets.split()]
+    elif args.budget:
+        found = [share * parse_amount(args.budget, "--budget") for share in SHARES]
     else:
-        cells += ["N/A", f"the teacher costs {show_usd(market.price_teacher(market.labels))}", "–"]
-    if "llm" in counts:
-        cells += [f"+{counts['llm'][1]:,}", show_band(bands["llm"])]
-    return [*cells, row["advice"], f"{row['loss']:.1f}"]
+        found = [Fraction(usd) / unit for usd in task.budgets]
+    if not all(found):
+        raise UserError("--budgets: dollars above 0 are needed, for example '100 200 500'")
+    return sorted(set(found))
 
 
-COLUMNS = ("Budget", "Ann. buys", "score, 80% of runs", "Dist. buys", "score, 80% of runs")
-COLUMNS += ("P(Dist. > Ann.)", "advice", "loss if wrong")
-
-
-def show_turns(turns, unit):
-    """The sentence on first lead and catch-up."""
-    low, middle, high = map(show_budget, turns["first"])
-    text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%})"
-    if turns["last"][1] == math.inf:
-        return text
-    early, last = map(show_budget, turns["last"])
-    return (
-        f"{text}; where it does, Ann. catches up at {last}, not before {early} (90%), and not "
-        + (f"within {show_usd(Fraction(100_000, unit))} or all labels in {turns['open']:.0%}")
+def price_ways(args, prices, terms):
+    """[(model, dollars per million predictions or None, the same in words)], an LLM's last."""
+    hour, cpu = (
+        usd if usd is None else parse_amount(usd, flag)
+        for usd, flag in (
+            (args.gpu_usd_per_hour, "--gpu-usd-per-hour"),
+            (args.cpu_usd_per_hour, "--cpu-usd-per-hour"),
+        )
     )
+    ways = []
+    for each in measure_serving(args.runs) if args.runs else ():
+        usd = price_serving(each, prices, args.price_list, args.gpu, hour, cpu)
+        ways.append((each.model, usd, show_serving(each, usd)))
+    if terms.usd_per_llm_label is not None:
+        usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model
+        name = name or name_llm(args.price_list)
+        ways.append(("LLM", usd, f"LLM {name} {show_predictions(usd)}"))
+    return ways
+
+
+def complete_task(task, args, gpu):
+    """(`task` with hours from the planner and an LLM's tokens where its entry has none, notes)."""
+    if not task.own or (
+        task.llm_tokens_per_label and (task.teacher_hours or args.rates != "paper")
+    ):
+        return task, []
+    mean, said = tuple(map(float, task.mean_tokens.values())), []
+    rows = Path(args.prepared or args.data or "", "train.jsonl")
+    if args.prepared:
+        rows = Path(args.prepared, task.name, "train.jsonl")
+    if len(mean) < 2 and rows.is_file():
+        mean = measure_tokens(rows)
+        said.append(
+            f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
+        )
+    mean = mean if len(mean) == 2 else (task.max_source_length, task.max_target_length)
+    if not task.teacher_hours and args.rates == "paper":
+        counts = {100, 1000, 10_000}
+        gpu = gpu or task.gpu
+        teacher, row, note = estimate_rates(task, args.scale, gpu, counts, mean)
+        task = replace(task, gpu=gpu, teacher_hours=teacher, distill_hours=row)
+        said.append(note)
+    if task.llm_tokens_per_label is None:
+        tokens = Fraction(round((EXAMPLES + 1) * sum(mean)))
+        task = replace(
+            task, llm_tokens_per_label=tokens, mean_tokens={"source": mean[0], "target": mean[1]}
+        )
+        said.append(
+            f"an LLM's label takes about {int(tokens):,} tokens: {EXAMPLES} examples and the row"
+        )
+    return task, said
+
+
+def measure_tokens(path):
+    """(source, target) tokens of a row on average: about a fourth of its characters."""
+    rows = read_jsonl(path)
+    return tuple(
+        max(1.0, sum(len(str(row[key])) for row in rows) / len(rows) / 4)
+        for key in ("source", "target")
+    )
+
+
+EXAMPLES = 32  # in a prompt, as in Appendix E
+
+
+def run_advise(args):
+    """which strategy, at which budget, how sure, from the runs of a pilot"""
+    task, prices = load_task(args.task, args.data), load_prices(args.prices)
+    pilot = read_pilot(args.runs, task)
+    if args.llm_score is not None:
+        score, rows = parse_amount(args.llm_score, "--llm-score"), args.llm_rows
+        if score > 100:
+            raise UserError(f"--llm-score: {args.llm_score}: a number from 0 to 100 is needed")
+        pilot = pilot._replace(llm=(float(score) / 100, parse_count(rows, "--llm-rows", 1)))
+    asked = {name: getattr(args, name) for name in ASKED}
+    task, said = complete_task(task, args, asked["gpu"])
+    terms = make_terms(task, prices, args.price_list, args.rates, args.runs, **asked)
+    terms = terms._replace(notes=(*terms.notes, *said))
+    market = read_market(task, args, terms, pilot)
+    unit = 1 if task.own else load_scale(args.scale)["divide_by"]
+    budgets = read_budgets(task, args, unit)
+    _, found = advise(pilot, market, budgets, price_ways(args, prices, terms), unit)
+    if args.json:
+        print(json.dumps(to_json({"task": task.name, **found}), indent=2))
+    else:
+        print(show_advice(task, found, market))
+
+
+ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()

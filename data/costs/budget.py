@@ -173,9 +173,27 @@ def price_distilling(terms, labels, unlabeled):
     return hours * terms.usd_per_gpu_hour
 
 
-def plan(terms, labels, budget):
+def mix(terms, labels, unlabeled, budget):
+    """All `unlabeled` rows distilled and labels for the rest of `budget`: the most labels whose
+    teacher, trained on them too, is still paid; None where the rows alone cost more."""
+
+    def price(extra):
+        return extra * terms.usd_per_label + price_distilling(terms, labels + extra, unlabeled)
+
+    low, high = 0, math.floor(budget / terms.usd_per_label) + 1
+    if price(0) > budget:
+        return None
+    while high - low > 1:  # a teacher on more labels takes more hours, so the price rises
+        middle = (low + high) // 2
+        low, high = (middle, high) if price(middle) <= budget else (low, middle)
+    distill = price_distilling(terms, labels + low, unlabeled)
+    return {"unlabeled": unlabeled, "extra_labels": low, "distill_usd": distill, "usd": price(low)}
+
+
+def plan(terms, labels, budget, most=None):
     """What `budget` dollars buy beside `labels` labels, under each strategy (Tables 2 and 11).
 
+    `most` unlabeled rows exist; a budget for more is "mixed": all of them and labels for the rest.
     Dollars are Fractions. `distill` is None where nothing is left after the teacher, `llm` where
     no price of an LLM label is known. `gpu_hours` are rounded up, as the tables print them.
     """
@@ -184,7 +202,9 @@ def plan(terms, labels, budget):
     if not each:
         raise UserError(f"task {terms.task!r}: distilling takes 0 hours; correct its rate")
     extra, unlabeled = math.floor(budget / terms.usd_per_label), math.floor(left / each)
-    distill = llm = None
+    distill = llm = mixed = None
+    if most is not None and unlabeled >= most:
+        unlabeled, mixed = most, mix(terms, labels, most, budget)
     if unlabeled > 0:
         distill = {
             "teacher_gpu_hours": count_teacher_hours(terms, labels),
@@ -192,6 +212,8 @@ def plan(terms, labels, budget):
             "unlabeled": unlabeled,
             "usd": price_distilling(terms, labels, unlabeled),
         }
+        if mixed:  # not all of the budget is needed
+            distill["gpu_hours"] = math.ceil(distill["usd"] / terms.usd_per_gpu_hour)
     if terms.usd_per_llm_label is not None:
         count, usd = math.floor(budget / terms.usd_per_llm_label), terms.usd_per_llm_label
         llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
@@ -205,6 +227,7 @@ def plan(terms, labels, budget):
         "budget_usd": budget,
         "annotate": {"extra_labels": extra, "usd": extra * terms.usd_per_label},
         "distill": distill,
+        "mixed": mixed,
         "llm": llm,
         "rates": terms.rates,
         "gpu": terms.gpu,

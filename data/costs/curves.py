@@ -152,14 +152,14 @@ def weigh(residual, scale, error=0.0, degrees=4):
     return -math.log(scale) - (degrees + 1) / 2 * math.log1p((residual / scale) ** 2 / degrees)
 
 
-def resample(draws, logs, u):
-    """(KEPT draws in proportion to exp(logs), systematically; how many share the weight)."""
+def resample(draws, logs, u, count=KEPT):
+    """(`count` draws in proportion to exp(logs), systematically; how many share the weight)."""
     most = max(logs)
     weights = [math.exp(log - most) for log in logs]
     total = sum(weights)
-    step = total / KEPT
+    step = total / count
     kept, reached, place, at = [], 0.0, -1, u() * step
-    for _ in range(KEPT):
+    for _ in range(count):
         while reached <= at and place + 1 < len(weights):
             place += 1
             reached += weights[place]
@@ -177,15 +177,16 @@ class Posterior:
 
     llm: (an LLM's own score, rows) or None; error: the standard error of a score by the rows it is
     measured on. `effective` and `effective_student` tell how many draws share the weight; below
-    EFFECTIVE no curve of the family explains the runs.
+    EFFECTIVE no curve of the family explains the runs. With a `share` of 2 or more there are so
+    many times fewer draws, to be joined with those of other tasks.
     """
 
-    def __init__(self, runs, constant, llm=None, error=0.0, seed=0):
+    def __init__(self, runs, constant, llm=None, error=0.0, seed=0, share=1):
         u, self.runs, self.error = Uniform(seed), list(runs), error
         of = {name: [run for run in runs if run.strategy == name] for name in STRATEGIES}
-        students = [draw_student(u, constant) for _ in range(STUDENTS)]
+        students = [draw_student(u, constant) for _ in range(STUDENTS // share)]
         logs = [self.weigh_runs(draw, of["small"]) for draw in students]
-        students, self.effective_student = resample(students, logs, u)
+        students, self.effective_student = resample(students, logs, u, KEPT // share)
         both = [draw_others(u, draw) for draw in students for _ in range(OTHERS)]
         logs = [self.weigh_runs(draw, of["teacher"] + of["dist"]) for draw in both]
         if not of["teacher"]:  # unmeasured, a teacher is hardly worse than the student
@@ -194,10 +195,22 @@ class Posterior:
                 log + (0 if draw.teach(n) > draw.ann(n) - 0.02 else -4)
                 for log, draw in zip(logs, both, strict=True)
             ]
-        kept, self.effective = resample(both, logs, u)
+        kept, self.effective = resample(both, logs, u, KEPT // share)
         self.draws = [add_noise(draw, u, llm) for draw in kept]
         self.most_labels = max((run.labels for run in of["small"]), default=10)
         self.most_rows = max((run.unlabeled for run in of["dist"]), default=1000)
+
+    @classmethod
+    def join(cls, parts):
+        """What is known of a task that is like one of several: their draws, and no run."""
+        joined = cls.__new__(cls)
+        joined.runs, joined.error = [], 0.0
+        joined.draws = [draw for part in parts for draw in part.draws]
+        for name in ("effective", "effective_student"):
+            setattr(joined, name, sum(getattr(part, name) for part in parts))
+        for name in ("most_labels", "most_rows"):
+            setattr(joined, name, max(getattr(part, name) for part in parts))
+        return joined
 
     @staticmethod
     def weigh_runs(draw, runs):

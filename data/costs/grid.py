@@ -301,6 +301,21 @@ def lay_fig7(at):
     return [*lay_labels(at), level]
 
 
+def lay_pilot(at):
+    """What data/costs/advise.py learns from: students on N/4, N/2 and N (the latter two with three
+    seeds), a teacher on N, students distilled on few rows and on four times as many."""
+    n, _ = at.cap(at.task.labels_n[-1] // at.unit, at.train_rows, "labels")
+    few = max(1, min(10_000, (at.unlabeled_rows or 10_000 * at.unit) // at.unit) // 10)
+    students = {max(1, n // 4): (0,), max(1, n // 2): range(3), n: range(3)}
+    cells = [
+        {"small": tuple(make_run("small", size, seed) for seed in seeds)}
+        for size, seeds in students.items()
+    ]
+    cells.append({"teacher": (make_run("teacher", n, 0),)})
+    cells += [{"dist": (make_run("dist", n, 0, unlabeled=u),)} for u in (few, 4 * few)]
+    return [Cell(at.terms.task, n, n * at.terms.usd_per_label, runs) for runs in cells]
+
+
 ALL = " ".join(PAPER_TASKS)
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table2": (lay_table2, ALL),
@@ -315,6 +330,12 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "fig5": (lay_fig5, "wlp multipit_gen"),
     "fig6": (lay_fig6, "wlp stanceosaurus"),
     "fig7": (lay_fig7, "wlp stanceosaurus"),
+    "pilot": (lay_pilot, ALL),
+}
+PILOTS = {  # how far a pilot goes -> its strategies
+    "students": ("small",),
+    "teacher": ("small", "teacher"),
+    "distilled": ("small", "teacher", "dist"),
 }
 
 

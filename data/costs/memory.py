@@ -12,6 +12,7 @@ Paper:  section 2.3: an 11B teacher in fp32 with AdamW, its layers split over se
 import csv
 import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 2)}
 LORA_RANK = 8  # train_teacher.py's default
 RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
 TIGHT = 0.97  # what needs a larger share of a card is taken only if nothing else fits
+# Estimated seconds that launching takes on any card: a step of a compact student, and one position
+# of a large teacher's greedy decoding of so many rows.
+STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 64
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
 
 # Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
@@ -164,16 +168,22 @@ class Work(NamedTuple):
 def read_work(args):
     """(models, Work) of the teacher of a task at a scale."""
     task = load_task(args.task or "wlp")
-    flags = make_flags(task, args.scale, "teacher")
     most = task.labels_n[-1] // (1 if task.own else load_scale(args.scale)["divide_by"])
     rows = parse_count(args.labels or most, "--labels", 1)
+    used = float(parse_price(args.utilisation, "--utilisation"))
+    model, work = make_work(task, make_flags(task, args.scale, "teacher"), rows, None, used)
+    return (args.model or model).split(), work
+
+
+def make_work(task, flags, rows, mean=None, utilisation=0.4):
+    """(model, Work) of training with these flags on `rows` rows of `mean` tokens; by default the
+    entry's, else the longest."""
     epochs = math.ceil(rows / flags["batch-size"]) * flags["epochs"]
     longest = flags["max-source-length"], flags["max-target-length"]
-    mean = tuple(map(float, task.mean_tokens.values())) or longest
+    mean = mean or tuple(map(float, task.mean_tokens.values())) or longest
     steps = math.ceil(max(epochs, flags.get("min-steps", 0)))
-    used = float(parse_price(args.utilisation, "--utilisation"))
-    models = (args.model or flags["model"]).split()
-    return models, Work(longest, mean, steps, flags["batch-size"], used)
+    work = Work(longest, mean, steps, flags["batch-size"], utilisation)
+    return flags.get("model") or flags["student"], work
 
 
 class Plan(NamedTuple):
@@ -263,6 +273,53 @@ def choose_plan(plans, card):
     plans = [plan for plan in plans if plan.most <= card.gib]
     whole = [plan for plan in plans if plan.way != "lora"]
     return min(whole or plans, key=lambda plan: plan.hours * plan.cards, default=None)
+
+
+def estimate_teacher(task, flags, card, labels, mean):
+    """GPU-hours that fine-tune the teacher, all of its weights, on the fewest such cards."""
+    model, work = make_work(task, flags, labels, mean)
+    ways = ["fp32", "bf16"] if card.bf16 else ["fp32"]
+    for count in (1, 2, 4, 8, 16):
+        plans = [plan_way(read_shape(model), card, count, way, work) for way in ways]
+        if plan := choose_plan(plans, card):
+            return plan.hours * plan.cards
+    raise UserError(f"{model} does not fit 16 x {card.name}; state hours in the task's entry")
+
+
+def estimate_distilling(task, flags, card, teacher, mean):
+    """GPU-hours for one unlabeled row: the teacher's greedy pass, and training the student on it.
+
+    A pass reads the decoder for each position of a batch of rows; a step of a compact student is
+    over before a processor has launched it.
+    """
+    head, encoder, decoder, _ = teacher.count_weights()
+    decoder = teacher.decoders * decoder + head
+    flops = 2 * (mean[0] * teacher.encoders * encoder + mean[1] * decoder)
+    model, work = make_work(task, flags, 100_000, mean)
+    peak = (card.bf16 or card.fp32) * 1e12 * work.utilisation
+    position = max(DECODE_SECONDS, 2 * decoder / (card.bandwidth * 1e12))
+    label = max(flops / peak, mean[1] * position / DECODE_ROWS)
+    train = estimate_hours(read_shape(model), card, "fp32", 1, False, work) * 3600
+    return (label + max(train, work.steps * STEP_SECONDS) / 100_000) / 3600
+
+
+def estimate_rates(task, scale, gpu, counts, mean):
+    """(labels -> teacher hours, labels -> hours of one row, a note) for a task without GPU hours,
+    as Terms have them; the mini models stand for the paper's, so hours are those of the paper's."""
+    scale = "paper" if scale == "mini" else scale
+    known = {card.name.lower(): card for card in read_cards()}
+    if gpu.lower() not in known:
+        raise UserError(f"GPU {gpu!r}: no memory and speed in the price list, so no hours to plan")
+    card, flags = known[gpu.lower()], make_flags(task, scale, "teacher")
+    hours = {n: estimate_teacher(task, flags, card, n, mean) for n in sorted(counts)}
+    shape, student = read_shape(flags["model"]), make_flags(task, scale, "dist")
+    row = estimate_distilling(task, student, card, shape, mean)
+    exact = lambda hours: Fraction(hours).limit_denominator(10**12)  # noqa: E731
+    note = (
+        f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
+        f"{card.name} are planned (arithmetic at 40% of the peak), not measured"
+    )
+    return {n: exact(each) for n, each in hours.items()}, {0: exact(row)}, note
 
 
 HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"

@@ -6,6 +6,7 @@ Paper:  section 2.5, Table 1, appendices A and E
 """
 
 import csv
+import math
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -35,7 +36,10 @@ def show_price(amount):
 
 
 def to_json(value):
-    """`value` for json.dumps: a Fraction becomes an int where whole, else the nearest float."""
+    """`value` for json.dumps: a Fraction becomes an int where whole, else the nearest float, and
+    what is endless becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Fraction):
         return int(value) if value.denominator == 1 else float(value)
     if hasattr(value, "_asdict"):

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from data.costs.budget import load_scale
-from data.costs.grid import TABLES, choose_tasks, grid, make_flags, show_flags, shows
+from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, make_flags, show_flags, shows
 from data.costs.runs import find_annotation, make_run, parse_run
 from data.costs.stale import (
     drop,
@@ -51,7 +51,12 @@ def name_pass(run, runs):
     return f"{needed}/{max(r.unlabeled for r in runs if needed in r.needs)}.labels"
 
 
-def order_work(runs, every):
+def name_stamp(name, dev=False):
+    """The file that says that a run is scored, on the test set or on dev."""
+    return f"{name}/dev/metrics.json" if dev else f"{name}/metrics.json"
+
+
+def order_work(runs, every, dev=False):
     """Files of the finished `runs` of a task, some of its runs in `every` table asked for, in the
     order in which make should start them.
 
@@ -64,7 +69,7 @@ def order_work(runs, every):
     half = len(others) // 2
     names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
     names += [*others[half:], *(run.name for run in learners)]
-    return [n if n.endswith(".labels") else f"{n}/metrics.json" for n in names]
+    return [n if n.endswith(".labels") else name_stamp(n, dev) for n in names]
 
 
 def write_rule(target, needs, *recipe):
@@ -74,10 +79,16 @@ def write_rule(target, needs, *recipe):
 
 
 class Rules:
-    """The rules of one task's `runs`; paths of runs and splits stay make's $(RUNS), $(PREPARED)."""
+    """The rules of one task's runs; paths of runs and splits stay make's $(RUNS), $(PREPARED).
 
-    def __init__(self, task, word, runs, args):
-        self.task, self.runs, self.scale, self.recipe = task, runs, args.scale, args.recipe
+    Those of `tables` are scored on the test set, those of the `pilot` on dev and never on test, so
+    that advice has not seen what tables show.
+    """
+
+    def __init__(self, task, word, tables, pilot, args):
+        self.task, self.scale, self.recipe = task, args.scale, args.recipe
+        self.tables, self.pilot = tables, pilot
+        self.runs = list({run.name: run for run in [*tables, *pilot]}.values())
         self.word, self.real_text = shlex.quote(word).replace("$", "$$"), bool(args.data)
         self.annotator = name_annotator(args)
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
@@ -89,8 +100,18 @@ class Rules:
     def list_flags(self, run):
         return show_flags(self.make_flags(run)).replace("$", "$$")
 
-    def write_run(self, run):
-        """Train and score in one recipe, as make would else train all runs before it scores one."""
+    def list_stamps(self):
+        """{file that says that a run is scored: Run}"""
+        stamps = {name_stamp(run.name): run for run in self.tables}
+        return stamps | {name_stamp(run.name, dev=True): run for run in self.pilot}
+
+    def find_stamp(self, name):
+        """The first file that says that a run is trained: its table's, else its pilot's."""
+        return f"{self.place}/{name_stamp(name, name not in {run.name for run in self.tables})}"
+
+    def write_run(self, run, dev=False):
+        """Train and score in one recipe, as make would else train all runs before it scores one.
+        A run of a table and of the pilot is trained for the table first, by one make."""
         folder, script = f"{self.place}/{run.name}", find_script(run.strategy)
         needs, reads = [*self.first], f"--train {self.splits}/train.jsonl"
         if run.strategy == "llm":
@@ -105,11 +126,14 @@ class Rules:
             reads += f" {teacher}/labels"
         own = USERS.get(run.strategy, "SMALL_FLAGS")
         train = f"$(launch) $(PY) {script} --task {self.task.name} --strategy {run.strategy}"
-        train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output $(@D)"
-        score = f"$(queue) {self.score('--model $(@D)/model')}"
-        score += f" --data {self.splits}/test.jsonl"
+        train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output {folder}"
+        score = f"$(queue) {self.score(f'--model {folder}/model')}"
+        score += f" --data {self.splits}/{'dev' if dev else 'test'}.jsonl"
         needs += [script, "evaluate.py"]
-        return write_rule(f"{folder}/metrics.json", needs, train, f"{score} > /dev/null", "$(told)")
+        if dev and run in self.tables:
+            needs.append(f"{folder}/metrics.json")
+        target = f"{self.place}/{name_stamp(run.name, dev)}"
+        return write_rule(target, needs, train, f"{score} > /dev/null", "$(told)")
 
     def score(self, what):
         flags = show_flags(self.task.at(self.scale, "evaluate")).replace("$", "$$")
@@ -126,7 +150,7 @@ class Rules:
         label += (
             f" {self.list_flags(plain)} $(DIST_FLAGS) --unlabeled {self.splits}/unlabeled.jsonl"
         )
-        needs = [f"{self.place}/{teacher}/metrics.json", "distill.py"]
+        needs = [self.find_stamp(teacher), "distill.py"]
         return write_rule(f"{self.place}/{file}", needs, label, "touch $@")
 
     # What was paid for lies outside RUNS, is no target and is never removed. A folder of answers is
@@ -173,7 +197,7 @@ class Rules:
             self.write_pass(f) for f in dict.fromkeys(name_pass(r, self.runs) for r in learners)
         ]
         answers = {}
-        for run in self.runs:
+        for run in self.tables:
             if run.strategy == "llm":
                 if run.seed not in answers:
                     answers[run.seed], rule = self.write_answers(run.seed)
@@ -182,7 +206,7 @@ class Rules:
             rules.append(
                 self.write_prompted(run) if run.strategy == "prompted" else self.write_run(run)
             )
-        return rules
+        return rules + [self.write_run(run, dev=True) for run in self.pilot]
 
 
 # --- labels by an LLM: checked before anything is made --------------------------------------
@@ -305,10 +329,11 @@ def check_runs(rules, args, hashes):
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         if change and folder.exists():
             changed[run.name] = change
-        elif change := find_changed_score(
-            folder, task, Path(args.prepared, task.name, "test.jsonl"), hashes
-        ):
-            scored[run.name] = change
+            continue
+        for place, split in ((folder, "test"), (folder / "dev", "dev")):
+            data = Path(args.prepared, task.name, f"{split}.jsonl")
+            if change := find_changed_score(place, task, data, hashes):
+                scored[str(place.relative_to(Path(args.runs, task.name)))] = change
     return changed, scored
 
 
@@ -321,19 +346,20 @@ def drop_changed(task, changed, scored, args):
 
 
 def estimate(rules, args):
-    """{run: seconds that it may take or None}, from the finished runs of its strategy, else from
-    the scale's recorded seconds a step."""
+    """{stamp of a run: seconds that it may take or None}, from the finished runs of its strategy,
+    else from the scale's recorded seconds a step."""
     rates, known, used = load_scale(args.scale).get("seconds_a_step", {}), {}, {}
-    for run in rules.runs:
+    for stamp, run in rules.list_stamps().items():
         steps = count_steps(run, list_asked(run, rules, args)) if run.strategy != "prompted" else 0
-        known[run.name] = run.strategy, steps
-        path = Path(args.runs, rules.task.name, run.name, "metrics.json")
+        known[stamp] = run.strategy, steps
+        path = Path(args.runs, rules.task.name, stamp)
         if path.exists() and steps:
-            metrics = read_json(path)
-            spent = {
-                **metrics.get("seconds", {}),
-                **(metrics.get("training") or {}).get("seconds", {}),
-            }
+            metrics, record = (
+                read_json(path),
+                Path(args.runs, rules.task.name, run.name, "training.json"),
+            )
+            training = read_json(record) if record.exists() else metrics.get("training") or {}
+            spent = {**metrics.get("seconds", {}), **training.get("seconds", {})}
             total = used.setdefault(run.strategy, [0, 0])
             total[0], total[1] = total[0] + sum(spent.values()), total[1] + steps
     rates = {
@@ -341,17 +367,15 @@ def estimate(rules, args):
         **{kind: seconds / steps for kind, (seconds, steps) in used.items() if seconds},
     }
     found = {
-        name: steps * rates[kind] if kind in rates else None
-        for name, (kind, steps) in known.items()
+        stamp: steps * rates[kind] if kind in rates else None
+        for stamp, (kind, steps) in known.items()
     }
-    return {f"{rules.task.name}/{name}": seconds for name, seconds in found.items()}
+    return {f"{rules.task.name}/{stamp}": seconds for stamp, seconds in found.items()}
 
 
 def tell_work(seconds, args):
     """The first line of a make: how many runs are to do, and about how long they take."""
-    left = [
-        each for name, each in seconds.items() if not Path(args.runs, name, "metrics.json").exists()
-    ]
+    left = [each for stamp, each in seconds.items() if not Path(args.runs, stamp).exists()]
     if not left or args.partial:
         return None
     known = [each for each in left if each is not None]
@@ -368,7 +392,7 @@ def choose_tables(tasks, args):
     """The tables and figures asked for, or all that have one of the tasks."""
     names = [name for name in args.table.split() if name in (*TABLES, "all")]
     if "all" in names:
-        names = [table for table in TABLES if any(shows(table, task.name) for task in tasks)]
+        names = [t for t in TABLES if any(shows(t, x.name) for x in tasks) and t != "pilot"]
         if args.scale == "paper" and not args.model:  # where an LLM costs money
             print("note: without MODEL=... fig6 and fig7 are left out", file=sys.stderr)
             names = [name for name in names if name not in ("fig6", "fig7")]
@@ -384,12 +408,15 @@ def write_rules(tasks, seeds, args):
     for table in names:
         for task in choose_tasks(table, tasks):
             runs = grid(table, task, args.scale, seeds, None, args.llm, prepared)
+            if table == "pilot":
+                runs = [run for run in runs if run.strategy in PILOTS[args.pilot]]
             needed.setdefault(table, {})[task.name] = runs
-            every.setdefault(task.name, {}).update({run.name: run for run in runs})
+            kind = every.setdefault(task.name, ({}, {}))[table == "pilot"]
+            kind.update({run.name: run for run in runs})
     lines, seconds, changed, scored, hashes = [], {}, {}, {}, {}
     for task in (task for task in tasks if task.name in every):
         word = name_word(task, args.task.split(), args.data)
-        rules = Rules(task, word, list(every[task.name].values()), args)
+        rules = Rules(task, word, *(list(kind.values()) for kind in every[task.name]), args)
         check_annotator(task, rules.runs, args)
         found = check_runs(rules, args, hashes)
         if args.redo and not args.dry:
@@ -404,7 +431,13 @@ def write_rules(tasks, seeds, args):
         print(said, file=sys.stderr)
     lines.append(f"ASKED := {' '.join(names)}")
     for table, runs in needed.items():
-        works = [f"$(RUNS)/{t}/{f}" for t in runs for f in order_work(runs[t], every[t].values())]
+        works = [
+            f"$(RUNS)/{task}/{file}"
+            for task, some in runs.items()
+            for file in order_work(
+                some, [*every[task][0].values(), *every[task][1].values()], table == "pilot"
+            )
+        ]
         lines.append(f"{table}: {'' if args.partial else ' '.join(works)}")
     text = "\n".join(lines) + "\n"
     path = Path(args.made, f"rules-{hashlib.sha256(text.encode()).hexdigest()[:12]}.mk")
@@ -418,11 +451,7 @@ def write_rules(tasks, seeds, args):
 def tell_progress(path):
     """How many runs of a make are done, and about how long the others take."""
     record = read_json(path)
-    left = [
-        s
-        for name, s in record["seconds"].items()
-        if not Path(record["runs"], name, "metrics.json").exists()
-    ]
+    left = [s for stamp, s in record["seconds"].items() if not Path(record["runs"], stamp).exists()]
     total = len(record["seconds"])
     text = f"{total - len(left)} of {total} runs done"
     if left and None not in left:

@@ -1,0 +1,117 @@
+"""A pilot: the few runs that tell how a task's curves go, scored on dev; without one, a prior.
+
+Reads:  RUNS/NAME/dev/metrics.json; for the prior data/paper/scores.csv
+Writes: nothing; standard library only
+Paper:  the prior is its Tables 2, 3, 4, 9 and 11
+"""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from data.costs.curves import Posterior, Run
+from data.costs.prices import load_prices, price_label
+from data.costs.runs import parse_run
+from data.files import DATA, UserError, need, read_json
+from data.tasks import PAPER_TASKS, load_task
+
+# Of the released test sets; where these are not public, the lowest score that the paper prints.
+PAPER_CONSTANTS = dict(zip(PAPER_TASKS, (9.2, 45.5, 50.3, 53.1, 45.0, 1.8), strict=True))
+
+
+class Pilot(NamedTuple):
+    """Scored runs of one task; scores and their standard error by the rows are from 0 to 1.
+
+    Without a run all that is known is what `like` it there is: names of the paper's tasks.
+    """
+
+    runs: list
+    constant: float  # None without a run
+    error: float
+    metric: str
+    rows: int  # of dev that they were scored on
+    llm: tuple = None  # (an LLM's own score, rows it was scored on)
+    like: tuple = ()
+
+
+def read_pilot(folder, task):
+    """The Pilot of all runs in `folder` that have a dev score; without one, the prior's."""
+    runs, errors, seen, llm = [], [], {}, None
+    for path in sorted(Path(folder or "").glob("*/dev/metrics.json")) if folder else ():
+        run = parse_run(path.parents[1].name)
+        usual = (run.student, run.teacher) == ("small", "xxl")
+        if run.strategy not in ("small", "teacher", "dist", "prompted") or not usual:
+            continue
+        found = read_score(path, task.name)
+        if run.strategy == "prompted":  # each of its answers is paid, so it has fewer rows
+            llm = found["score"] / 100, found["n"]
+            continue
+        seen.setdefault((found["metric"], found["n"], find_data(found)), path)
+        if len(seen) > 1:
+            first = next(iter(seen.values()))
+            raise UserError(f"{path}: another metric or scored on other rows than {first}")
+        low, high = need(found, f"intervals {found['metric']}", list, path)
+        errors.append((high - low) / 3.92 / 100)  # a 95% interval
+        runs.append(Run(run.strategy, run.labels, run.unlabeled, found["score"] / 100))
+    if not runs:
+        like = PAPER_TASKS if task.own else (task.name,)
+        return Pilot([], None, 0.0, "score", 0, llm, like)
+    constant = found["constant"]["score"] / 100
+    return Pilot(runs, constant, sum(errors) / len(errors), *next(iter(seen))[:2], llm)
+
+
+def find_data(found):
+    return (found.get("provenance") or {}).get("data_sha256")
+
+
+def read_score(path, task):
+    """A metrics.json whose scores are percentages of `task`; a UserError names what is not."""
+    found = read_json(path)
+    if need(found, "task", str, path) != task:
+        raise UserError(f"{path}: scores of task {found['task']!r}, not of {task!r}")
+    need(found, "metric", str, path), need(found, "n", int, path)
+    score, constant = (need(found, key, float, path) for key in ("score", "constant score"))
+    for value in (score, constant):
+        if not 0 <= value <= 100:
+            raise UserError(f"{path}: score {value!r}: a number from 0 to 100 is needed")
+    if 0 < score <= 1 < constant:
+        raise UserError(
+            f"{path}: score {score} beside a constant predictor of {constant:.1f}: percent expected"
+        )
+    return found
+
+
+def make_posterior(pilot, unit=1):
+    """The curves that explain a Pilot; `unit` divides the paper's counts where those stand in."""
+    if pilot.runs:
+        return Posterior(pilot.runs, pilot.constant, pilot.llm, pilot.error)
+    known = [(read_paper_runs(load_task(task)), PAPER_CONSTANTS[task]) for task in pilot.like]
+    parts = [
+        Posterior(
+            [r._replace(labels=r.labels // unit, unlabeled=r.unlabeled // unit) for r in runs],
+            constant / 100,
+            pilot.llm,
+            share=len(known),
+        )
+        for runs, constant in known
+    ]
+    return Posterior.join(parts)
+
+
+def read_paper_runs(task, path=DATA / "paper" / "scores.csv"):
+    """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once."""
+    label, found = price_label(load_prices(), task.name, task), {}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["task"] == task.name]
+    for row in rows:
+        table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
+        skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
+        skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")
+        skip |= table == "9" and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
+        if not skip:
+            extra = int(row["extra_labels"] or 0)
+            if table == "4" and arm == "small":  # what the budget buys
+                extra = round(float(row["budget_usd"]) / float(label))
+            labels = min(int(row["labels"]) + extra, task.rows["train"])
+            found.setdefault((arm, labels, int(row["unlabeled"] or 0)), float(row["score"]) / 100)
+    return [Run(*key, score) for key, score in found.items()]

@@ -1,0 +1,117 @@
+"""What a prediction costs once the model is there, and from how many on building it has paid.
+
+Reads:  metrics.json of scored runs: seconds of generating, rows, device
+Writes: nothing; standard library only
+Paper:  none; it counts training alone
+"""
+
+import math
+import statistics
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from data.costs.prices import match_gpu, price_gpu_hour
+from data.costs.runs import RUN_NAME, parse_run
+from data.files import UserError, need, parse_amount, parse_count, read_json
+
+
+class Serving(NamedTuple):
+    """Measured seconds of one prediction; loading the model is not in them."""
+
+    place: str  # world and task, e.g. mini/wlp
+    model: str  # student or teacher
+    gpu: str  # as the driver names it, None on a CPU
+    gpus: int
+    batch: int  # rows at a time, None where not recorded
+    seconds: Fraction
+    runs: int  # whose median this is
+
+
+def measure_serving(folder):
+    """The Servings of all scored runs below a folder: student and teacher, on each device."""
+    found = {}
+    for path in sorted(Path(folder).rglob("metrics.json")):
+        home = path.parents[1] if path.parent.name == "dev" else path.parent
+        run = parse_run(home.name) if RUN_NAME.fullmatch(home.name) else None
+        if run and run.strategy in ("small", "dist", "self", "llm", "teacher"):
+            metrics = read_json(path)
+            if (run.student, run.teacher) == ("small", "xxl") and "hardware" in metrics:
+                model = "teacher" if run.strategy == "teacher" else "student"
+                place = "/".join(home.resolve().parts[-3:-1])
+                key = (place, model, *read_device(metrics))
+                found.setdefault(key, []).append(read_seconds(metrics, path))
+    return [
+        Serving(*key, statistics.median(seconds), len(seconds))
+        for key, seconds in sorted(found.items(), key=lambda item: str(item[0]))
+    ]
+
+
+def read_device(metrics):
+    hardware = metrics["hardware"]
+    gpu = hardware.get("gpu") if hardware.get("device") != "cpu" else None
+    batch = (metrics.get("settings") or {}).get("batch_size")
+    return gpu, hardware.get("gpus") or 1 if gpu else 1, batch
+
+
+def read_seconds(metrics, path):
+    """Seconds of one prediction."""
+    seconds = need(metrics, "seconds generate", float, path)
+    rows = parse_count(need(metrics, "n", int, path), f"{path}: 'n'", 1)
+    return parse_amount(seconds, f"{path}: 'seconds generate'") / rows
+
+
+def price_predictions(seconds, usd_per_hour, gpus=1):
+    """Dollars per million predictions of a model that takes `seconds` for one."""
+    return 1_000_000 * seconds * gpus * usd_per_hour / 3600
+
+
+def price_serving(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_hour=None):
+    """Dollars per million predictions on the device that was measured; None where an hour of it
+    has no price. `usd_per_hour`, if given, is that of `gpu`, or of any GPU."""
+    if serving.gpu is None:
+        hour = cpu_usd_per_hour
+    else:
+        kind = match_gpu(prices, serving.gpu)
+        try:
+            own = usd_per_hour is not None and gpu in (None, kind)
+            hour = usd_per_hour if own else price_gpu_hour(prices, kind, which)[0]
+        except UserError:
+            hour = None
+    return None if hour is None else price_predictions(serving.seconds, hour, serving.gpus)
+
+
+def find_payback(build, serve, other_build, other_serve):
+    """Predictions from which building pays, against another way; inf where it never does.
+
+    Builds in dollars, serving in dollars per million predictions.
+    """
+    saved = other_serve - serve
+    return max(0.0, float(1_000_000 * (build - other_build) / saved)) if saved > 0 else math.inf
+
+
+def show_predictions(usd):
+    """Dollars per million predictions, to three digits: 0.21, 15.6, 367."""
+    return f"{float(usd):,.2f}" if usd < 100 else f"{float(usd):,.0f}"
+
+
+def show_serving(serving, usd):
+    """One model's serving as the reports write it."""
+    batch = f", {serving.batch} rows at a time" if serving.batch else ""
+    if usd is None:
+        hours = float(price_predictions(serving.seconds, 1, serving.gpus))
+        device = serving.gpu or "CPU"
+        return f"{serving.model} {hours:,.1f} hours of {device}{batch}, which have no price"
+    return f"{serving.model} {show_predictions(usd)} on {serving.gpu or 'a CPU'}{batch}"
+
+
+def report_serving(folder, prices, which, usd_per_hour, cpu_usd_per_hour):
+    """(an entry for each task, model and device; the report's line, None where nothing is there)"""
+    servings, found, said = measure_serving(folder), [], {}
+    for each in servings:
+        usd = price_serving(each, prices, which, None, usd_per_hour, cpu_usd_per_hour)
+        found.append({**each._asdict(), "usd_per_million": usd})
+        said.setdefault(each.place, []).append(show_serving(each, usd))
+    text = "; ".join(f"{place} {', '.join(models)}" for place, models in said.items())
+    line = f"serving ({which}), $ per million predictions, loading not counted: {text}"
+    return found, line if said else None
