@@ -51,6 +51,10 @@ LLM_FLAGS :=
 PILOT := distilled
 ADVISE_FLAGS :=
 PYTEST_FLAGS :=
+# make sweep: an arm, its learning rates and numbers of steps.
+STRATEGY := small
+RATES :=
+STEPS :=
 
 # --- settings, checked before anything is made -----------------------------------------------
 
@@ -69,7 +73,7 @@ $(call check,PYTHON,$(if $(shell command -v $(PYTHON)),,none),no such program; P
 near = $(shell $(PYTHON) -c 'import difflib, sys; a, *b = sys.argv[1:]; n = difflib.get_close_matches(a, b, 3) \
   or difflib.get_close_matches(a.upper(), b, 1); print(*n, sep=" or ")' $(call quote,$(1)) $(2))
 KNOWN := TASK SCALE RECIPE SEEDS DATA LAUNCH PYTHON PREPARE_FLAGS TRAIN_FLAGS SMALL_FLAGS TEACHER_FLAGS \
-  DIST_FLAGS PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY LLM_FLAGS PILOT ADVISE_FLAGS PYTEST_FLAGS OPENAI_API_KEY \
+  DIST_FLAGS PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY LLM_FLAGS STRATEGY RATES STEPS PILOT ADVISE_FLAGS PYTEST_FLAGS OPENAI_API_KEY \
   OPENAI_BASE_URL RUNS PREPARED ANSWERS VENV PY INSTALLED CORES OMP_NUM_THREADS
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 STRANGE := $(firstword $(filter-out $(KNOWN) MAKE% -%,$(GIVEN)))
@@ -80,6 +84,9 @@ $(call check,SCALE,$(if $(filter 1,$(words $(SCALE))),$(filter-out $(SCALES),$(S
   such scale; choose one of $(SCALES))
 $(call check,RECIPE,$(call odd_path,$(RECIPE)),no name of a recipe)
 $(call check,TASK,$(call odd,$(TASK)),the name of a task has letters and digits and _ . - alone)
+$(call check,STRATEGY,$(call odd,$(STRATEGY)),no name of an arm)
+$(call check,RATES,$(call odd,$(RATES)),numbers are needed)
+$(call check,STEPS,$(call odd,$(STEPS)),whole numbers are needed)
 $(call check,SEEDS,$(call odd,$(SEEDS)),whole numbers are needed)
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
 $(call check,MODEL,$(call odd_path,$(MODEL)),no name of a model)
@@ -99,7 +106,7 @@ PRINTED := table1 table5 table6 table7 table8
 TRAINED := table2 table3 table4 table9 table10 table11
 DRAWN := fig2 fig3 fig4 fig5 fig6 fig7
 ADVICE := pilot advise
-OTHERS := all help settings venv data mini-models bench bench-gpu backtest test lint clean clean-runs
+OTHERS := all help settings venv data mini-models bench bench-gpu backtest sweep test lint clean clean-runs
 TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(ADVICE) $(OTHERS)
 # A file may be asked for too, by its path.
 $(foreach g,$(filter-out $(TARGETS),$(MAKECMDGOALS)),$(if $(findstring /,$(g)),,$(error error: $(g): no\
@@ -238,6 +245,9 @@ bench: | $(INSTALLED) ## time distillation against the released loop and plain f
 	@$(PY) -m data.bench.distill
 bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
 	@$(PY) -m data.bench.gpu --output data/bench
+sweep: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## rates and steps of an arm, scored on dev: STRATEGY, RATES, STEPS
+	@$(PY) -m data.bench.sweep --task '$(TASK)' --scale $(SCALE) --strategy '$(STRATEGY)' $(if $(RATES),--rates $(RATES)) \
+	  $(if $(STEPS),--steps $(STEPS))
 backtest: | $(INSTALLED) ## how often advice is right, on measured tables (4 minutes)
 	@$(PY) -m data.bench.backtest
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)

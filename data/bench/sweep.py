@@ -1,7 +1,7 @@
 """Try learning rates and steps of one arm, scored on dev: what its recipe is chosen from.
 
 Usage:
-    python -m data.bench.sweep --task wlp --strategy small --labels 100 500 1196
+    make sweep TASK=wlp STRATEGY=small                 # at the N of Tables 2 and 11, and all labels
     python -m data.bench.sweep --task wlp --strategy dist --labels 100 --unlabeled 1900 11100
     python -m data.bench.sweep --task wlp --strategy teacher --labels 100 --rates 1e-3 --steps 500
 
@@ -18,13 +18,12 @@ import argparse
 import contextlib
 import csv
 import itertools
-import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from data.costs.grid import make_flags, show_flags
+from data.costs.grid import cells, make_flags, show_flags
 from data.costs.runs import make_run
 from data.files import ROOT, UserError, read_json, run_cli
 from data.tasks import load_task
@@ -35,6 +34,7 @@ COLUMNS = (
 ).split()
 KEY = COLUMNS[:8]
 DISTILLED = ("dist", "self")
+TABLES = ("table2", "table11", "table3", "table4")
 SCRIPTS = {"teacher": "train_teacher", "dist": "distill", "self": "distill"}
 
 
@@ -77,7 +77,7 @@ def try_recipe(args, run, rate, steps):
         args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
     )
     if run.strategy in DISTILLED:
-        labels = make_teacher(args, run.labels, max(args.unlabeled))
+        labels = make_teacher(args, run.labels, args.most)
         inputs = ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
     else:
         inputs = ["--train", args.splits / "train.jsonl"]
@@ -129,9 +129,21 @@ def tell_edges(best, args):
 
 
 def list_runs(args):
-    counts = args.unlabeled if args.strategy in DISTILLED else [0]
-    pairs = itertools.product(args.labels, counts)
-    return [make_run(args.strategy, labels, 0, unlabeled=rows) for labels, rows in pairs]
+    """The runs whose recipe is chosen: those asked for, else of Tables 2, 11 and 4 each N and all
+    labels, and of distilled students the fewest and the most rows at each N."""
+    if args.labels:
+        counts = args.unlabeled if args.strategy in DISTILLED else [0]
+        pairs = set(itertools.product(args.labels, counts))
+    else:
+        task, home, rows = load_task(args.task), args.splits.parent, {}
+        laid = [cell for t in TABLES for cell in cells(t, task, args.scale, prepared=home)]
+        found = [(cell.labels, run) for cell in laid for run in cell.runs.get(args.strategy) or ()]
+        most = max((run.labels for _, run in found), default=0)
+        for n, run in found:
+            if args.strategy in DISTILLED or run.labels in (n, most):
+                rows.setdefault(run.labels, set()).add(run.unlabeled)
+        pairs = {(n, pick(counts)) for n, counts in rows.items() for pick in (min, max)}
+    return [make_run(args.strategy, n, 0, unlabeled=count) for n, count in sorted(pairs)]
 
 
 def parse_args(argv=None):
@@ -142,7 +154,9 @@ def parse_args(argv=None):
     add("--task", required=True, help="a name in data/tasks.json")
     add("--scale", default="mini", help="a name in data/scales.json (%(default)s)")
     add("--strategy", default="small", help="small, teacher, dist, self, bert (%(default)s)")
-    add("--labels", type=int, nargs="+", required=True, help="numbers of labels")
+    add(
+        "--labels", type=int, nargs="+", help="(default: each N of Tables 2 and 11, and all labels)"
+    )
     add("--unlabeled", type=int, nargs="+", default=[0], help="unlabeled rows, for dist and self")
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
@@ -157,7 +171,11 @@ def main(argv=None):
     args = parse_args(argv)
     if not (args.splits / "dev.jsonl").exists():
         raise UserError(f"{args.splits}: no splits; make data TASK={args.task} SCALE={args.scale}")
-    for run in list_runs(args):
+    runs = list_runs(args)
+    if not runs:
+        raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
+    args.most = max(run.unlabeled for run in runs)
+    for run in runs:
         rows = []
         for rate, steps in itertools.product(args.rates, args.steps):
             known = read_trials(args.output)
@@ -178,8 +196,9 @@ def main(argv=None):
             rows.append(row)
             print(f"{run.name} rate {rate:g} steps {steps}: {float(row['score_dev']):.1f}")
         best = choose(rows)
-        chosen = json.dumps({key: best[key] for key in ("learning_rate", "steps", "score_dev")})
-        print(f"{run.name}: {chosen}{tell_edges(best, args)}", flush=True)
+        rate, steps, score = (best[key] for key in ("learning_rate", "steps", "score_dev"))
+        chosen = f"rate {float(rate):g}, {steps} steps, {float(score):.1f} on dev"
+        print(f"{run.name}: chosen {chosen}{tell_edges(best, args)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""data/bench/sweep.py: which runs are tried, what is chosen, a trial through the real scripts."""
+
+import csv
+
+import pytest
+
+from data.bench import sweep
+from data.files import UserError, write_json
+
+
+def make_args(tmp_path, *words):
+    args = sweep.parse_args(["--task", "wlp", "--output", str(tmp_path / "sweep.csv"), *words])
+    args.splits, args.runs = tmp_path / "mini" / "wlp", tmp_path / "runs"
+    args.splits.mkdir(parents=True)
+    rows = {"train": 1196, "dev": 200, "test": 1000, "unlabeled": 11100}
+    write_json(args.splits / "about.json", {"rows": rows})
+    return args
+
+
+@pytest.mark.parametrize(
+    ("strategy", "counts"),
+    [
+        ("small", [(10, 0), (100, 0), (500, 0), (1196, 0)]),
+        ("dist", [(10, 2200), (10, 6800), (100, 1900), (100, 11100), (500, 700), (500, 10000)]),
+    ],
+)
+def test_recipes_are_chosen_at_each_n_and_at_fewest_and_most_rows(tmp_path, strategy, counts):
+    runs = sweep.list_runs(make_args(tmp_path, "--strategy", strategy))
+    assert [(run.labels, run.unlabeled) for run in runs] == counts
+
+
+def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
+    args = make_args(tmp_path, "--rates", "1", "2", "3", "--steps", "10", "30")
+    trials = [(50.0, 10, 1), (60.0, 30, 2), (60.0, 10, 3), (60.0, 10, 2)]
+    rows = [
+        dict(zip(("score_dev", "steps", "learning_rate"), trial, strict=True)) for trial in trials
+    ]
+    assert sweep.choose(rows) == rows[3]
+    assert sweep.tell_edges(rows[3], args) == ""
+    assert "steps 30 is the highest" in sweep.tell_edges(rows[1], args)
+    assert "learning_rate 1 is the lowest" in sweep.tell_edges(rows[0], args)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    args, tried = make_args(tmp_path, "--labels", "100", "--rates", "1e-3", "2e-3"), []
+
+    def try_recipe(args, run, rate, steps):
+        tried.append((rate, steps))
+        if len(tried) == 3:
+            raise UserError("stopped")
+        values = ["mini", "wlp", run.strategy, 100, 0, rate, steps, 0, 50 + steps, "f1", 1, 2, None]
+        return dict(zip(sweep.COLUMNS, values, strict=True))
+
+    monkeypatch.setattr(sweep, "parse_args", lambda argv: args)
+    monkeypatch.setattr(sweep, "try_recipe", try_recipe)
+    (args.splits / "dev.jsonl").touch()
+    with pytest.raises(UserError):
+        sweep.main([])
+    sweep.main([])
+    assert tried == [(1e-3, 900), (1e-3, 2700), (2e-3, 900), (2e-3, 900), (2e-3, 2700)]
+    with open(args.output) as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert "chosen rate 0.001, 2700 steps, 2750.0 on dev" in capsys.readouterr().out
