@@ -62,6 +62,7 @@ def parse_args(argv=None):
     add("--dev", type=Path, help="such a file too, for --eval-strategy and its loss")
     add("--labels", nargs="+", help="class names of an encoder (default: the targets in --train)")
     add("--num-labels", type=int, help="labels to sample from --train (default: all)")
+    add("--keep-empty", action="store_true", help="learn from empty targets too: no entities here")
     add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
     add("--output", type=Path, required=True, help="run folder")
     add("--task", help="name recorded in training.json")
@@ -128,9 +129,9 @@ def read_rows(path, keys=("source", "target")):
 
 
 # same in: train_small.py, train_teacher.py
-def sample_rows(rows, count, seed, path):
+def sample_rows(rows, count, seed, path, keep_empty=False):
     """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
-    rows = [row for row in rows if row["target"].strip()]
+    rows = [row for row in rows if keep_empty or row["target"].strip()]
     if (count or 1) > len(rows):
         fail(f"{path}: {count or 1:,} labels asked for, {len(rows):,} rows with a target are there")
     random.Random(seed).shuffle(rows)
@@ -235,7 +236,7 @@ def train(args, training):
             fail(f"--max-source-length: {args.model} reads {longest} tokens at the most")
     elif args.labels:
         fail(f"--labels: {args.model} is no encoder; a T5 model learns to write the labels")
-    rows = sample_rows(rows, args.num_labels, training.seed, args.train)
+    rows = sample_rows(rows, args.num_labels, training.seed, args.train, args.keep_empty)
     examples, counts = encode_rows(rows, tokenizer, args)
     dev = args.dev and encode_rows(read_rows(args.dev), tokenizer, args)[0]
     settings = open_run(args, training, data=args.train, model=args.model)

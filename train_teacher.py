@@ -73,6 +73,7 @@ def parse_args(argv=None):
     add("--model", default="google/t5-v1_1-xxl", help="T5 folder or hub name (%(default)s)")
     add("--train", type=Path, required=True, help="JSONL file of source and target")
     add("--num-labels", type=int, help="labels to sample from it (default: all)")
+    add("--keep-empty", action="store_true", help="learn from empty targets too: no entities here")
     add("--prefix", default="", help='put before every source, e.g. "wlp: " (default: nothing)')
     add("--output", type=Path, required=True, help="run folder")
     add("--task", help="name recorded in training.json")
@@ -142,9 +143,9 @@ def read_rows(path, keys=("source", "target")):
 
 
 # same in: train_small.py, train_teacher.py
-def sample_rows(rows, count, seed, path):
+def sample_rows(rows, count, seed, path, keep_empty=False):
     """The first `count` rows of a seeded permutation, so that more labels contain fewer."""
-    rows = [row for row in rows if row["target"].strip()]
+    rows = [row for row in rows if keep_empty or row["target"].strip()]
     if (count or 1) > len(rows):
         fail(f"{path}: {count or 1:,} labels asked for, {len(rows):,} rows with a target are there")
     random.Random(seed).shuffle(rows)
@@ -509,7 +510,9 @@ def train(args, training):
     """Fine-tune and write the run folder. Returns the record in training.json."""
     start = time.monotonic()
     config, tokenizer = load_config(args.model, args.dropout), load_tokenizer(args.model)
-    rows = sample_rows(read_rows(args.train), args.num_labels, training.seed, args.train)
+    rows = sample_rows(
+        read_rows(args.train), args.num_labels, training.seed, args.train, args.keep_empty
+    )
     examples, counts = encode_rows(rows, tokenizer, args)
     weights = count_weights(config)
     way, devices, share = choose_way(args, training, weights)

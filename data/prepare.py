@@ -7,44 +7,48 @@ Usage:
     python -m data.prepare --task mytask --data FOLDER --check        # look, write nothing
 
 Reads:  data/tasks.json and scales.json; the mini world's generators (scale mini without --data);
-        FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled .jsonl, or in the authors'
-        layout, TASK/TASK_train_all.json and TASK_test_all.json; at scale paper without --data the
-        authors' public repository.
+        FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled, each .jsonl, .csv, .tsv or
+        .parquet, or with one labeled file alone, such as data.csv, or in the authors' layout,
+        TASK/TASK_train_all.json and TASK_test_all.json; hub:NAME in place of FOLDER, by the
+        library `datasets`; at scale paper without --data the authors' public repository.
 Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which files, with
         sha256, how many rows, and what was left out. OUTPUT/unlabeled_gold.jsonl, the answers to
         the unlabeled rows where all of them are known (mini world, rows taken from train): for
         the simulated annotator of gpt_annotate.py alone, no training script reads it.
-Copy:   data/prepare.py data/fetch.py data/sources.json data/world/ and what costs.py names
+Copy:   the whole project
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
-Without a dev file, dev is drawn from train. Without unlabeled rows, at scale mini, they too are
-drawn from train, which stands for text that nobody has labeled yet. No source is in two splits:
-what test holds is taken out of the others, and what dev or train holds out of unlabeled.
+One labeled file is split by seed: a fifth is test. Without a dev file, dev is drawn from train.
+Without unlabeled rows, at scale mini, they too are drawn from train, which stands for text that
+nobody has labeled yet. No source is in two splits, and sources that are the same tokens to T5 are
+one: what test holds is taken out of the others, what dev or train holds out of unlabeled.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import random
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 from data import fetch
-from data.costs.budget import load_scale, make_terms
-from data.costs.grid import TABLES, grid
-from data.costs.prices import load_prices, show_price
+from data.check import check_task, describe_faults
+from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
+from data.costs.budget import load_scale
 from data.costs.stale import REDO, find_changed_splits
-from data.files import UserError, parse_json, read_json, run_cli, write_atomic, write_json
+from data.files import UserError, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_task
 from data.world import lab, town
 
-ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "dev", "test", "unlabeled")
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+HIDDEN = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")  # controls that T5's vocabulary reads over
+SPACES = re.compile(r"[\u200b-\u200f\ufeff]")  # what it takes for a space, as it does white space
 NO_OWN_UNLABELED = (
     "no unlabeled rows of {task} in {folder}; put unlabeled.jsonl there, give --unlabeled "
-    "FILE.jsonl, or rest (half of train without its targets, which leaves fewer labels)"
+    "FILE, or rest (half of train without its targets, which leaves fewer labels)"
 )
 NO_UNLABELED = (
     "no unlabeled rows of {task} in {folder}; give --unlabeled FILE.jsonl, or the authors' archive "
@@ -54,104 +58,76 @@ NO_UNLABELED = (
 
 
 def find_files(folder, task, sources):
-    """{split: file} of a data folder, in any of the layouts that the docstring names."""
+    """{split: file} of a data folder, in any of the layouts that the docstring names; one labeled
+    file alone is the split "all"."""
     name = sources["folders"].get(task, task)
-    places = [folder / task, folder / name, folder]
-    found = {}
+    places, found = dict.fromkeys([folder / task, folder / name, folder]), {}
     for split in SPLITS:
-        names = [f"{split}.jsonl", f"{name}_{split}_all.json", f"{name}_{split}.json"]
+        own = [f"{split}{ending}" for ending in ENDINGS]
+        names = [*own, f"{name}_{split}_all.json", f"{name}_{split}.json"]
         paths = [place / file for place in places for file in names if (place / file).is_file()]
+        if twice := [path for path in paths if path.with_suffix("") == paths[0].with_suffix("")][
+            1:
+        ]:
+            raise UserError(f"{paths[0]} and {twice[0]}: which is {split}? Move one away")
         found |= {split: paths[0]} if paths else {}
     if "test" not in found and "dev" in found and found["dev"].name.endswith("_all.json"):
         found["test"] = found.pop("dev")  # Table 5: scored on dev where the test set is private
+    lone = [path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS]
+    lone = [path for path in lone if path.stem not in (*SPLITS, "task")]
+    if not {"train", "test", "dev"} & found.keys() and len(lone) == 1:
+        return {"all": lone[0], **found}
     for split in ("train", "test"):
         if split not in found:
             raise UserError(
-                f"{folder}: no {split} rows of {task}; looked for {places[0]}/{split}.jsonl, "
-                f"{folder}/{split}.jsonl and {places[1]}/{name}_{split}_all.json"
+                f"{folder}: no {split} rows of {task}; looked for {folder}/{split}.jsonl "
+                f"(.csv, .tsv, .parquet), the same in {folder / task}, {folder / name}/{name}_"
+                f"{split}_all.json, and for one labeled file alone, such as data.csv"
             )
     return found
 
 
-def check_row(row, split, entry):
-    """What is wrong with a row, or None."""
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    keys = ("source",) if split == "unlabeled" else ("source", "target")
-    for key in keys:
-        if key not in row:
-            return f"no {key!r}"
-        several = key == "target" and entry.metric == "answers" and split in ("dev", "test")
-        texts = row[key] if several and isinstance(row[key], list) else [row[key]]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            return f"{key!r} is {row[key]!r}, not a text" + " or a list of texts" * several
-    if not row["source"].strip():
-        return "the source is empty"
-    return check_target(row, entry) if split != "unlabeled" else None
+def open_hub(word):
+    """{split: Table} of a data set of the hub; scored on its dev set where it has no test set."""
+    data = load_hub(word)
+    data = {{"validation": "dev"}.get(key, key): table for key, table in data.items()}
+    if "test" not in data and "dev" in data:
+        data["test"] = data.pop("dev")
+    found = {split: data[split] for split in SPLITS if split in data}
+    if "train" not in found:
+        raise UserError(f"{word}: no split train; it has {', '.join(data)}")
+    return found if "test" in found else {"all": found["train"]}
 
 
-def check_target(row, entry):
-    """What is wrong with the labels in a target, or None."""
-    labels, target = entry.labels, row["target"]
-    if entry.metric == "classes" and target not in labels:
-        return f"target {target!r} is none of {', '.join(labels)}"
-    if entry.metric == "entities":
-        words = target.split()
-        marked = [word for word in words if re.fullmatch(r"\[.+\]", word)]
-        unknown = [word for word in marked if word[1:-1] not in labels]
-        if wrong := [word for word in unknown if word not in row["source"]]:  # else it is text
-            return f"{wrong[0]} in the target is neither a label nor in the source"
-        if words and words[-1][1:-1] not in labels:
-            return f"target {target!r} does not end with a [Label]"
-    return None
-
-
-def read_split(lines, name, split, entry):
-    """(rows, faults) of JSON lines; a fault names file and line."""
-    rows, faults = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line, f"{name} line {number}")
-            fault = check_row(row, split, entry)
-            fault = fault and f"{name} line {number}: {fault}"
-        except UserError as error:
-            fault = str(error)
-        if fault:
-            faults.append(fault)
-        else:
-            rows.append(row)
-    return rows, faults if rows or faults else [f"{name}: no rows"]
-
-
-def read_file(path, split, entry):
-    """(rows, faults) of a JSONL file."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # Windows programs put a mark first
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        return [], [f"{path} line {line}: not UTF-8"]
-    except FileNotFoundError:
-        return [], [f"{path}: no such file"]
-    return read_split(text.split("\n"), path, split, entry)
-
-
-def read_unlabeled(origin, task, entry, sources):
-    """(rows, faults, name) of one --unlabeled: a JSONL file, an archive or hub:NAME."""
-    folder = sources["folders"].get(task, task)
+def open_unlabeled(origin, task, sources):
+    """(Table, its column of sources or None) of one --unlabeled: a file, an archive or hub:NAME."""
     if origin.startswith("hub:"):
-        texts = fetch.read_public(origin[4:], task, sources)
-        return [{"source": text} for text in texts if text.strip()], [], origin
-    if origin.partition(":")[0].endswith(ARCHIVES):
-        name, lines = fetch.read_archive(origin, folder, sources)
-        return *read_split(lines, name, "unlabeled", entry), name
-    return *read_file(Path(origin), "unlabeled", entry), origin
+        known = sources["public"].get(origin[4:], {})
+        word = f"hub:{known['path']}:{known.get('name', '')}" if known else origin
+        return load_hub(word, known.get("split", "train")), known.get("column")
+    if fetch.ARCHIVE.fullmatch(origin):
+        name, content = fetch.read_archive(origin, sources["folders"].get(task, task), sources)
+        try:
+            return read_lines(name, content.decode("utf-8-sig")), None
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: not UTF-8") from None
+    return read_table(Path(origin)), None
+
+
+@functools.cache
+def name_source(text):
+    """What sources share that are the same tokens to T5: NFKC, white space and controls aside."""
+    text = SPACES.sub(" ", HIDDEN.sub("", unicodedata.normalize("NFKC", text)))
+    return " ".join(text.split())
+
+
+def name_sources(rows):
+    return {name_source(row["source"]) for row in rows}
 
 
 def drop_sources(rows, held, what, notes):
     """`rows` without those whose source is among `held`; what was dropped goes to `notes`."""
-    kept = [row for row in rows if row["source"] not in held]
+    kept = [row for row in rows if name_source(row["source"]) not in held]
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept):,} rows dropped: {what}")
     return kept
@@ -168,8 +144,8 @@ def take_rows(rows, count, seed, notes, what):
     for i in order:
         if len(taken) == count:
             break
-        taken.setdefault(rows[i]["source"], i)
-    rest = [row for row in rows if row["source"] not in taken]
+        taken.setdefault(name_source(rows[i]["source"]), i)
+    rest = [row for row in rows if name_source(row["source"]) not in taken]
     copies = len(rows) - len(rest) - len(taken)
     notes.append(
         f"{len(taken):,} of {len(rows):,} rows {what}"
@@ -182,34 +158,45 @@ def list_sources(rows, notes):
     """One row per distinct source, the first; its target stays where it has one."""
     distinct = {}
     for row in rows:
-        distinct.setdefault(row["source"], row)
+        distinct.setdefault(name_source(row["source"]), row)
     if len(distinct) < len(rows):
         notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
     return list(distinct.values())
 
 
-def split_rows(rows, sizes, seed):
-    """The four splits without a shared source, and {split: notes} on what was moved or dropped.
+def split_all(rows, args, notes):
+    """Train and test, and what else `rows` has, of one labeled file: a fifth is test, by seed."""
+    every = rows.pop("all")
+    count = max(1, len(name_sources(every)) // 5)
+    count = min(count, args.test_rows or count)
+    what = "of the one labeled file drawn as test"
+    test, train = take_rows(every, count, f"test {args.seed}", notes["test"], what)
+    return {"train": train, "test": test, **rows}
+
+
+def split_rows(rows, sizes, seed, notes, keep_empty=False):
+    """The four splits without a shared source; what was moved or dropped goes to `notes` by split.
 
     `rows` has train and test and may have dev and unlabeled; `sizes` is size_splits' answer.
+    `keep_empty`: a row with an empty target is a lesson.
     """
-    notes = {split: [] for split in SPLITS}
     test = rows["test"]
-    held = {row["source"] for row in test}  # the whole test set, even where a part is scored
+    held = name_sources(test)  # the whole test set, even where a part is scored
     if sizes["test"] and sizes["test"] < len(test):
         keep = sorted(random.Random(f"test {seed}").sample(range(len(test)), sizes["test"]))
         notes["test"].append(f"{len(keep):,} of {len(test):,} rows drawn")
         test = [test[i] for i in keep]
     train = drop_sources(rows["train"], held, "their source is in test", notes["train"])
-    labeled = [row for row in train if row["target"]]
-    empty = [row for row in train if not row["target"]]
+    labeled = [row for row in train if keep_empty or row["target"]]
+    empty = [row for row in train if not (keep_empty or row["target"])]
     if empty:
-        notes["train"].append(f"{len(empty):,} rows dropped: no target, so nothing to learn from")
+        notes["train"].append(
+            f"{len(empty):,} rows dropped: no target (the paper's authors skip such rows too; a "
+            "task of entities of one's own learns from them that there is nothing)"
+        )
     if "dev" in rows:
         dev = drop_sources(rows["dev"], held, "their source is in test", notes["dev"])
-        train = drop_sources(
-            labeled, {row["source"] for row in dev}, "their source is in dev", notes["train"]
-        )
+        train = drop_sources(labeled, name_sources(dev), "their source is in dev", notes["train"])
     else:
         dev, train = take_rows(
             labeled, sizes["dev"], f"dev {seed}", notes["dev"], "of train drawn as dev"
@@ -222,18 +209,33 @@ def split_rows(rows, sizes, seed):
     pool = rows["unlabeled"] if "unlabeled" in rows else rest + empty
     if "unlabeled" not in rows:
         notes["unlabeled"].append("drawn from train, targets taken off")
-    held |= {row["source"] for row in dev + train}
+    held |= name_sources(dev + train)
     pool = drop_sources(pool, held, "their source is in test, dev or train", notes["unlabeled"])
-    unlabeled = list_sources(pool, notes["unlabeled"])
+    unlabeled = take_first(list_sources(pool, notes["unlabeled"]), [])
     random.Random(f"unlabeled {seed}").shuffle(unlabeled)
-    splits = {"train": train, "dev": dev, "test": test, "unlabeled": unlabeled}
-    return splits, notes
+    return {
+        "train": take_first(train, notes["train"]),
+        "dev": dev,
+        "test": test,
+        "unlabeled": unlabeled,
+    }
+
+
+def take_first(rows, notes):
+    """Rows to learn from: of several answers the first, as a model writes one."""
+    several = sum(isinstance(row.get("target"), list) for row in rows)
+    if several:
+        notes.append(f"{several:,} rows have lists of answers; the first of each is learned")
+    return [
+        {**row, "target": row["target"][0]} if isinstance(row.get("target"), list) else row
+        for row in rows
+    ]
 
 
 def size_splits(args, entry, rows, divide_by):
     """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
     table = {} if entry.own else {key: n // divide_by for key, n in entry.rows.items() if n}
-    count = len({row["source"] for row in rows["train"] if row["target"]})
+    count = len(name_sources(r for r in rows["train"] if r["target"] or entry.keeps_empty))
     dev = min(table.get("dev", 500), count // 10) if args.dev_rows is None else args.dev_rows
     train = args.train_rows
     if train is None and "unlabeled" not in rows:
@@ -241,41 +243,54 @@ def size_splits(args, entry, rows, divide_by):
     return {"train": train, "dev": dev, "test": args.test_rows}
 
 
-def read_data(args, entry, sources):
-    """({split: rows}, [names of what was read]) of real data; every fault is in the UserError."""
+def open_data(args, entry, sources):
+    """({split: Table}, [origins of unlabeled rows]) of a folder, the hub or the download."""
+    if str(args.data or "").startswith("hub:"):
+        return open_hub(str(args.data)), args.unlabeled or []
     folder = args.data or fetch.fetch_task(args.task, args.downloads, args.base, sources)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --data takes one that holds train and test")
-    files, rows, faults = find_files(folder, args.task, sources), {}, []
-    origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
-    if not origins and args.scale == "paper":
-        public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
-        text = NO_OWN_UNLABELED if entry.own else NO_UNLABELED
-        raise UserError(
-            text.format(
-                task=args.task,
-                folder=folder,
-                archive=sources["archive"],
-                public="".join(public),
-            )
-        )
-    for split in [split for split in files if split != "unlabeled"]:
-        rows[split], wrong = read_file(files[split], split, entry)
-        faults += wrong
+    files = find_files(folder, args.task, sources)
     if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
         raise UserError(f"{args.output}: holds the data to read; choose another --output")
-    names = [str(files[split]) for split in rows]
+    origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
+    return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
+
+
+def refuse_unlabeled(args, entry, sources):
+    """At scale paper unlabeled rows must be named."""
+    public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
+    text = NO_OWN_UNLABELED if entry.own else NO_UNLABELED
+    more = {"archive": sources["archive"], "public": "".join(public)}
+    raise UserError(text.format(task=args.task, folder=args.data or args.downloads, **more))
+
+
+def read_data(args, entry, sources):
+    """({split: rows}, [names of what was read], {split: notes}) of real data; the UserError has the
+    first fault, and --check prints all."""
+    columns = Columns(args.source_column, args.target_column)
+    tables, origins = open_data(args, entry, sources)
+    if not origins and args.scale == "paper":
+        refuse_unlabeled(args, entry, sources)
+    rows, faults, notes = {}, [], {split: [] for split in SPLITS}
+    for split, table in tables.items():
+        rows[split], wrong, told = make_rows(table, entry, True, columns)
+        faults += wrong
+        notes["train" if split == "all" else split] += told
+    names = [str(table.name) for table in tables.values()]
     for origin in [origin for origin in origins if origin != "rest"]:
-        more, wrong, name = read_unlabeled(origin, args.task, entry, sources)
+        table, column = open_unlabeled(origin, args.task, sources)
+        more, wrong, told = make_rows(table, entry, False, Columns(column or columns.source))
         rows.setdefault("unlabeled", []).extend(more)
         faults += wrong
-        names.append(name)
+        notes["unlabeled"] += told
+        names.append(origin if origin.startswith("hub:") else str(table.name))
     if faults and args.check:
-        print("\n".join(faults))
+        print("\n".join(describe_faults(faults)))
     if faults:
         more = f" (and {len(faults) - 1:,} more faults; --check lists them)" * (len(faults) > 1)
-        raise UserError(faults[0] + more)
-    return rows, names
+        raise UserError(f"{faults[0]}{more}")
+    return rows, names, notes
 
 
 def describe_splits(splits, notes, entry, divide_by):
@@ -350,30 +365,6 @@ def draw_mini(task):
     raise UserError(f"the mini world has no {task}; give a folder by --data")
 
 
-def check_targets(args, entry, rows):
-    """Lines on what the entry gives: which tables and figures, and why not the others.
-
-    Raises UserError where none is possible, as for a missing price.
-    """
-    terms = make_terms(entry, load_prices())
-    gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
-    lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
-    most, scales = max(entry.labels_n), read_json(ROOT / "data" / "scales.json")
-    if entry.own and most > rows["train"]:
-        lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
-    if unread := sorted(set(entry.scales) - set(scales)):
-        lines.append(f"fields of the entry that nothing reads: {', '.join(unread)}")
-    made, lacking = [], {}
-    for name in TABLES:
-        try:
-            grid(name, entry, args.scale, rows=rows)
-            made.append(name)
-        except UserError as error:
-            lacking.setdefault(str(error), []).append(name)
-    lines += [f"make can make: {', '.join(made) or 'nothing'}"]
-    return lines + [f"not {', '.join(names)}: {fault}" for fault, names in lacking.items()]
-
-
 def keep_splits(args, sources):
     """Whether the splits there are those of the data and flags of now; others are refused, or with
     --redo made again."""
@@ -381,7 +372,7 @@ def keep_splits(args, sources):
     if not path.exists():
         return False
     files = {}
-    if args.data and not args.unlabeled:
+    if args.data and not args.unlabeled and args.data.is_dir():
         files = find_files(args.data, args.task, sources)
     change = find_changed_splits(read_json(path), args.asked, map(str, files.values()))
     if change and not args.redo:
@@ -390,33 +381,31 @@ def keep_splits(args, sources):
 
 
 def prepare(args):
-    """Make the splits; returns what was made as text."""
+    """Make the splits, or with --check look at them, and print what they are."""
     entry, sources = load_task(args.task, args.data), read_json(args.sources)
     args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
     if args.keep and keep_splits(args, sources):
-        return f"{args.output}: as its data stands there"
+        return print(f"{args.output}: as its data stands there")
+    notes = {split: [] for split in SPLITS}
     if args.scale == "mini" and not args.data:
         splits, names = draw_mini(args.task)
-        notes = {}
     else:
-        rows, names = read_data(args, entry, sources)
+        rows, names, notes = read_data(args, entry, sources)
+        rows = split_all(rows, args, notes) if "all" in rows else rows
         sizes = size_splits(args, entry, rows, divide_by)
-        splits, notes = split_rows(rows, sizes, args.seed)
+        splits = split_rows(rows, sizes, args.seed, notes, entry.keeps_empty)
         compare_rows(rows, splits, notes, entry, divide_by)
         for split in [split for split in SPLITS if not splits[split]]:
             why = f" ({'; '.join(notes[split])})" if notes[split] else ""
             raise UserError(f"{args.task}: no rows are left for {split}{why}")
-    text = describe_splits(splits, notes, entry, divide_by)
+    print(describe_splits(splits, notes, entry, divide_by))
     if args.check:
-        rows = {split: len(splits[split]) for split in SPLITS}
-        text = "\n".join([text, *check_targets(args, entry, rows)])
-    else:
-        about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
-        about["rows"] = {split: len(splits[split]) for split in SPLITS}
-        about["asked"] = args.asked
-        about["files"] = {name: hash_file(name) for name in names}
-        write_splits(args.output, splits, about)
-    return text
+        return check_task(entry, args.scale, splits, bool(args.data))
+    about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
+    about["rows"] = {split: len(splits[split]) for split in SPLITS}
+    about["asked"] = args.asked
+    about["files"] = {name: hash_file(name) for name in names}
+    write_splits(args.output, splits, about)
 
 
 def parse_args(argv=None):
@@ -426,7 +415,9 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--task", required=True, help="entry of data/tasks.json, or DATA/task.json, or FILE.json")
     add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")
-    add("--data", type=Path, help="folder of real data (default: mini world, or the download)")
+    add("--data", type=Path, help="folder or hub:NAME[:CONFIG] (default: mini world, or download)")
+    add("--source-column", help="the text (default: source, text, sentence, question or input)")
+    add("--target-column", help="default: target, spans, label(s), answer(s), entities or output")
     add(
         "--unlabeled",
         action="append",
@@ -460,7 +451,7 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    print(prepare(parse_args(argv)))
+    prepare(parse_args(argv))
 
 
 if __name__ == "__main__":

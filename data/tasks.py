@@ -82,6 +82,11 @@ class Task:
         text = json.dumps([*rules, self.max_source_length, self.max_target_length])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def keeps_empty(self):
+        """Whether a text without entities is a lesson; the paper's authors left theirs out."""
+        return self.own and self.metric == "entities"
+
     def at(self, scale, key):
         """The settings `key` of this task at a scale, {} where it has none of its own."""
         return self.scales.get(scale, {}).get(key, {})

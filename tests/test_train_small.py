@@ -337,7 +337,9 @@ def test_more_labels_contain_fewer():
         for n, seed in ((20, 1), (50, 1), (20, 2))
     )
     assert more[:20] == few and set(other) != set(few)
-    assert not any(int(source) % 10 == 0 for source in more)  # an empty target teaches nothing
+    assert not any(int(source) % 10 == 0 for source in more)  # an empty target teaches nothing,
+    kept = train_small.sample_rows(rows, None, 1, "file", keep_empty=True)  # unless it is said to
+    assert len(kept) == 100
 
 
 def test_batches_hold_similar_lengths_and_all_rows_once():

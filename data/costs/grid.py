@@ -497,6 +497,8 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
             fault = f"no classes, so nothing for {run.strategy} to learn"
             raise UserError(f"task {task.name!r}: {fault}")
         flags |= {"max-target-length": None, "prefix": None, "labels": list(task.labels)}
+    if task.keeps_empty and not distilled:
+        flags["keep-empty"] = True
     if strategy:
         return flags
     if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote

@@ -1,0 +1,206 @@
+"""What prepare.py --check says: faults by kind, classes, lengths, what make can make and its cost.
+
+Reads:  data/tasks.json, scales.json, prices.csv; the tokenizers of the scale's models
+Writes: nothing
+Paper:  Table 2 (what N labels and a budget buy)
+"""
+
+from collections import Counter
+
+from data.costs.budget import load_scale, make_terms
+from data.costs.grid import TABLES, grid, make_flags
+from data.costs.prices import load_prices, show_price, show_usd
+from data.costs.rules import count_steps, tell_duration
+from data.files import DATA, UserError, read_json
+from data.spans import split_entities
+
+RARE = 10  # rows of train, below which a class is called rare
+MOST = 10_000  # rows whose tokens are counted
+LABELED = ("train", "dev", "test")
+
+
+def describe_faults(faults):
+    """One line a kind of fault: where it is, how often, the first three places."""
+    kinds = {}
+    for fault in faults:
+        kinds.setdefault((fault.file, fault.what), []).append(fault)
+    lines = []
+    for (file, what), group in kinds.items():
+        values = Counter(fault.value for fault in group if fault.value)
+        shown = ", ".join(value[:80] for value, _ in values.most_common(5))
+        shown += f" and {len(values) - 5:,} more" * (len(values) > 5)
+        if len(group) == 1:
+            lines.append(str(group[0]))
+        else:
+            places = ", ".join(fault.place for fault in group[:3])
+            told = f"{file}: {len(group):,} times, first in {places}: {what}"
+            lines.append(told + f": {shown}" * bool(shown))
+    return lines
+
+
+# --- classes ---------------------------------------------------------------------------------
+
+
+def list_labels(row, task):
+    """The labels in a row's target; of an entity row without any, (no entity)."""
+    if task.metric == "classes":
+        return [row["target"]]
+    return [label for _, label in split_entities(row["target"], task.labels)[0]] or ["(no entity)"]
+
+
+def describe_classes(splits, task):
+    """Rows (of entities: mentions) by label and split, and labels that are absent or rare."""
+    counts = {
+        split: Counter(label for row in splits[split] for label in list_labels(row, task))
+        for split in LABELED
+    }
+    empty = ["(no entity)"] if any("(no entity)" in each for each in counts.values()) else []
+    width = max(len(label) for label in (*task.labels, *empty)) + 2
+    lines = [f"{'label':<{width}}" + "".join(f"{split:>9}" for split in LABELED)]
+    for label in (*task.labels, *empty):
+        numbers = "".join(f"{counts[split][label]:>9,}" for split in LABELED)
+        lines.append(f"{label:<{width}}{numbers}")
+    for split in ("train", "test"):
+        if absent := [label for label in task.labels if not counts[split][label]]:
+            lines.append(f"{split} has no {', '.join(absent)}")
+    rare = [label for label in task.labels if 0 < counts["train"][label] < RARE]
+    if rare:
+        lines.append(f"rare, under {RARE} in train: {', '.join(rare)}")
+    return lines
+
+
+def find_contradictions(splits):
+    """One line on sources of train that stand there with several targets."""
+    targets = {}
+    for row in splits["train"]:
+        targets.setdefault(" ".join(row["source"].split()), set()).add(row["target"])
+    several = [(source, each) for source, each in targets.items() if len(each) > 1]
+    if not several:
+        return []
+    shown = [f"{source[:60]!r}: {' / '.join(sorted(each))[:60]}" for source, each in several[:3]]
+    return [f"{len(several):,} sources of train have several targets, as {'; '.join(shown)}"]
+
+
+# --- lengths and vocabulary ------------------------------------------------------------------
+
+
+def read_vocabularies(task, scale, real_text):
+    """{model: (tokenizer, flags)} of the scale's compact model and teacher; lines on what can't be
+    had."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        return {}, ["lengths and labels not checked: make venv, then .venv/bin/python"]
+    found, lines = {}, []
+    for strategy in ("small", "teacher"):
+        flags = make_flags(task, scale, strategy, real_text=real_text)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(flags["model"])
+        except Exception as error:  # of a broken folder or an unreachable hub
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            lines.append(f"{flags['model']}: lengths and labels not checked ({why})")
+            continue
+        same = [known for known, _ in found.values() if known.get_vocab() == tokenizer.get_vocab()]
+        if not same:
+            found[flags["model"]] = tokenizer, flags
+    return found, lines
+
+
+def check_lengths(task, splits, model, tokenizer, flags):
+    """(lines on rows that the limits cut, lines on labels that this model cannot write)."""
+    from data.evaluate.decode import check_labels, encode_target
+
+    rows = (splits["train"] + splits["test"])[:MOST]
+    targets = [
+        text
+        for row in rows
+        for text in (row["target"] if isinstance(row["target"], list) else [row["target"]])
+    ]
+    texts = {"source": [flags["prefix"] + row["source"] for row in rows], "target": targets}
+    lines = []
+    for kind in texts:
+        limit, sizes = (
+            flags[f"max-{kind}-length"],
+            sorted(map(len, tokenizer(texts[kind]).input_ids)),
+        )
+        cut, usual = sum(size > limit for size in sizes), sizes[int(len(sizes) * 0.99)]
+        told = f"{cut:,} of {len(sizes):,} {kind}s are cut" if cut else f"no {kind} is cut"
+        lines.append(
+            f"{model}: {told} at {limit} tokens; 99% have at most {usual}, the longest {sizes[-1]}"
+        )
+    limit = flags["max-target-length"]
+    wrong = check_labels(task, tokenizer, limit)
+    if wrong:
+        form = "[{}]" if task.metric == "entities" else "{}"
+        sizes = [encode_target(form.format(label), tokenizer, limit)[1] for label in task.labels]
+        more = f" and {len(wrong) - 1:,} more labels" * (len(wrong) > 1)
+        needed = f"; max_target_length {max(sizes)} would hold all" * (max(sizes) > limit)
+        wrong = [f"{model}: {wrong[0]}{more}{needed}"]
+    return lines, wrong
+
+
+# --- what can be made ------------------------------------------------------------------------
+
+
+def list_runs(task, scale, rows):
+    """({table: its Runs}, {why not: tables}) of what make can make."""
+    made, lacking = {}, {}
+    for table in TABLES:
+        try:
+            made[table] = grid(table, task, scale, rows=rows)
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(table)
+    return made, lacking
+
+
+def describe_cost(task, scale, runs, real_text):
+    """What a table's runs take: how many, their steps and, where the scale knows it, the time."""
+    rates, steps, seconds = load_scale(scale).get("seconds_a_step", {}), 0, 0
+    for run in (run for run in runs if run.strategy != "prompted"):
+        flags = make_flags(task, scale, run=run, real_text=real_text)
+        named = {name.replace("-", "_"): value for name, value in flags.items()}
+        steps += (count := count_steps(run, named))
+        seconds = (
+            None
+            if run.strategy not in rates or seconds is None
+            else (seconds + count * rates[run.strategy])
+        )
+    time = f", {tell_duration(seconds)} on one core, one after the other" if seconds else ""
+    return f"{len(runs)} runs, {steps:,} steps{time}"
+
+
+def describe_targets(task, scale, rows, real_text):
+    """Lines on what the entry gives: prices, which tables and figures, and why not the others."""
+    terms = make_terms(task, load_prices())
+    gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
+    lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
+    most, scales = max(task.labels_n), read_json(DATA / "scales.json")
+    if task.own and most > rows["train"]:
+        lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
+    if unread := sorted(set(task.scales) - set(scales)):
+        lines.append(f"fields of the entry that nothing reads: {', '.join(unread)}")
+    made, lacking = list_runs(task, scale, rows)
+    lines += [f"make can make: {', '.join(made) or 'nothing'}"]
+    lines += [f"not {', '.join(names)}: {fault}" for fault, names in lacking.items()]
+    if "table2" in made:
+        bought = max(run.labels for run in made["table2"])
+        told = describe_cost(task, scale, made["table2"], real_text)
+        usd = show_usd(bought * terms.usd_per_label)
+        lines.append(f"table2 takes {told}; the {bought:,} labels of its largest run are {usd}")
+    return lines
+
+
+def check_task(task, scale, splits, real_text):
+    """Print what can be seen before anything is trained; refuse labels that no model can write."""
+    lines, refused = [], []
+    if task.metric in ("classes", "entities"):
+        lines += describe_classes(splits, task) + find_contradictions(splits)
+    found, more = read_vocabularies(task, scale, real_text)
+    for model, (tokenizer, flags) in found.items():
+        told, wrong = check_lengths(task, splits, model, tokenizer, flags)
+        lines, refused = lines + told, refused + wrong
+    rows = {split: len(splits[split]) for split in splits}
+    print("\n".join([*lines, *more]))
+    print("\n".join(describe_targets(task, scale, rows, real_text)))
+    if refused:
+        raise UserError("; ".join(refused))
