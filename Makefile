@@ -105,7 +105,7 @@ TASKS := $(if $(filter all,$(TASK)),$(PAPER_TASKS),$(TASK))
 PRINTED := table1 table5 table6 table7 table8
 TRAINED := table2 table3 table4 table9 table10 table11
 DRAWN := fig2 fig3 fig4 fig5 fig6 fig7
-ADVICE := pilot advise
+ADVICE := pilot advise explore
 OTHERS := all help settings venv data mini-models bench bench-gpu backtest sweep test lint clean clean-runs
 TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(ADVICE) $(OTHERS)
 # A file may be asked for too, by its path.
@@ -216,12 +216,13 @@ $(PRINTED):
 ## Advice for a task before the money is spent (BUDGET=500, PILOT=students|teacher|distilled)
 pilot: ## train the few runs that advice needs, scored on dev
 advise: ## annotate or distil: scores that each budget will buy, who wins, how sure
+explore: ## the same as a page with a slider for every price, which opens from the disk
 
 # The budget is in dollars; without one, the budgets of the task's entry.
 advice = $(PYTHON) costs.py advise --task '$(1)' --scale $(SCALE) --runs $(RUNS)/$(1) \
   --prepared $(PREPARED) $(LIMITS) $(if $(filter-out paper,$(BUDGET)),--budget $(call quote,$(BUDGET))) \
-  $(ADVISE_FLAGS)
-advise: pilot
+  --page $(MADE)/$(1)-explorer.html $(ADVISE_FLAGS) $(if $(filter explore,$@),> /dev/null)
+advise explore: pilot
 	@$(foreach t,$(TASKS),$(call advice,$(t));)
 
 # --- the rest --------------------------------------------------------------------------------

@@ -325,6 +325,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "budgets": ("LIST", "additional dollars of each line, e.g. '100 200 500'"),
     "unlabeled": ("N", "unlabeled rows there are (default: those of the splits or the entry)"),
     "llm-score": ("PERCENT", "the LLM's own score on dev rows (default: no advice on it)"),
+    "page": ("FILE", "write the advice as a page with a slider for every price too"),
     "llm-rows": ("N", "dev rows that it was scored on (default: 100)"),
     "cpu-usd-per-hour": ("USD", "dollars of an hour of the CPU that served (default: no price)"),
 }
@@ -349,7 +350,7 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "advise": (
         run_advise,
         "!task data scale prepared labels unlabeled budget budgets llm-score llm-rows "
-        f"cpu-usd-per-hour json {TERMS}",
+        f"cpu-usd-per-hour page json {TERMS}",
     ),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),

@@ -11,6 +11,8 @@ dollars beside the labels in hand, as in Table 2.
 import csv
 import json
 import math
+import shlex
+import sys
 import textwrap
 from dataclasses import replace
 from fractions import Fraction
@@ -25,6 +27,7 @@ from data.costs.budget import (
     price_distilling,
 )
 from data.costs.curves import EFFECTIVE, band, list_budgets, quantile, share_above
+from data.costs.explorer import make_state, write_page
 from data.costs.grid import read_rows
 from data.costs.memory import estimate_rates
 from data.costs.pilot import make_posterior, read_pilot
@@ -293,6 +296,7 @@ def advise(pilot, market, budgets, serving=(), unit=1):
         "constant": None if pilot.constant is None else 100 * pilot.constant,
         "pilot": [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs],
         "prior": list(pilot.like),
+        "sure": sure,  # whether some curve goes through all runs
         "budgets": rows,
         "turns": find_turns(posterior, market),
         "split": {"budget": middle, "best": split},
@@ -473,17 +477,11 @@ def read_budgets(task, args, unit):
     return sorted(set(found))
 
 
-def price_ways(args, prices, terms):
+def price_ways(args, servings, prices, terms):
     """[(model, dollars per million predictions or None, the same in words)], an LLM's last."""
-    hour, cpu = (
-        usd if usd is None else parse_amount(usd, flag)
-        for usd, flag in (
-            (args.gpu_usd_per_hour, "--gpu-usd-per-hour"),
-            (args.cpu_usd_per_hour, "--cpu-usd-per-hour"),
-        )
-    )
+    hour, cpu = (parse_optional(args, name) for name in ("gpu_usd_per_hour", "cpu_usd_per_hour"))
     ways = []
-    for each in measure_serving(args.runs) if args.runs else ():
+    for each in servings:
         usd = price_serving(each, prices, args.price_list, args.gpu, hour, cpu)
         ways.append((each.model, usd, show_serving(each, usd)))
     if terms.usd_per_llm_label is not None:
@@ -491,6 +489,12 @@ def price_ways(args, prices, terms):
         name = name or name_llm(args.price_list)
         ways.append(("LLM", usd, f"LLM {name} {show_predictions(usd)}"))
     return ways
+
+
+def parse_optional(args, name):
+    """The amount of a flag, None where it was not given."""
+    value = getattr(args, name)
+    return None if value is None else parse_amount(value, f"--{name.replace('_', '-')}")
 
 
 def complete_task(task, args, gpu):
@@ -538,23 +542,45 @@ def measure_tokens(path):
 EXAMPLES = 32  # in a prompt, as in Appendix E
 
 
+def read_llm(args, pilot):
+    """The Pilot with an LLM's own score, where a flag tells it."""
+    score = parse_optional(args, "llm_score")
+    if score is None:
+        return pilot
+    if score > 100:
+        raise UserError(f"--llm-score: {args.llm_score}: a number from 0 to 100 is needed")
+    return pilot._replace(llm=(float(score) / 100, parse_count(args.llm_rows, "--llm-rows", 1)))
+
+
+def show_command(args):
+    """The command without what the page's sliders say."""
+    words = ["python", "costs.py", "advise"]
+    for name in "task data scale runs prepared prices rates price_list gpu gpu_speed".split():
+        if (value := getattr(args, name)) is not None and value != DATA / "prices.csv":
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def run_advise(args):
     """which strategy, at which budget, how sure, from the runs of a pilot"""
     task, prices = load_task(args.task, args.data), load_prices(args.prices)
-    pilot = read_pilot(args.runs, task)
-    if args.llm_score is not None:
-        score, rows = parse_amount(args.llm_score, "--llm-score"), args.llm_rows
-        if score > 100:
-            raise UserError(f"--llm-score: {args.llm_score}: a number from 0 to 100 is needed")
-        pilot = pilot._replace(llm=(float(score) / 100, parse_count(rows, "--llm-rows", 1)))
+    pilot = read_llm(args, read_pilot(args.runs, task))
     asked = {name: getattr(args, name) for name in ASKED}
     task, said = complete_task(task, args, asked["gpu"])
     terms = make_terms(task, prices, args.price_list, args.rates, args.runs, **asked)
     terms = terms._replace(notes=(*terms.notes, *said))
     market = read_market(task, args, terms, pilot)
     unit = 1 if task.own else load_scale(args.scale)["divide_by"]
-    budgets = read_budgets(task, args, unit)
-    _, found = advise(pilot, market, budgets, price_ways(args, prices, terms), unit)
+    servings = measure_serving(args.runs) if args.runs else []
+    ways = price_ways(args, servings, prices, terms)
+    posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
+    if args.page:
+        state = make_state(
+            task.title, posterior, market, found, servings, show_command(args),
+            parse_optional(args, "cpu_usd_per_hour"), task.llm_tokens_per_label,
+        )  # fmt: skip
+        write_page(args.page, state)
+        print(f"page: {args.page}", file=sys.stderr)
     if args.json:
         print(json.dumps(to_json({"task": task.name, **found}), indent=2))
     else:

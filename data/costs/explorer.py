@@ -1,0 +1,76 @@
+"""The advice as a page with a slider for every price: one file that opens from the disk.
+
+Reads:  data/costs/explorer.html, the template; its model is that of curves.py and advise.py
+Writes: the page that is asked for; standard library only
+Paper:  none
+
+The page carries some of the posterior's draws, which do not depend on prices; all else is computed
+where it is read, without a network or a server.
+"""
+
+import json
+from pathlib import Path
+
+from data.costs.prices import to_json
+from data.files import write_atomic
+
+DRAWS = 300
+COLUMNS = ("f", "a", "k", "b", "s", "at", "kt", "bt", "cap", "r", "bd", "sd")
+
+
+def make_row(draw, columns):
+    """One draw, its numbers to six digits."""
+    noise = {f"z{i}": z for i, z in enumerate(draw.z)}
+    return [
+        float(f"{noise[name] if name in noise else getattr(draw, name):.6g}") for name in columns
+    ]
+
+
+def list_hours(table, unit):
+    """[(labels, hours)] at the scale's counts."""
+    return [(count / unit, hours) for count, hours in sorted(table.items())]
+
+
+def make_state(title, posterior, market, found, serving, command, cpu_usd=None, llm_tokens=None):
+    """What the page computes from: draws, what the pilot saw, hours, prices, seconds.
+
+    found: the advice's plain numbers; serving: Servings; cpu_usd: dollars of a CPU's hour.
+    """
+    terms, judged = market.terms, "llm" in found["budgets"][0]["buys"]
+    columns = [*COLUMNS, *("l", "w") * judged, *(f"z{i}" for i in range(5))]
+    draws = posterior.draws[:: max(1, len(posterior.draws) // DRAWS)][:DRAWS]
+    ways = [
+        {"model": w.model, "seconds": w.seconds, "gpus": w.gpus, "cpu": w.gpu is None}
+        for w in serving
+    ]
+    unit = market.unit
+    prices = {"label_usd": terms.usd_per_label, "gpu_usd": terms.usd_per_gpu_hour, "factor": 1}
+    prices |= {"llm_usd": terms.usd_per_llm_label, "budget": found["split"]["budget"]}
+    counts = {"labels": market.labels, "unlabeled": market.unlabeled, "predictions": 1_000_000}
+    return {
+        "title": title,
+        "columns": columns,
+        "rows": [make_row(draw, columns) for draw in draws],
+        "most_labels": posterior.most_labels,
+        "most_rows": posterior.most_rows,
+        "error": posterior.error,
+        "sure": found["sure"],
+        "llm": judged,
+        "unit": unit,
+        "labels_there": market.most_labels,
+        "teacher_hours": [(n, hours / unit) for n, hours in list_hours(terms.teacher_hours, unit)],
+        "row_hours": list_hours(terms.distill_hours, unit),
+        "serving": ways + [{"model": "LLM"}] * (terms.usd_per_llm_label is not None),
+        "cpu_usd": cpu_usd,
+        "llm_tokens": llm_tokens,
+        "command": command,
+        "notes": found["notes"],
+        "market": {**prices, **counts},
+    }
+
+
+def write_page(path, state):
+    """Write the page; a text of the task cannot end the element that holds the numbers."""
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    data = json.dumps(to_json(state), separators=(",", ":")).replace("<", "\\u003c")
+    write_atomic(path, template.replace("__DATA__", data))
