@@ -66,10 +66,9 @@ def find_files(folder, task, sources):
         own = [f"{split}{ending}" for ending in ENDINGS]
         names = [*own, f"{name}_{split}_all.json", f"{name}_{split}.json"]
         paths = [place / file for place in places for file in names if (place / file).is_file()]
-        if twice := [path for path in paths if path.with_suffix("") == paths[0].with_suffix("")][
-            1:
-        ]:
-            raise UserError(f"{paths[0]} and {twice[0]}: which is {split}? Move one away")
+        same = [path for path in paths if path.with_suffix("") == paths[0].with_suffix("")]
+        if same[1:]:
+            raise UserError(f"{same[0]} and {same[1]}: which is {split}? Move one away")
         found |= {split: paths[0]} if paths else {}
     if "test" not in found and "dev" in found and found["dev"].name.endswith("_all.json"):
         found["test"] = found.pop("dev")  # Table 5: scored on dev where the test set is private
@@ -277,6 +276,8 @@ def read_data(args, entry, sources):
         rows[split], wrong, told = make_rows(table, entry, True, columns)
         faults += wrong
         notes["train" if split == "all" else split] += told
+        if split == "test" and str(table.name).endswith(" validation"):
+            notes[split].append("the validation set, as there is no test set")
     names = [str(table.name) for table in tables.values()]
     for origin in [origin for origin in origins if origin != "rest"]:
         table, column = open_unlabeled(origin, args.task, sources)

@@ -359,7 +359,7 @@ def test_columns_by_name_and_prodigy_answers(tmp_path):
         read_own(path, ENTRY, source="nope")
 
 
-def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch):
+def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch, capsys):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=INTENTS)}
@@ -372,6 +372,7 @@ def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch):
     assert not faults and rows[13] == {"source": "train 13", "target": "intent b"}
     entry = write_rows(tmp_path / "mine.json", [ENTRY])
     splits = run(tmp_path / "out", data=f"hub:{tmp_path / 'hub'}", task=str(entry))
+    assert "test: the validation set, as there is no test set" in capsys.readouterr().out
     assert len(splits["test"]) == 40 and all(row["target"] in INTENTS for row in splits["train"])
     assert splits["test"][1] == {"source": "validation 1", "target": "intent b"}
 
