@@ -118,7 +118,8 @@ def load_dataset(shown, *args, **options):
             f"{shown}: needs the package `datasets`; make venv, then .venv/bin/python (make: "
             "PYTHON=.venv/bin/python)"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
+    for name in ("huggingface_hub", "datasets"):  # they tell of each retry, and of what is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -126,7 +127,7 @@ def load_dataset(shown, *args, **options):
     except Exception as error:  # the hub's errors have no common class
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{shown}: can't be loaded ({reason}); check connection and name, or give a file"
+            f"{shown}: can't be loaded ({reason}); check the file, or the name and the connection"
         ) from None
 
 

@@ -194,10 +194,11 @@ def test_faults_name_file_and_line(tmp_path, capsys):
         '{"source": " ", "target": "REFUTES"}',
         '{"source": "c", "target": "maybe"}',
         '{"source": 3, "target": "REFUTES"}',
+        '{"source": "so happy \\ud83d", "target": "REFUTES"}',
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     write_rows(tmp_path / "test.jsonl", [{"source": "t", "target": "REFUTES"}])
-    with pytest.raises(UserError, match=r"train.jsonl line 2: no 'target' \(and 5 more"):
+    with pytest.raises(UserError, match=r"train.jsonl line 2: no 'target' \(and 6 more"):
         prepare.main(["--task", "fever", "--data", str(tmp_path), "--check"])
     printed = capsys.readouterr().out
     for fault in (
@@ -206,6 +207,7 @@ def test_faults_name_file_and_line(tmp_path, capsys):
         "line 6: the source is empty",
         "line 7: target is none of REFUTES, SUPPORTS: 'maybe'",
         "line 8: 'source' is not a text: 3",
+        "line 9: half of a character (a lone surrogate) is no text",
     ):
         assert f"train.jsonl {fault}" in printed
 
