@@ -106,6 +106,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -459,7 +460,6 @@ def build_trainer(args, training, model, way, examples, passes, tokenizer=None):
     split = way == "bf16"
     optimiser = SplitAdafactor(model.parameters(), training.learning_rate) if split else None
     trainer = Trainer(
-        lengths=[len(row["input_ids"]) + len(row["labels"]) for row in examples],
         model=model,
         args=training,
         train_dataset=examples,
@@ -507,7 +507,7 @@ def fit_in_memory(args, training, parts, examples, *run, crowded):
 
 
 def train(args, training):
-    """Fine-tune and write the run folder. Returns the record in training.json."""
+    """Fine-tune and write the run folder."""
     start = time.monotonic()
     config, tokenizer = load_config(args.model, args.dropout), load_tokenizer(args.model)
     rows = sample_rows(
@@ -525,7 +525,7 @@ def train(args, training):
         training.max_grad_norm = 0.0  # SplitAdafactor has its own clipping
     settings = open_run(args, training, data=args.train, model=args.model)
     if not settings:
-        return None
+        return
     check_host(args, training, way, weights)
     torch.manual_seed(training.seed)
     record = {"script": "train_teacher.py", "labels": len(rows), "unlabeled": 0, **counts}
@@ -550,16 +550,14 @@ def train(args, training):
             torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in range(torch.cuda.device_count())
         ],
     }
-    return save_run(trainer, tokenizer, args, record, devices)
+    save_run(trainer, tokenizer, args, record, devices)
 
 
 def main(argv=None):
     args, rest = parse_args(argv)
     training = read_training(args, rest)
     with run_folder(args.output):
-        record = train(args, training)
-    if record:
-        report(args, record, f"{record['labels']:,} labels")
+        train(args, training)
 
 
 # --- run folder -----------------------------------------------------------------------------
@@ -592,6 +590,7 @@ FREE = re.compile(  # settings that may change: they leave the result alone, or 
     "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
     "|micro_batch|recompute"
 )
+FULL = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"  # said of a disk
 
 
 def fail(message):
@@ -599,10 +598,10 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
-def say(training, text):
-    """A line on stderr, of one process."""
-    if training.process_index == 0:
-        print(text, file=sys.stderr, flush=True)
+def say(text, end="\n"):
+    """A line on stderr, of the first process."""
+    if not int(os.environ.get("RANK", 0)):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def check_limits(flags):
@@ -628,59 +627,43 @@ def read_training(args, rest):
     given = vars(parser.parse_args(rest))
     for name in OURS.keys() & given.keys():
         parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
-    set_up(given)
-    cuda, best = torch.cuda.is_available(), given.get("load_best_model_at_end")
+    cuda = set_up(given)
     if args.bf16 is None:  # not where it is emulated, as on a T4
         args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    if given.get("save_steps") == 0:
-        given["save_strategy"] = "no"
-    defaults = {
-        "learning_rate": TABLE_8["learning_rate"],
-        "optim": "adamw_torch_fused",
-        "seed": 0,
-        "save_strategy": given.get("eval_strategy", "no") if best else "steps",
-        "save_steps": given.get("eval_steps", 500) if best else BY_TIME,
-        "save_total_limit": 1,
-        "logging_steps": 20,
-        "logging_nan_inf_filter": False,
-        "prediction_loss_only": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": cuda,
-        "ddp_find_unused_parameters": False,
-        "use_cpu": not torch.accelerator.is_available(),
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    flags = {"learning_rate": TABLE_8["learning_rate"], "optim": "adamw_torch_fused", "seed": 0}
+    flags |= {"save_strategy": "steps", "save_steps": BY_TIME, "save_total_limit": 1}
+    flags |= {"logging_steps": 20, "logging_nan_inf_filter": False, "prediction_loss_only": True}
+    flags |= {"dataloader_pin_memory": cuda, "use_cpu": not torch.accelerator.is_available()}
+    flags |= {"remove_unused_columns": False, "ddp_find_unused_parameters": False}
+    flags |= {"disable_tqdm": True, "report_to": "none"}
+    if given.get("load_best_model_at_end"):
+        flags["save_strategy"] = given.get("eval_strategy", "no")
+        flags["save_steps"] = given.get("eval_steps", 500)
+    flags |= given
+    if flags["save_steps"] == 0:
+        flags["save_strategy"] = "no"
     try:
         check_limits({**vars(args), **given})
         parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
         if args.batch_size % parts:
-            raise ValueError(
-                f"--batch-size {args.batch_size} is the batch of a step and does not divide by "
-                f"{parts}, the number of processes x --gradient-accumulation-steps"
-            )
-        training = Seq2SeqTrainingArguments(
-            **{**defaults, **given},
-            output_dir=str((args.output or Path()) / "checkpoints"),
-            num_train_epochs=args.epochs,
-            per_device_train_batch_size=args.batch_size // parts,
-            bf16=args.bf16,
-        )
+            text = f"--batch-size {args.batch_size}, of a step, does not divide by {parts}"
+            raise ValueError(f"{text} (processes x --gradient-accumulation-steps)")
+        flags |= {"output_dir": str((args.output or Path()) / "checkpoints"), "bf16": args.bf16}
+        flags |= {"per_device_train_batch_size": args.batch_size // parts}
+        training = Seq2SeqTrainingArguments(**flags, num_train_epochs=args.epochs)
         if training.eval_strategy != "no" and not getattr(args, "dev", None):
             raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(str(error).partition("\n")[0])
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
-    if training.device.type == "cuda":
-        torch.cuda.set_device(training.device)  # before anything is loaded
     return training
 
 
 def set_up(given):
-    """Turn off what libraries do unasked; refuse to train on the CPU because of an old driver."""
+    """Turn off what libraries do unasked; whether there is CUDA, or no use of an old driver."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
@@ -690,9 +673,9 @@ def set_up(given):
     if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
         fail(
             f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
-            "take days: install a build of torch for the driver's CUDA (nvidia-smi shows it), or "
-            "train on the CPU by --use-cpu"
+            "take days: install a build for the driver's CUDA (see nvidia-smi), or say --use-cpu"
         )
+    return torch.cuda.is_available()
 
 
 def raise_steps(args, training, rows):
@@ -727,8 +710,7 @@ def hash_file(path):
 
 
 def hash_model(model):
-    """What names a model: the hash of its folder's weights, configuration and tokenizer, or for a
-    hub name the name with its commit."""
+    """The hash of a folder's weights, config and tokenizer, or a hub name with its commit."""
     if not Path(model).is_dir():
         return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
     kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
@@ -737,101 +719,85 @@ def hash_model(model):
 
 
 @contextlib.contextmanager
-def run_folder(output):
-    """Lock OUTPUT; a fault of input, disk or memory, or a signal, ends in one line on stderr."""
+def on_signals(handler):
+    """Ctrl-C and SIGTERM go to `handler` meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield
 
-    def stop(number, frame):
+
+@contextlib.contextmanager
+def run_folder(output):
+    """Lock OUTPUT, in the first process, until it ends in whatever way; a fault of input, disk or
+    memory, or a signal, is one line on stderr."""
+
+    def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    path, held = output / ".lock", bool(int(os.environ.get("RANK", 0)))
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with lock(output / ".lock"):
+        with on_signals(interrupt), contextlib.ExitStack() as stack:
+            output.mkdir(parents=True, exist_ok=True)
+            if not held:
+                file = stack.enter_context(open(path, "w"))
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                if not held:
+                    fail(f"{output}: another process is training here")
+                stack.callback(path.unlink, missing_ok=True)
             yield
     except KeyboardInterrupt as error:
         print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
         sys.exit(128 + (error.args or [signal.SIGINT])[0])
-    except OSError as error:
-        fail(f"{error.filename or output}: {error.strerror or str(error).splitlines()[0]}")
-    except (ValueError, ImportError, RuntimeError) as error:
-        explain(error, output)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def lock(path):
-    """Hold a lock file, in the first process; it goes with the process, however that ends."""
-    if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            held = False
-        if not held:
-            fail(f"{path.parent}: another process is training here")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def explain(error, output):
-    """One line for what a library raised; torch and safetensors say a full disk in their way."""
-    text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        fail(f"{output}: out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half")
-    writing = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"
-    if re.search(writing, str(error)):
-        fail(f"{output}: the disk is full, or a quota; make room and run the same command again")
-    if not isinstance(error, RuntimeError):
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        text = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            text = f"out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half"
+        elif re.search(FULL, str(error)):
+            text = "the disk is full, or a quota; make room and run the same command again"
+        elif isinstance(error, OSError):
+            fail(f"{error.filename or output}: {error.strerror or text}")
+        elif isinstance(error, RuntimeError):
+            raise
         fail(f"{output}: {text}")
 
 
 def open_run(args, training, data, model, **more):
     """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
     this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
-    output, config = args.output, args.output / "config.json"
+    output, before = args.output, read_json(args.output / "config.json")
     names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
     for path in (Path(data).resolve(), Path(model).resolve()):
         if {output.resolve() / name for name in names} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    settings = {
-        **training.to_dict(),
-        **vars(args),
-        **more,
-        "processes": training.world_size,
-        "device": training.device.type,
-        "data_sha256": hash_file(data),
-        "model_sha256": hash_model(model),
-    }
+    there = [output / name for name in names if (output / name).exists()]
+    if there and "model_sha256" not in before:
+        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
+    about = {"processes": training.world_size, "device": training.device.type}
+    about |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
+    settings = {**training.to_dict(), **vars(args), **more, **about}
     settings = json.loads(json.dumps(settings, default=str))
-    before = read_json(config)
-    if "model_sha256" not in before:
-        for name in names:
-            if (output / name).exists():
-                fail(
-                    f"{output / name}: not of a run of this version; choose another --output, or "
-                    f"remove {output}"
-                )
-        before = settings
-    keys = [key for key in before.keys() & settings.keys() if not FREE.match(key)]
+    keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))
     changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
     if changes:
-        fail(
-            f"{output} was begun with other settings ({', '.join(sorted(changes))}); remove it or "
-            "choose another"
-        )
-    if (output / "training.json").exists():
+        changes = ", ".join(changes)
+        fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
+    if output / "training.json" in there:
         if read_json(output / "training.json") and (output / "model" / "config.json").exists():
-            return say(training, f"[{output.name}] already trained")
-        say(training, f"[{output.name}] training.json or model/ is damaged: trained again")
+            return say(f"[{output.name}] already trained")
+        say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
+
+
+def load(kind, name, what="model", **kwargs):
+    """kind.from_pretrained(name); whatever a library raises is one line."""
+    try:
+        return kind.from_pretrained(name, **kwargs)
+    except Exception as error:
+        text = str(error).partition("\n")[0]
+        fail(f"{name}: no {what} can be loaded ({text})")
 
 
 def load_config(model, dropout=None):
@@ -839,18 +805,14 @@ def load_config(model, dropout=None):
     looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
     if looks_local and not Path(model).is_dir():
         fail(f"{model}: no such model folder")
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    config = load(AutoConfig, model)
     encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
     if config.model_type == "t5" and getattr(config, "decoder_start_token_id", None) is None:
         fail(f"{model}: its config.json names no decoder_start_token_id")
-    for key in [key for key in config.to_dict() if "dropout" in key]:  # their names differ
-        if dropout is not None:
-            setattr(config, key, dropout)
+    if dropout is not None:  # the names differ
+        config.update({key: dropout for key in config.to_dict() if "dropout" in key})
     return config
 
 
@@ -859,10 +821,7 @@ def load_tokenizer(model):
     files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
     if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
         fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except Exception as error:
-        fail(f"{model}: no tokenizer can be loaded ({str(error).splitlines()[0]})")
+    return load(AutoTokenizer, model, "tokenizer")
 
 
 def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
@@ -870,14 +829,10 @@ def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwar
 
     An encoder's new head, and the pooler below it, may be missing.
     """
-    if len(tokenizer) > config.vocab_size:
-        pieces = f"{len(tokenizer):,} pieces in the tokenizer"
-        fail(f"{model}: {pieces}, but {config.vocab_size:,} embeddings")
+    if (pieces := len(tokenizer)) > (size := config.vocab_size):
+        fail(f"{model}: {pieces:,} pieces in the tokenizer, but {size:,} embeddings")
     kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
-    try:
-        loaded, found = kind.from_pretrained(model, **kwargs)
-    except Exception as error:
-        fail(f"{model}: no model can be loaded ({str(error).splitlines()[0]})")
+    loaded, found = load(kind, model, **kwargs)
     t5 = kind is T5ForConditionalGeneration
     own = "" if t5 else f"{loaded.base_model_prefix}."
     weights = loaded.named_parameters()
@@ -895,9 +850,8 @@ def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwar
 class LengthGroupedSampler(torch.utils.data.Sampler):
     """Batches of similar length in a random order that depends on (seed, epoch) alone.
 
-    Hugging Face's sampler draws from the global random state, so a resumed run would see other
-    batches; this one is told its epoch and is the same in every process. Arrays, not lists: a
-    million rows take a second and 12 MB.
+    Hugging Face's draws from the global random state, so a resumed run would see other batches.
+    Arrays, not lists: a million rows take a second and 12 MB.
     """
 
     def __init__(self, lengths, batch_size, seed):
@@ -921,19 +875,18 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
 
 class Trainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer with batches of similar `lengths` that a resumed run sees again.
+    """Seq2SeqTrainer with batches of similar length that a resumed run sees again.
 
     compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
     has `count` real target tokens; the shares of all batches and processes add up to it.
     """
 
-    def __init__(self, lengths, **kwargs):
-        super().__init__(**kwargs)
-        self.lengths = lengths
-
     def _get_train_sampler(self, train_dataset=None):
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(self.lengths, size * self.args.world_size, self.args.seed)
+        rows, size = self.train_dataset, self.args.gradient_accumulation_steps
+        if (lengths := getattr(rows, "lengths", None)) is None:
+            lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
+        size *= self.args.train_batch_size * self.args.world_size
+        return LengthGroupedSampler(lengths, size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self.compute_loss_func(model, inputs, num_items_in_batch)
@@ -951,67 +904,50 @@ class Trainer(Seq2SeqTrainer):
 class Progress(transformers.TrainerCallback):
     """log.jsonl, the line of time left, checkpoints by time, and an end after Ctrl-C or SIGTERM.
 
-    `start` is when the script began; `seconds` is what all starts of this run took until now.
+    `start` is when the script began; `earlier` the seconds of all starts of this run before.
     """
 
     def __init__(self, output, start):
-        self.name, self.log = output.name, output / "log.jsonl"
-        self.start, self.signal = start, None
+        self.name, self.log, self.start = output.name, output / "log.jsonl", start
         self.clock = output / "checkpoints" / "seconds.json"
-        self.earlier = read_json(self.clock).get("seconds", 0)
-        self.pause, self.handlers = PAUSE, {}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.begun, self.main = state.global_step, state.is_world_process_zero
-        self.before = max((entry.get("seconds", 0) for entry in state.log_history), default=0)
-        self.train = self.shown = self.saved = self.ticked = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self.stop)
-        if self.main:  # later steps are done again
-            self.clock.parent.mkdir(exist_ok=True)
-            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
-            self.tick()
+        self.earlier, self.signal, self.pause = read_json(self.clock).get("seconds", 0), 0, PAUSE
 
     def stop(self, number, frame):
         self.signal = number  # the step at hand ends, and a checkpoint is written
 
-    def release(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def tick(self):
+    def tick(self, state):
         self.ticked = time.monotonic()
-        self.seconds = self.earlier + self.ticked - self.start
-        if self.main:
-            write_json(self.clock, {"seconds": self.seconds})
+        if state.is_world_process_zero:
+            write_json(self.clock, {"seconds": self.earlier + self.ticked - self.start})
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun, history = state.global_step, state.log_history
+        self.before = max((entry.get("seconds", 0) for entry in history), default=0)
+        self.train = self.shown = self.saved = time.monotonic()
+        if state.is_world_process_zero:  # later steps are done again
+            self.clock.parent.mkdir(exist_ok=True)
+            self.log.write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        self.tick(state)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Checkpoints are of logged steps, so that the log that they hold is whole."""
-        last, several = state.global_step >= state.max_steps, args.world_size > 1
-        if several and not control.should_log:  # agreeing takes time
-            due = stop = False
-        else:
-            due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
-            due, stop = self.agree(args, due, bool(self.signal)) if several else (due, self.signal)
-        if stop:
-            control.should_training_stop = due = True
-        control.should_save = (control.should_save or due) and args.save_strategy != "no"
+        due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+        due = self.signal or int(due)
+        if args.world_size > 1:  # all do what one of them must; to agree takes time
+            due = max(gather_object([due])) if control.should_log else 0
+        if due > 1:
+            self.signal, control.should_training_stop = due, True
+        last = state.global_step >= state.max_steps
+        control.should_save = (control.should_save or due > 0) and args.save_strategy != "no"
         if last and not args.load_best_model_at_end:
             control.should_save = False  # the model itself comes next
-        if control.should_save or last or stop:
-            control.should_log = True
+        control.should_log |= control.should_save or last or due > 1
         self.saving = time.monotonic()
-
-    def agree(self, args, *said):
-        """What any process said, so that all do the same."""
-        said = torch.tensor(said, dtype=torch.int32, device=args.device)
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
-        return said.tolist()
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
-        self.tick()
+        self.tick(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:
@@ -1021,90 +957,70 @@ class Progress(transformers.TrainerCallback):
         entry["seconds"] = self.before + now - self.train
         if not math.isfinite(loss := logs.get("loss", 0.0)):
             fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        if not self.main:
+        if now - self.ticked > 1:
+            self.tick(state)
+        if not state.is_world_process_zero:
             return
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
-        if now - self.ticked > 1:
-            self.tick()
         live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
         if "loss" in logs and (live or now - self.shown > 10):
             left = (now - self.train) / (state.global_step - self.begun)
             self.shown, left = now, left * (state.max_steps - state.global_step)
             text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
-            end = "\r" if live else "\n"
-            print(f"[{self.name}] {text} left   ", end=end, file=sys.stderr, flush=True)
+            say(f"[{self.name}] {text} left   ", end="\r" if live else "\n")
 
 
 def find_checkpoint(output, training):
-    """The newest whole checkpoint, or None; what is passed over is said on stderr."""
+    """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read,
+    or None; what is passed over is said on stderr."""
     found = {}
     for folder in (output / "checkpoints").glob("checkpoint-*"):
-        if is_whole(folder, training):
-            found[read_json(folder / "trainer_state.json")["global_step"]] = folder
-        else:
-            say(training, f"[{output.name}] {folder.name} is not whole: passed over")
-    return found[max(found)] if found else None
-
-
-def is_whole(folder, training):
-    """Whether weights, optimiser, schedule, random states and the step can be read."""
-    if not isinstance(read_json(folder / "trainer_state.json").get("global_step"), int):
-        return False  # written last
-    if training.fsdp or training.deepspeed:  # they have files of their own
-        return True
-    several = training.world_size > 1
-    states = [f"rng_state_{i}.pth" for i in range(training.world_size)] * several
-    try:
-        weights = list(folder.glob("*.safetensors"))
-        for path in weights:
-            with safe_open(path, "pt"):
-                pass
-        for name in ("optimizer.pt", "scheduler.pt", *(states or ["rng_state.pth"])):
-            with zipfile.ZipFile(folder / name) as file:
-                if file.testzip():
-                    return False
-    except Exception:  # each library has its own for a damaged file
-        return False
-    return bool(weights)
+        weights, states = [*folder.glob("*.safetensors")], [*folder.glob("*.pt*")]
+        try:
+            step = int(read_json(folder / "trainer_state.json")["global_step"])  # written last
+            if not (training.fsdp or training.deepspeed):  # they have files of their own
+                damaged = [path for path in states if zipfile.ZipFile(path).testzip()]
+                lost = len(states) < 2 + training.world_size  # a process has its random state
+                if damaged or lost or not [safe_open(path, "pt") for path in weights]:
+                    raise ValueError(folder)
+            found[step] = folder
+        except Exception:  # each library has its own for a damaged file
+            say(f"[{output.name}] {folder.name} is not whole: passed over")
+    return str(found[max(found)]) if found else None
 
 
 def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
-    output, training = args.output, trainer.args
+    output, training, model = args.output, trainer.args, trainer.model
     raise_steps(args, training, len(trainer.train_dataset))
     if trainer.is_world_process_zero():
         write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    walk = model.train  # Trainer calls it in each step, and it would go through all modules
+    model.train = lambda mode=True: model if model.training == mode else walk(mode)
     loaded = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    finally:
-        progress.release()
+    with on_signals(progress.stop):
+        trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     if progress.signal and state.global_step < state.max_steps:
         kept = training.save_strategy != "no"
         text = "the same command goes on from there" if kept else "without a checkpoint"
-        say(training, f"error: {output.name}: stopped at step {state.global_step:,}; {text}")
+        say(f"error: {output.name}: stopped at step {state.global_step:,}; {text}")
         sys.exit(128 + progress.signal)
     losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
     steps = np.diff([0, *(step for step, _ in losses)])
     seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}
-    lost = progress.earlier - progress.before  # by starts that were killed
-    return {
-        **record,
-        "strategy": args.strategy,
-        "task": args.task,
-        "seed": training.seed,
-        "parameters": trainer.model.num_parameters(),
-        "epochs": state.epoch,
-        "steps": state.global_step,
-        "examples_seen": round(state.epoch * len(trainer.train_dataset)),
-        "train_loss": float(steps @ [loss for _, loss in losses] / state.global_step),
-        "seconds": {**seconds, **({"lost": lost} if lost > 0 else {})},
-    }
+    if (lost := progress.earlier - progress.before) > 0:  # by starts that were killed
+        seconds["lost"] = lost
+    about = {"strategy": args.strategy, "task": args.task, "seed": training.seed}
+    about |= {"parameters": model.num_parameters(), "epochs": state.epoch}
+    about |= {"steps": state.global_step, "seconds": seconds}
+    about |= {"examples_seen": round(state.epoch * len(trainer.train_dataset))}
+    about |= {"train_loss": float(steps @ [loss for _, loss in losses] / state.global_step)}
+    return {**record, **about, **{key: settings[key] for key in ("data_sha256", "model_sha256")}}
 
 
 def save_run(trainer, tokenizer, args, record, gpus=1):
@@ -1119,67 +1035,48 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
     if not trainer.is_world_process_zero():
-        return None
+        return
     tokenizer.save_pretrained(temporary)
     (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
     keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
     write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
-    os.umask(mask := os.umask(0))
-    for path in temporary.iterdir():
-        path.chmod(0o666 & ~mask)  # safetensors gives 0600
+    for path in temporary.iterdir():  # safetensors gives 0600
+        path.chmod((temporary / "preprocessing.json").stat().st_mode)
     shutil.rmtree(output / "model", ignore_errors=True)
     os.replace(temporary, output / "model")
     record["seconds"]["save"] = time.monotonic() - start
-    record |= describe_run(trainer.args, read_json(output / "config.json"), gpus)
     if (output / "checkpoints" / "runs").exists():  # what a tracker wrote
         shutil.copytree(output / "checkpoints" / "runs", output / "runs", dirs_exist_ok=True)
-    write_json(output / "training.json", record)
+    write_json(output / "training.json", {**record, **describe_run(trainer.args, gpus)})
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    return record
+    rows, seconds = record["unlabeled"], record["seconds"]["train"]
+    text = f"{rows:,} rows" if rows else f"{record['labels']:,} labels"
+    text += f", {record['steps']:,} steps, loss {record['train_loss']:.3f}, {seconds:.0f} s"
+    for kind in ("source", "target"):
+        if count := record.get(f"truncated_{kind}s"):
+            text += f", {count:,} {kind}s cut at {getattr(args, f'max_{kind}_length')} tokens"
+    say(f"[{output.name}] {text}")
 
 
-def describe_run(training, settings, gpus=1):
-    """What a reader needs to trust or repeat a run: command, versions, commit, data, machine.
-
-    `gpus` is what one process used.
-    """
+def describe_run(training, gpus=1):
+    """What repeats a run: command, versions, commit, machine; `gpus` is what one process used."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    cuda = training.device.type == "cuda"
-    return {
-        "hardware": {
-            "device": training.device.type,
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-            "gpus": gpus * training.world_size if cuda else 0,
-            "cpu_threads": torch.get_num_threads(),
-            "cpu": platform.processor() or platform.machine(),
-        },
-        "command": shlex.join(sys.argv),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "git_commit": commit or None,
-        **{key: settings.get(key) for key in ("data_sha256", "model_sha256")},
+    cuda, versions = training.device.type == "cuda", {"python": platform.python_version()}
+    versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    hardware = {
+        "device": training.device.type,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "gpus": gpus * training.world_size if cuda else 0,
+        "cpu_threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
     }
-
-
-def report(args, record, rows):
-    """The last line: what was trained on, and what the limits cut off."""
-    cut = [
-        f", {count:,} {kind} cut at {getattr(args, f'max_{kind[:-1]}_length')} tokens"
-        for kind in ("sources", "targets")
-        if (count := record.get(f"truncated_{kind}"))
-    ]
-    print(
-        f"[{args.output.name}] {rows}, {record['steps']:,} steps, loss {record['train_loss']:.3f}, "
-        f"{record['seconds']['train']:.0f} s{''.join(cut)}",
-        file=sys.stderr,
-    )
+    about = {"command": shlex.join(sys.argv), "versions": versions, "git_commit": commit or None}
+    return {"hardware": hardware, **about}
 
 
 # end same
+
 
 if __name__ == "__main__":
     main()

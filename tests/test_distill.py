@@ -32,6 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tiny import WORDS, build_word_tokenizer, slow  # noqa: E402
 
 import distill  # noqa: E402
+from data.distill import imports  # noqa: E402
 
 # --- models and data ---------------------------------------------------------------------------
 
@@ -1044,7 +1045,7 @@ def export_labels(world, path, how="ids", count=60):
 
 def import_labels(world, path, labels, *flags):
     models = ["--student", str(world / "student"), "--labels", str(labels)]
-    distill.main(["--import-labels", str(path), *models, *PASS[:6], *flags])
+    imports.main([str(path), *models, *PASS[:6], *flags])
 
 
 @pytest.mark.parametrize(
@@ -1102,6 +1103,25 @@ def test_an_imported_row_at_fault_is_named(world, tmp_path, change, said):
     with fails(f"l.jsonl {said}"):
         import_labels(world, tmp_path / "l.jsonl", tmp_path / "labels")
     assert not (tmp_path / "labels" / "labels.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--classes", "a"], "two names or more"),
+        (["--classes", "a", "a"], "each once"),
+        (["--max-target-length", "1"], "--max-target-length 1: not within"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_wrong_flags_of_an_import_exit_2(world, tmp_path, capsys, flags, said):
+    export_labels(world, tmp_path / "l.jsonl", count=5)
+    with pytest.raises(SystemExit) as stop:
+        import_labels(world, tmp_path / "l.jsonl", tmp_path / "labels", *flags)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+    with fails("nosuch.jsonl: no such file"):
+        import_labels(world, tmp_path / "nosuch.jsonl", tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
 
 
 def test_logprobs_that_are_none_are_refused(world, tmp_path):
@@ -1220,13 +1240,13 @@ def test_scores_of_classes_can_be_imported(classes, tmp_path):
     (tmp_path / "l.jsonl").write_text(text)
     flags = ["--classes", *CLASSES, "--student", str(classes / "bert")]
     folder = ["--labels", str(tmp_path / "labels")]
-    distill.main(["--import-labels", str(tmp_path / "l.jsonl"), *folder, *flags])
+    imports.main([str(tmp_path / "l.jsonl"), *folder, *flags])
     run = ["--teacher", str(tmp_path / "labels"), "--output", str(tmp_path / "run")]
     distill.main([*run, *flags, "--max-steps", "2", "--logging-steps", "1"])
     assert read_log(tmp_path / "run")[-1]["loss"] > 0
     (tmp_path / "l.jsonl").write_text('{"source": "a", "logprobs": [0, -1]}\n')
     with fails("line 1: logprobs: not 5 numbers"):
-        distill.main(["--import-labels", str(tmp_path / "l.jsonl"), *flags, *folder[:1], "x"])
+        imports.main([str(tmp_path / "l.jsonl"), *flags, *folder[:1], str(tmp_path / "x")])
 
 
 def test_encoders_and_classes_belong_together(world, classes, tmp_path):

@@ -233,7 +233,6 @@ def tune_in_passes(args, settings, training, way, passes, known, lengths, device
         found["utilisation"] = reached / known["peak_tflops"]
     args.save(found)
     trainer.train_dataset = make_rows([np.max(lengths, axis=0)], args.vocabulary, 96)
-    trainer.lengths = [256] * 96
     found["planned_gib"] = plan_gib(args, way, passes, lengths)
     clock = Clock(0, args.until + SPARE / 2, device, skip=1)
     try:
@@ -377,7 +376,6 @@ def build_student(args, rows, device, batch=32, teacher=None):
     training = distill.read_training(settings, rest)
     model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
     return distill.Trainer(
-        lengths=[len(row["input_ids"]) + len(row["labels"]) for row in rows],
         model=model,
         args=training,
         train_dataset=rows,
