@@ -56,7 +56,7 @@ import time
 import zipfile
 from pathlib import Path
 
-TABLE_8 = {"epochs": 50, "batch_size": 32, "learning_rate": 3e-5, "length": 128, "temperature": 2}
+TABLE_8 = {"epochs": 50, "batch_size": 32, "learning_rate": 3e-5, "length": 128, "temperature": 2.0}
 SHARD_ROWS = 1024  # rows a file of labels
 
 
