@@ -47,8 +47,10 @@ def page(request, tmp_path_factory):
     market = Market(make_terms(load_task("wlp"), load_prices()), 5000, 111_000, 11_966, unit)
     found = {"sure": True, "split": {"budget": 300}, "notes": ["one", "two </script>"]}
     found["budgets"] = [{"buys": {"llm": (1, 1)} if llm else {}}]
-    state = make_state("WLP <b>", posterior, market, found, SERVINGS, "python costs.py advise", 0.1,
-                       2300)  # fmt: skip
+    servings = [(each, market.terms.usd_per_gpu_hour) for each in SERVINGS]
+    servings.append((SERVINGS[0]._replace(gpu=None), Fraction(1, 10)))
+    words = ("WLP <b>", posterior, market, found, servings, "python costs.py advise", 2300)
+    state = make_state(*words)
     path = tmp_path_factory.mktemp("page") / "explorer.html"
     write_page(path, state)
     return path, read_data(path), market
@@ -133,10 +135,9 @@ def test_the_pages_model_is_pythons(page):
         )
         assert same(turns, find_turns(posterior, asked)), turns
         assert same(split, find_split(posterior, asked, budget)), split
-        student, teacher = (
-            price_serving(each, (), "paper", None, Fraction(hour)) for each in SERVINGS
-        )
-        assert same([way["usd"] for way in serving[:2]], [student, teacher])
+        student, teacher = (price_serving(each, Fraction(hour)) for each in SERVINGS)
+        cpu = price_serving(SERVINGS[0], Fraction(1, 10))
+        assert same([way["usd"] for way in serving[:3]], [student, teacher, cpu])
         build = asked.price_teacher(labels)
         assert same(serving[1]["paid"], find_payback(budget, student, build, teacher))
         front = [point["score"] for point in frontier if point["front"]]

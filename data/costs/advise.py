@@ -35,6 +35,7 @@ from data.costs.prices import load_prices, name_llm, show_columns, show_usd, to_
 from data.costs.serving import (
     find_payback,
     measure_serving,
+    price_hour,
     price_serving,
     show_predictions,
     show_serving,
@@ -299,12 +300,19 @@ def advise(pilot, market, budgets, serving=(), unit=1):
         "sure": sure,  # whether some curve goes through all runs
         "budgets": rows,
         "turns": find_turns(posterior, market),
-        "split": {"budget": middle, "best": split},
-        "next_runs": rank_next_runs(posterior, market, budgets),
+        "split": {"budget": middle, "best": split and name_fields(split, "labels rows score")},
+        "next_runs": [
+            name_fields(each, "points changed usd run")
+            for each in rank_next_runs(posterior, market, budgets)
+        ],
         "serving": list_serving(serving, market, middle),
         "teacher_usd": market.price_teacher(market.labels),
         "notes": [*notes, *note_tests(pilot), *terms.notes],
     }
+
+
+def name_fields(values, names):
+    return dict(zip(names.split(), values, strict=True))
 
 
 def list_serving(serving, market, budget):
@@ -369,7 +377,7 @@ def show_turns(turns, unit):
 def show_split(split, market):
     if not split["best"]:
         return f"Best split of {show_usd(split['budget'])}: labels alone, no teacher is affordable"
-    extra, rows, score = split["best"]
+    extra, rows, score = split["best"].values()
     return (
         f"Best split of {show_usd(split['budget'])}, if it goes into Dist.: buy {extra:,} labels, "
         f"teacher on {market.labels + extra:,}, {rows:,} rows: {score:.1f}"
@@ -378,7 +386,7 @@ def show_split(split, market):
 
 def show_next(ranked):
     said = []
-    for gain, changed, usd, run in ranked[:2]:
+    for gain, changed, usd, run in (each.values() for each in ranked[:2]):
         price = show_usd(usd) if usd else "a student's own hours"
         said.append(
             f"{name_run(run)}: +{gain:.2f} points for {price} (changes the choice in {changed:.0%})"
@@ -452,7 +460,8 @@ def read_market(task, args, terms, pilot):
     divide = 1 if task.own else load_scale(args.scale)["divide_by"]
     held = task.rows.get("unlabeled")
     unlabeled, labels = held // divide if held else ANY, task.labels_n[-1] // divide
-    if args.prepared and (known := read_rows(args.prepared, task.name)):
+    if args.prepared and Path(args.prepared, task.name, "about.json").exists():
+        known = read_rows(args.prepared, task.name)
         unlabeled, labels = known["unlabeled"], min(labels, known["train"])
     labels = max((run.labels for run in pilot.runs), default=labels)
     if args.labels is not None:
@@ -477,12 +486,20 @@ def read_budgets(task, args, unit):
     return sorted(set(found))
 
 
-def price_ways(args, servings, prices, terms):
+def read_servings(args, prices):
+    """[(Serving, dollars of an hour of its device or None)] of the runs that were scored."""
+    flags = [parse_optional(args, name) for name in ("gpu_usd_per_hour", "cpu_usd_per_hour")]
+    return [
+        (each, price_hour(each, prices, args.price_list, args.gpu, *flags))
+        for each in (measure_serving(args.runs) if args.runs else ())
+    ]
+
+
+def price_ways(args, servings, terms):
     """[(model, dollars per million predictions or None, the same in words)], an LLM's last."""
-    hour, cpu = (parse_optional(args, name) for name in ("gpu_usd_per_hour", "cpu_usd_per_hour"))
     ways = []
-    for each in servings:
-        usd = price_serving(each, prices, args.price_list, args.gpu, hour, cpu)
+    for each, hour in servings:
+        usd = price_serving(each, hour)
         ways.append((each.model, usd, show_serving(each, usd)))
     if terms.usd_per_llm_label is not None:
         usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model
@@ -571,13 +588,13 @@ def run_advise(args):
     terms = terms._replace(notes=(*terms.notes, *said))
     market = read_market(task, args, terms, pilot)
     unit = 1 if task.own else load_scale(args.scale)["divide_by"]
-    servings = measure_serving(args.runs) if args.runs else []
-    ways = price_ways(args, servings, prices, terms)
+    servings = read_servings(args, prices)
+    ways = price_ways(args, servings, terms)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
     if args.page:
         state = make_state(
             task.title, posterior, market, found, servings, show_command(args),
-            parse_optional(args, "cpu_usd_per_hour"), task.llm_tokens_per_label,
+            task.llm_tokens_per_label,
         )  # fmt: skip
         write_page(args.page, state)
         print(f"page: {args.page}", file=sys.stderr)

@@ -31,18 +31,20 @@ def list_hours(table, unit):
     return [(count / unit, hours) for count, hours in sorted(table.items())]
 
 
-def make_state(title, posterior, market, found, serving, command, cpu_usd=None, llm_tokens=None):
+def make_state(title, posterior, market, found, serving, command, llm_tokens=None):
     """What the page computes from: draws, what the pilot saw, hours, prices, seconds.
 
-    found: the advice's plain numbers; serving: Servings; cpu_usd: dollars of a CPU's hour.
+    found: the advice's plain numbers; serving: [(Serving, dollars of an hour of its device)], which
+    for the GPU to rent is the slider's.
     """
     terms, judged = market.terms, "llm" in found["budgets"][0]["buys"]
     columns = [*COLUMNS, *("l", "w") * judged, *(f"z{i}" for i in range(5))]
     draws = posterior.draws[:: max(1, len(posterior.draws) // DRAWS)][:DRAWS]
     ways = [
-        {"model": w.model, "seconds": w.seconds, "gpus": w.gpus, "cpu": w.gpu is None}
-        for w in serving
-    ]
+        {"model": way.model, "seconds": way.seconds, "gpus": way.gpus, "hour_usd": hour,
+         "rented": way.gpu is not None and hour == terms.usd_per_gpu_hour}
+        for way, hour in serving
+    ]  # fmt: skip
     unit = market.unit
     prices = {"label_usd": terms.usd_per_label, "gpu_usd": terms.usd_per_gpu_hour, "factor": 1}
     prices |= {"llm_usd": terms.usd_per_llm_label, "budget": found["split"]["budget"]}
@@ -61,7 +63,6 @@ def make_state(title, posterior, market, found, serving, command, cpu_usd=None, 
         "teacher_hours": [(n, hours / unit) for n, hours in list_hours(terms.teacher_hours, unit)],
         "row_hours": list_hours(terms.distill_hours, unit),
         "serving": ways + [{"model": "LLM"}] * (terms.usd_per_llm_label is not None),
-        "cpu_usd": cpu_usd,
         "llm_tokens": llm_tokens,
         "command": command,
         "notes": found["notes"],

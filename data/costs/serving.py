@@ -66,18 +66,22 @@ def price_predictions(seconds, usd_per_hour, gpus=1):
     return 1_000_000 * seconds * gpus * usd_per_hour / 3600
 
 
-def price_serving(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_hour=None):
-    """Dollars per million predictions on the device that was measured; None where an hour of it
-    has no price. `usd_per_hour`, if given, is that of `gpu`, or of any GPU."""
+def price_hour(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_hour=None):
+    """Dollars of an hour of the device that was measured; None where it has no price.
+    `usd_per_hour`, if given, is that of `gpu`, or of any GPU."""
     if serving.gpu is None:
-        hour = cpu_usd_per_hour
-    else:
-        kind = match_gpu(prices, serving.gpu)
-        try:
-            own = usd_per_hour is not None and gpu in (None, kind)
-            hour = usd_per_hour if own else price_gpu_hour(prices, kind, which)[0]
-        except UserError:
-            hour = None
+        return cpu_usd_per_hour
+    kind = match_gpu(prices, serving.gpu)
+    if usd_per_hour is not None and gpu in (None, kind):
+        return usd_per_hour
+    try:
+        return price_gpu_hour(prices, kind, which)[0]
+    except UserError:
+        return None
+
+
+def price_serving(serving, hour):
+    """Dollars per million predictions at `hour` dollars of one device, None where that is None."""
     return None if hour is None else price_predictions(serving.seconds, hour, serving.gpus)
 
 
@@ -109,7 +113,8 @@ def report_serving(folder, prices, which, usd_per_hour, cpu_usd_per_hour):
     """(an entry for each task, model and device; the report's line, None where nothing is there)"""
     servings, found, said = measure_serving(folder), [], {}
     for each in servings:
-        usd = price_serving(each, prices, which, None, usd_per_hour, cpu_usd_per_hour)
+        hour = price_hour(each, prices, which, None, usd_per_hour, cpu_usd_per_hour)
+        usd = price_serving(each, hour)
         found.append({**each._asdict(), "usd_per_million": usd})
         said.setdefault(each.place, []).append(show_serving(each, usd))
     text = "; ".join(f"{place} {', '.join(models)}" for place, models in said.items())
