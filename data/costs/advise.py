@@ -361,8 +361,8 @@ def show_turns(turns, unit):
     """The sentence on first lead and catch-up."""
     low, middle, high = map(show_budget, turns["first"])
     text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%})"
-    if turns["last"][1] == math.inf:
-        return text
+    if turns["first"][1] == math.inf:
+        return f"Dist. leads at no budget in {turns['never']:.0%}; at the earliest from {low} (10%)"
     most = f"within {show_usd(Fraction(100_000, unit))} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
