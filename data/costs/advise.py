@@ -362,7 +362,8 @@ def show_turns(turns, unit):
     low, middle, high = map(show_budget, turns["first"])
     text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%})"
     if turns["first"][1] == math.inf:
-        return f"Dist. leads at no budget in {turns['never']:.0%}; at the earliest from {low} (10%)"
+        early = "" if low == "never" else f"; at the earliest from {low} (10%)"
+        return f"Dist. leads at no budget in {turns['never']:.0%}{early}"
     most = f"within {show_usd(Fraction(100_000, unit))} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
