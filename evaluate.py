@@ -218,9 +218,9 @@ def describe_run(options):
     return {"hardware": hardware, "provenance": provenance}
 
 
-def check_outputs(folder, inputs):
+def check_outputs(folder, inputs, decoded=True):
     """Refuse an output folder in which a result would replace an input."""
-    names = ("predictions.jsonl", "row_scores.json", "errors.md", "metrics.json")
+    names = ["row_scores.json", "errors.md", "metrics.json", *["predictions.jsonl"] * decoded]
     taken = {Path(folder, name).resolve() for name in names}
     for path in filter(None, inputs):
         if Path(path).resolve() in taken:
@@ -355,7 +355,7 @@ def main(argv=None):
         result = evaluate_model(options, task)
     else:
         if options.output:
-            check_outputs(options.output, [options.predictions, options.data])
+            check_outputs(options.output, [options.predictions, options.data], decoded=False)
         result = score_into(options, task, read_rows(options.predictions, options.data, task))
         if options.output:
             write_json(options.output / "metrics.json", result)

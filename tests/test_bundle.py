@@ -321,9 +321,14 @@ def test_the_teacher_labels_the_rows_that_its_students_draw(tmp_path):
         assert f"--seed {seed} " in line + " "
 
 
-def test_the_readmes_table_is_the_measured_one():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- table2 -->\n(.*?)<!-- end of table2 -->", text, re.DOTALL)[1]
+def read_block(path, name):
+    """What stands between the marks of a block in a Markdown file."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)[1]
+
+
+def test_the_shown_table_is_the_measured_one():
+    shown = read_block("data/results/README.md", "table2")
     assert shown == (ROOT / "data" / "results" / "mini-table2.md").read_text(encoding="utf-8")
 
 
@@ -342,10 +347,31 @@ def summarise_cells(path):
     return "\n".join(lines) + "\n"
 
 
-def test_the_readmes_summary_of_all_tasks_is_the_measured_one():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- all tasks -->\n.*\n\|[-:| ]+\n([^<]*?)<!-- end", text)[1]
-    assert shown == summarise_cells(ROOT / "data" / "results" / "mini-all-table2-cells.csv")
+@pytest.mark.parametrize(
+    ("path", "name", "cells"),
+    [
+        ("README.md", "wlp", "mini-table2-cells.csv"),
+        ("data/results/README.md", "all tasks", "mini-all-table2-cells.csv"),
+    ],
+)
+def test_a_summary_of_cells_is_the_measured_one(path, name, cells):
+    shown = re.search(r".*\n\|[-:| ]+\n([^<]*)", read_block(path, name))[1]
+    assert shown == summarise_cells(ROOT / "data" / "results" / cells)
+
+
+def test_the_readme_quotes_the_backtest():
+    with open(ROOT / "data" / "results" / "advise-backtest.csv", encoding="utf-8") as file:
+        rows = {
+            (r["world"], r["case"], r["measure"]): float(r["value"]) for r in csv.DictReader(file)
+        }
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    always = f"{100 * rows['paper', 'always Dist.', 'winner right']:.0f}% of the paper's decided"
+    right, told, told_right = (
+        f"{100 * rows['paper', 'P3', name]:.0f}%"
+        for name in ("winner right", "told", "right if told")
+    )
+    assert always in text and f"one distilled run in {right}" in text
+    assert f"in {told_right} of those ({told} of all)" in text
 
 
 def test_readme_names_every_target_and_script():
