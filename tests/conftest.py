@@ -1,8 +1,15 @@
-"""One thread a test process: results repeat, and parallel test processes do not crowd the cores."""
+"""One thread a test process: results repeat, and parallel test processes do not crowd the cores.
 
+A make that a test starts is not part of the `make test` that may run it.
+"""
+
+import os
 import sys
 
 import pytest
+
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
