@@ -64,7 +64,6 @@ more, a small p means nothing. --compare adjusts p by Holm for the number of run
 """
 
 import argparse
-import hashlib
 import json
 import shlex
 import subprocess
@@ -86,6 +85,7 @@ from data.evaluate.scores import (
 from data.files import (
     ROOT,
     UserError,
+    hash_file,
     read_json,
     read_jsonl,
     run_cli,
@@ -213,7 +213,7 @@ def describe_run(options):
         "git_commit": commit or None,
         "model": options.model,
         "data": str(options.data),
-        "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
+        "data_sha256": hash_file(options.data),
     }
     return {"hardware": hardware, "provenance": provenance}
 

@@ -6,6 +6,7 @@ Copy:   data/__init__.py data/files.py; standard library only
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -166,6 +167,12 @@ def read_jsonl(path, keys=("source", "target")):
 
 
 # --- files that are whole or not there -----------------------------------------------------
+
+
+def hash_file(path):
+    """SHA-256 of a file, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path, text):

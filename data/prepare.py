@@ -26,7 +26,6 @@ one: what test holds is taken out of the others, what dev or train holds out of 
 
 import argparse
 import functools
-import hashlib
 import json
 import random
 import re
@@ -39,7 +38,7 @@ from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
 from data.costs.budget import load_scale
 from data.costs.stale import REDO, find_changed_splits
-from data.files import UserError, read_json, run_cli, write_atomic, write_json
+from data.files import UserError, hash_file, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_task
 from data.world import lab, town
 
@@ -329,10 +328,10 @@ def compare_rows(rows, splits, notes, entry, divide_by):
         )
 
 
-def hash_file(name):
+def hash_read(name):
     """The sha256 of a file that was read, or None for what is no single file."""
     path = Path(name.partition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return hash_file(path) if path.is_file() else None
 
 
 def separate_gold(splits):
@@ -405,7 +404,7 @@ def prepare(args):
     about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
     about["rows"] = {split: len(splits[split]) for split in SPLITS}
     about["asked"] = args.asked
-    about["files"] = {name: hash_file(name) for name in names}
+    about["files"] = {name: hash_read(name) for name in names}
     write_splits(args.output, splits, about)
 
 

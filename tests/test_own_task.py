@@ -18,8 +18,7 @@ from data.costs.budget import make_terms, plan
 from data.costs.grid import cells, grid
 from data.costs.prices import load_prices
 from data.costs.runs import parse_run
-from data.costs.stale import hash_file
-from data.files import UserError, write_json
+from data.files import UserError, hash_file, write_json
 from data.tasks import load_task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,6 @@ Writes: labels.jsonl, predictions.jsonl, prompt.txt, annotation.json in the outp
 Paper:  section 5 and Appendix E, Figures 6 and 7
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from data.costs.prices import price_tokens, show_usd, to_json
 from data.files import (
     ROOT,
     UserError,
+    hash_file,
     parse_amount,
     read_json,
     read_jsonl,
@@ -181,7 +181,7 @@ def describe_run(args):
         "budget": to_json(args.budget) if args.budget else None,
         "versions": versions,
         "git_commit": commit or None,
-        "data_sha256": {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in files.items()},
+        "data_sha256": {k: hash_file(p) for k, p in files.items()},
     }
 
 

@@ -14,7 +14,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from data.files import ROOT, UserError, read_json
+from data.files import ROOT, UserError, hash_file, read_json
 
 # What leaves a result alone or is held to account by a hash: paths, and how a run logs and saves.
 FREE = re.compile(
@@ -22,11 +22,6 @@ FREE = re.compile(
     r"|project|trackio|dataloader"
 )
 REDO = "add REDO=1 to the same command, which makes exactly these again"
-
-
-def hash_file(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_model(folder):
