@@ -39,6 +39,13 @@ DAMAGED = (  # what reading an archive may raise; RuntimeError where it is encry
 )
 
 
+def read_sources(path=SOURCES):
+    """sources.json, checked."""
+    shape = {"base": str, "archive": str, "folders": {None: str}, "files": {None: {}}}
+    shape["public"] = {None: dict.fromkeys(["task", "path", "name", "split", "column"], str)}
+    return read_json(path, shape, " ".join(shape))
+
+
 def list_files(task, sources):
     """The authors' files of a task, as paths under the base address."""
     folder = sources["folders"].get(task, task)
@@ -78,7 +85,7 @@ def check_file(content, name, facts):
 
 def fetch_task(task, output=DOWNLOADS, base=None, sources=None):
     """Download what is missing of the authors' files of `task`. Returns the folder `output`."""
-    sources = sources or read_json(SOURCES)
+    sources = sources or read_sources()
     for name in list_files(task, sources):
         path, facts = output / name, sources["files"][name]
         if path.exists():

@@ -8,7 +8,6 @@ Copy:   data/__init__.py data/files.py; standard library only
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import sys
@@ -96,12 +95,29 @@ KINDS = {
 
 
 def check_kind(value, kind, where):
-    """`value`, if it is of `kind`, a key of KINDS; int passes as float, true as neither."""
+    """`value`, if it is of `kind`, a key of KINDS; int passes as float, true as neither, and no
+    number is NaN, infinite or larger than any that is meant."""
     fits = isinstance(value, (int, float) if kind is float else kind)
     if isinstance(value, bool) and kind is not bool:
         fits = False
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+    if not fits or (isinstance(value, (int, float)) and not abs(value) < 1e300):
         raise UserError(f"{where}: must be {KINDS[kind]}, not {json.dumps(value)[:60]}")
+    return value
+
+
+def check_shape(value, shape, where):
+    """`value`, if it is of `shape`: a key of KINDS, [shape of each entry] or {key: shape}, of which
+    any may be absent or null, and {None: shape} is that of all keys."""
+    if isinstance(shape, dict):
+        for key, each in check_kind(value, dict, where).items():
+            wanted = shape.get(key, shape.get(None))
+            if None not in (each, wanted):
+                check_shape(each, wanted, f"{where}: {key!r}")
+    elif isinstance(shape, list):
+        for each in check_kind(value, list, where):
+            check_shape(each, shape[0], where)
+    else:
+        check_kind(value, shape, where)
     return value
 
 
@@ -146,9 +162,19 @@ def read_text(path):
         raise UserError(f"{path} line {line}: not UTF-8 ({error.reason})") from None
 
 
-def read_json(path, kind=dict):
-    """The JSON value in `path`, which must be of `kind`, or a UserError that names the file."""
-    return check_kind(parse_json(read_text(path), path), kind, path)
+def read_json(path, shape=dict, needed=""):
+    """The JSON value in `path`, if it is of `shape` as check_shape() has it, with the keys `needed`
+    ("a b")."""
+    value = check_shape(parse_json(read_text(path), path), shape, path)
+    for key in needed.split():
+        kind = shape[key]
+        need(value, key, kind if isinstance(kind, type) else type(kind), path)
+    return value
+
+
+def read_if_there(path, shape=dict):
+    """read_json(), or {} where there is no such file."""
+    return read_json(path, shape) if Path(path).exists() else {}
 
 
 def read_jsonl(path, keys=("source", "target")):

@@ -37,7 +37,7 @@ from data import fetch
 from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
 from data.costs.budget import load_scale
-from data.costs.stale import REDO, find_changed_splits
+from data.costs.stale import ABOUT, REDO, find_changed_splits
 from data.files import UserError, hash_file, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_task
 from data.world import lab, town
@@ -101,7 +101,7 @@ def open_unlabeled(origin, task, sources):
     """(Table, its column of sources or None) of one --unlabeled: a file, an archive or hub:NAME."""
     if origin.startswith("hub:"):
         known = sources["public"].get(origin[4:], {})
-        word = f"hub:{known['path']}:{known.get('name', '')}" if known else origin
+        word = f"hub:{known.get('path')}:{known.get('name', '')}" if known else origin
         return load_hub(word, known.get("split", "train")), known.get("column")
     if fetch.ARCHIVE.fullmatch(origin):
         name, content = fetch.read_archive(origin, sources["folders"].get(task, task), sources)
@@ -257,7 +257,7 @@ def open_data(args, entry, sources):
 
 def refuse_unlabeled(args, entry, sources):
     """At scale paper unlabeled rows must be named."""
-    public = [f"hub:{k}, " for k, v in sources["public"].items() if v["task"] == args.task]
+    public = [f"hub:{k}, " for k, v in sources["public"].items() if v.get("task") == args.task]
     text = NO_OWN_UNLABELED if entry.own else NO_UNLABELED
     more = {"archive": sources["archive"], "public": "".join(public)}
     raise UserError(text.format(task=args.task, folder=args.data or args.downloads, **more))
@@ -374,7 +374,7 @@ def keep_splits(args, sources):
     files = {}
     if args.data and not args.unlabeled and args.data.is_dir():
         files = find_files(args.data, args.task, sources)
-    change = find_changed_splits(read_json(path), args.asked, map(str, files.values()))
+    change = find_changed_splits(read_json(path, ABOUT), args.asked, map(str, files.values()))
     if change and not args.redo:
         raise UserError(f"{args.output}: {change}; {REDO}")
     return not change
@@ -382,7 +382,7 @@ def keep_splits(args, sources):
 
 def prepare(args):
     """Make the splits, or with --check look at them, and print what they are."""
-    entry, sources = load_task(args.task, args.data), read_json(args.sources)
+    entry, sources = load_task(args.task, args.data), fetch.read_sources(args.sources)
     args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
     if args.keep and keep_splits(args, sources):
         return print(f"{args.output}: as its data stands there")

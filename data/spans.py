@@ -53,7 +53,8 @@ def read_span(span, source):
         if said is not None and said != source[start:end]:  # Label Studio counts an emoji twice,
             units = source.encode("utf-16-le")  # as JavaScript does
             start, end = (len(units[: 2 * at].decode("utf-16-le", "ignore")) for at in (start, end))
-        if not 0 <= start < end <= len(source) or not isinstance(label, str):
+        whole = type(start) is type(end) is int and isinstance(label, str)
+        if not (whole and 0 <= start < end <= len(source)):
             raise ValueError
     except (KeyError, IndexError, TypeError, ValueError):
         raise Wrong("a span is no start, end and label within the text", json.dumps(span)) from None

@@ -126,19 +126,25 @@ def read_each(read, example=None):
     return read_list
 
 
-def read_map(read):
-    """An object, each of whose values passes `read`."""
+def read_map(read, known=(), needed=()):
+    """An object, each of whose values passes `read`; of the keys `known` alone, if given, and in
+    the order of those that are `needed`."""
 
     def read_object(value, where):
-        pairs = check_kind(value, dict, where).items()
-        return {read_words(key, where): read(each, f"{where}: {key!r}") for key, each in pairs}
+        value = check_kind(value, dict, where)
+        if unknown := [key for key in value if known and key not in known]:
+            raise UserError(f"{where}: {unknown[0]!r} is none of {', '.join(known)}")
+        if missing := [key for key in needed if key not in value]:
+            raise UserError(f"{where}: no {missing[0]!r}")
+        names = dict.fromkeys([*needed, *value])
+        return {read_words(key, where): read(value[key], f"{where}: {key!r}") for key in names}
 
     return read_object
 
 
 def read_tokens(value, where):
-    if type(value) is not int or value < 1:
-        raise UserError(f"{where} must be a number of tokens, not {value!r}")
+    if type(value) is not int or not 2 <= value <= 32_767:
+        raise UserError(f"{where} must be a number of tokens from 2 to 32,767, not {value!r}")
     return value
 
 
@@ -168,17 +174,32 @@ def read_label(value, where):
 
 
 def read_setting(value, where):
-    """A flag's value: a text, a number, true or false, null, or a list of such; "near" is a list
-    of objects of flags."""
+    """A flag's value: a text, a number, true or false, null, or a list of such."""
     if isinstance(value, list):
         return [read_setting(each, where) for each in value]
-    if isinstance(value, dict):
-        return read_map(read_setting)(value, where)
-    if value is not None and type(value) not in (bool, int):
-        check_kind(value, str if isinstance(value, str) else float, where)
-    return read_words(value, where) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return read_words(value, where)
+    return value if value is None or isinstance(value, bool) else check_kind(value, float, where)
 
 
+def read_near(value, where):
+    """Flags that were tried at counts of labels, and of unlabeled rows where that matters."""
+    flags = read_map(read_setting, needed=("labels",))(value, where)
+    for key in ("labels", "unlabeled"):
+        parse_count(flags.get(key, 1), f"{where}: {key!r}", 1)
+    return flags
+
+
+def read_flags(value, where):
+    """Flags by name; "near" is a list of such, of which a run takes those of the nearest counts."""
+    found = {}
+    for key, each in check_kind(value, dict, where).items():
+        read = read_each(read_near, '{"labels": 100}') if key == "near" else read_setting
+        found[read_words(key, where)] = read(each, f"{where}: {key!r}")
+    return found
+
+
+LENGTHS = ("source", "target")
 READERS = {
     "title": read_words,
     "metric": read_choice(*METRICS),
@@ -193,13 +214,13 @@ READERS = {
     "instruction": lambda value, where: check_kind(value, str, where),
     "label_descriptions": read_map(read_words),
     "paper_default_label": read_words,
-    "mean_tokens": read_map(parse_amount),
+    "mean_tokens": read_map(parse_amount, LENGTHS, LENGTHS),
     "usd_per_label": parse_price,
     "few_shot_n": read_label_count,
     "few_shot_budgets": read_each(parse_price),
     "catch_up_usd": read_each(parse_price),
-    "figure_usd": read_map(parse_price),
-    "rows": read_map(read_rows),
+    "figure_usd": read_map(parse_price, ("fig4", "fig5", "fig6")),
+    "rows": read_map(read_rows, ("train", "dev", "test", "unlabeled")),
     "gpu": read_words,
     "teacher_gpu_hours": read_hours(1),
     "distill_gpu_hours_per_100k": read_hours(100_000),
@@ -215,7 +236,7 @@ HOURS = {  # where the entry's own word is another than the Task's
     "distill_gpu_hours_per_100k": "distill_hours",
     "distill_usd_per_100k": "distill_hours",
 }
-read_scale = read_map(read_map(read_setting))
+read_scale = read_map(read_flags)
 
 
 # --- from an entry to a Task ----------------------------------------------------------------

@@ -574,6 +574,14 @@ def test_a_missing_field_is_named(tmp_path, field):
         ({"title": 5}, "'title'"),
         ({"like": "nosuch"}, "unknown scale 'nosuch'"),
         ({"seconds_a_step": 5}, "'seconds_a_step'"),
+        ({"seconds_a_step": {"small": "x"}}, "'small': must be a number"),
+        ({"million_parameters": {"xxl": "x"}}, "'xxl': must be a whole number"),
+        ({"models": {"xxl": {}}}, "'xxl': must be a text"),
+        ({"flags": {"small": {"epochs": {}}}}, "'epochs': must be a number"),
+        ({"flags": {"small": {"near": []}}}, "'near' is empty"),
+        ({"flags": {"small": {"near": [{"epochs": 1}]}}}, "no 'labels'"),
+        ({"flags": {"small": {"near": [{"labels": 0}]}}}, "'labels': 0"),
+        ({"recipes": {"x": [1]}}, "'x': must be an object"),
     ],
 )
 def test_a_fault_in_a_scale_is_named(tmp_path, change, named):
@@ -864,6 +872,10 @@ def test_report_faults(tmp_path):
         ({"seconds": {"train": "long"}}, "train"),
         ({"seconds": {"train": float("nan")}}, "train"),
         ({"hardware": {}}, "device"),
+        ({"seconds": [1]}, "must be an object"),
+        ({"hardware": 5}, "must be an object"),
+        ({"command": 5}, "must be a text"),
+        ({"llm_model": ["x"], "llm_tokens": {"in": 5}}, "must be a text"),
         ({"labels": -1}, "labels"),
     ]:
         write(path, {**good, **change})

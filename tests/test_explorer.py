@@ -17,6 +17,7 @@ from data.costs.curves import Curves, Posterior, Run
 from data.costs.explorer import DRAWS, make_state, write_page
 from data.costs.prices import load_prices
 from data.costs.serving import Serving, find_payback, price_serving
+from data.files import UserError
 from data.tasks import load_task
 
 PILOT = [("small", 1253, 0, 0.476), ("small", 2153, 0, 0.578), ("small", 5000, 0, 0.674)]
@@ -142,6 +143,15 @@ def test_the_pages_model_is_pythons(page):
         assert same(serving[1]["paid"], find_payback(budget, student, build, teacher))
         front = [point["score"] for point in frontier if point["front"]]
         assert front == sorted(set(front)) and max(p["score"] for p in frontier) == front[-1]
+
+
+def test_a_file_that_is_no_page_is_not_overwritten(tmp_path):
+    for _ in range(2):  # a page is made anew
+        write_page(tmp_path / "page.html", {})
+    (tmp_path / "task.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "task.json"):
+        with pytest.raises(UserError, match="would be overwritten"):
+            write_page(place, {})
 
 
 def test_the_page_is_one_small_file_that_asks_no_network(page):

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from data.files import ROOT, UserError, need, read_json, read_jsonl, write_atomic, write_json
+from data.files import (
+    ROOT,
+    UserError,
+    need,
+    read_if_there,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,35 @@ def test_a_record_of_the_wrong_shape_is_named_by_key_and_type(tmp_path, value, n
     write_json(path, value)
     with pytest.raises(UserError) as stop:
         need(read_json(path), "a b", float, path)
+    assert str(path) in str(stop.value) and named in str(stop.value)
+
+
+SHAPE = {"n": int, "seconds": {None: float}, "intervals": {None: [float]}, "settings": {"k": int}}
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"n": 5, "seconds": None, "intervals": {"f1": [1, 2.5]}, "more": [1]}, None),
+        ({"seconds": [1]}, "'seconds': must be an object"),
+        ({"seconds": {"train": "x"}}, "'train': must be a number"),
+        ({"seconds": {"train": 10**400}}, "'train': must be a number"),
+        ({"intervals": {"f1": 5}}, "'f1': must be a list"),
+        ({"intervals": {"f1": [None]}}, "'f1': must be a number"),
+        ({"settings": 5}, "'settings': must be an object"),
+        ({"settings": {"k": True}}, "'k': must be a whole number"),
+        ({"n": None}, "'n': must be a whole number, not null"),
+    ],
+)
+def test_a_record_is_of_its_shape(tmp_path, value, named):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"n": 1, **value})
+    if not named:
+        assert read_json(path, SHAPE, "n") == read_if_there(path, SHAPE) == {"n": 1, **value}
+        assert read_if_there(tmp_path / "none.json", SHAPE) == {}
+        return
+    with pytest.raises(UserError) as stop:
+        read_json(path, SHAPE, "n")
     assert str(path) in str(stop.value) and named in str(stop.value)
 
 

@@ -179,6 +179,9 @@ ODD_FIELDS = [
     *({"figure_usd": [5]}, {"mini": {"small": {"epochs": math.nan}}}, {"metrik": "classes"}),
     *({"mini": {"all": [1]}}, {"mini": {"models": {"small": ["x\n"]}}}, {"labels": [1, 2]}),
     *({"mean_tokens": {"target": -1}}, {"rows": {"train": 0.5}}, {"few_shot_n": True}),
+    *({"mean_tokens": {"source": 5}}, {"figure_usd": {"fig9": 5}}, {"rows": {"trian": 5}}),
+    *({"mini": {"small": {"near": each}}} for each in ([], [{}], [{"labels": "x"}], 5)),
+    *({"mini": {"evaluate": {"x": {}}}}, {"max_target_length": 1}, {"max_source_length": 10**6}),
 ]
 
 

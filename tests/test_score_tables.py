@@ -341,6 +341,10 @@ ODD = {  # what metrics.json is or holds -> words of the error
     '"metric": "accuracy"': "accuracy of task 'wlp', not entity_f1 of 'wlp'",
     '"metrics": {"entity_f1": "x"}': "'entity_f1': must be a number",
     '"metrics": {"entity_f1": NaN}': "NaN is no number",
+    '"metrics": {"entity_f1": 5000}': "no percentage",
+    '"settings": 5': "'settings': must be an object",
+    '"seconds": {"load": []}': "'load': must be a number",
+    '"training": {"seconds": 5}': "'seconds': must be an object",
     '"n": 500': "scored on other rows (500)",
 }
 

@@ -19,39 +19,48 @@ from data.costs.prices import (
     show_price,
 )
 from data.costs.runs import measure_rates
-from data.files import DATA, UserError, check_kind, need, parse_count, parse_price, read_json
+from data.files import DATA, UserError, need, parse_count, parse_price, read_json
+from data.tasks import read_map, read_scale
 
 # --- tasks and scales ----------------------------------------------------------------------
 
 
-SCALE = {"title": str, "divide_by": int, "models": dict, "flags": dict}  # what a scale must have
-MORE = {"million_parameters": dict, "seconds_a_step": dict, "recipes": dict, "like": str}
+SCALE = {  # what one may have, as read_json() checks it
+    "title": str,
+    "divide_by": int,
+    "like": str,
+    "seconds_a_step": {None: float},
+    "models": {None: str},
+    "million_parameters": {None: int},
+    "flags": {None: {}},
+    "recipes": {None: {None: {}}},
+}
 
 
 def load_scale(name, path=DATA / "scales.json"):
     """One entry of data/scales.json, on top of those that it is `like`; a UserError lists the names
     where `name` is none, or names the key at fault."""
-    scales, scale, seen = read_json(path), {}, set()
-    while name and name not in seen:
+    scales, scale, seen = read_json(path, {None: SCALE}), {}, set()
+    while name not in seen and (name or not seen):
         if name not in scales:
             known = f"known: {', '.join(scales)} (entries of {path})"
             raise UserError(f"unknown scale {name!r}; {known}")
         where = f"{path}: scale {name!r}"
-        scale = merge(check_kind(scales[name], dict, where), scale)
+        scale = merge(scales[name] or {}, scale)
         seen.add(name)
-        name = scales[name].get("like")
-    for key, kind in {**SCALE, **{key: MORE[key] for key in MORE if key in scale}}.items():
+        name = scale.pop("like", None)
+    for key, kind in (("title", str), ("models", dict)):
         need(scale, key, kind, where)
-    parse_count(scale["divide_by"], f"{where}: 'divide_by'", 1)
-    for strategy in scale["flags"]:
-        need(scale, f"flags {strategy}", dict, where)
-    return scale
+    parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
+    flags = read_scale(scale.get("flags"), f"{where}: 'flags'")
+    recipes = read_map(read_scale)(scale.get("recipes") or {}, f"{where}: 'recipes'")
+    return {**scale, "flags": flags, "recipes": recipes}
 
 
 def merge(below, above):
     """`below` with the entries of `above` in it, dicts in dicts likewise."""
     both = {
-        key: merge(below[key], value) if isinstance(below.get(key), dict) else value
+        key: merge(below[key], value) if isinstance(below.get(key), dict) and value else value
         for key, value in above.items()
     }
     return {**below, **both}

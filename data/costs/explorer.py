@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from data.costs.prices import to_json
-from data.files import write_atomic
+from data.files import UserError, write_atomic
 
 DRAWS = 300
 COLUMNS = ("f", "a", "k", "b", "s", "at", "kt", "bt", "cap", "r", "bd", "sd")
@@ -72,6 +72,9 @@ def make_state(title, posterior, market, found, serving, command, llm_tokens=Non
 
 def write_page(path, state):
     """Write the page; a text of the task cannot end the element that holds the numbers."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b"<!doctype html>")):
+        raise UserError(f"{path}: is no such page and would be overwritten; choose another --page")
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     data = json.dumps(to_json(state), separators=(",", ":")).replace("<", "\\u003c")
     write_atomic(path, template.replace("__DATA__", data))

@@ -106,6 +106,10 @@ SIZES = {  # T5 v1.1
 NAMES = re.compile(r"(.+/)?(t5-v1_1-|flan-t5-|t5-(?=\w+-(lm-adapt|ssm)))(\w+?)(-lm-adapt|-ssm.*)?")
 
 
+KEYS = "d_model d_ff num_heads num_layers num_decoder_layers d_kv vocab_size".split()
+CONFIG = {**dict.fromkeys(KEYS, int), "feed_forward_proj": str}
+
+
 def read_shape(model):
     """The Shape of a model folder, or by its hub name of a T5 v1.1 or one made from it."""
     path = Path(model) / "config.json"
@@ -114,15 +118,14 @@ def read_shape(model):
         if name and name[4] in SIZES:
             return SIZES[name[4]]
         raise UserError(f"--model {model}: no folder with a config.json, no T5 v1.1 or Flan-T5")
-    config = {"feed_forward_proj": "relu", "tie_word_embeddings": True, **read_json(path)}
+    config = {"feed_forward_proj": "relu", "tie_word_embeddings": True, **read_json(path, CONFIG)}
     config.setdefault("num_decoder_layers", config.get("num_layers"))
-    keys = "d_model d_ff num_heads num_layers num_decoder_layers d_kv vocab_size".split()
-    if missing := [key for key in keys if not config.get(key)]:
+    if missing := [key for key in KEYS if (config.get(key) or 0) < 1]:
         raise UserError(f"{path}: no {missing[0]!r}, so no T5")
-    gated = config["feed_forward_proj"].startswith("gated")
+    gated = str(config["feed_forward_proj"]).startswith("gated")
     # transformers 5 saves every T5 as tied and says by another key whether its head is its own
     tied = config.get("scale_decoder_outputs", config["tie_word_embeddings"])
-    return Shape(*(config[key] for key in keys), gated, tied)
+    return Shape(*(config[key] for key in KEYS), gated, tied)
 
 
 class Card(NamedTuple):

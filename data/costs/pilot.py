@@ -12,6 +12,7 @@ from typing import NamedTuple
 from data.costs.curves import Posterior, Run
 from data.costs.prices import load_prices, price_label
 from data.costs.runs import parse_run
+from data.costs.stale import METRICS
 from data.files import DATA, UserError, need, read_json
 from data.tasks import PAPER_TASKS, load_task
 
@@ -50,8 +51,8 @@ def read_pilot(folder, task):
         if len(seen) > 1:
             first = next(iter(seen.values()))
             raise UserError(f"{path}: another metric or scored on other rows than {first}")
-        low, high = need(found, f"intervals {found['metric']}", list, path)
-        errors.append((high - low) / 3.92 / 100)  # a 95% interval
+        ends = need(found, f"intervals {found['metric']}", list, path)
+        errors.append((max(ends) - min(ends)) / 3.92 / 100)  # a 95% interval
         runs.append(Run(run.strategy, run.labels, run.unlabeled, found["score"] / 100))
     if not runs:
         like = PAPER_TASKS if task.own else (task.name,)
@@ -66,7 +67,7 @@ def find_data(found):
 
 def read_score(path, task):
     """A metrics.json whose scores are percentages of `task`; a UserError names what is not."""
-    found = read_json(path)
+    found = read_json(path, METRICS)
     if need(found, "task", str, path) != task:
         raise UserError(f"{path}: scores of task {found['task']!r}, not of {task!r}")
     need(found, "metric", str, path), need(found, "n", int, path)

@@ -26,13 +26,24 @@ from data.costs.budget import load_scale
 from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, make_flags, show_flags, shows
 from data.costs.runs import find_annotation, make_run, parse_run
 from data.costs.stale import (
+    METRICS,
+    TRAINING,
     drop,
     find_change,
     find_changed_score,
     read_words,
     tell,
 )
-from data.files import ROOT, UserError, read_json, run_cli, write_atomic, write_json
+from data.files import (
+    ROOT,
+    UserError,
+    check_kind,
+    read_if_there,
+    read_json,
+    run_cli,
+    write_atomic,
+    write_json,
+)
 from data.tasks import name_word
 
 SCRIPTS = {"teacher": "train_teacher.py", "dist": "distill.py", "self": "distill.py"}
@@ -253,13 +264,21 @@ def check_annotator(task, runs, args):
 # --- how long it may take ---------------------------------------------------------------------
 
 
+def read_number(flags, name, default):
+    """A number among flags {name: text}; the scripts check what is within their limits."""
+    try:
+        return check_kind(float(flags.get(name) or default), float, f"--{name.replace('_', '-')}")
+    except (TypeError, ValueError):
+        raise UserError(f"--{name.replace('_', '-')} {flags[name]}: no number") from None
+
+
 def count_steps(run, flags):
     """Optimiser steps of a run with these flags {name: text}; Table 8's where they say nothing."""
-    if float(flags.get("max_steps") or 0) > 0:
-        return int(float(flags["max_steps"]))
-    rows = run.unlabeled or run.labels + run.llm_labels
-    steps = math.ceil(rows / int(flags.get("batch_size", 32))) * float(flags.get("epochs", 50))
-    return math.ceil(max(steps, float(flags.get("min_steps") or 0)))
+    if (most := read_number(flags, "max_steps", 0)) > 0:
+        return int(most)
+    rows, batch = run.unlabeled or run.labels + run.llm_labels, read_number(flags, "batch_size", 32)
+    steps = math.ceil(rows / max(1, batch)) * read_number(flags, "epochs", 50)
+    return math.ceil(max(steps, read_number(flags, "min_steps", 0)))
 
 
 def tell_duration(seconds):
@@ -352,14 +371,12 @@ def estimate(rules, args):
     for stamp, run in rules.list_stamps().items():
         steps = count_steps(run, list_asked(run, rules, args)) if run.strategy != "prompted" else 0
         known[stamp] = run.strategy, steps
-        path = Path(args.runs, rules.task.name, stamp)
-        if path.exists() and steps:
-            metrics, record = (
-                read_json(path),
-                Path(args.runs, rules.task.name, run.name, "training.json"),
-            )
-            training = read_json(record) if record.exists() else metrics.get("training") or {}
-            spent = {**metrics.get("seconds", {}), **training.get("seconds", {})}
+        home = Path(args.runs, rules.task.name)
+        if (home / stamp).exists() and steps:
+            metrics = read_json(home / stamp, METRICS)
+            training = read_if_there(home / run.name / "training.json", TRAINING)
+            training = training or metrics.get("training") or {}
+            spent = {**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}
             total = used.setdefault(run.strategy, [0, 0])
             total[0], total[1] = total[0] + sum(spent.values()), total[1] + steps
     rates = {
@@ -450,12 +467,14 @@ def write_rules(tasks, seeds, args):
 
 def tell_progress(path):
     """How many runs of a make are done, and about how long the others take."""
-    record = read_json(path)
-    left = [s for stamp, s in record["seconds"].items() if not Path(record["runs"], stamp).exists()]
-    total = len(record["seconds"])
+    shape = {"runs": str, "seconds": {None: float}, "jobs": int}
+    record = read_json(path, shape, "runs seconds jobs")
+    runs, seconds, jobs = (record[key] for key in shape)
+    left = [each for stamp, each in seconds.items() if not Path(runs, stamp).exists()]
+    total = len(seconds)
     text = f"{total - len(left)} of {total} runs done"
     if left and None not in left:
-        text += f", {tell_duration(sum(left) / max(1, min(record['jobs'], len(left))))} left"
+        text += f", {tell_duration(sum(left) / max(1, min(jobs, len(left))))} left"
     print(text, file=sys.stderr)
 
 

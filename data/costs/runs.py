@@ -5,14 +5,13 @@ Writes: nothing
 """
 
 import re
-import shlex
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.prices import compare_speeds, match_gpu
-from data.costs.stale import read_words
-from data.files import UserError, parse_amount, parse_count, read_json
+from data.costs.stale import METRICS, TRAINING, read_command
+from data.files import UserError, need, parse_amount, parse_count, read_if_there, read_json
 
 
 class Run(NamedTuple):
@@ -90,16 +89,10 @@ class Record(NamedTuple):
 def read_record(folder):
     """The Record of a run folder, None where it only scores a model that was trained elsewhere;
     a UserError names the file and the field at fault."""
-    path, scored = folder / "training.json", folder / "metrics.json"
-    metrics = read_json(scored) if scored.exists() else {}
-    training = read_json(path) if path.exists() else metrics.get("training")
+    path, metrics = folder / "training.json", read_if_there(folder / "metrics.json", METRICS)
+    training = read_json(path, TRAINING) if path.exists() else metrics.get("training")
     if training is None:
         return None
-
-    def need(record, key):
-        if not isinstance(record, dict) or record.get(key) is None:
-            raise UserError(f"{path}: no {key!r} in this record; train this run again")
-        return record[key]
 
     def count(key, record=training, least=0):
         return parse_count(record.get(key) or 0, f"{path}: {key!r}", least)
@@ -108,9 +101,9 @@ def read_record(folder):
         used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
         return sum(used, Fraction(0)) * max(1, gpus) / 3600
 
-    hardware, seconds = need(training, "hardware"), need(training, "seconds")
-    cpu = need(hardware, "device") == "cpu"
-    gpus = 1 if cpu else count("gpus", hardware, 1)
+    seconds = need(training, "seconds", dict, path)
+    cpu = need(training, "hardware device", str, path) == "cpu"
+    gpus = 1 if cpu else count("gpus", training["hardware"], 1)
     teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
     labels = count("labels")
     if RUN_NAME.fullmatch(folder.name):  # people's labels alone; the file also counts an LLM's
@@ -118,13 +111,13 @@ def read_record(folder):
     return Record(
         folder.name,
         folder.resolve().parent.parent.name,
-        str(need(training, "task")),
-        str(need(training, "strategy")),
+        need(training, "task", str, path),
+        need(training, "strategy", str, path),
         labels,
         count("unlabeled"),
         count("seed"),
         *read_llm_use(folder, training),
-        None if cpu else str(need(hardware, "gpu")),
+        None if cpu else need(training, "hardware gpu", str, path),
         gpus,
         hours(seconds, gpus) - teacher_pass,
         teacher_pass,
@@ -135,7 +128,7 @@ def read_record(folder):
 
 def find_model(command):
     """The --model or --student of a training command."""
-    words = read_words(shlex.split(command)) if command else {}
+    words = read_command(command)
     return words.get("model") or words.get("student") or "not recorded"
 
 
@@ -149,7 +142,7 @@ def read_llm_use(folder, training):
     """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
     its annotation.json. A simulated annotator has no model."""
     path = find_annotation(folder)
-    used = training if training.get("llm_tokens") or path is None else read_json(path)
+    used = training if training.get("llm_tokens") or path is None else read_json(path, TRAINING)
     tokens = used.get("llm_tokens") or {}
     tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
     tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from data.costs.prices import match_gpu, price_gpu_hour
 from data.costs.runs import RUN_NAME, parse_run
+from data.costs.stale import METRICS
 from data.files import UserError, need, parse_amount, parse_count, read_json
 
 
@@ -35,8 +36,8 @@ def measure_serving(folder):
         home = path.parents[1] if path.parent.name == "dev" else path.parent
         run = parse_run(home.name) if RUN_NAME.fullmatch(home.name) else None
         if run and run.strategy in ("small", "dist", "self", "llm", "teacher"):
-            metrics = read_json(path)
-            if (run.student, run.teacher) == ("small", "xxl") and "hardware" in metrics:
+            metrics = read_json(path, METRICS)
+            if (run.student, run.teacher) == ("small", "xxl") and metrics.get("hardware"):
                 model = "teacher" if run.strategy == "teacher" else "student"
                 place = "/".join(home.resolve().parts[-3:-1])
                 key = (place, model, *read_device(metrics))

@@ -14,7 +14,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from data.files import ROOT, UserError, hash_file, read_json
+from data.files import ROOT, UserError, hash_file, read_if_there, read_json
 
 # What leaves a result alone or is held to account by a hash: paths, and how a run logs and saves.
 FREE = re.compile(
@@ -22,6 +22,29 @@ FREE = re.compile(
     r"|project|trackio|dataloader"
 )
 REDO = "add REDO=1 to the same command, which makes exactly these again"
+# What the records of splits and runs have, as read_json() checks it.
+ABOUT = {"asked": [str], "files": {None: str}, "rows": {None: int}}
+HARDWARE = {"device": str, "gpu": str, "gpus": int}
+TRAINING = {
+    **dict.fromkeys(["task", "strategy", "command", "data_sha256", "model_sha256"], str),
+    **dict.fromkeys(["labels", "unlabeled", "seed", "steps"], int),
+    "seconds": {None: float},
+    "hardware": HARDWARE,
+    "llm_model": str,
+}
+METRICS = {
+    **dict.fromkeys(["task", "task_sha256", "metric", "signature"], str),
+    **dict.fromkeys(["n", "parameters"], int),
+    "score": float,
+    "constant": {"score": float},
+    "metrics": {None: float},
+    "intervals": {None: [float]},
+    "seconds": {None: float},
+    "settings": {"batch_size": int},
+    "hardware": HARDWARE,
+    "training": TRAINING,
+    "provenance": {"data_sha256": str},
+}
 
 
 def hash_model(folder):
@@ -29,6 +52,14 @@ def hash_model(folder):
     kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
     files = sorted(path for path in Path(folder).iterdir() if path.suffix in kinds)
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+def read_command(text):
+    """The flags of a recorded command, as read_words(); {} of one that no shell could have had."""
+    try:
+        return read_words(shlex.split(text or "")[1:])
+    except ValueError:
+        return {}
 
 
 def read_words(words):
@@ -62,7 +93,7 @@ def same(text, value):
 def find_changed_splits(about, asked, names):
     """What changed since splits were made, None where nothing did: `about` is their about.json,
     `asked` the words that prepare.py would get now, `names` the files that it would read."""
-    if "asked" not in about:
+    if not {"asked", "files"} <= about.keys():
         return "these splits are of an older version"
     if about["asked"] != asked:
         now, then = (" ".join(words) or "no flags" for words in (asked, about["asked"]))
@@ -87,7 +118,7 @@ def find_changed_splits(about, asked, names):
 
 def find_changed_flags(now, training, config):
     """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a finished run."""
-    then = read_words(shlex.split(training.get("command") or "")[1:])
+    then = read_command(training.get("command"))
     changes = []
     for name, text in now.items():
         before = config.get(name, then.get(name))
@@ -102,10 +133,10 @@ def find_change(folder, now, data, hashes):
 
     `now` are its flags {name: text}, `data` the file that it learns from, `hashes` a cache.
     """
-    training, config = folder / "training.json", folder / "config.json"
-    if not training.exists():
+    if not (folder / "training.json").exists():
         return None
-    training, config = read_json(training), read_json(config) if config.exists() else {}
+    training = read_json(folder / "training.json", TRAINING)
+    config = read_if_there(folder / "config.json")
     if "data_sha256" not in training:
         return "a run of an older version"
     if changes := find_changed_flags(now, training, config):
@@ -122,8 +153,7 @@ def find_change(folder, now, data, hashes):
 
 def find_changed_score(folder, task, test, hashes):
     """What changed since a finished run was scored, None where nothing did."""
-    path = folder / "metrics.json"
-    metrics = read_json(path) if path.exists() else {}
+    metrics = read_if_there(folder / "metrics.json", METRICS)
     if metrics.get("task_sha256") not in (None, task.hash_rules()):
         return f"the entry of task {task.name} (labels, lengths, prefix or measure)"
     before = (metrics.get("provenance") or {}).get("data_sha256")

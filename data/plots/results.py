@@ -22,7 +22,8 @@ from pathlib import Path
 from data.costs.budget import count_llm_labels, load_scale, make_terms
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.runs import find_annotation, read_record
-from data.files import DATA, UserError, check_kind, need, read_json, read_jsonl
+from data.costs.stale import METRICS
+from data.files import DATA, UserError, need, read_json, read_jsonl
 from data.tasks import load_tasks
 
 # --- the paper's scores --------------------------------------------------------------------
@@ -87,20 +88,12 @@ def name_released(metric):
     return {"entity_f1": "f1"}.get(metric, metric) + "_released"
 
 
-KINDS = {"task": str, "metric": str, "n": int, "metrics": dict, "signature": str}
-
-
 def read_metrics(path, task, metric):
     """metrics.json of a finished run, checked: shape, finite numbers, task and metric."""
     try:
-        found = read_json(path)
-        for key, kind in KINDS.items():
-            need(found, key, kind, path)
-        for key, value in found["metrics"].items():
-            check_kind(value, float, f"{path}: {key!r}")
-        for key in ("training", "provenance"):
-            if found.get(key) is not None:
-                need(found, key, dict, path)
+        found = read_json(path, METRICS, "task metric n metrics signature")
+        if not -1 <= found["metrics"].get(metric, 0) <= 101:  # rounding, and BERT-iBLEU of copies
+            raise UserError(f"{path}: {metric!r}: no percentage")
         known = metric in found["metrics"] and found["metric"] in (metric, name_released(metric))
         if not known or found["task"] != task:
             theirs = f"{found['metric']} of task {found['task']!r}"
@@ -114,9 +107,9 @@ def read_rows(path, n, score):
     """(numerators, denominators) of the rows of row_scores.json, whose sums give the strict `score`
     of metrics.json; None where the file is not there or belongs to another scoring."""
     try:
-        found = read_json(path)
-        columns = [need(found, key, list, path) for key in ("numerators", "denominators")]
-        numbers = [[check_kind(value, float, path) for value in column] for column in columns]
+        shape = {"numerators": [float], "denominators": [float]}
+        found = read_json(path, shape, " ".join(shape))
+        numbers = [found[key] for key in shape]
     except UserError:
         return None
     whole = [len(column) for column in numbers] == [n, n]
