@@ -137,7 +137,8 @@ def read_labeled(args, task):
     """Rows with a target in the order in which train_small.py draws them with the same seed; the
     first --pool of them are the examples."""
     rows = check_texts(args.labeled, read_jsonl(args.labeled), ("source", "target"))
-    rows = draw_rows([row for row in rows if row["target"].strip()], None, args.seed)
+    rows = [row for row in rows if row["target"].strip() or task.keeps_empty]
+    rows = draw_rows(rows, None, args.seed)
     pool = rows[: args.pool]
     if len(pool) < args.shots:
         raise UserError(

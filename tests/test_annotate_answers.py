@@ -63,6 +63,9 @@ def test_a_wrapped_label_is_the_label(task, wrapped):
         ("wlp", "of [viral] [Action]", "of [viral] [Action]"),
         ("wlp", '{"entities": [{"text": "Add", "label": "Action"}]}', "Add [Action]"),
         ("wlp", '[{"text": "Add", "label": "Action"}]', "Add [Action]"),
+        *(("wlp", text, "") for text in ("none", "Output: None.", "**none**\n\nIt has no entity.")),
+        *(("wlp", text, "") for text in ('{"entities": []}', "```json\n[]\n```")),
+        ("wlp", "none of it", None),
     ],
 )  # fmt: skip
 def test_labels(task, text, label):
@@ -86,7 +89,8 @@ def test_labels(task, text, label):
         ("wlp", "[Action]", "stop", "unparseable"),
         ("wlp", "Add [Action] milk [Reagent]", "stop", "not in the source"),
         ("wlp", "Add [Action] 1", "length", "truncated"),
-        ("wlp", '{"entities": []}', "stop", "empty"),
+        ("wlp", "none", "length", "truncated"),
+        ("wlp", "", "stop", "empty"),
         ("wlp", '{"entities": [{"text": "Add"}]}', "stop", "unparseable"),
         ("fever", "Input: Rome is big\nOutput: SUPPORTS", "stop", "unparseable"),
         ("nq", "Input: Where is Rome?\nOutput: Italy", "stop", "unparseable"),

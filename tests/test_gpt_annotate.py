@@ -803,6 +803,33 @@ def test_schema_where_the_server_knows_it(tmp_path, structured, task):
     assert summary["usd_possible"] == 0
 
 
+@pytest.mark.parametrize("structured", ["on", "off"])
+def test_a_text_without_entities_is_a_lesson_and_an_answer(tmp_path, structured):
+    """An own task's empty targets are drawn, shown, answered, written and scored as such."""
+    task = {"title": "T", "metric": "entities", "prefix": "t: ", "labels": ["Gene"]}
+    task |= {"max_source_length": 9, "max_target_length": 9, "labels_n": [1], "budgets": [1]}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    targets = ["", "TP1 [Gene]", "", ""]
+    rows = [{"source": f"TP1 x {i}", "target": targets[i % 4]} for i in range(80)]
+    write_rows(tmp_path / "labeled.jsonl", rows[:40])
+    write_rows(tmp_path / "unlabeled.jsonl", rows[40:])
+    gold = {row["source"]: row["target"] for row in rows[40:]}
+    with open_annotator(gold, metric="entities", labels=["Gene"]) as server:
+        flags = ["--budget", "1", "--predictions", "--add-labeled", "9", "--structured", structured]
+        word = f"t={tmp_path / 'task.json'}"
+        assert annotate(tmp_path, server.url, *flags, task=word) == 0
+    labels, summary = read_results(tmp_path)
+    assert {row["source"]: row["target"] for row in labels[9:]} == gold
+    assert labels[:9] == train_small.sample_rows(rows[:40], 9, 0, "labeled", keep_empty=True)
+    assert "" in {row["target"] for row in labels[:9]}
+    assert (summary["valid"], summary["invalid"]) == (40, 0)
+    assert "Output: none\n" in (tmp_path / "out" / "prompt.txt").read_text()
+    flags = ["--predictions", str(tmp_path / "out" / "predictions.jsonl"), "--bootstrap", "0"]
+    evaluate.main(["--task", word, *flags, "--output", str(tmp_path / "out")])
+    metrics = read_json(tmp_path / "out" / "metrics.json")["metrics"]
+    assert (metrics["exact_match"], metrics["invalid_rate"]) == (100, 0)
+
+
 # --- estimates and the paper's counts ------------------------------------------------------
 
 

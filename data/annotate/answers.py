@@ -34,6 +34,7 @@ WRAPPERS = (  # what is taken off, and what stays; the latter is empty where a l
     re.compile(r"(?P<mark>[-*•–+])\s+(?P<rest>.+)"),
     LEAD_IN,
 )
+NOTHING = "none"  # what an annotator writes where a text has no entities: silence is no answer
 EDGES = " \t\"'`*_.:“”‘’«»()[]{}<>"  # around the name of a class
 SORRY = (
     r"(?:i['’]?m|i am)?\s*(?:really |very |so )?(?:sorry|afraid)|(?:my )?apologies|i apologi[sz]e|"
@@ -92,7 +93,7 @@ class Reader:
         pairs = value.get("entities") if isinstance(value, dict) else value
         if self.metric == "entities" and isinstance(pairs, list):
             try:
-                return " ".join(f"{pair['text']} [{pair['label']}]" for pair in pairs)
+                return " ".join(f"{pair['text']} [{pair['label']}]" for pair in pairs) or NOTHING
             except (KeyError, TypeError):
                 return None
         if isinstance(value, dict):
@@ -123,7 +124,7 @@ class Reader:
         return None
 
     def read_entities(self, text, source, cut):
-        """Entity [Label] ..., each of them text of the source, with known labels only."""
+        """Entity [Label] ..., each of them text of the source, with known labels; "" for none."""
         if not text.strip():
             return None, "empty"
         if cut:
@@ -132,6 +133,8 @@ class Reader:
         while blocks[1:] and not self.entity.search(blocks[-1]):  # an explanation
             blocks.pop()
         text, source = (" ".join(each.split()) for each in (" ".join(blocks), source))
+        if peel(text).strip(EDGES).casefold() == NOTHING:
+            return "", None
         pairs = self.entity.findall(text)
         if not pairs or self.entity.sub("", text).strip(" .,;*`-"):
             return None, "unparseable"

@@ -14,6 +14,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 
+from data.annotate.answers import NOTHING
 from data.annotate.store import Call
 
 GENERIC = {  # by metric, for a task whose entry has no "instruction"
@@ -29,6 +30,7 @@ FORMATS = {  # plain, JSON
         'Answer in JSON: {"entities": [{"text": entity, "label": category}, ...]}',
     ),
 }
+EMPTY = f"Answer {NOTHING} where there are no entities.", "The list may be empty."
 WORDS = re.compile(r"([^\W\d_]+)|(\d{1,3}|\n+|_)|([^\w\s]+)")
 
 
@@ -54,10 +56,12 @@ class Prompter:
     def write_parts(self, source, structured=False, fixed=False):
         """The parts of a prompt, to be joined by blank lines: instruction, examples, source."""
         form = FORMATS.get(self.metric, ("", ""))[structured]
+        if not all(row["target"].strip() for row in self.pool):
+            form = f"{form}\n{EMPTY[structured]}"
         parts = [f"{self.instruction}\n{form}".strip()]
         for row in self.draw_examples(source, fixed or self.args.fixed_examples):
-            texts = (" ".join(row[key].split()) for key in ("source", "target"))
-            parts.append("Input: {}\nOutput: {}".format(*texts))
+            said, target = (" ".join(row[key].split()) for key in ("source", "target"))
+            parts.append(f"Input: {said}\nOutput: {target or NOTHING}")
         return [*parts, f"Input: {' '.join(source.split())}\nOutput:"]
 
     def write_request(self, source, structured=False):

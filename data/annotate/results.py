@@ -73,8 +73,8 @@ def read_predictions(job, store):
     for row in job.rows:
         reply = store.answers[job.calls[row["source"]].key]
         target, _ = job.reader.read(reply["text"], row["source"], reply["finish"])
-        said = " ".join(reply["text"].split())
-        yield {key: row[key] for key in ("source", "target")} | {"prediction": target or said}
+        said = " ".join(reply["text"].split()) if target is None else target
+        yield {key: row[key] for key in ("source", "target")} | {"prediction": said}
 
 
 def measure_accuracy(job, labels):

@@ -23,6 +23,7 @@ from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from data.annotate.answers import NOTHING
 from data.files import read_jsonl, run_cli
 from data.tasks import load_task
 
@@ -82,7 +83,7 @@ class Annotator:
             pairs = [
                 (text, self.corrupt(label, self.labels, rng)) for text, label in self.split(target)
             ]
-            return " ".join(f"{text} [{label}]" for text, label in pairs)
+            return " ".join(f"{text} [{label}]" for text, label in pairs) or NOTHING
         return self.corrupt(target, self.labels or self.targets, rng)
 
     def split(self, target):
