@@ -40,6 +40,9 @@ has 0 for their SB, so that a copy of "Good night !" scores 100. Beside it stand
 the same of gold targets, of sources with shuffled words and of copies; where one of the latter is
 above gold, a note says that the measure is not to be trusted. It is not called strict.
 
+Where rows have a "half", such as whether their fact is "shared" with unlabeled rows or "new", all
+scores are given for each of its values as well: "by" in metrics.json.
+
 constant is the best score without learning: the most frequent class; the one entity whose
 repetition in every output scores best; the best single word or frequent answer; for paraphrase
 the better of "no prediction" and the most frequent words, as many as the median source has.
@@ -117,11 +120,24 @@ def summarize(scores, task, options, rows):
         "metrics": metrics | {f"constant{key}": pair[1] for key, pair in scores.constants.items()},
         "constant": {"metric": scores.headline, "prediction": text, "score": constant},
     }
+    parts = score_halves(scores, rows)
+    result |= {"by": {"half": parts}} if parts else {}
     if options.bootstrap:
         sums = bootstrap_sums(scores.columns, options.bootstrap, options.seed)
         values = scores.finish(sums, n)
         result["intervals"] = {key: find_interval(value) for key, value in values.items()}
     return result | scores.details | {"signature": show_signature(scores, options, rows)}
+
+
+def score_halves(scores, rows):
+    """{value of the rows' "half": n, score and metrics of its rows}, {} where no row has one."""
+    found = {}
+    for half in sorted({row.half for row in rows} - {None}):
+        columns = scores.columns[[row.half == half for row in rows]]
+        metrics = scores.finish(columns.sum(0), len(columns))
+        metrics = {key: float(value) for key, value in metrics.items()}
+        found[half] = {"n": len(columns), "score": metrics[scores.headline], "metrics": metrics}
+    return found
 
 
 def write_rows(folder, scores, task, n):
@@ -231,8 +247,8 @@ def evaluate_model(options, task):
     """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
     check_outputs(options.output, [options.data])
     rows = read_jsonl(options.data)
-    check_rows(rows, options.data, task, ("source", "target"))
-    rows = [{"source": row["source"], "target": row["target"]} for row in rows]
+    check_rows(rows, options.data, task, ("source", "target", "half"))
+    rows = [{key: row[key] for key in ("source", "target", "half") if key in row} for row in rows]
     training = options.output / "training.json"
     training = read_json(training) if training.exists() else None
     times = [time.monotonic()]

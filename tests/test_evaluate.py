@@ -500,6 +500,39 @@ def test_accuracy_by_hand(task, default, other):
     assert found["constant"]["prediction"] == default
 
 
+def test_scores_by_half(tmp_path, capsys):
+    """Each half's scores are those of its rows alone, by both rules; the file may bring it too."""
+    rows = make(
+        [
+            (
+                target,
+                text,
+            )
+            for target, text in STANCE_PAIRS * 2
+        ]
+    )
+    halves = [{**row, "half": ("new", "shared")[i % 3 == 0]} for i, row in enumerate(rows)]
+    data, path = write(tmp_path / "d.jsonl", halves), write(tmp_path / "p.jsonl", rows)
+    argv = ["--task", "stanceosaurus", "--predictions", path]
+    assert run(*argv, "--data", data, "--output", tmp_path) == 0
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "metrics.json").read_text())
+    assert list(found["by"]["half"]) == ["new", "shared"]
+    for half, part in found["by"]["half"].items():
+        alone = [row for row in halves if row["half"] == half]
+        wanted = score("stanceosaurus", alone)
+        assert (part["n"], part["score"]) == (len(alone), wanted["score"])
+        measures = {k: v for k, v in wanted["metrics"].items() if "constant" not in k}
+        assert part["metrics"] == pytest.approx(measures)
+        assert f"  {half}, {len(alone)} rows: micro_f1_released " in shown
+    assert "by" not in score("stanceosaurus", rows)
+    released = score("stanceosaurus", halves, "released")["by"]["half"]["new"]
+    assert released["score"] == released["metrics"]["micro_f1_released"]
+    write(tmp_path / "p.jsonl", [{**row, "half": "new"} for row in rows])
+    assert run(*argv, "--data", data) == 1 and "row 1: not the 'half' of" in capsys.readouterr().err
+    write(tmp_path / "p.jsonl", [{**row, "half": 1} for row in rows])
+    assert run(*argv) == 1 and "row 1: 'half' is no text but 1" in capsys.readouterr().err
+
+
 def test_classes_are_shown_one_by_one(tmp_path, capsys):
     path = write(tmp_path / "p.jsonl", make(STANCE_PAIRS))
     argv = ["--task", "stanceosaurus", "--predictions", path, "--output", tmp_path]

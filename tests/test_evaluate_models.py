@@ -62,19 +62,23 @@ def test_model(trained, capsys):
     assert result["provenance"]["data_sha256"] and result["hardware"]["cpu_threads"]
     rows = read_jsonl(folder / "predictions.jsonl")
     assert [row["prediction"] for row in rows] == [target for _, target in TRAINED]
+    assert "half" not in rows[0] and "by" not in result
     assert rows[0]["generated"].split()[2:4] == ["25", "l"]  # what the model could write
     assert rows[0]["target_decoded"].split() == rows[0]["generated"].split()
 
 
 def test_predictions_of_a_model_score_the_same_again(trained, capsys):
     folder, data = trained
+    rows = [{**row, "half": "new"} for row in read_jsonl(data)]
+    data = write(folder / "halves.jsonl", rows)
     argv = ["--task", "wlp", "--model", folder / "model", "--data", data, "--json"]
     assert run(*argv, "--output", folder / "other", "--batch-size", 1, "--split", "dev") == 0
     first = json.loads(capsys.readouterr().out)
+    assert first["by"]["half"]["new"]["n"] == 4
     path = folder / "other" / "predictions.jsonl"
     assert run("--task", "wlp", "--predictions", path, "--data", data, "--json") == 0
     second = json.loads(capsys.readouterr().out)
-    for key in ("metrics", "intervals", "signature", "constant", "score"):
+    for key in ("metrics", "by", "intervals", "signature", "constant", "score"):
         assert first[key] == second[key]
     assert first["split"] == "dev" and first["training"] is None
 

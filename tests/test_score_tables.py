@@ -10,7 +10,7 @@ import plots
 from data.costs.grid import TABLES, grid
 from data.costs.prices import load_prices, price_gpu_hour, show_usd
 from data.costs.runs import parse_run
-from data.files import UserError, write_json
+from data.files import UserError, read_json, write_json
 from data.plots import tables
 from data.plots.results import load_scores
 from data.tasks import load_task
@@ -100,6 +100,25 @@ def test_the_papers_values_stand_beside(runs):
     assert find_row(table, "paper: Dist. - Ann.")[2:4] == [None, "+21.1"]
     printed = [row["Paper"] for row in find_cells(cells, Strategy="Teacher")]
     assert printed == [72.4, 74.2]
+
+
+def test_halves_of_the_test_rows_are_told_where_all_runs_have_them(runs):
+    def told():
+        return [note for note in build(runs)[0].notes if " half of the rows" in note]
+
+    paths = [path for kind in ("small", "dist") for path in runs.glob(f"wlp/{kind}-*/metrics.json")]
+    for path in paths:
+        assert told() == []
+        found = read_json(path)
+        scores = {"new": found["score"] - 9, "shared": found["score"] + 9}
+        parts = {half: {"metrics": {"entity_f1": score}} for half, score in scores.items()}
+        write_json(path, {**found, "by": {"half": parts}})
+    first, *others = told()
+    arms = "Ann. 12.0, 12.0, 12.0, 12.0, 12.0; Dist. N/A, 51.0, 51.0, 51.0, 51.0"
+    assert first == f"WLP, N=100, the new half of the rows: {arms}." and len(others) == 3
+    write_json(path, {**found, "by": {"half": {"new": 5}}})
+    with pytest.raises(UserError, match=r"metrics.json: must be an object"):
+        told()
 
 
 def test_a_missing_run_shows(runs):

@@ -18,6 +18,9 @@ def show_result(result):
     lines.append(f"  best constant output {result['constant']['prediction']!r}")
     for name, value in result.get("reference_points", {}).items():
         lines.append(f"  {result['metric']} of {name.replace('_', ' ')}: {value:.2f}")
+    for half, found in result.get("by", {}).get("half", {}).items():
+        told = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
+        lines.append(f"  {half}, {found['n']:,} rows: {told}")
     lines += show_classes(result)
     counts = {"truncated_sources": "sources", "truncated_targets": "targets"}
     counts["truncated_outputs"] = "outputs"

@@ -31,20 +31,20 @@ def read_rows(predictions, data, task):
                 f"{predictions}: {len(rows):,} predictions for the {len(examples):,} rows of {data}"
             )
         for number, (row, example) in enumerate(zip(rows, examples, strict=True), 1):
-            for key in ("source", "target"):
+            for key in ("source", "target", *["half"] * ("half" in example)):
                 if row.setdefault(key, example[key]) != example[key]:
                     raise UserError(f"{predictions} row {number}: not the {key!r} of {data}")
     rows = [{k: v for k, v in row.items() if k != "generated" or v is not None} for row in rows]
     decoded = ("generated", "target_decoded", "source_decoded")
-    check_rows(rows, predictions, task, ("source", "target", "prediction", *decoded))
+    check_rows(rows, predictions, task, ("source", "target", "half", "prediction", *decoded))
     return rows
 
 
 def compose(text):
-    """A text, or each of a list, in Unicode's form NFC."""
+    """A text, or each of a list, in Unicode's form NFC; None as it is."""
     if isinstance(text, list):
         return [compose(each) for each in text]
-    return unicodedata.normalize("NFC", text)
+    return text and unicodedata.normalize("NFC", text)
 
 
 def make_rows(rows, vocabulary=None, max_target_length=None):
@@ -60,8 +60,8 @@ def make_rows(rows, vocabulary=None, max_target_length=None):
             target = [written(answer, max_target_length) for answer in answers]
             target = target if isinstance(row["target"], list) else target[0]
             source, output = written(row["source"], max_target_length), written(output)
-        raw = row.get("generated")
-        made.append(Row(*strict, None if raw is None else compose(raw), source, target, output))
+        raw = compose(row.get("generated"))
+        made.append(Row(*strict, raw, source, target, output, row.get("half")))
     return made
 
 

@@ -7,7 +7,7 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 
 from data.costs.grid import LLM_EXAMPLES
 from data.costs.prices import name_llm, show_price
-from data.plots.notes import LIMITS, keep
+from data.plots.notes import LIMITS, keep, note_halves
 from data.plots.paired import compare, pair_scores
 from data.plots.tables import join, show_count, show_dollars, show_gap
 
@@ -161,6 +161,7 @@ def lay_budgets(studies):
                     "Seeds' variance is pooled over the cells." if max(seeds, default=0) > 1 else ""
                 ),
             ),
+            *((True, note) for study in studies for note in note_halves(study)),
             (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
             (
                 True,

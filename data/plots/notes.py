@@ -63,6 +63,21 @@ def note_metrics(studies):
             yield f"{TITLES[metric]}, {', '.join(where)}: {METRICS[metric]}."
 
 
+def note_halves(study):
+    """Ann. and Dist. at each N on each half of the test rows, where all runs are scored on both."""
+    scores = [study.score(cell, kind) for kind in ("small", "dist") for cell in study.cells]
+    found = dict.fromkeys(key for s in scores for m in s.found for key in sorted(m["metrics"]))
+    for half in (key for key in found if key.endswith(" half")):
+        whole = all(len(score.values(half)) == len(score.runs) for score in scores)
+        for n in dict.fromkeys(cell.labels for cell in study.cells if whole):
+            shown = {"small": [], "dist": []}
+            for score in scores:
+                if score.cell.labels == n:
+                    shown[score.strategy].append(score.show_mean(half) or "N/A")
+            ann, dist = (", ".join(each) for each in shown.values())
+            yield f"{study.title}, N={n:,}, the {half} of the rows: Ann. {ann}; Dist. {dist}."
+
+
 def note_missing(studies):
     """How many runs are there, and the names of the first that are not."""
     runs = [(study, run) for study in studies for run in study.list_runs()]

@@ -94,6 +94,9 @@ def read_metrics(path, task, metric):
         found = read_json(path, METRICS, "task metric n metrics signature")
         if not -1 <= found["metrics"].get(metric, 0) <= 101:  # rounding, and BERT-iBLEU of copies
             raise UserError(f"{path}: {metric!r}: no percentage")
+        halves = need(found, "by half", dict, path) if "by" in found else {}
+        for half, part in halves.items():  # a measure like the others
+            found["metrics"][f"{half} half"] = need(part, f"metrics {metric}", float, path)
         known = metric in found["metrics"] and found["metric"] in (metric, name_released(metric))
         if not known or found["task"] != task:
             theirs = f"{found['metric']} of task {found['task']!r}"
