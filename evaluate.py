@@ -13,8 +13,10 @@ Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw o
         OUTPUT/row_scores.json (each row's part of the strict score), OUTPUT/errors.md (what is
         wrong, worst first), README.md in a model folder of this project (its card), then
         OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it.
-        With --predict: rows of {"source", ..., "text", "confidence", "scores"} to OUTPUT or stdout
-Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/evaluate/ data/tasks.json
+        With --predict: rows of {"source", ..., "text", "confidence", "scores" or "spans"} to
+        OUTPUT or stdout, as data/evaluate/predict.py says
+Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/spans.py data/evaluate/
+        data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _released is the released scorer's rule, every other
@@ -57,8 +59,7 @@ the target as it was annotated. `generated` is the raw output (unknown character
 paraphrase `source_decoded`, the source): the released rule compares these. entity_f1_unrestored is
 the strict score of `generated`. Real targets sent through T5's vocabulary and back score 95.9
 unrestored and 100.0 restored on WLP's test set. unwritable_targets counts rows whose target cannot
-come back whole. Without a model, the _released keys compare the texts as given, or as
---released-vocabulary FILE, with --max-target-length if that is given, would decode them.
+come back whole. Without a model, the _released keys compare the texts as given.
 
 Prefix and lengths are those that the model was trained with (model/preprocessing.json), else the
 task's. Scores depend on them: a model of WLP scored 51.3 cut at 64 tokens and 47.6 at 128.
@@ -69,7 +70,6 @@ more, a small p means nothing. --compare adjusts p by Holm for the number of run
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,79 +77,28 @@ from pathlib import Path
 import numpy as np
 
 from data.evaluate import report
-from data.evaluate.rows import check_rows, make_rows, read_rows
 from data.evaluate.scores import (
-    bootstrap_sums,
     compare_runs,
-    find_interval,
+    make_rows,
+    read_data,
+    read_rows,
     score_rows,
-    show_signature,
+    summarize,
 )
 from data.files import (
-    ROOT,
     UserError,
+    check_overwrite,
+    find_commit,
     hash_file,
     read_json,
-    read_jsonl,
     run_cli,
+    show_rows,
     write_atomic,
     write_json,
 )
 from data.tasks import load_task
 
-# --- one set of predictions ------------------------------------------------------------------
-
-
-def summarize(scores, task, options, rows):
-    """The result of one set of predictions, as in metrics.json."""
-    n = len(rows)
-    point = scores.finish(scores.columns.sum(0), n)
-    metrics = {key: float(value) for key, value in point.items()}
-    bad = [key for key, value in metrics.items() if not np.isfinite(value)]
-    if bad:
-        raise UserError(f"{bad[0]} is {metrics[bad[0]]}, no number: a row cannot be scored")
-    suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
-    text, constant = scores.constants[suffix]
-    result = {
-        "task": task.name,
-        "task_sha256": task.hash_rules(),
-        "n": n,
-        "rule": options.rule,
-        "metric": scores.headline,
-        "score": metrics[scores.headline],
-        "metrics": metrics | {f"constant{key}": pair[1] for key, pair in scores.constants.items()},
-        "constant": {"metric": scores.headline, "prediction": text, "score": constant},
-    }
-    parts = score_halves(scores, rows)
-    result |= {"by": {"half": parts}} if parts else {}
-    if options.bootstrap:
-        sums = bootstrap_sums(scores.columns, options.bootstrap, options.seed)
-        values = scores.finish(sums, n)
-        result["intervals"] = {key: find_interval(value) for key, value in values.items()}
-    return result | scores.details | {"signature": show_signature(scores, options, rows)}
-
-
-def score_halves(scores, rows):
-    """{value of the rows' "half": n, score and metrics of its rows}, {} where no row has one."""
-    found = {}
-    for half in sorted({row.half for row in rows} - {None}):
-        columns = scores.columns[[row.half == half for row in rows]]
-        metrics = scores.finish(columns.sum(0), len(columns))
-        metrics = {key: float(value) for key, value in metrics.items()}
-        found[half] = {"n": len(columns), "score": metrics[scores.headline], "metrics": metrics}
-    return found
-
-
-def write_rows(folder, scores, task, n):
-    """row_scores.json: two lists over the rows, of the strict score's numerator and denominator.
-
-    Their sums give the score of any part of the rows, and of two runs on the same rows the
-    sampling error of a difference (data/plots/paired.py).
-    """
-    parts = [[round(float(value), 6) for value in column] for column in scores.parts.T]
-    told = {"task": task, "n": n, "numerators": parts[0], "denominators": parts[1]}
-    write_atomic(folder / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
-
+OUTPUTS = "predictions.jsonl", "row_scores.json", "errors.md", "metrics.json"
 
 # --- a model's outputs -----------------------------------------------------------------------
 
@@ -168,16 +117,14 @@ def choose_settings(options, task):
     if trained.get("task") not in (None, task.name):
         print(f"note: {path} is of task {trained['task']!r}, not {task.name!r}", file=sys.stderr)
     settings = {}
-    for key, kind in (("prefix", str), ("max_source_length", int), ("max_target_length", int)):
-        known = [getattr(options, key), trained.get(key), getattr(task, key)]
-        value = next(value for value in known if value is not None)
-        flag = f"--{key.replace('_', '-')}"
-        if trained.get(key) is not None and type(trained[key]) is not kind:
-            raise UserError(f"{path}: {key} is {trained[key]!r}")
-        if trained.get(key) not in (None, value):
-            told = f"{flag} {value!r}, but the model was trained with {trained[key]!r}"
-            print(f"note: {told}", file=sys.stderr)
-        settings[key] = value
+    for key in ("prefix", "max_source_length", "max_target_length"):
+        given, known, usual = getattr(options, key), trained.get(key), getattr(task, key)
+        if known is not None and type(known) is not type(usual):
+            raise UserError(f"{path}: {key} is {known!r}")
+        settings[key] = next(value for value in (given, known, usual) if value is not None)
+        if known not in (None, settings[key]):
+            told = f"--{key.replace('_', '-')} {settings[key]!r}, but the model was trained with"
+            print(f"note: {told} {known!r}", file=sys.stderr)
     return settings
 
 
@@ -188,32 +135,31 @@ def load_parts(options, task):
 
     loaded = decode.load_model(options.model, options.bf16, options.batch_size)
     trained = Path(options.model, "preprocessing.json").exists()
-    if settings["prefix"] is None or (loaded.classifier and options.prefix is None and not trained):
+    if loaded.classifier and options.prefix is None and not trained:
         settings["prefix"] = ""
     settings["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
     return loaded, decode.Reader(loaded, task, settings, options.model), settings
 
 
-def predict(rows, task, loaded, reader, settings):
+def predict(rows, task, loaded, reader):
     """(rows of predictions.jsonl, counts) of a model's greedy outputs."""
     from data.evaluate import decode
 
-    ids, cut = decode.encode_rows(loaded, [row["source"] for row in rows], settings)
-    counts = {"truncated_sources": cut, "parameters": loaded.model.num_parameters()}
     with decode.show_progress("decode", len(rows)) as progress:
-        out = reader.decode([row["source"] for row in rows], ids, progress)
+        out = reader.decode([row["source"] for row in rows], progress)
+    counts = {"truncated_sources": out.cut, "parameters": loaded.model.num_parameters()}
     pairs = zip(rows, out.predictions, out.texts, strict=True)
     made = [{**row, "prediction": text, "generated": raw} for row, text, raw in pairs]
     if loaded.classifier:
         return made, counts
-    targets = decode.decode_targets(made, task.metric, loaded.tokenizer, reader.limit)
-    short = {row for row in targets.cut if row}
-    whole = [decode.strip_ids(row, loaded.tokenizer) not in short for row in out.ids]
-    ended = [number not in out.unended and good for number, good in enumerate(whole)]
-    counts["truncated_targets"], counts["unwritable_targets"] = targets.truncated, targets.lost
-    counts["truncated_outputs"] = ended.count(False)
+    short, truncated, lost = decode.decode_targets(
+        made, task.metric, loaded.tokenizer, reader.limit
+    )
+    stripped = (decode.strip_ids(row, loaded.tokenizer) for row in out.ids)
+    cut = [number in out.unended or row in short for number, row in enumerate(stripped)]
     restored = [row["prediction"].split() != row["generated"].split() for row in made]
-    return made, counts | {"restored_outputs": sum(restored)}
+    counts |= {"truncated_targets": truncated, "unwritable_targets": lost}
+    return made, counts | {"truncated_outputs": sum(cut), "restored_outputs": sum(restored)}
 
 
 def describe_run(options):
@@ -221,12 +167,10 @@ def describe_run(options):
     from data.evaluate import decode
 
     hardware, versions = decode.describe_machine()
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     provenance = {
         "command": shlex.join(sys.argv),
         "versions": {**versions, "numpy": np.__version__},
-        "git_commit": commit or None,
+        "git_commit": find_commit(),
         "model": options.model,
         "data": str(options.data),
         "data_sha256": hash_file(options.data),
@@ -234,30 +178,18 @@ def describe_run(options):
     return {"hardware": hardware, "provenance": provenance}
 
 
-def check_outputs(folder, inputs, decoded=True):
-    """Refuse an output folder in which a result would replace an input."""
-    names = ["row_scores.json", "errors.md", "metrics.json", *["predictions.jsonl"] * decoded]
-    taken = {Path(folder, name).resolve() for name in names}
-    for path in filter(None, inputs):
-        if Path(path).resolve() in taken:
-            raise UserError(f"{path}: would be overwritten; choose another --output than {folder}")
-
-
 def evaluate_model(options, task):
     """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
-    check_outputs(options.output, [options.data])
-    rows = read_jsonl(options.data)
-    check_rows(rows, options.data, task, ("source", "target", "half"))
-    rows = [{key: row[key] for key in ("source", "target", "half") if key in row} for row in rows]
+    check_overwrite((options.output / name for name in OUTPUTS), [options.data])
+    rows = read_data(options.data, task)
     training = options.output / "training.json"
     training = read_json(training) if training.exists() else None
     times = [time.monotonic()]
     loaded, reader, settings = load_parts(options, task)
     times.append(time.monotonic())
-    rows, counts = predict(rows, task, loaded, reader, settings)
+    rows, counts = predict(rows, task, loaded, reader)
     times.append(time.monotonic())
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_atomic(options.output / "predictions.jsonl", "".join(lines))
+    write_atomic(options.output / "predictions.jsonl", show_rows(rows))
     result = score_into(options, task, rows)
     times.append(time.monotonic())
     seconds = dict(zip(("load", "generate", "score"), np.diff(times).tolist(), strict=True))
@@ -270,14 +202,20 @@ def evaluate_model(options, task):
 
 
 def score_into(options, task, rows):
-    """The result of rows of predictions; with an output folder, row_scores.json and errors.md."""
-    made = make_rows(rows, options.released_vocabulary, options.max_target_length)
+    """The result of rows of predictions; with an output folder, row_scores.json and errors.md.
+
+    row_scores.json has two lists over the rows, the strict score's numerators and denominators:
+    their sums give the score of any part of the rows, and of two runs on the same rows the
+    sampling error of a difference (data/plots/paired.py).
+    """
+    made = make_rows(rows)
     scores = score_rows(made, task, options)
     result = summarize(scores, task, options, made)
     if options.output:
-        write_rows(options.output, scores, task.name, len(rows))
-        text = report.show_errors(result, rows, scores)
-        write_atomic(options.output / "errors.md", text)
+        parts = [[round(float(value), 6) for value in column] for column in scores.parts.T]
+        told = {"task": task.name, "n": len(rows), "numerators": parts[0], "denominators": parts[1]}
+        write_atomic(options.output / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
+        write_atomic(options.output / "errors.md", report.show_errors(result, rows, scores))
     return result
 
 
@@ -302,7 +240,6 @@ def parse_args(argv=None):
     add("--rule", choices=("strict", "released"), default="strict", help="of `score` (%(default)s)")
     add("--bootstrap", type=int, default=1000, help="samples for 95%% intervals (%(default)s)")
     add("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    add("--released-vocabulary", help="spiece.model through which the _released keys see all texts")
     deberta = "microsoft/deberta-xlarge-mnli"
     name = "folder, hub name, or package:NAME of an installed one (%(default)s, the paper's)"
     add("--bertscore-model", default=deberta, help=name)
@@ -319,8 +256,8 @@ def add_decoding_flags(add):
     trained = "(default: as the model was trained, else the task's)"
     add("--prefix", help=f"put before sources {trained}")
     add("--max-source-length", type=int, help=f"tokens {trained}")
-    limit = "tokens of outputs and of the _released keys' targets, the end token too "
-    add("--max-target-length", type=int, help=f"{limit}{trained}; with --predictions no limit")
+    limit = "tokens of outputs and of the _released keys' targets, the end token too"
+    add("--max-target-length", type=int, help=f"{limit} {trained}")
     more = "rows decoded at once; halved where memory runs out (default: 128; with --predict on a "
     add("--batch-size", type=int, help=more + "GPU what fits)")
     bf16 = "decode in bf16, not fp32 (default: where the GPU has it; the paper used fp32)"
@@ -371,7 +308,8 @@ def main(argv=None):
         result = evaluate_model(options, task)
     else:
         if options.output:
-            check_outputs(options.output, [options.predictions, options.data], decoded=False)
+            outputs = (options.output / name for name in OUTPUTS[1:])
+            check_overwrite(outputs, [options.predictions, options.data])
         result = score_into(options, task, read_rows(options.predictions, options.data, task))
         if options.output:
             write_json(options.output / "metrics.json", result)

@@ -16,8 +16,8 @@ Writes: OUTPUT/answers.jsonl (or --store), every call and raw answer: it was pai
         --logprobs also "confidence"; with --predictions also OUTPUT/predictions.jsonl, as
         evaluate.py reads it; OUTPUT/prompt.txt, one whole prompt; OUTPUT/annotation.json last:
         counts, tokens, dollars of these rows
-Copy:   gpt_annotate.py data/__init__.py data/files.py data/tasks.py data/annotate/
-        data/costs/prices.py data/tasks.json data/prices.csv
+Copy:   gpt_annotate.py data/__init__.py data/files.py data/tasks.py data/spans.py
+        data/annotate/ data/costs/prices.py data/tasks.json data/prices.csv
 Paper:  section 5 and Appendix E, Figures 6 and 7
 
 The budget is for the store: all that was ever paid into it, with the worst case of each call set
@@ -34,9 +34,8 @@ import math
 import os
 import random
 import re
-import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.annotate import batches
@@ -44,9 +43,18 @@ from data.annotate.answers import Reader
 from data.annotate.calls import Client, Run, check_server
 from data.annotate.prompts import FORMATS, Prompter
 from data.annotate.results import FILES, PAPER_MODEL, Job, show_result, write_results
+from data.annotate.server import Annotator, AnnotatorServer
 from data.annotate.store import Money, Store, Wallet
 from data.costs.prices import load_prices, price_tokens, show_price, show_usd
-from data.files import DATA, ROOT, UserError, parse_amount, read_jsonl, run_cli
+from data.files import (
+    DATA,
+    UserError,
+    check_kind,
+    check_overwrite,
+    parse_amount,
+    read_jsonl,
+    run_cli,
+)
 from data.tasks import load_task
 
 DEFAULT_MODEL = "gpt-6-luna"  # of the model pages on 2026-11: small, for many calls
@@ -101,8 +109,8 @@ def estimate_cost(job, store):
     if money.share["batch"] != 1:
         yield f"{show_usd(each * n * money.share['batch'])} with --batch"
     if args.budget:
-        spent = money.sum(store.wallet.used) + money.sum(store.wallet.held)
-        labels = math.floor(max(0, args.budget - spent) / each) if each else math.inf
+        left = max(0, args.budget - store.wallet.used - store.wallet.held)
+        labels = math.floor(left / each) if each else math.inf
         yield f"{show_usd(args.budget)} buys about {labels:,} labels"
     number = round(prompt + answer)
     yield f'to plan with such labels (costs.py): "llm_tokens_per_label": {number} in the entry'
@@ -136,7 +144,7 @@ def draw_rows(rows, count, seed):
 def read_labeled(args, task):
     """Rows with a target in the order in which train_small.py draws them with the same seed; the
     first --pool of them are the examples."""
-    rows = check_texts(args.labeled, read_jsonl(args.labeled), ("source", "target"))
+    rows = read_texts(args.labeled)
     rows = [row for row in rows if row["target"].strip() or task.keeps_empty]
     rows = draw_rows(rows, None, args.seed)
     pool = rows[: args.pool]
@@ -154,43 +162,23 @@ def read_labeled(args, task):
     return rows
 
 
-def check_paths(args):
-    """Refuse an output that would overwrite an input or another output."""
-
-    def name(path):  # the same for links to one file
-        return path.stat()[1:3] if path.exists() else path.resolve()
-
-    given = (args.labeled, args.unlabeled, args.gold, args.prices, DATA / "tasks.json")
-    taken = {name(path): "it is an input" for path in filter(None, given)}
-    for path in (args.store, *(args.output / each for each in FILES)):
-        if name(path) in taken:
-            text = f"would be overwritten, and {taken[name(path)]}; choose another --output"
-            raise UserError(f"{path}: {text} or --store")
-        taken[name(path)] = "it is another output"
-
-
 def read_inputs(args):
-    """(Task, labeled rows, rows to label); a UserError on anything that cannot work."""
+    """(Task, labeled rows, rows to label, right answers or None), all checked."""
     task = load_task(args.task)
-    args.entry, args.task = args.task, task.name
+    args.task = task.name
     labeled = read_labeled(args, task)
-    keys = ("source", "target") if args.predictions else ("source",)
-    rows = check_texts(args.unlabeled, read_jsonl(args.unlabeled, keys), keys)
-    if args.gold:
-        check_texts(args.gold, read_jsonl(args.gold), ("source", "target"))
+    rows = read_texts(args.unlabeled, ("source", "target") if args.predictions else ("source",))
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
-    return task, labeled, rows
+    return task, labeled, rows, read_texts(args.gold) if args.gold else None
 
 
-def check_texts(path, rows, keys):
-    """`rows`, all of whose `keys` are texts that can be sent."""
+def read_texts(path, keys=("source", "target")):
+    """The rows of a file, all of whose `keys` are texts."""
+    rows = read_jsonl(path, keys)
     for number, row in enumerate(rows, 1):
-        try:
-            for key in keys:
-                row[key].encode()
-        except (AttributeError, UnicodeEncodeError):
-            raise UserError(f"{path} row {number}: its {key} is no text that can be sent") from None
+        for key in keys:
+            check_kind(row[key], str, f"{path} row {number}: {key!r}")
     return rows
 
 
@@ -216,104 +204,70 @@ def list_settings(args, prompter):
 
 
 @contextmanager
-def open_server(args, money, url):
+def open_server(job, url):
     """The address to call: the user's, OpenAI's (None), or that of our own simulated annotator."""
+    args, task = job.args, job.task
     if args.simulate is None:
         yield url
         return
-    prices = [str(float(money.usd[key] * 10**6)) for key in ("in", "cached", "out")]
-    options = ["--task", args.entry, "--gold", args.gold, "--accuracy", args.simulate]
-    options += ["--seed", args.seed, "--model", args.model, "--until-eof", "--prices", *prices]
-    command = [sys.executable, "-m", "data.annotate.server", *map(str, options)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, cwd=ROOT, start_new_session=True) as server:
-        try:
-            url = server.stdout.readline().strip()
-            if not url:
-                raise UserError("data.annotate.server: the simulated annotator did not start")
-            print(f"no key is used: {url} simulates {args.model}", file=sys.stderr)
-            yield url
-        finally:
-            with suppress(OSError):
-                server.stdin.close()  # it ends with us, however we end
-            server.stdout.read()
+    annotator = Annotator(job.gold, task.metric, list(task.labels), args.simulate, args.seed)
+    with AnnotatorServer(annotator, args.model) as server:
+        print(f"no key is used: {server.url} simulates {args.model}", file=sys.stderr)
+        yield server.url
 
 
 async def make_calls_left(job, store, url, key):
     """Ask for what the store lacks; lines to tell where that does not finish the job."""
-    args, calls, wallet = job.args, list(job.calls.values()), store.wallet
-    client = Client(url, key, args.endpoint)
-    run = Run(store, client, job.prompter, job.reader, args)
-    sent = {key for batch in store.batches.values() for key in batch["calls"]}
-    try:
+    args, calls = job.args, list(job.calls.values())
+    run = Run(store, Client(url, key, args.endpoint), job.prompter, job.reader, args)
+    async with run.client.api:
         if args.batch == "submit":
-            left = [call for call in calls if call.key not in store.answers]
-            run.has_label(calls)
-            count = await batches.submit(run, [call for call in left if call.key not in sent])
-            return [f"{count:,} of {len(left):,} calls submitted; now --batch collect"]
+            return await batches.submit(run, calls)
         if args.batch == "collect":
-            lines, waiting = await batches.collect(run, calls)
-            left = sum(call.key not in store.answers for call in calls)
-            if left and not waiting:
-                why = next(reversed(store.faults), "none is under way")
-                lines.append(f"{left:,} calls have no answer ({why}); --batch submit sends them")
-            return lines
-        if sent:
+            return await batches.collect(run, calls)
+        if store.batches:
             text = "a batch is under way; first take it in: --batch collect"
             raise UserError(f"{store.path}: {text}")
         if not await run.run(calls):
-            held = show_usd(wallet.money.sum(wallet.held))
+            held = show_usd(store.wallet.held)
             budget = f"{show_usd(args.budget)} is reached ({held} of it for lost answers)"
             print(f"the budget of {budget}; a larger one continues", file=sys.stderr)
         return []
-    finally:
-        await client.api.close()
-
-
-def need_server(args):
-    """(address or None, key) of the server to call; a UserError where there is none."""
-    if args.simulate is not None:
-        return None, None
-    url, key = check_server(args.base_url, os.environ.get("OPENAI_API_KEY"))
-    if not key and not url:
-        raise UserError(
-            "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or let a local "
-            "server play the annotator by --simulate 0.85 --gold FILE"
-        )
-    return url, key
 
 
 def prepare_job(args):
     """The Job, from all files and flags; nothing is written or called yet."""
-    check_paths(args)
-    task, labeled, rows = read_inputs(args)
+    inputs = args.labeled, args.unlabeled, args.gold, args.prices, DATA / "tasks.json"
+    check_overwrite([args.store, *(args.output / each for each in FILES)], inputs)
+    task, labeled, rows, gold = read_inputs(args)
     prices = load_prices(args.prices)
     settle_args(args, task, prices)
     given = {"in": args.price_in, "cached": args.price_cached, "out": args.price_out}
     money = Money(args.model, prices, given if args.price_in is not None else None)
     prompter = Prompter(args, task, labeled[: args.pool])
     rows, calls = make_calls(args, prompter, rows)
-    return task, Job(args, prompter, Reader(task), money, prices, labeled, rows, calls)
+    return Job(args, task, prompter, Reader(task), money, prices, labeled, rows, calls, gold)
 
 
 def annotate(args):
     """Everything between the command line and the exit code."""
-    task, job = prepare_job(args)
+    job = prepare_job(args)
     settings = list_settings(args, job.prompter)
     store = Store(args.store, settings, Wallet(job.money), write=False)
     check_context(job, store)
     if args.dry_run:
         structured = args.structured == "on" or bool(store.structured)
         print(job.prompter.show_request(job.rows[0]["source"], structured))
-        lines = [*estimate_cost(job, store), count_paper(args, task, job.prices)]
+        lines = [*estimate_cost(job, store), count_paper(args, job.task, job.prices)]
         print(*filter(None, lines), sep="\n")
         return 0
     pending = any(call.key not in store.answers for call in job.calls.values())
     if pending and not args.replay:
-        url, key = need_server(args)
+        url, key = args.base_url, os.environ.get("OPENAI_API_KEY")
+        url, key = check_server(url, key) if args.simulate is None else (None, None)
         store = Store(args.store, settings, Wallet(job.money, args.budget))
         try:
-            with open_server(args, job.money, url) as url:
+            with open_server(job, url) as url:
                 todo = asyncio.run(make_calls_left(job, store, url, key))
         finally:
             store.close()

@@ -12,7 +12,7 @@ from data.costs.grid import TABLES, grid, make_flags
 from data.costs.prices import load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
 from data.files import DATA, UserError, read_json
-from data.spans import split_entities
+from data.spans import make_brackets, split_entities
 
 RARE = 10  # rows of train, below which a class is called rare
 MOST = 10_000  # rows whose tokens are counted
@@ -45,7 +45,8 @@ def list_labels(row, task):
     """The labels in a row's target; of an entity row without any, (no entity)."""
     if task.metric == "classes":
         return [row["target"]]
-    return [label for _, label in split_entities(row["target"], task.labels)[0]] or ["(no entity)"]
+    entities, _ = split_entities(row["target"], make_brackets(task.labels))
+    return [label for _, label in entities] or ["(no entity)"]
 
 
 def describe_classes(splits, task):
@@ -108,7 +109,7 @@ def read_vocabularies(task, scale, real_text):
 
 def check_lengths(task, splits, model, tokenizer, flags):
     """(lines on rows that the limits cut, lines on labels that this model cannot write)."""
-    from data.evaluate.decode import check_labels, encode_target
+    from data.evaluate.decode import check_labels, encode_labels
 
     rows = (splits["train"] + splits["test"])[:MOST]
     targets = [
@@ -131,8 +132,7 @@ def check_lengths(task, splits, model, tokenizer, flags):
     limit = flags["max-target-length"]
     wrong = check_labels(task, tokenizer, limit)
     if wrong:
-        form = "[{}]" if task.metric == "entities" else "{}"
-        sizes = [encode_target(form.format(label), tokenizer, limit)[1] for label in task.labels]
+        sizes = [size for _, size in encode_labels(task, tokenizer, limit).values()]
         more = f" and {len(wrong) - 1:,} more labels" * (len(wrong) > 1)
         needed = f"; max_target_length {max(sizes)} would hold all" * (max(sizes) > limit)
         wrong = [f"{model}: {wrong[0]}{more}{needed}"]

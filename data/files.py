@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -218,6 +219,31 @@ def write_atomic(path, text):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def check_overwrite(outputs, inputs):
+    """Refuse an output that is an input or another output, be it by a link."""
+
+    def name(path):
+        return os.stat(path)[1:3] if os.path.exists(path) else Path(path).resolve()
+
+    taken = {name(path): "an input" for path in filter(None, inputs)}
+    for path in outputs:
+        if name(path) in taken:
+            text = f"would be overwritten, and it is {taken[name(path)]}"
+            raise UserError(f"{path}: {text}; choose another --output or --store")
+        taken[name(path)] = "another output"
+
+
+def find_commit():
+    """The git commit of this project's files, None outside git."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+
+
+def show_rows(rows):
+    """Rows as the lines of a JSONL file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_json(path, value):

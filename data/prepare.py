@@ -26,7 +26,6 @@ one: what test holds is taken out of the others, what dev or train holds out of 
 
 import argparse
 import functools
-import json
 import random
 import re
 import sys
@@ -38,7 +37,7 @@ from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
 from data.costs.budget import load_scale
 from data.costs.stale import ABOUT, REDO, find_changed_splits
-from data.files import UserError, hash_file, read_json, run_cli, write_atomic, write_json
+from data.files import UserError, hash_file, read_json, run_cli, show_rows, write_atomic, write_json
 from data.tasks import load_task
 from data.world import lab, town
 
@@ -351,8 +350,7 @@ def write_splits(output, splits, about):
     for name in ("about.json", "unlabeled_gold.jsonl"):
         (output / name).unlink(missing_ok=True)
     for name, rows in separate_gold(splits).items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_atomic(output / f"{name}.jsonl", "".join(lines))
+        write_atomic(output / f"{name}.jsonl", show_rows(rows))
     write_json(output / "about.json", about)
 
 

@@ -8,6 +8,7 @@ Spans are those that Prodigy, doccano and Label Studio export: [start, end, labe
 start, end (or start_offset, end_offset) and label (or labels). A text without entities is "".
 """
 
+import functools
 import json
 import re
 
@@ -19,23 +20,42 @@ class Wrong(Exception):
         return ": ".join(map(str, self.args))
 
 
-def split_entities(target, labels):
-    """([(text before a [Label], label)], what follows the last) of a target."""
-    names = {" ".join(label.split()): label for label in labels}
-    words = "|".join(r"\s+".join(map(re.escape, name.split())) for name in names)
-    *pieces, rest = re.split(rf"(?<!\S)\[({words})\](?!\S)", target)
-    pairs = zip(pieces[::2], pieces[1::2], strict=True)
-    return [(" ".join(text.split()), names[" ".join(name.split())]) for text, name in pairs], rest
+def make_brackets(labels):
+    """{"[Cell Line]": "Cell Line", ...}: the label that each bracketed text stands for."""
+    return {f"[{' '.join(label.split())}]": label for label in labels}
+
+
+@functools.cache
+def compile_forms(forms):
+    words = "|".join(r"\s+".join(map(re.escape, form.split())) for form in forms)
+    return re.compile(rf"(?<!\S)({words})(?!\S)")
+
+
+def split_entities(text, brackets):
+    """[(entity text, label)] in order, and the words after the last label.
+
+    'HeLa cells [Cell Line] TP1 [Gene] and' is [('HeLa cells', 'Cell Line'), ('TP1', 'Gene')] and
+    'and', with `brackets` as make_brackets(["Cell Line", "Gene"]) gives them.
+    """
+    *pieces, rest = compile_forms(tuple(brackets)).split(text)
+    pieces = [" ".join(piece.split()) for piece in pieces]
+    labels = (brackets[form] for form in pieces[1::2])
+    return list(zip(pieces[::2], labels, strict=True)), " ".join(rest.split())
+
+
+def find_made_up(texts, source):
+    """Bracketed words of texts that are not in the source: labels that a task has not."""
+    source = " ".join(source.split())
+    words = (word for text in texts for word in re.findall(r"(?<!\S)\[[^\[\]]+\](?!\S)", text))
+    return [word for word in words if word not in source]
 
 
 def check_entities(target, source, labels):
     """`target`, if it is "text [Label] ..." with known labels."""
-    entities, rest = split_entities(target, labels)
-    for text in [*(text for text, _ in entities), rest]:
-        for word in re.findall(r"(?<!\S)\[[^\[\]]+\](?!\S)", text):
-            if word not in source:  # else it is text
-                raise Wrong(f"{word} in the target is neither a label nor in the source")
-    if rest.strip():
+    entities, rest = split_entities(target, make_brackets(labels))
+    for word in find_made_up([*(text for text, _ in entities), rest], source):
+        raise Wrong(f"{word} in the target is neither a label nor in the source")
+    if rest:
         raise Wrong("target does not end with a [Label]", repr(target))
     return target
 
@@ -75,7 +95,7 @@ def write_spans(source, spans, labels):
         last = end
         expected.append((text, label))
         target.append(f"{text} [{' '.join(label.split())}]")
-    if split_entities(" ".join(target), labels) != (expected, ""):
+    if split_entities(" ".join(target), make_brackets(labels)) != (expected, ""):
         raise Wrong("an entity has a label in brackets in its text", repr(" ".join(target)))
     return " ".join(target)
 
@@ -87,7 +107,7 @@ def find_spans(source, target, labels):
     several times the target does not say which is meant: the next is taken.
     """
     spans, last = [], 0
-    for text, label in split_entities(target, labels)[0]:
+    for text, label in split_entities(target, make_brackets(labels))[0]:
         words = r"\s+".join(map(re.escape, text.split()))
         for form, start in ((rf"(?<!\w){words}(?!\w)", last), (words, last), (words, 0)):
             found = words and re.compile(form).search(source, start)

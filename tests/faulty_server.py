@@ -21,23 +21,37 @@ WRONG = {
 
 
 class FaultyServer(AnnotatorServer):
-    """`faults(n)` names the fault of the n-th completion request (from 0), or None.
+    """`prices` are USD per million tokens: prompt, cached, completion; `usd` its own books.
+
+    `faults(n)` names the fault of the n-th completion request (from 0), or None.
 
     `structured` says what becomes of a JSON schema: "yes" follows it, "reject" refuses it by a 400
     and "reject-500" by a 500, as some servers do, "ignore" answers in plain text. `edit(reply)`
     changes a reply, `edit_file(bytes)` a batch's output; `batch_fails(custom_id)` names its fault.
     """
 
-    def __init__(self, annotator, *args, faults=None, structured="yes", slow=5.0, retry_after="1",
-                 context=None, api_key=None, batch_delay=0, batch_fails=None, edit=None,
-                 edit_file=None, **options):  # fmt: skip
+    def __init__(self, annotator, *args, prices=("0", "0", "0"), faults=None, structured="yes",
+                 slow=5.0, latency=0.0, retry_after="1", context=None, api_key=None, batch_delay=0,
+                 batch_fails=None, edit=None, edit_file=None, **options):  # fmt: skip
         super().__init__(annotator, *args, **options)
+        self.latency = latency
+        self.prices = [Decimal(price) for price in prices]
         self.faults, self.structured, self.slow = faults or (lambda n: None), structured, slow
         self.retry_after, self.context, self.api_key = retry_after, context, api_key
         self.batch_delay, self.batch_fails = batch_delay, batch_fails or (lambda custom_id: None)
         self.edit, self.edit_file = edit or (lambda reply: reply), edit_file or (lambda file: file)
         self.fired, self.times, self.bodies, self.charged_and_lost = Counter(), [], [], []
         self.files, self.batches = {}, {}
+
+    @property
+    def usd(self):
+        """Dollars charged so far, exactly."""
+        fresh, cached, completion = self.prices
+        usd = (
+            share * ((p - c) * fresh + c * cached + o * completion)
+            for _, p, c, o, share in self.charges
+        )
+        return sum(usd, Decimal(0)) / 1_000_000
 
     def serve(self, handler, body):
         if not handler.path.endswith("/completions"):

@@ -505,6 +505,7 @@ def test_predict_entities(trained, tmp_path, capsys):
         (i, target) for i, (_, target) in enumerate(TRAINED)
     ]
     assert all(0.5 < row["confidence"] <= 1 and "scores" not in row for row in found)
+    assert found[2]["spans"] == [[0, 4, "Action"], [8, 12, "pH"]] and found[3]["spans"] == []
     assert run(*flags, data) == 0
     assert read_lines(capsys.readouterr().out) == found
 

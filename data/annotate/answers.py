@@ -1,12 +1,9 @@
 """What an LLM's answer says: a label, or why it is none. No answer is ever made into a class.
 
-Reads:  nothing; the task's entry is passed in
-Writes: nothing
-Paper:  Appendix E (the paper does not say what became of answers that are no label)
-
-Models wrap labels: in reasoning, fences, JSON, lead-ins ("Here are the entities:", "Answer:"), list
-marks, quotes and bold, and they explain themselves afterwards. What is known to be such a wrapper
-is taken off, unless the source itself begins so; anything else that is no label is counted.
+The paper does not say what became of answers that are no label (Appendix E). Models wrap labels: in
+reasoning, fences, JSON, lead-ins ("Here are the entities:", "Answer:"), list marks, quotes and
+bold, and they explain themselves afterwards. What is known to be such a wrapper is taken off,
+unless the source itself begins so; anything else that is no label is counted.
 """
 
 import json

@@ -1,61 +1,63 @@
 """Batch API: calls at half the price within a day; submit, leave, collect.
 
-Reads:  nothing but the replies
-Writes: the store of data/annotate/store.py: a batch before it is made, its answers as they are read
-Paper:  none: it was not on offer in 2022
+The store has a batch before it is made, and its answers as they are read.
 """
 
 import asyncio
 import json
-import re
 import uuid
 
-from data.annotate.calls import FILTERED
-from data.annotate.store import TOO_LONG, Call, read_choice, read_error, read_usage
+from data.annotate.calls import FILTERED, Fault
+from data.annotate.store import TOO_LONG, Call, read_error
 from data.files import UserError
 
 LIMIT = 50_000, 150_000_000  # requests and bytes of one batch
 RUNNING = {"validating", "in_progress", "finalizing", "cancelling"}
-CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{32})"')
 
 
 async def submit(run, calls):
-    """Send as many calls as the budget can hold as one batch; how many."""
-    chosen, lines, size, total, client = {}, [], 0, [0, 0, 0], run.client
-    for call in calls:
+    """Send as many calls as the budget can hold as one batch; lines that tell how many."""
+    store, client, wallet = run.store, run.client, run.store.wallet
+    run.has_label(calls)
+    left = [call for call in calls if call.key not in store.answers]
+    sent = {key for batch in store.batches.values() for key in batch["calls"]}
+    chosen, lines, size, usd = {}, [], 0, 0
+    for call in (call for call in left if call.key not in sent):
         request = {"custom_id": call.key, "method": "POST", "url": f"/v1/{client.path}"}
         request["body"] = run.prompter.write_request(call.source, run.structured)
         line = json.dumps(request) + "\n"
         size += len(line)
-        total = [a + b for a, b in zip(total, call.worst, strict=True)]
-        full = len(lines) == LIMIT[0] or size > LIMIT[1]
-        if full or not run.store.wallet.fits(total, "batch"):
+        usd += wallet.money.cost(call.worst, "batch")
+        if len(lines) == LIMIT[0] or size > LIMIT[1] or not wallet.fits(usd):
             break
         chosen[call.key] = call.worst
         lines.append(line)
-    if not chosen:
-        return 0
-    nonce = uuid.uuid4().hex
-    await run.store.append({"type": "batch", "nonce": nonce, "calls": chosen})
+    if chosen:
+        await send(run, chosen, "".join(lines).encode())
+    return [f"{len(chosen):,} of {len(left):,} calls submitted; now --batch collect"]
+
+
+async def send(run, calls, content):
+    """Make one batch of {key: worst case}, whose requests are the file `content`."""
+    append, client, nonce = run.store.append, run.client, uuid.uuid4().hex
+    await append({"type": "batch", "nonce": nonce, "calls": calls})
     file, mark = None, {"nonce": nonce}  # by it, collect finds a batch whose reply was lost
     try:
-        upload = ("b.jsonl", "".join(lines).encode())
-        file = await client.api.files.create(file=upload, purpose="batch")
+        file = await client.api.files.create(file=("b.jsonl", content), purpose="batch")
         options = {"endpoint": f"/v1/{client.path}", "completion_window": "24h"}
         batch = await client.api.batches.create(input_file_id=file.id, metadata=mark, **options)
     except client.failed as error:
         if file is None or getattr(error, "status_code", 500) < 500:  # it was surely not made
-            await run.store.append({"type": "batch-end", "nonce": nonce})
+            await append({"type": "batch-end", "nonce": nonce})
         raise explain(client, error) from None
-    await run.store.append({"type": "batch-id", "nonce": nonce, "id": batch.id})
-    return len(chosen)
+    await append({"type": "batch-id", "nonce": nonce, "id": batch.id})
 
 
 async def collect(run, calls):
-    """Take in all finished batches; lines to tell, and whether some are not finished."""
-    told, waiting, calls = [], False, {call.key: call for call in calls}
+    """Take in all finished batches; lines that tell what is left to do."""
+    store, told, waiting = run.store, [], False
     try:
-        for nonce, entry in list(run.store.batches.items()):
+        for nonce, entry in list(store.batches.items()):
             batch = await find_batch(run, nonce, entry["id"])
             if batch and batch.status in RUNNING:
                 counts = batch.request_counts
@@ -64,15 +66,18 @@ async def collect(run, calls):
                 waiting = True
                 continue
             lines = []
-            for name in (batch.output_file_id, batch.error_file_id) if batch else ():
-                if name:
-                    content = (await run.client.api.files.content(name)).content
-                    lines += [(name, *line) for line in enumerate(content.split(b"\n"), 1)]
+            for name in filter(None, (batch.output_file_id, batch.error_file_id) if batch else ()):
+                content = (await run.client.api.files.content(name)).content
+                lines += [(name, *line) for line in enumerate(content.split(b"\n"), 1)]
             told += await take_lines(run, lines, nonce, calls)
-            await run.store.append({"type": "batch-end", "nonce": nonce})
+            await store.append({"type": "batch-end", "nonce": nonce})
     except run.client.failed as error:
         raise explain(run.client, error) from None
-    return told, waiting
+    left = sum(call.key not in store.answers for call in calls)
+    if left and not waiting:
+        why = next(reversed(store.faults), "none is under way")
+        told.append(f"{left:,} calls have no answer ({why}); --batch submit sends them")
+    return told
 
 
 async def find_batch(run, nonce, name):
@@ -98,26 +103,27 @@ def read_line(line):
 
 
 async def take_lines(run, lines, nonce, calls):
-    """Take in each line by itself; a text for each that cannot be read: its answer is lost."""
-    rows, told, lost = {}, [], []
-    sent = run.store.batches[nonce]["calls"]  # of all that was submitted, not of `calls` alone
+    """Take in each line by itself; a text for each that cannot be read: its answer is lost.
+
+    Which calls those are is not known: the dearest of the unanswered ones count at their worst.
+    """
+    rows, told, store = {}, [], run.store
+    sent = store.batches[nonce]["calls"]  # of all that was submitted, not of `calls` alone
     for name, number, line in lines:
         try:
             key, row = read_line(line) if line.strip() else (None, None)
             rows.setdefault(key, row)
         except (ValueError, RecursionError):
             told.append(f"{name} line {number}: not readable; its answer counts at its worst case")
-            lost.append(CUSTOM_ID.search(line))
-    new = sent.keys() & rows.keys() - run.store.answers.keys()  # the others came before a kill
-    known = {key: Call(key, f"call {key} of a batch", "", 0, sent[key]) for key in new} | calls
+    new = sent.keys() & rows.keys() - store.answers.keys()  # the others came before a kill
+    known = {key: Call(key, f"call {key} of a batch", "", 0, sent[key]) for key in new}
+    known |= {call.key: call for call in calls}
     await asyncio.gather(*(take_row(run, known[key], *rows[key], nonce) for key in new))
-    named = {match[1].decode() for match in lost if match}
-    silent = sent.keys() - named - rows.keys()
-    silent = sorted(silent, key=lambda key: (-run.store.wallet.money.cost(sent[key]), key))
-    for key in [*named, *silent[: lost.count(None)]]:
-        if key in sent and key not in run.store.answers:
-            why = "unreadable line of a batch"
-            await run.store.append({"type": "lost", "key": key, "attempt": nonce, "why": why})
+    silent = sent.keys() - rows.keys() - store.answers.keys()
+    dearest = sorted(silent, key=lambda key: (-store.wallet.money.cost(sent[key]), key))
+    for key in dearest[: len(told)]:
+        why = "unreadable line of a batch"
+        await store.append({"type": "lost", "key": key, "attempt": nonce, "why": why})
     return told
 
 
@@ -127,12 +133,10 @@ async def take_row(run, call, response, body, error, nonce):
     record = {"key": call.key, "attempt": nonce}
     if status == 200:
         try:
-            read_choice(raw)
-            usage, wrong = read_usage(raw, call.worst)
-        except (ValueError, AttributeError):
-            lost = {"type": "lost", **record, "why": "broken reply in a batch", "raw": raw}
+            return await run.take_reply(call, nonce, raw)
+        except Fault as fault:
+            lost = {"type": "lost", **record, "why": f"{fault.why} in a batch", "raw": raw}
             return await run.store.append(lost)
-        return await run.take(call, nonce, raw, 200, usage, **({"wrong": wrong} if wrong else {}))
     message, code = read_error(body or error or "no reply")
     if code in FILTERED | TOO_LONG:
         return await run.take(call, nonce, run.client.hide(raw), status, [0, 0, 0])

@@ -1,9 +1,5 @@
 """Calls to an OpenAI-compatible server at a hard budget: many at a time, each try set aside first.
 
-Reads:  nothing but the replies
-Writes: the store of data/annotate/store.py, before and after each call
-Paper:  section 5 and Appendix E
-
 The wallet (store.py) holds the budget, the Client sends one request, the Run takes all items
 through both. A connection is used once: what a server sends after its reply, such as a second
 copy, can never be read as the reply to another call.
@@ -23,7 +19,9 @@ from contextlib import suppress
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
-from data.annotate.store import TOO_LONG, hash_reply, read_choice, read_error, read_usage
+from tqdm import tqdm
+
+from data.annotate.store import TOO_LONG, hash_reply, read_error, read_reply
 from data.costs.prices import show_usd
 from data.files import UserError
 
@@ -62,22 +60,23 @@ class Fault(Exception):
 
 def check_server(url, key):
     """(url, key) as they can be sent; what cannot is refused before the first call."""
-    key = (key or "").strip()
+    key, url = (key or "").strip(), url and url.strip()
+    if not key and not url:
+        raise UserError(
+            "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or let a local "
+            "server play the annotator by --simulate 0.85 --gold FILE"
+        )
     odd = next((c for c in key if not "!" <= c <= "~"), None)
     if odd:
         raise UserError(f"OPENAI_API_KEY: {odd!r} is in no key; copy it again")
-    if url is None:
+    if not url:
         return None, key
-    url = url.strip()
-    try:
-        good = re.fullmatch(r"https?://\S+", url) and urlsplit(url).hostname
-        good = good and urlsplit(url).port != 0
-    except ValueError:
-        good = False
-    if not good:
-        text = f"--base-url {clean_url(url)}: no address such as http://127.0.0.1:8000/v1"
-        raise UserError(text)
-    return url, key
+    with suppress(ValueError):  # of a port
+        parts = urlsplit(url)
+        if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
+            return url, key
+    text = f"--base-url {clean_url(url)}: no address such as http://127.0.0.1:8000/v1"
+    raise UserError(text)
 
 
 def clean_url(url):
@@ -161,14 +160,15 @@ class Client:
 
 
 def read_wait(headers):
-    """Seconds of Retry-After: a number, a date, or OpenAI's milliseconds; None without it."""
+    """Seconds of Retry-After: OpenAI's milliseconds, a number, or a date; None without it."""
     value = headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    with suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    for read in (
+        lambda: float(headers["retry-after-ms"]) / 1000,
+        lambda: float(value),
+        lambda: email.utils.parsedate_to_datetime(value).timestamp() - time.time(),
+    ):
+        with suppress(LookupError, ValueError, TypeError):
+            return max(0.0, read())
     return None
 
 
@@ -193,30 +193,6 @@ class Limiter:
         self.paused = max(self.paused, time.monotonic() + seconds)
 
 
-class Progress:
-    """A line on stderr: items, dollars so far and in the end, time left."""
-
-    def __init__(self, wallet, total):
-        self.wallet, self.total, self.done = wallet, total, 0
-        self.start = self.shown = time.monotonic()
-        self.before = wallet.money.sum(wallet.used)
-
-    def __call__(self):
-        self.done, now = self.done + 1, time.monotonic()
-        tty = sys.stderr.isatty()
-        if now - self.shown < (0.5 if tty else 10) and self.done < self.total:
-            return
-        self.shown, spent = now, self.wallet.money.sum(self.wallet.used)
-        left = (now - self.start) / self.done * (self.total - self.done)
-        in_all = spent + (spent - self.before) / self.done * (self.total - self.done)
-        print(
-            f"{self.done:,}/{self.total:,} answers, {show_usd(spent)} of "
-            f"{show_usd(self.wallet.budget)}, in all about {show_usd(in_all)}, "
-            f"{int(left // 60)}:{int(left % 60):02} left",
-            end="\r" if tty and self.done < self.total else "\n", file=sys.stderr, flush=True,
-        )  # fmt: skip
-
-
 class Run:
     """Takes calls through a client: `concurrency` at a time, retried, within rpm and tpm.
 
@@ -227,19 +203,21 @@ class Run:
         self.store, self.client, self.prompter, self.reader = store, client, prompter, reader
         self.args, self.limiter = args, Limiter(args.rpm, args.tpm)
         self.stopping, self.error = asyncio.Event(), None
-        self.failed, self.failing, self.show = [], 0, None
+        self.failed, self.failing, self.bar = [], 0, None
+        self.before = store.wallet.used
         self.twice, self.unlike = set(), True  # calls answered by a copy; whether replies differ
         self.structured = args.structured == "on" or bool(store.structured)
 
     async def run(self, calls):
         """Ask for all that the store lacks; False where the budget ended before that."""
         start, left = time.monotonic(), [c for c in calls if c.key not in self.store.answers]
-        self.show, queue = Progress(self.store.wallet, len(left)), iter(left)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):  # let the calls in flight come home
             with suppress(ValueError, RuntimeError, NotImplementedError):
                 loop.add_signal_handler(number, self.interrupt, loop, number)
-        await self.guard(self.work(queue, calls))
+        often = {"mininterval": 0.5 if sys.stderr.isatty() else 10, "delay": 0.5}
+        with tqdm(total=len(left), unit=" answers", **often) as self.bar:
+            await self.guard(self.work(iter(left), calls))
         if not self.store.file.closed:
             seconds = round(time.monotonic() - start, 3)
             record = {"type": "session", "seconds": seconds, "url": self.client.url}
@@ -255,6 +233,14 @@ class Run:
                 "with --replay to do without them"
             )
         return not reached
+
+    def show(self):
+        """One row less to go; dollars so far and, at this rate, in all."""
+        wallet, left = self.store.wallet, self.bar.total - self.bar.n - 1
+        in_all = wallet.used + (wallet.used - self.before) / (self.bar.n + 1) * left
+        usd = f"{show_usd(wallet.used)} of {show_usd(wallet.budget)}, in all about"
+        self.bar.set_postfix_str(f"{usd} {show_usd(in_all)}", refresh=False)
+        self.bar.update()
 
     def interrupt(self, loop, number):
         loop.call_later(1, loop.remove_signal_handler, number)  # `timeout` sends it twice at once;
@@ -371,15 +357,9 @@ class Run:
         start = time.monotonic()
         raw = await self.client.ask(body, self.args.timeout)
         seconds = round(time.monotonic() - start, 3)
-        try:
-            read_choice(raw)
-            usage, wrong = read_usage(raw, call.worst)
-        except (ValueError, AttributeError):
-            raise Fault("broken reply", raw=raw) from None
         if self.is_copy(call, raw):
             raise Fault("a copy of another reply", raw=raw)
-        extra = {"request": body, "seconds": seconds, **({"wrong": wrong} if wrong else {})}
-        await self.take(call, attempt, raw, 200, usage, **extra)
+        usage, wrong = await self.take_reply(call, attempt, raw, request=body, seconds=seconds)
         if wrong == "usage above the worst case":
             raise UserError(
                 f"{call.name}: billed {usage[0]:,} + {usage[2]:,} tokens where {call.worst[0]:,} + "
@@ -397,6 +377,16 @@ class Run:
         self.unlike = call.key not in self.twice
         self.twice.add(call.key)
         return self.unlike
+
+    async def take_reply(self, call, attempt, raw, **extra):
+        """Keep a whole reply; (its usage, what is wrong with that or None)."""
+        try:
+            usage, wrong = read_reply(raw, call.worst)
+        except (ValueError, RecursionError):
+            raise Fault("broken reply", raw=raw) from None
+        extra |= {"wrong": wrong} if wrong else {}
+        await self.take(call, attempt, raw, 200, usage, **extra)
+        return usage, wrong
 
     async def take(self, call, attempt, raw, status, usage, **extra):
         record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}

@@ -1,9 +1,4 @@
-"""Prompts for a task: instruction, examples, input (Appendix E), and how many tokens they are.
-
-Reads:  nothing; the task's entry is passed in
-Writes: nothing
-Paper:  section 5 and Appendix E
-"""
+"""Prompts for a task: instruction, examples, input (section 5 and Appendix E), and their tokens."""
 
 import hashlib
 import json

@@ -1,15 +1,8 @@
-"""What came of the calls: labels, predictions, counts, tokens and dollars, from the store alone.
+"""What came of the calls: labels, predictions, counts, tokens and dollars, from the store alone."""
 
-Reads:  the store that it is given; the file of right answers, if any
-Writes: labels.jsonl, predictions.jsonl, prompt.txt, annotation.json in the output folder
-Paper:  section 5 and Appendix E, Figures 6 and 7
-"""
-
-import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -22,15 +15,16 @@ from data.annotate.prompts import Prompter
 from data.annotate.store import Money
 from data.costs.prices import price_tokens, show_usd, to_json
 from data.files import (
-    ROOT,
     UserError,
+    find_commit,
     hash_file,
     parse_amount,
     read_json,
-    read_jsonl,
+    show_rows,
     write_atomic,
     write_json,
 )
+from data.tasks import Task
 
 FILES = "labels.jsonl", "predictions.jsonl", "prompt.txt", "annotation.json"
 PAPER_MODEL = "text-davinci-003"  # shut down on 2024-01-04
@@ -40,6 +34,7 @@ class Job(NamedTuple):
     """What is to be labeled and how."""
 
     args: object
+    task: Task
     prompter: Prompter
     reader: Reader
     money: Money
@@ -47,6 +42,7 @@ class Job(NamedTuple):
     labeled: list  # rows with a target in the order of drawing; the first ones are the examples
     rows: list  # rows to label, in the order of labeling
     calls: dict  # {source: its Call}; equal sources share one
+    gold: list  # rows with the right answers, None where none are given
 
 
 def read_answers(job, store):
@@ -79,7 +75,7 @@ def read_predictions(job, store):
 
 def measure_accuracy(job, labels):
     """Shares of right labels (and entities) where --gold has the answers."""
-    gold = {row["source"]: row["target"] for row in read_jsonl(job.args.gold)}
+    gold = {row["source"]: row["target"] for row in job.gold}
     known = [(row["target"], gold[row["source"]]) for row in labels if row["source"] in gold]
     if not known:
         return None
@@ -98,7 +94,7 @@ def summarize(job, store):
     labels, counts = read_answers(job, store)
     invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
     keys = {call.key for call in job.calls.values()}
-    used, held = wallet.count_used(keys), wallet.count_held(keys)
+    used = wallet.count_used(keys)
     prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
     paper = price_tokens(job.prices, PAPER_MODEL, "paper")
     usd_paper = prompt * paper["in"] + completion * paper["out"]
@@ -117,8 +113,9 @@ def summarize(job, store):
         "llm_model": args.model,
         "llm_tokens": {"in": prompt - cached, "cached": cached, "out": completion},
         "tokens_of_batches": dict(zip(("prompt", "cached", "out"), used["batch"], strict=True)),
-        "usd": to_json(money.sum(used)), "usd_paper": to_json(usd_paper),
-        "usd_possible": to_json(money.sum(held)),  # if lost answers were billed
+        "usd": to_json(sum(money.cost(tokens, kind) for kind, tokens in used.items())),
+        "usd_paper": to_json(usd_paper),
+        "usd_possible": to_json(wallet.count_held(keys)),  # if lost answers were billed
         "usd_per_million_tokens": {k: to_json(v * 10**6) for k, v in money.usd.items()},
         "prices": money.rows or ["given by flag"],
         "prompt_tokens": {
@@ -128,7 +125,7 @@ def summarize(job, store):
         "structured": args.structured == "on" or bool(store.structured),
         "settings": store.header["settings"], "seconds": round(store.seconds, 3),
     }  # fmt: skip
-    if args.gold:
+    if job.gold:
         summary["accuracy"] = measure_accuracy(job, labels)
     return labels, summary
 
@@ -149,9 +146,9 @@ def write_results(job, store):
         text = f"no label in its {summary['answers']:,} answers ({told}); read them"
         raise UserError(f"{store.path}: {text}")
     own = [{key: row[key] for key in ("source", "target")} for row in job.labeled]
-    texts = {"labels.jsonl": write_lines([*own[: args.add_labeled], *labels])}
+    texts = {"labels.jsonl": show_rows([*own[: args.add_labeled], *labels])}
     if args.predictions:
-        texts["predictions.jsonl"] = write_lines(read_predictions(job, store))
+        texts["predictions.jsonl"] = show_rows(read_predictions(job, store))
     texts["prompt.txt"] = job.prompter.show_request(job.rows[0]["source"], summary["structured"])
     for name, text in texts.items():
         path = args.output / name
@@ -165,13 +162,7 @@ def write_results(job, store):
     return summary
 
 
-def write_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def describe_run(args):
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     versions = {"python": platform.python_version()}
     with suppress(metadata.PackageNotFoundError):
         versions["openai"] = metadata.version("openai")
@@ -180,7 +171,7 @@ def describe_run(args):
         "command": clean_command(sys.argv, os.environ.get("OPENAI_API_KEY", "").strip()),
         "budget": to_json(args.budget) if args.budget else None,
         "versions": versions,
-        "git_commit": commit or None,
+        "git_commit": find_commit(),
         "data_sha256": {k: hash_file(p) for k, p in files.items()},
     }
 

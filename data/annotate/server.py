@@ -1,31 +1,23 @@
 """Simulate an OpenAI-compatible LLM server: gold answers, wrong at a stated rate.
 
 Usage:
-    python -m data.annotate.server --task wlp --gold train.jsonl --accuracy 0.85 --port 8123
-Reads:  GOLD, a JSONL file of {"source", "target"}; the labels of TASK in data/tasks.json.
-Writes: nothing. stdout: its address, one line; at the end its books.
-Paper:  stands in for the GPT-3.5 of section 5 where there is no key; it is no language model
+    annotator = Annotator(rows, "classes", ["yes", "no"], accuracy=0.85)
+    with AnnotatorServer(annotator, "a-model") as server:
+        server.url                                      # takes calls until the block ends
 
-It keeps its own books: a call is charged when an answer has been produced, whether or not the
-client gets to see it.
+It stands in for the GPT-3.5 of section 5 where there is no key; it is no language model.
 """
 
-import argparse
 import hashlib
 import json
 import random
 import re
-import sys
 import threading
-import time
 from contextlib import suppress
-from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from data.annotate.answers import NOTHING
-from data.files import read_jsonl, run_cli
-from data.tasks import load_task
+from data.spans import make_brackets, split_entities
 
 PIECE = re.compile(r"([^\W\d_]+)|(\d{1,3})|([^\w\s]|_)|(\n+)")
 
@@ -70,8 +62,7 @@ class Annotator:
             self.gold.setdefault(normalize(row["source"]), row["target"])
         self.targets = sorted(set(self.gold.values()))
         self.metric, self.labels, self.accuracy, self.seed = metric, labels, accuracy, seed
-        names = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
-        self.entity = re.compile(rf"\s*(.*?)\s*\[({names})\]") if labels else None
+        self.brackets = make_brackets(labels)
 
     def answer(self, source):
         """The answer to `source`, or None where there is no gold answer."""
@@ -87,7 +78,7 @@ class Annotator:
         return self.corrupt(target, self.labels or self.targets, rng)
 
     def split(self, target):
-        return self.entity.findall(target)
+        return split_entities(target, self.brackets)[0]
 
     def corrupt(self, right, choices, rng):
         wrong = [choice for choice in choices if choice != right]
@@ -100,11 +91,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.annotator.serve(self, body)
+        self.server.serve(self, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
-    def do_GET(self):
-        self.server.annotator.serve(self, b"")
+    do_GET = do_POST
 
     def reply(self, status, value, headers=(), cut=False):
         """Send one response, JSON or bytes; `cut` leaves half of the announced body out."""
@@ -124,55 +113,40 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class AnnotatorServer:
-    """The server, in threads of its own: `with AnnotatorServer(annotator) as server: server.url`.
+class AnnotatorServer(ThreadingHTTPServer):
+    """The server, in threads of its own, on a free port.
 
-    `prices` are USD per million tokens: prompt, cached, completion.
+    A call is charged when an answer has been produced, whether or not the client gets to see it.
     """
 
-    def __init__(self, annotator, model="simulated", prices=("0", "0", "0"), port=0, latency=0.0):
-        self.annotator, self.model, self.port, self.latency = annotator, model, port, latency
-        self.prices = [Decimal(price) for price in prices]
+    request_queue_size, daemon_threads = 512, True
+
+    def __init__(self, annotator, model="simulated"):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.annotator, self.model = annotator, model
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.requests, self.lock, self.prefixes = 0, threading.Lock(), set()
         self.charges = []  # one (source, prompt, cached, completion tokens, share of the price)
 
-    # --- books ---
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
 
-    @property
-    def usd(self):
-        """Dollars charged so far, exactly."""
-        fresh, cached, completion = self.prices
-        usd = (
-            share * ((p - c) * fresh + c * cached + o * completion)
-            for _, p, c, o, share in self.charges
-        )
-        return sum(usd, Decimal(0)) / 1_000_000
-
-    def show_books(self):
-        _, prompt, cached, completion, _ = (
-            zip(*self.charges, strict=True) if self.charges else [(0,)] * 5
-        )
-        return {
-            "requests": self.requests, "answers": len(self.charges),
-            "distinct_sources": len({charge[0] for charge in self.charges}),
-            "prompt_tokens": sum(prompt), "cached_tokens": sum(cached),
-            "completion_tokens": sum(completion), "usd": str(self.usd),
-        }  # fmt: skip
-
-    # --- one completion ---
+    def __exit__(self, *error):
+        self.shutdown()
+        super().__exit__(*error)
 
     def serve(self, handler, body):
         """Answer one HTTP request."""
         self.requests += 1
         if handler.command != "POST" or not handler.path.endswith("/completions"):
             return handler.reply(*refuse(404, f"no such path: {handler.path}", "not_found"))
-        time.sleep(self.latency)
         with self.lock:
             answer = self.complete(handler.path, json.loads(body))
         handler.reply(*answer)
 
     def complete(self, path, body, share=1):
-        """Answer one request body and charge it: (status, reply)."""
+        """Answer one request body and charge it, at a share of the price: (status, reply)."""
         if body.get("model") != self.model:
             return refuse(404, f"The model {body.get('model')!r} does not exist", "model_not_found")
         chat = path.endswith("/chat/completions")
@@ -186,7 +160,7 @@ class AnnotatorServer:
         shown = cut_text(answer, body.get("max_completion_tokens") or body.get("max_tokens", 16))
         prompt = count_tokens(text) + 4 * len(body.get("messages", ()))
         completion, cached = count_tokens(shown), self.count_cached(text)
-        self.charges.append((source, prompt, cached, completion, Decimal(share)))
+        self.charges.append((source, prompt, cached, completion, share))
         choice = {"index": 0, "finish_reason": "stop" if shown == answer else "length"}
         choice |= {"message": {"role": "assistant", "content": shown}} if chat else {"text": shown}
         details = {"prompt_tokens_details": {"cached_tokens": cached}}
@@ -212,57 +186,6 @@ class AnnotatorServer:
         tokens = count_tokens(text[:longest]) // 128 * 128
         return tokens if tokens >= 1024 else 0
 
-    # --- threads ---
-
-    def __enter__(self):
-        ThreadingHTTPServer.request_queue_size = 512
-        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.http.annotator, self.http.daemon_threads = self, True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
 
 def refuse(status, message, code):
     return status, {"error": {"message": message, "type": "error", "code": code}}
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
-    add("--gold", required=True, type=Path, help="JSONL file with the right answers")
-    add("--accuracy", type=float, default=0.85, help="share of right decisions, 0..1 (%(default)s)")
-    add("--model", default="simulated", help="the model name it answers to (%(default)s)")
-    add("--prices", nargs=3, default=["0", "0", "0"], metavar=("IN", "CACHED", "OUT"),
-        help="USD per million prompt, cached and completion tokens (0 0 0)")  # fmt: skip
-    add("--port", type=int, default=0, help="port on 127.0.0.1 (default: a free one)")
-    add("--latency", type=float, default=0.0, help="seconds per answer (%(default)s)")
-    add("--seed", type=int, default=0, help="seed of the wrong answers (%(default)s)")
-    add("--until-eof", action=argparse.BooleanOptionalAction, default=False,
-        help="stop when standard input closes (default: on Ctrl-C)")  # fmt: skip
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    task, rows = load_task(args.task), read_jsonl(args.gold)
-    annotator = Annotator(rows, task.metric, list(task.labels), args.accuracy, args.seed)
-    options = {"prices": args.prices, "port": args.port, "latency": args.latency}
-    with AnnotatorServer(annotator, args.model, **options) as server:
-        print(server.url, flush=True)
-        with suppress(KeyboardInterrupt):
-            sys.stdin.read() if args.until_eof else threading.Event().wait()
-        print(json.dumps(server.show_books()), flush=True)
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -1,9 +1,5 @@
 """The store of paid LLM answers: an append-only record of calls, and the wallet that pays them.
 
-Reads:  the store that gpt_annotate.py names, a JSONL file
-Writes: the same; it only grows
-Paper:  Appendix E: dollars per token
-
 A call goes through these records, each on the disk before the next step is taken:
   call    a try is about to be sent; its worst case (most tokens of the prompt, longest answer) is
           set aside, so that the budget holds whatever becomes of it
@@ -70,43 +66,38 @@ class Money:
         usd = (prompt - cached) * self.usd["in"] + cached * self.usd["cached"]
         return Fraction((usd + completion * self.usd["out"]) * self.share[kind])
 
-    def sum(self, tokens):
-        return sum(self.cost(counts, kind) for kind, counts in tokens.items())
-
 
 class Wallet:
-    """A budget, what of it was paid by usage, and what is set aside for open calls."""
+    """A budget, what of it was paid by usage, and what is set aside for open calls; dollars."""
 
     def __init__(self, money, budget=math.inf):
         self.money, self.budget = money, budget
-        self.used, self.held = add_tokens([]), add_tokens([])
-        self.open = {}  # (key, attempt) -> (kind, its worst case)
+        self.used = self.held = Fraction(0)
+        self.open = {}  # (key, attempt) -> (kind, dollars of its worst case)
         self.billed = {}  # key -> (kind, tokens by usage) of its answer
         self.in_flight, self.change = 0, asyncio.Condition()
 
     def hold(self, key, attempt, kind, worst):
         if (key, attempt) not in self.open:  # else set aside before its record was written
-            self.open[key, attempt] = kind, check_tokens(worst)
-            self.held[kind] = [a + b for a, b in zip(self.held[kind], worst, strict=True)]
+            self.open[key, attempt] = kind, self.money.cost(check_tokens(worst), kind)
+            self.held += self.open[key, attempt][1]
 
     def release(self, key, attempt):
-        kind, worst = self.open.pop((key, attempt), ("call", [0, 0, 0]))
-        self.held[kind] = [a - b for a, b in zip(self.held[kind], worst, strict=True)]
+        self.held -= self.open.pop((key, attempt), (None, 0))[1]
 
     def pay(self, key, attempt, usage):
         kind, _ = self.open.get((key, attempt), ("call", None))
         self.billed[key] = kind, check_tokens(usage)
-        self.used[kind] = [a + b for a, b in zip(self.used[kind], usage, strict=True)]
+        self.used += self.money.cost(usage, kind)
         self.release(key, attempt)
 
-    def fits(self, worst, kind="call"):
-        taken = self.money.sum(self.used) + self.money.sum(self.held)
-        return taken + self.money.cost(worst, kind) <= self.budget
+    def fits(self, usd):
+        return self.used + self.held + usd <= self.budget
 
     async def reserve(self, key, attempt, worst):
         """Set `worst` aside once it fits: calls in flight may make room. False if none can."""
         async with self.change:
-            while not self.fits(worst):
+            while not self.fits(self.money.cost(worst)):
                 if not self.in_flight:
                     return False
                 await self.change.wait()
@@ -121,12 +112,15 @@ class Wallet:
             self.change.notify_all()
 
     def count_used(self, keys):
-        """Tokens by usage of the answers to `keys`, as `used`."""
-        return add_tokens(self.billed[key] for key in keys if key in self.billed)
+        """Tokens by usage of the answers to `keys`: {"call", "batch": [prompt, cached, answer]}."""
+        sums = {"call": [0, 0, 0], "batch": [0, 0, 0]}
+        for kind, tokens in (self.billed[key] for key in keys if key in self.billed):
+            sums[kind] = [a + b for a, b in zip(sums[kind], tokens, strict=True)]
+        return sums
 
     def count_held(self, keys):
-        """Tokens set aside for `keys`, as `held`."""
-        return add_tokens(entry for (key, _), entry in self.open.items() if key in keys)
+        """Dollars set aside for `keys`."""
+        return sum((usd for (key, _), (_, usd) in self.open.items() if key in keys), Fraction(0))
 
 
 def check_tokens(tokens):
@@ -134,14 +128,6 @@ def check_tokens(tokens):
     if len(tokens) != 3 or not all(type(n) is int and n >= 0 for n in tokens):
         raise ValueError(f"no counts of tokens: {tokens}")
     return tokens
-
-
-def add_tokens(parts):
-    """{"call", "batch": [prompt, cached, completion]}: sums of (kind, tokens)."""
-    sums = {"call": [0, 0, 0], "batch": [0, 0, 0]}
-    for kind, tokens in parts:
-        sums[kind] = [a + b for a, b in zip(sums[kind], tokens, strict=True)]
-    return sums
 
 
 # --- the store -----------------------------------------------------------------------------
@@ -362,12 +348,13 @@ def read_error(body):
     return message, str(error.get("code") or error.get("type") or "")
 
 
-def read_usage(raw, worst):
-    """(tokens, what is wrong with them or None); tokens None where they cannot be believed."""
-    usage = json.loads(raw).get("usage")
+def read_reply(raw, worst):
+    """(tokens of a reply by its usage, what is wrong with that or None); tokens None where it
+    cannot be believed; a ValueError where the reply has no answer."""
+    read_choice(raw)
     try:
-        details = usage.get("prompt_tokens_details") or {}
-        cached = details.get("cached_tokens") or 0
+        usage = json.loads(raw)["usage"]
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         tokens = check_tokens([usage["prompt_tokens"], cached, usage.get("completion_tokens", 0)])
     except (AttributeError, LookupError):
         return None, "no usage"

@@ -5,6 +5,7 @@ predictions does not.
 """
 
 import functools
+import itertools
 import logging
 import os
 import platform
@@ -20,7 +21,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data.evaluate.restore import Restorer, mark_unknown
+from data.evaluate.restore import Restorer, mark_unknown, strip_ids
 from data.files import UserError
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
@@ -113,18 +114,17 @@ def load_model(name, bf16, batch_size):
     device = choose_device()
     place = {"device_map": {"": device}} if device == "cuda" else {}
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        kind = choose_kind(config, name)
+        names = transformers.AutoConfig.from_pretrained(name).architectures or []
+        classifier = any(each.endswith("ForSequenceClassification") for each in names)
+        kind = transformers.AutoModelForSeq2SeqLM
+        kind = transformers.AutoModelForSequenceClassification if classifier else kind
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         place |= {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
         model, info = kind.from_pretrained(name, **place)
-    except UserError:
-        raise
     except Exception as error:  # whatever a broken folder or an unreachable hub raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name}: no model can be loaded ({reason})") from None
     check_model(name, model, tokenizer, info)
-    classifier = kind is transformers.AutoModelForSequenceClassification
     return Loaded(model.eval(), tokenizer, classifier, batch_size)
 
 
@@ -133,16 +133,6 @@ def choose_dtype(device, bf16):
     if bf16 is None:
         bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if bf16 else torch.float32
-
-
-def choose_kind(config, name):
-    """The class that loads a model of this config."""
-    names = config.architectures or []
-    if any(kind.endswith("ForSequenceClassification") for kind in names):
-        return transformers.AutoModelForSequenceClassification
-    if config.is_encoder_decoder:
-        return transformers.AutoModelForSeq2SeqLM
-    raise UserError(f"{name}: neither a seq2seq model nor a sequence classifier")
 
 
 def check_model(name, model, tokenizer, info):
@@ -178,33 +168,17 @@ def describe_machine():
 # --- token ids -------------------------------------------------------------------------------
 
 
-def encode_sources(texts, tokenizer, limit):
-    """Token ids of each text, at most `limit` with its end tokens, and how many were cut."""
-    ids = tokenizer(texts).input_ids
-    long = [number for number, row in enumerate(ids) if len(row) > limit]
-    for number in long:
-        ids[number] = tokenizer(texts[number], truncation=True, max_length=limit).input_ids
-    return ids, len(long)
+def encode(texts, tokenizer, limit, kind="text"):
+    """(ids of each text as training cuts them, end token and all; tokens that each has uncut).
 
-
-def decode_ids(rows, tokenizer):
-    """Texts of token ids: without special tokens, and with the unknown token shown."""
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return texts, [mark_unknown(ids, tokenizer) for ids in rows]
-
-
-def encode_target(text, tokenizer, limit):
-    """(ids of a target as training cuts them, end token and all; tokens that it has uncut)."""
-    ids = tokenizer(text_target=text).input_ids
-    if len(ids) <= limit:
-        return ids, len(ids)
-    return tokenizer(text_target=text, truncation=True, max_length=limit).input_ids, len(ids)
-
-
-def strip_ids(ids, tokenizer):
-    """Ids without special tokens, the unknown one aside: it stands for text."""
-    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return tuple(i for i in ids if i not in hidden)
+    `kind` is "text" of sources and "text_target" of targets.
+    """
+    ids = tokenizer(**{kind: texts}).input_ids
+    sizes = [len(row) for row in ids]
+    for number in (number for number, size in enumerate(sizes) if size > limit):
+        cut = {kind: texts[number], "truncation": True, "max_length": limit}
+        ids[number] = tokenizer(**cut).input_ids
+    return ids, sizes
 
 
 def generate_ids(loaded, ids, max_target_length, progress):
@@ -231,24 +205,28 @@ def generate_ids(loaded, ids, max_target_length, progress):
         done += step
         pending = {i: row for i, row in pending.items() if ends.isdisjoint(found[i][1:])}
     progress.update(len(pending))
-    return [cut_at(found[number][1:], ends) for number in range(len(ids))], set(pending)
-
-
-def cut_at(row, ends):
-    """The ids before the first of `ends`."""
-    return row[: next((i for i, token in enumerate(row) if token in ends), len(row))]
+    rows = (found[number][1:] for number in range(len(ids)))
+    return [list(itertools.takewhile(lambda i: i not in ends, row)) for row in rows], set(pending)
 
 
 # --- classes ---------------------------------------------------------------------------------
 
 
+def encode_labels(task, tokenizer, limit):
+    """{label: (its ids as in targets, cut to `limit`; tokens uncut)} of classes and entities."""
+    forms = {"classes": "{}", "entities": "[{}]"}
+    if task.metric not in forms:
+        return {}
+    texts = [forms[task.metric].format(label) for label in task.labels]
+    pairs = zip(*encode(texts, tokenizer, limit, "text_target"), strict=True)
+    return dict(zip(task.labels, pairs, strict=True))
+
+
 def check_labels(task, tokenizer, limit):
     """Sentences on labels that a seq2seq model cannot learn to write within `limit` tokens, or []:
-    cut ones, and those whose token ids are another's. For tasks of classes and of entities."""
-    form = {"classes": "{}", "entities": "[{}]"}.get(task.metric)
+    cut ones, and those whose token ids are another's."""
     told, taken = [], {}
-    for label in task.labels if form else ():
-        ids, size = encode_target(form.format(label), tokenizer, limit)
+    for label, (ids, size) in encode_labels(task, tokenizer, limit).items():
         ids = strip_ids(ids, tokenizer)
         if size > limit:
             cut = tokenizer.decode(ids)
@@ -269,7 +247,8 @@ class LabelReader:
 
     def __init__(self, labels, tokenizer, limit):
         self.tokenizer = tokenizer
-        self.targets = {label: encode_target(label, tokenizer, limit)[0] for label in labels}
+        targets, _ = encode(list(labels), tokenizer, limit, "text_target")
+        self.targets = dict(zip(labels, targets, strict=True))
         ids = [strip_ids(target, tokenizer) for target in self.targets.values()]
         self.by_ids = dict(zip(ids, labels, strict=True))
         for label, own in zip(labels, ids, strict=True):
@@ -338,48 +317,48 @@ class Outputs:
 
     texts: list  # raw: unknown characters vanish
     predictions: list  # what a user gets: labels by their names, entities as the source has them
-    ids: list  # of seq2seq models, without start and end
-    unended: set  # numbers of rows that reached the limit
+    inputs: list  # token ids of prefix and source
+    cut: int  # sources that are cut
+    ids: list = ()  # of seq2seq models, without start and end
+    unended: set = ()  # numbers of rows that reached the limit
     logits: torch.Tensor = None  # of classifiers, (n, classes)
-
-
-def encode_rows(loaded, sources, settings):
-    """(token ids of prefix and source, how many were cut)."""
-    texts = [settings["prefix"] + source for source in sources]
-    return encode_sources(texts, loaded.tokenizer, settings["max_source_length"])
 
 
 class Reader:
     """Reads a model's outputs as a task means them."""
 
     def __init__(self, loaded, task, settings, name):
-        self.loaded, self.task, self.metric = loaded, task.name, task.metric
-        self.limit, tokenizer = settings["max_target_length"], loaded.tokenizer
+        self.loaded, self.task, self.metric = loaded, task, task.metric
+        self.settings, self.limit = settings, settings["max_target_length"]
         self.names = self.labels = self.restorer = None
         if loaded.classifier:
             if self.metric != "classes":
                 raise UserError(f"{name}: a classifier cannot do the {self.metric} of a task")
             self.names = name_classes(loaded.model, task.labels, name)
         elif self.metric == "classes":
-            self.labels = LabelReader(task.labels, tokenizer, self.limit)
+            self.labels = LabelReader(task.labels, loaded.tokenizer, self.limit)
         elif self.metric == "entities":
-            self.restorer = Restorer(tokenizer, task.labels)
+            self.restorer = Restorer(loaded.tokenizer, task.labels)
 
-    def decode(self, sources, ids, progress):
-        """The Outputs of rows by their sources and token ids."""
-        loaded = self.loaded
+    def decode(self, sources, progress):
+        """The Outputs of rows by their sources."""
+        loaded, limit = self.loaded, self.settings["max_source_length"]
+        texts = [self.settings["prefix"] + source for source in sources]
+        inputs, sizes = encode(texts, loaded.tokenizer, limit)
+        cut = sum(size > limit for size in sizes)
         if self.names:
             compute = functools.partial(find_logits, loaded.model)
-            logits = collect(loaded, compute, ids, progress)
+            logits = collect(loaded, compute, inputs, progress)
             texts = [self.names[number] for number in logits.argmax(-1).tolist()]
-            return Outputs(texts, texts, [], set(), logits)
-        found, unended = generate_ids(loaded, ids, self.limit, progress)
-        texts, marked = decode_ids(found, loaded.tokenizer)
-        rows = zip(sources, found, texts, marked, strict=True)
-        return Outputs(texts, [self.read(*row) for row in rows], found, unended)
+            return Outputs(texts, texts, inputs, cut, logits=logits)
+        ids, unended = generate_ids(loaded, inputs, self.limit, progress)
+        texts = loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rows = zip(sources, ids, texts, strict=True)
+        return Outputs(texts, [self.read(*row) for row in rows], inputs, cut, ids, unended)
 
-    def read(self, source, ids, text, marked):
+    def read(self, source, ids, text):
         """An output as a user gets it."""
+        marked = mark_unknown(ids, self.loaded.tokenizer)
         if self.labels:
             return self.labels.read(ids, text, marked)
         if self.restorer:
@@ -388,27 +367,22 @@ class Reader:
         return text
 
 
-@dataclass
-class Targets:
-    """How a tokenizer writes the targets of rows within a limit."""
-
-    cut: set  # ids, without special tokens, of those that are cut
-    truncated: int  # rows with a cut target
-    lost: int  # rows whose target does not come back whole
-
-
 def decode_targets(rows, metric, tokenizer, limit):
     """Add target_decoded to rows (or source_decoded, which the released code takes for a
-    paraphrase's target) as token ids within `limit` give it back; returns Targets."""
-    key, found = "source" if metric == "paraphrase" else "target", Targets(set(), 0, 0)
+    paraphrase's target) as token ids within `limit` give it back.
+
+    Returns (ids of the cut ones without special tokens, rows that have one, rows whose target does
+    not come back whole).
+    """
+    key = "source" if metric == "paraphrase" else "target"
+    cut_ids, truncated, lost = set(), 0, 0
     for row in rows:
-        texts, written, cut = row[key] if isinstance(row[key], list) else [row[key]], [], False
-        for text in texts:
-            ids, size = encode_target(text, tokenizer, limit)
-            written.append(tokenizer.decode(ids, skip_special_tokens=True))
-            if size > limit:
-                cut = found.cut.add(strip_ids(ids, tokenizer)) or True
+        texts = row[key] if isinstance(row[key], list) else [row[key]]
+        ids, sizes = encode(texts, tokenizer, limit, "text_target")
+        written = tokenizer.batch_decode(ids, skip_special_tokens=True)
         row[f"{key}_decoded"] = written if isinstance(row[key], list) else written[0]
-        found.truncated += cut
-        found.lost += any(a.split() != b.split() for a, b in zip(written, texts, strict=True))
-    return found
+        cut = {strip_ids(i, tokenizer) for i, n in zip(ids, sizes, strict=True) if n > limit}
+        cut_ids |= cut
+        truncated += bool(cut)
+        lost += any(a.split() != b.split() for a, b in zip(written, texts, strict=True))
+    return cut_ids - {()}, truncated, lost

@@ -18,15 +18,16 @@ import functools
 import re
 import string
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from data.files import UserError
+from data.spans import find_made_up, make_brackets, split_entities
 
-NONE = -1  # the class of an output that is no label, and of a row or pair that is no hit
+NONE = -1  # the class of an output that is no label
 
 
 class Row(NamedTuple):
@@ -46,6 +47,7 @@ class Scores(NamedTuple):
     """Additive statistics of a task's rows and how their sums become scores.
 
     columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
+    headlines: {rule: the key of its score}.
     constants: {"" and "_released": (text, score)} of the best constant; settings: the signature's.
     parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
     invalid (n,): outputs that are none of the task's form; details: more for metrics.json.
@@ -53,7 +55,7 @@ class Scores(NamedTuple):
 
     columns: np.ndarray
     finish: Callable
-    headline: str
+    headlines: dict
     constants: dict
     settings: dict
     parts: np.ndarray
@@ -82,18 +84,14 @@ def average_f1(hits, predicted, gold):
     return scores.sum(-1) / np.maximum((predicted + gold > 0).sum(-1), 1)
 
 
-def count_classes(rows, classes, n, size):
-    """(n, size) counts from parallel lists of row numbers and class ids; NONE counts nowhere."""
-    rows, classes = np.asarray(rows, int), np.asarray(classes, int)
-    keep = classes != NONE
-    counts = np.bincount(rows[keep] * size + classes[keep], minlength=n * size)
-    return counts.reshape(n, size)
-
-
-def count_hits(rows, gold, predicted, n, size):
-    """(n, 3 x size) counts of targets, outputs and hits of each class."""
-    hits = [g if g == p else NONE for g, p in zip(gold, predicted, strict=True)]
-    return np.hstack([count_classes(rows, ids, n, size) for ids in (gold, predicted, hits)])
+def count_pairs(pairs, n, size):
+    """(n, 3 x size) counts of targets, outputs and hits of each class, from (row, class of the
+    target, class of the output); NONE counts nowhere."""
+    rows, gold, predicted = np.array(pairs, int).reshape(-1, 3).T
+    counts = np.zeros((n, 3, size + 1), int)  # the last class is NONE
+    for i, ids in enumerate((gold, predicted, np.where(gold == predicted, gold, NONE))):
+        np.add.at(counts, (rows, i, ids), 1)
+    return counts[:, :, :-1].reshape(n, -1)
 
 
 def count_each(values):
@@ -102,56 +100,16 @@ def count_each(values):
 
 
 def describe_classes(labels, gold, predicted, hits):
-    """{label: precision, recall, F1 and support} from counts of each label."""
-    columns = {
-        "precision": to_percent(hits, predicted),
-        "recall": to_percent(hits, gold),
-        "f1": to_percent(2 * np.asarray(hits), np.asarray(gold) + predicted),
-        "support": np.asarray(gold),
-    }
+    """{label: precision, recall, F1 and support} from counts (labels,)."""
+    keys = ("precision", "recall", "f1", "support")
+    ratios = to_percent([hits, hits, 2 * hits], [predicted, gold, gold + predicted]).tolist()
+    rows = zip(*ratios, gold.tolist(), strict=True)
     return {
-        label: {key: values[i].item() for key, values in columns.items()}
-        for i, label in enumerate(labels)
+        label: dict(zip(keys, row, strict=True)) for label, row in zip(labels, rows, strict=True)
     }
 
 
 # --- entities -------------------------------------------------------------------------------
-
-
-def make_brackets(labels):
-    """{"[Cell Line]": "Cell Line", ...}: the label that each bracketed text stands for."""
-    return {f"[{' '.join(label.split())}]": label for label in labels}
-
-
-@functools.cache
-def find_words(several):
-    """A pattern of words; each of `several` bracketed labels of more than one word is a word."""
-    spaced = (r"\s+".join(map(re.escape, label.split())) + r"(?!\S)" for label in several)
-    return re.compile("|".join([*spaced, r"\S+"]), re.IGNORECASE)
-
-
-def split_words(text, brackets):
-    """The words of a text; a label of several words, in its brackets and any case, is one."""
-    several = tuple(label for label in brackets if " " in label)
-    if not several:
-        return text.split()
-    return [" ".join(word.split()) for word in find_words(several).findall(text)]
-
-
-def parse_entities(text, brackets):
-    """[(entity text, label)] in order, and the words after the last label.
-
-    'HeLa cells [Cell Line] TP1 [Gene] and' is [('HeLa cells', 'Cell Line'), ('TP1', 'Gene')] and
-    ['and'], with `brackets` as make_brackets(["Cell Line", "Gene"]) gives them.
-    """
-    entities, words = [], []
-    for word in split_words(text, brackets):
-        if word in brackets:
-            entities.append((" ".join(words), brackets[word]))
-            words = []
-        else:
-            words.append(word)
-    return entities, words
 
 
 def parse_released(text, brackets):
@@ -160,59 +118,58 @@ def parse_released(text, brackets):
     'cold water [Reagent] Mix [Action] ice [Size]' is {'cold': '[REAGENT]', '': '[SIZE]'}: later
     entities overwrite earlier ones, and all entities of one word share the empty text. Labels are
     compared in upper case, entity texts as they are. A label that opens the text has no words
-    before it, but the released slice then ends at -1: its key is all but the last word.
+    before it, but the released slice then ends at -1: its key is all but the last word. A label of
+    several words, in its brackets and any case, is one word.
     """
-    words, entities, start = split_words(text, brackets), {}, 0
+    several = tuple(label for label in brackets if " " in label)
+    words = compile_words(several).findall(text) if several else text.split()
+    entities, start = {}, 0
     for end, word in enumerate(words):
-        if "[" in word and "]" in word and f"[{word[1:-1].upper()}]" in brackets:
-            entities[" ".join(words[start : end - 1])] = f"[{word[1:-1].upper()}]"
+        label = f"[{' '.join(word[1:-1].split()).upper()}]"
+        if "[" in word and "]" in word and label in brackets:
+            entities[" ".join(words[start : end - 1])] = label
             start = end + 1
     return entities
 
 
-def is_invalid(entities, leftover, source):
-    """True if an entity output breaks the format: see the text of evaluate.py."""
-    if leftover or any(not text for text, _ in entities):
-        return True
-    texts = (text for text, _ in entities if "[" in text)
-    made_up = (word for text in texts for word in re.findall(r"(?<!\S)\[[^\[\]]+\](?!\S)", text))
-    return any(word not in " ".join(source.split()) for word in made_up)
+@functools.cache
+def compile_words(several):
+    """A pattern of words; each of `several` bracketed labels of more than one word is a word."""
+    spaced = (r"\s+".join(map(re.escape, label.split())) + r"(?!\S)" for label in several)
+    return re.compile("|".join([*spaced, r"\S+"]), re.IGNORECASE)
 
 
 def match_entities(rows, golds, brackets):
-    """(n, 7) counts, and {label: [hits, predicted, gold]} over all rows.
-
-    The columns: hits, predicted, gold, invalid, hits and predicted of the raw outputs, exact rows.
-    """
-    counts, labels = [], {label: [0, 0, 0] for label in brackets.values()}
-    for row, gold in zip(rows, golds, strict=True):
-        predicted, leftover = parse_entities(row.prediction, brackets)
-        invalid = is_invalid(predicted, leftover, row.source)
+    """(pairs of targets and outputs as count_pairs takes them, (n, 4) of each row: invalid, exact,
+    hits and predicted of the raw output)."""
+    ids = {label: i for i, label in enumerate(brackets.values())}
+    pairs, others = [], []
+    for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
+        predicted, rest = split_entities(row.prediction, brackets)
         gold, found = Counter(gold), Counter(predicted)
         shared = gold & found
-        for i, entities in enumerate((shared, found, gold)):
-            for (_, label), count in entities.items():
-                labels[label][i] += count
-        raw_hits, raw = shared.total(), len(predicted)
+        pairs += [(number, ids[label], ids[label]) for _, label in shared.elements()]
+        pairs += [(number, ids[label], NONE) for _, label in (gold - shared).elements()]
+        pairs += [(number, NONE, ids[label]) for _, label in (found - shared).elements()]
+        raw = found
         if row.generated not in (None, row.prediction):
-            raw_found = Counter(parse_entities(row.generated, brackets)[0])
-            raw_hits, raw = (gold & raw_found).total(), raw_found.total()
-        sizes = shared.total(), len(predicted), gold.total()
-        counts.append((*sizes, invalid, raw_hits, raw, gold == found and not leftover))
-    return np.array(counts), labels
+            raw = Counter(split_entities(row.generated, brackets)[0])
+        texts = [text for text, _ in predicted]
+        invalid = rest or not all(texts) or find_made_up(texts, row.source)
+        exact = gold == found and not rest
+        others.append((bool(invalid), exact, (gold & raw).total(), raw.total()))
+    return pairs, np.array(others)
 
 
-def match_released_entities(rows, golds, brackets, default):
-    """(n, 3 x labels) targets, outputs and hits of each label in the released scorer's pairs."""
-    index = {label: i for i, label in enumerate(brackets)}
-    numbers, gold, predicted = [], [], []
-    for number, (row, want) in enumerate(zip(rows, golds, strict=True)):
+def match_released(rows, golds, brackets, default):
+    """The released scorer's pairs of each target's entities, as count_pairs takes them."""
+    ids, pairs = {label: i for i, label in enumerate(brackets)}, []
+    for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
         have = parse_released(row.released_output, brackets)
-        for text, label in want.items():
-            numbers.append(number)
-            gold.append(index[label])
-            predicted.append(index[have.get(text, default)])
-    return count_hits(numbers, gold, predicted, len(rows), len(index))
+        pairs += [
+            (number, ids[label], ids[have.get(text, default)]) for text, label in gold.items()
+        ]
+    return pairs
 
 
 def choose_constant_entity(golds):
@@ -246,20 +203,25 @@ def score_entities(rows, task, options):
     F1 is 2 * 1 / (2 + 2) = 50; released, both pairs ('cold' and '') are right: 100.
     """
     restored = any(row.generated is not None for row in rows)
-    brackets = make_brackets(task.labels)
+    brackets, n, size = make_brackets(task.labels), len(rows), len(task.labels)
     names = {bracket.upper(): label for bracket, label in brackets.items()}
     default = find_default(task)
     missing = f"[{' '.join(default.split())}]".upper()
-    golds = [parse_entities(row.target, brackets) for row in rows]
-    note_odd_targets([bool(rest) for _, rest in golds])
+    golds = [split_entities(row.target, brackets) for row in rows]
+    odd = [number for number, (_, rest) in enumerate(golds, 1) if rest]
+    if odd:
+        told = f"{len(odd)} targets have words without a label, first in row {odd[0]:,}"
+        print(f"note: {told}: these words are not scored", file=sys.stderr)
     golds = [gold for gold, _ in golds]
     released_golds = [parse_released(row.released_target, names) for row in rows]
-    counts, labels = match_entities(rows, golds, brackets)
-    pairs = match_released_entities(rows, released_golds, names, missing)
+    pairs, others = match_entities(rows, golds, brackets)
+    released = match_released(rows, released_golds, names, missing)
+    counts = [count_pairs(each, n, size) for each in (pairs, released)]
 
     def finish(sums, n):
-        hits, predicted, gold, invalid, raw_hits, raw, exact = np.moveaxis(sums[..., :7], -1, 0)
-        targets, outputs, matched = np.split(sums[..., 7:], 3, axis=-1)
+        invalid, exact, raw_hits, raw = np.moveaxis(sums[..., -4:], -1, 0)
+        *strict, targets, outputs, matched = np.split(sums[..., :-4], 6, axis=-1)
+        gold, predicted, hits = (each.sum(-1) for each in strict)
         scores = {
             "f1_released": to_percent(matched.sum(-1), targets.sum(-1)),
             "macro_f1_released": average_f1(matched, outputs, targets),
@@ -274,23 +236,14 @@ def score_entities(rows, task, options):
 
     constants = {"": choose_constant_entity(golds)}
     constants["_released"] = choose_constant_released(released_golds, missing, names)
-    headline = {"strict": "entity_f1", "released": "f1_released"}[options.rule]
     settings = {"match": "multiset(text,label)", "case": "kept", "missing_released": default}
     settings |= {"characters": "restored" if restored else "as-given"}
-    parts = np.stack([2 * counts[:, 0], counts[:, 1] + counts[:, 2]], axis=1)  # F1
-    hits, predicted, gold = zip(*labels.values(), strict=True)
-    details = {"classes": describe_classes(labels, gold, predicted, hits)}
-    columns, invalid = np.hstack([counts, pairs]), counts[:, 3] > 0
-    return Scores(columns, finish, headline, constants, settings, parts, invalid, details)
-
-
-def note_odd_targets(odd):
-    """Say so on stderr if a target has words that belong to no entity."""
-    if any(odd):
-        first = (
-            f"{sum(odd):,} targets have words without a label, first in row {odd.index(True) + 1:,}"
-        )
-        print(f"note: {first}: these words are not scored", file=sys.stderr)
+    gold, predicted, hits = np.split(counts[0], 3, axis=1)
+    parts = np.stack([2 * hits.sum(1), (predicted + gold).sum(1)], axis=1)  # F1
+    details = {"classes": describe_classes(task.labels, *np.split(counts[0].sum(0), 3))}
+    headlines = {"strict": "entity_f1", "released": "f1_released"}
+    columns = np.hstack([*counts, others])
+    return Scores(columns, finish, headlines, constants, settings, parts, others[:, 0] > 0, details)
 
 
 # --- classes --------------------------------------------------------------------------------
@@ -301,70 +254,46 @@ def find_class(text, index, otherwise):
     return index.get(text.strip().upper(), otherwise)
 
 
-def index_released(rows, index):
-    """Class ids by text as token ids write it: '<=50K' may be known as '=50K' alone."""
-    written = dict(index)
-    for row in rows:
-        written.setdefault(row.released_target.strip().upper(), find_class(row.target, index, NONE))
-    return written
-
-
 def score_classes(rows, task, options):
     """Accuracy, or micro and macro F1, of outputs that are one label of the task.
 
     FEVER, targets SUPPORTS REFUTES REFUTES, outputs 'supports' 'no' 'SUPPORTS': strict accuracy is
     1 / 3; released, 'no' counts as the default label, REFUTES, and is right: 2 / 3.
     """
-    labels, n = task.labels, len(rows)
-    index = {label.upper(): i for i, label in enumerate(labels)}
-    default = find_default(task)
+    labels, n, size = task.labels, len(rows), len(task.labels)
+    default, head = find_default(task), "accuracy" if task.report == "accuracy" else "micro_f1"
+    index = {unicodedata.normalize("NFC", label).upper(): i for i, label in enumerate(labels)}
     gold = [find_class(row.target, index, NONE) for row in rows]
-    if NONE in gold:
-        where = f"row {gold.index(NONE) + 1}: target {rows[gold.index(NONE)].target!r}"
-        raise UserError(f"{where} is no label of this task; known: {', '.join(labels)}")
     predicted = [find_class(row.prediction, index, NONE) for row in rows]
-    written, other = index_released(rows, index), index[default.upper()]
-    sides = [(gold, predicted)]
-    sides += [
-        [
-            [find_class(row.released_target, written, other) for row in rows],
-            [find_class(row.released_output, written, other) for row in rows],
-        ]
-    ]
-    columns = np.hstack([count_hits(range(n), *side, n, len(labels)) for side in sides])
+    written, other = dict(index), labels.index(default)
+    for row, label in zip(rows, gold, strict=True):  # '<=50K' may be known as '=50K' alone
+        written.setdefault(row.released_target.strip().upper(), label)
+    released = [find_class(row.released_target, written, other) for row in rows]
+    said = [find_class(row.released_output, written, other) for row in rows]
+    sides = (gold, predicted), (released, said)
+    counts = [count_pairs(np.transpose([range(n), *side]), n, size) for side in sides]
 
     def finish(sums, n):
-        gold, predicted, hits, *released = np.split(sums, 6, axis=-1)
-        strict, released_right = to_percent(hits.sum(-1), n), to_percent(released[2].sum(-1), n)
-        invalid = to_percent(n - predicted.sum(-1), n)
-        if task.report == "accuracy":
-            return {
-                "accuracy_released": released_right,
-                "accuracy": strict,
-                "invalid_rate": invalid,
-            }
-        return {
-            "micro_f1_released": released_right,
-            "macro_f1_released": average_f1(released[2], released[1], released[0]),
-            "micro_f1": strict,
-            "macro_f1": average_f1(hits, predicted, gold),
-            "invalid_rate": invalid,
-        }
+        sides, scores = np.split(sums, 6, axis=-1), {}
+        for suffix, (gold, predicted, hits) in (("_released", sides[3:]), ("", sides[:3])):
+            scores[head + suffix] = to_percent(hits.sum(-1), n)
+            if head == "micro_f1":
+                scores[f"macro_f1{suffix}"] = average_f1(hits, predicted, gold)
+        return scores | {"invalid_rate": to_percent(n - sides[1].sum(-1), n)}
 
-    headline = "accuracy" if task.report == "accuracy" else "micro_f1"
-    headline += {"strict": "", "released": "_released"}[options.rule]
+    headlines = {"strict": head, "released": f"{head}_released"}
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
-    constant = labels[best], float(to_percent(count, n))
-    constants = {"": constant, "_released": constant}
+    constants = dict.fromkeys(("", "_released"), (labels[best], float(to_percent(count, n))))
     settings = {"case": "ignored", "invalid_released": default}
-    parts = count_each([a == b for a, b in zip(gold, predicted, strict=True)])
-    totals = np.split(columns.sum(0)[: 3 * len(labels)], 3)
-    confusion = np.zeros((len(labels), len(labels) + 1), int)  # the last column: no label
+    parts = count_each(np.equal(gold, predicted))
+    confusion = np.zeros((size, size + 1), int)  # the last column: no label
     np.add.at(confusion, (gold, predicted), 1)
-    details = {"classes": describe_classes(labels, *totals)}
+    details = {"classes": describe_classes(labels, *np.split(counts[0].sum(0), 3))}
     details["confusion"] = {"labels": [*labels, None], "counts": confusion.tolist()}
-    invalid = np.array(predicted) == NONE
-    return Scores(columns, finish, headline, constants, settings, parts, invalid, details)
+    invalid = np.equal(predicted, NONE)
+    return Scores(
+        np.hstack(counts), finish, headlines, constants, settings, parts, invalid, details
+    )
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -412,10 +341,10 @@ def score_answers(rows, task, options):
         return {key: to_percent(sums[..., i], n) for i, key in enumerate(keys)}
 
     columns = np.hstack([released[0], strict])
-    headline = {"strict": "f1", "released": "f1_released"}[options.rule]
+    headlines = {"strict": "f1", "released": "f1_released"}
     constants, settings = {"": constant, "_released": released[1]}, {"normalization": "squad1.1"}
     parts, invalid = count_each(strict[:, 1]), np.zeros(len(rows), bool)
-    return Scores(columns, finish, headline, constants, settings, parts, invalid, {})
+    return Scores(columns, finish, headlines, constants, settings, parts, invalid, {})
 
 
 def choose_constant_answer(targets, golds):

@@ -5,7 +5,6 @@ encoder is microsoft/deberta-xlarge-mnli. Imports bert-score and torch where the
 """
 
 import functools
-import hashlib
 import importlib.util
 import random
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.evaluate.metrics import Scores, count_each
-from data.files import UserError, read_json
+from data.files import UserError, hash_file, read_json
 
 NO_PREDICTION = "no prediction"  # stands for an empty paraphrase, as BERTScore needs a word
 ADVICE = "give a folder with --bertscore-model DIR --bertscore-layers N"
@@ -68,8 +67,7 @@ def name_encoder(name):
         raise UserError(f"{name}: no encoder in this folder; {ADVICE}")
     if "t5" in name and read_json(folder / "config.json").get("model_type") != "t5":
         raise UserError(f"{name}: bert-score takes every path with 't5' in it for a T5; link it")
-    digest = hashlib.sha256(weights[0].read_bytes()).hexdigest()[:8]
-    return "/".join(folder.resolve().parts[-2:]) + "@" + digest
+    return "/".join(folder.resolve().parts[-2:]) + "@" + hash_file(weights[0])[:8]
 
 
 def compute_bertscore(scorer, columns, references):
@@ -176,11 +174,11 @@ def score_paraphrase(rows, task, options):
         rank_references(points) if any(r.target.strip() != r.source.strip() for r in rows) else None
     )
     details = {"reference_points": points, **({"note": note} if note else {})}
-    headline = {"strict": "bert_ibleu", "released": "bert_ibleu_released"}[options.rule]
+    headlines = {"strict": "bert_ibleu", "released": "bert_ibleu_released"}
     rule = {} if options.rule == "released" else {"rule": "effective-order"}  # not strict
     settings = {**rule, "beta": 4, "bleu": "13a,4-gram,unsmoothed", **settings}
     best, parts, invalid = {"": (text, score)}, count_each(ibleu[0]), np.zeros(len(rows), bool)
-    return Scores(statistics, finish, headline, best, settings, parts, invalid, details)
+    return Scores(statistics, finish, headlines, best, settings, parts, invalid, details)
 
 
 def score_released_paraphrase(rows, similar, scorer):

@@ -6,6 +6,7 @@ Each row is written as soon as its part of the file is done, with its own keys a
               the probability of the whole output
   scores      for classes: the probability of each, over the classes of the task (by forced
               decoding of each label; an encoder's softmax)
+  spans       for entities: [start, end, label] of each that stands in the source, in characters
 A killed run goes on after the last whole line; other settings than the file was begun with, which
 stand beside it in OUTPUT.settings.json, are refused.
 """
@@ -15,14 +16,16 @@ import functools
 import json
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from data.evaluate import decode
-from data.files import UserError, read_json, read_jsonl, write_json
+from data.files import UserError, check_kind, check_overwrite, read_json, read_jsonl, write_json
+from data.spans import find_spans
 
-ADDED = ("text", "confidence", "scores")
+ADDED = ("text", "confidence", "scores", "spans")
 
 
 def predict_file(options, loaded, reader, settings):
@@ -30,16 +33,15 @@ def predict_file(options, loaded, reader, settings):
     path = "/dev/stdin" if options.predict == "-" else options.predict
     rows = read_jsonl(path, ("source",))
     check_sources(rows, path)
-    if options.output and options.output.resolve() == Path(path).resolve():
-        raise UserError(f"{path}: would be overwritten; choose another --output")
+    check_overwrite(filter(None, [options.output]), [path])
     loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
-    told = {"model": name_weights(options.model), "task": reader.task, **settings}
-    with OutputFile(options.output, rows, told) as (file, done):
+    told = {"model": name_weights(options.model), "task": reader.task.name, **settings}
+    with open_output(options.output, rows, told) as (file, done):
         start, size = time.monotonic(), 16 * loaded.batch_size
         with decode.show_progress("predict", len(rows) - done) as progress:
             for first in range(done, len(rows), size):
                 part = rows[first : first + size]
-                found = predict_rows(loaded, reader, settings, part, progress)
+                found = predict_rows(loaded, reader, part, progress)
                 for row, more in zip(part, found, strict=True):
                     file.write(json.dumps({**row, **more}, ensure_ascii=False) + "\n")
                 file.flush()
@@ -49,8 +51,7 @@ def predict_file(options, loaded, reader, settings):
 def check_sources(rows, path):
     """Refuse sources that are no text, and keys that the output adds."""
     for number, row in enumerate(rows, 1):
-        if not isinstance(row["source"], str):
-            raise UserError(f"{path} row {number}: 'source' is no text but {row['source']!r}")
+        check_kind(row["source"], str, f"{path} row {number}: 'source'")
         taken = [key for key in ADDED if key in row]
         if taken:
             raise UserError(
@@ -64,43 +65,29 @@ def name_weights(model):
     return [str(model), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
 
 
-class OutputFile:
-    """A context: (the file to write to, how many of `rows` it has already); stdout has none."""
-
-    def __init__(self, path, rows, told):
-        self.path, self.rows, self.told = path, rows, told
-
-    def __enter__(self):
-        if self.path is None:
-            self.file = sys.stdout
-            return self.file, 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+", encoding="utf-8")
+@contextmanager
+def open_output(path, rows, told):
+    """(the file to write to, how many of `rows` it has already); stdout has none."""
+    if path is None:
+        yield sys.stdout, 0
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{self.path}: another process is writing to it") from None
-        beside = Path(f"{self.path}.settings.json")
-        done = self.count_done(beside)
-        write_json(beside, self.told)
-        return self.file, done
-
-    def count_done(self, beside):
-        """Whole rows in the file, which must be these rows by these settings; a torn one is cut."""
-        data = self.path.read_bytes()
-        lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
-        if lines and (not beside.exists() or read_json(beside) != self.told):
-            raise UserError(f"{self.path}: begun with other settings; choose another --output")
+            raise UserError(f"{path}: another process is writing to it") from None
+        beside = Path(f"{path}.settings.json")
+        lines = path.read_bytes().split(b"\n")[:-1]  # without a torn one
+        if lines and (not beside.exists() or read_json(beside) != told):
+            raise UserError(f"{path}: begun with other settings; choose another --output")
         for number, line in enumerate(lines):
-            same = number < len(self.rows) and json.loads(line).get("source")
-            if same is False or same != self.rows[number]["source"]:
-                raise UserError(f"{self.path} line {number + 1}: not of this file; choose another")
-        self.file.truncate(sum(len(line) + 1 for line in lines))
-        return len(lines)
-
-    def __exit__(self, *error):
-        if self.path:
-            self.file.close()
+            known = number < len(rows)
+            if not known or json.loads(line).get("source") != rows[number]["source"]:
+                raise UserError(f"{path} line {number + 1}: not of this file; choose another")
+        file.truncate(sum(len(line) + 1 for line in lines))
+        write_json(beside, told)
+        yield file, len(lines)
 
 
 def fit_batch(loaded, settings):
@@ -114,34 +101,32 @@ def fit_batch(loaded, settings):
     return int(max(1, min(1024, free / 2 // row)))
 
 
-def predict_rows(loaded, reader, settings, rows, progress):
-    """[{"text", "confidence", "scores"}] of some rows."""
-    sources = [row["source"] for row in rows]
-    ids, _ = decode.encode_rows(loaded, sources, settings)
-    out = reader.decode(sources, ids, progress)
+def predict_rows(loaded, reader, rows, progress):
+    """What is added to each of some rows."""
+    out = reader.decode([row["source"] for row in rows], progress)
     if reader.names:
         return share_scores(out, list(reader.names.values()), out.logits)
     if reader.labels:
         targets = reader.labels.targets
         compute = functools.partial(decode.score_labels, loaded.model, list(targets.values()))
-        return share_scores(out, list(targets), decode.collect(loaded, compute, ids))
+        return share_scores(out, list(targets), decode.collect(loaded, compute, out.inputs))
     end = loaded.tokenizer.eos_token_id
     whole = [[*row, *([] if n in out.unended else [end])] for n, row in enumerate(out.ids)]
     compute = functools.partial(decode.score_targets, loaded.model)
-    found = decode.collect(loaded, compute, ids, labels=dict(enumerate(whole)))
+    found = decode.collect(loaded, compute, out.inputs, labels=dict(enumerate(whole)))
     pairs = zip(out.predictions, found.exp().tolist(), strict=True)
-    return [{"text": text, "confidence": round(value, 6)} for text, value in pairs]
+    made = [{"text": text, "confidence": round(value, 6)} for text, value in pairs]
+    for row, said in zip(rows, made, strict=True) if reader.restorer else ():
+        said["spans"] = find_spans(row["source"], said["text"], reader.task.labels)
+    return made
 
 
 def share_scores(out, labels, logits):
-    """Rows of text, confidence and scores, from (n, C) logits of the labels."""
-    rows = []
+    """Yield text, confidence and scores of each row, from (n, C) logits of the labels."""
     for text, values in zip(out.predictions, logits.softmax(-1).tolist(), strict=True):
         scores = {label: round(value, 6) for label, value in zip(labels, values, strict=True)}
         known = {label.upper(): value for label, value in scores.items()}
-        confidence = known.get(text.strip().upper())
-        rows.append({"text": text, "confidence": confidence, "scores": scores})
-    return rows
+        yield {"text": text, "confidence": known.get(text.strip().upper()), "scores": scores}
 
 
 def tell_speed(count, seconds, before, usd_per_hour):

@@ -8,13 +8,17 @@ ERRORS = 200  # rows in errors.md
 MARK = "written-by-evaluate.py"  # a card without it is a user's own and is left alone
 
 
+def show_spread(result, key, form):
+    """The 95% interval of a score by `form`, "" where there is none."""
+    interval = result.get("intervals", {}).get(key)
+    return form.format(*interval) if interval else ""
+
+
 def show_result(result):
     """The result as text; --json prints it whole."""
     lines = [f"{result['task']}: {result['metric']} {result['score']:.2f} on {result['n']:,} rows"]
     for key, value in result["metrics"].items():
-        low, high = result.get("intervals", {}).get(key, (None, None))
-        spread = "" if low is None else f"  [{low:.2f}, {high:.2f}]"
-        lines.append(f"  {key:<20} {value:7.2f}{spread}")
+        lines.append(f"  {key:<20} {value:7.2f}" + show_spread(result, key, "  [{:.2f}, {:.2f}]"))
     lines.append(f"  best constant output {result['constant']['prediction']!r}")
     for name, value in result.get("reference_points", {}).items():
         lines.append(f"  {result['metric']} of {name.replace('_', ' ')}: {value:.2f}")
@@ -22,10 +26,9 @@ def show_result(result):
         told = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
         lines.append(f"  {half}, {found['n']:,} rows: {told}")
     lines += show_classes(result)
-    counts = {"truncated_sources": "sources", "truncated_targets": "targets"}
-    counts["truncated_outputs"] = "outputs"
-    cut = [f"{result[key]:,} {name}" for key, name in counts.items() if key in result]
-    lines += [f"  cut off: {', '.join(cut)}"] if cut else []
+    kinds = [kind for kind in ("sources", "targets", "outputs") if f"truncated_{kind}" in result]
+    cut = ", ".join(f"{result[f'truncated_{kind}']:,} {kind}" for kind in kinds)
+    lines += [f"  cut off: {cut}"] if cut else []
     if result.get("unwritable_targets"):
         lost = f"  {result['unwritable_targets']:,} targets hold what the tokenizer cannot write"
         lines.append(f"{lost}, or more than the limit")
@@ -71,16 +74,14 @@ def show_comparison(result):
 
 def show_errors(result, rows, scores):
     """errors.md: outputs that are wrong or unreadable, unreadable ones first, then the worst."""
-    hits, possible = scores.parts.T
-    ratio = [h / p if p else 1.0 for h, p in zip(hits, possible, strict=True)]
+    ratio = [hit / possible if possible else 1.0 for hit, possible in scores.parts]
     bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or scores.invalid[i]]
     bad.sort(key=lambda i: (not scores.invalid[i], ratio[i], i))
-    unreadable = int(scores.invalid.sum())
     lines = [
         f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right",
         "",
-        f"{unreadable:,} unreadable ones first, then by the score of the row, the worst first; "
-        f"{min(ERRORS, len(bad)):,} are shown. predictions.jsonl has all.",
+        f"{scores.invalid.sum():,} unreadable ones first, then by the score of the row, the worst "
+        f"first; {min(ERRORS, len(bad)):,} are shown. predictions.jsonl has all.",
     ]
     for i in bad[:ERRORS]:
         kind = "unreadable" if scores.invalid[i] else f"score {100 * ratio[i]:.0f}"
@@ -93,21 +94,51 @@ def show_errors(result, rows, scores):
 
 # --- model cards -----------------------------------------------------------------------------
 
-SEQ2SEQ = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+CARD = """---
+library_name: transformers
+{base}tags: [{mark}]
+---
+# {title}: a compact model
+
+{origin}
+
+Scores in percent on {n:,} rows of {split}, with 95% intervals of the drawing of these rows (not of
+seeds). Keys that end in _released are the rule of the paper's released scorer. The best constant
+output scores {constant[score]:.1f}.
+
+| measure | score | 95% interval |
+|---|---:|---:|
+{scores}
+
+`{signature}`
+
+{told}{form} Sources have the prefix `{prefix}` and at most
+{max_source_length} tokens, outputs at most {max_target_length}. With transformers
+{provenance[versions][transformers]}:
+
+```python
+from transformers import {kind}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForSeq2SeqLM.from_pretrained("{model}")
-texts = [{prefix!r} + {source!r}]
-inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length={longest})
-outputs = model.generate(**inputs, max_new_tokens={limit}, num_beams=1, do_sample=False)
+model = {kind}.from_pretrained("{model}")
+texts = [{prefix!r} + "text to be labeled"]
+limits = {{"truncation": True, "max_length": {max_source_length}}}
+inputs = tokenizer(texts, return_tensors="pt", padding=True, **limits)
+{rest}
+```
+
+What a tokenizer cannot write (`μ` or `<` in T5's) is missing in these raw outputs;
+`python evaluate.py --task TASK --model MODEL --predict FILE` gives it back, with a confidence for
+each row.
+"""
+GENERATE = """greedy = {{"max_new_tokens": {max_target_length}, "num_beams": 1, "do_sample": False}}
+outputs = model.generate(**inputs, **greedy)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
-CLASSIFIER = """from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForSequenceClassification.from_pretrained("{model}")
-texts = [{prefix!r} + {source!r}]
-inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length={longest})
-print([model.config.id2label[i] for i in model(**inputs).logits.argmax(-1).tolist()])"""
+CLASSIFY = "print([model.config.id2label[i] for i in model(**inputs).logits.argmax(-1).tolist()])"
+FORMS = {
+    "entities": "The output is `entity [Label] entity [Label] ...`.",
+    "classes": "The output is one of {labels}.",
+}
 
 
 def write_card(options, task, result):
@@ -144,62 +175,23 @@ def show_origin(training, config):
 
 def show_card(folder, task, result, config):
     """A model card in Hugging Face's form."""
-    settings, training = result["settings"], result["training"]
-    seq2seq = "truncated_targets" in result
-    snippet = (SEQ2SEQ if seq2seq else CLASSIFIER).format(
-        model=folder,
-        prefix=settings["prefix"],
-        source="text to be labeled",
-        longest=settings["max_source_length"],
-        limit=settings["max_target_length"],
-    )
-    rows = []
-    for key, value in result["metrics"].items():
-        low, high = result.get("intervals", {}).get(key, (None, None))
-        spread = "" if low is None else f"{low:.1f} to {high:.1f}"
-        rows.append(f"| {key} | {value:.1f} | {spread} |")
+    settings, seq2seq = result["settings"], "truncated_targets" in result
     base = config.get("student") or config.get("model")
     hub = base and base.count("/") == 1 and not Path(base).exists()
-    versions = result["provenance"]["versions"]
-    notes = [f"Note: {result['note']}."] if "note" in result else []
-    form = {
-        "entities": "The output is `entity [Label] entity [Label] ...`.",
-        "classes": f"The output is one of {', '.join(task.labels)}.",
-    }.get(task.metric, "The output is a text.")
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            *([f"base_model: {base}"] if hub else []),
-            f"tags: [{MARK}]",
-            "---",
-            f"# {task.title}: a compact model",
-            "",
-            show_origin(training, config),
-            "",
-            f"Scores in percent on {result['n']:,} rows of {result['split']}, with 95% intervals",
-            "of the drawing of these rows (not of seeds). Keys that end in _released are the rule",
-            "of the paper's released scorer. The best constant output scores "
-            f"{result['constant']['score']:.1f}.",
-            "",
-            "| measure | score | 95% interval |",
-            "|---|---:|---:|",
-            *rows,
-            "",
-            f"`{result['signature']}`",
-            "",
-            *notes,
-            f"{form} Sources have the prefix `{settings['prefix']}` and at most "
-            f"{settings['max_source_length']} tokens, outputs at most "
-            f"{settings['max_target_length']}. With transformers {versions['transformers']}:",
-            "",
-            "```python",
-            snippet,
-            "```",
-            "",
-            "What a tokenizer cannot write (`μ` or `<` in T5's) is missing in these raw outputs;",
-            "`python evaluate.py --task TASK --model MODEL --predict FILE` gives it back, with a",
-            "confidence for each row.",
-            "",
-        ]
+    scores = (
+        f"| {key} | {value:.1f} | {show_spread(result, key, '{:.1f} to {:.1f}')} |"
+        for key, value in result["metrics"].items()
+    )
+    return CARD.format(
+        **{**result, **settings},
+        base=f"base_model: {base}\n" if hub else "",
+        mark=MARK,
+        title=task.title,
+        origin=show_origin(result["training"], config),
+        scores="\n".join(scores),
+        told=f"Note: {result['note']}.\n" if "note" in result else "",
+        form=FORMS.get(task.metric, "The output is a text.").format(labels=", ".join(task.labels)),
+        kind="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForSequenceClassification",
+        model=folder,
+        rest=GENERATE.format(**settings) if seq2seq else CLASSIFY,
     )

@@ -7,13 +7,18 @@ import functools
 import re
 import unicodedata
 
-from data.evaluate.metrics import make_brackets, parse_entities
+from data.spans import make_brackets, split_entities
+
+
+def strip_ids(ids, tokenizer):
+    """Ids without special tokens, the unknown one aside: it stands for text."""
+    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return tuple(i for i in ids if i not in hidden)
 
 
 def mark_unknown(ids, tokenizer):
     """The text of token ids with the unknown token shown and without the other special ones."""
-    hidden = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return tokenizer.decode([i for i in ids if i not in hidden])
+    return tokenizer.decode(list(strip_ids(ids, tokenizer)))
 
 
 def split_units(word):
@@ -102,8 +107,8 @@ class Restorer:
 
     def restore_output(self, output, source):
         """An output, unknown tokens shown, with its entities as the source writes them."""
-        entities, leftover = parse_entities(output, self.brackets)
+        entities, rest = split_entities(output, self.brackets)
         texts = self.restore([text for text, _ in entities], source)
         pairs = zip(texts, entities, strict=True)
         parts = [f"{text} [{label}]" for text, (_, label) in pairs]
-        return " ".join(" ".join([*parts, *leftover]).replace(self.unknown, "").split())
+        return " ".join(" ".join([*parts, rest]).replace(self.unknown, "").split())

@@ -1,13 +1,13 @@
-"""Scoring rows: the four families of measures, intervals by the bootstrap, runs side by side."""
+"""Rows of predictions, read and checked; their scores with intervals; runs side by side."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
-from data.evaluate.metrics import score_answers, score_classes, score_entities
+from data.evaluate.metrics import Row, score_answers, score_classes, score_entities
 from data.evaluate.paraphrase import score_paraphrase
-from data.evaluate.rows import make_rows, read_rows
-from data.files import UserError, read_json
+from data.files import UserError, read_json, read_jsonl
 
 METRICS = {
     "entities": score_entities,
@@ -15,6 +15,67 @@ METRICS = {
     "answers": score_answers,
     "paraphrase": score_paraphrase,
 }
+GIVEN = ("source", "target", "half")  # what a data file says; the last one in some alone
+SAID = ("prediction", "generated", "target_decoded", "source_decoded")
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def check_rows(rows, path, task):
+    """Refuse values that are no text, and targets that the task cannot have."""
+    labels = {label.upper() for label in task.labels}
+    for number, row in enumerate(rows, 1):
+        for key in (key for key in (*GIVEN, *SAID) if key in row):
+            several = task.metric == "answers" and key in ("target", "target_decoded")
+            values = row[key] if several and isinstance(row[key], list) else [row[key]]
+            if not values or not all(isinstance(value, str) for value in values):
+                raise UserError(f"{path} row {number}: {key!r} is no text but {row[key]!r}")
+        if task.metric == "classes" and row.get("target", "").strip().upper() not in labels:
+            known = f"is no label of this task; known: {', '.join(task.labels)}"
+            raise UserError(f"{path} row {number}: target {row['target']!r} {known}")
+
+
+def read_data(path, task):
+    """The rows of a data file, checked, as predictions.jsonl begins them."""
+    rows = read_jsonl(path)
+    check_rows(rows, path, task)
+    return [{key: row[key] for key in GIVEN if key in row} for row in rows]
+
+
+def read_rows(predictions, data, task):
+    """The rows of a predictions file, checked against the data file if there is one."""
+    rows = read_jsonl(predictions, ("prediction",) if data else ("source", "target", "prediction"))
+    examples = read_jsonl(data) if data else [{}] * len(rows)
+    if len(examples) != len(rows):
+        counts = f"{len(rows):,} predictions for the {len(examples):,} rows of {data}"
+        raise UserError(f"{predictions}: {counts}")
+    for number, (row, example) in enumerate(zip(rows, examples, strict=True), 1):
+        for key in (key for key in GIVEN if key in example):
+            if row.setdefault(key, example[key]) != example[key]:
+                raise UserError(f"{predictions} row {number}: not the {key!r} of {data}")
+    check_rows(rows, predictions, task)
+    return rows
+
+
+def compose(text):
+    """A text, or each of a list, in Unicode's form NFC; None as it is."""
+    if isinstance(text, list):
+        return [compose(each) for each in text]
+    return text and unicodedata.normalize("NFC", text)
+
+
+def make_rows(rows):
+    """Rows for the scorers."""
+    made = []
+    for row in rows:
+        texts = (compose(row.get(key)) for key in ("source", "target", "prediction", "generated"))
+        decoded = (row.get(f"{key}_decoded", row[key]) for key in ("source", "target"))
+        output = row.get("generated", row["prediction"])
+        made.append(Row(*texts, *decoded, output, row.get("half")))
+    return made
+
+
+# --- scores ----------------------------------------------------------------------------------
 
 
 def score_rows(rows, task, options):
@@ -23,9 +84,10 @@ def score_rows(rows, task, options):
 
 
 def bootstrap_sums(columns, samples, seed):
-    """(samples, k) sums over rows drawn with replacement, n rows a sample; seeded."""
+    """(1 + samples, k) sums: of all rows, then over n rows drawn with replacement; seeded."""
     n, rng, chunk = len(columns), np.random.default_rng(seed), 50
-    columns, sums = columns.astype(float), []
+    columns = columns.astype(float)
+    sums = [columns.sum(0, keepdims=True)]
     for start in range(0, samples, chunk):
         size = min(chunk, samples - start)
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
@@ -34,9 +96,53 @@ def bootstrap_sums(columns, samples, seed):
     return np.concatenate(sums)
 
 
+def draw_scores(several, options):
+    """[{key: (1 + samples,)}] of each Scores, all on the same drawn rows, the observed first."""
+    sums = bootstrap_sums(np.hstack([s.columns for s in several]), options.bootstrap, options.seed)
+    sums, n = np.split(sums, len(several), axis=1), len(several[0].columns)
+    return [scores.finish(part, n) for scores, part in zip(several, sums, strict=True)]
+
+
 def find_interval(values):
     """The central 95% of bootstrap values, [low, high]."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+
+
+def score_halves(scores, rows, headline):
+    """{value of the rows' "half": n, score and metrics of its rows}, {} where no row has one."""
+    found = {}
+    for half in sorted({row.half for row in rows} - {None}):
+        columns = scores.columns[[row.half == half for row in rows]]
+        metrics = scores.finish(columns.sum(0), len(columns))
+        metrics = {key: float(value) for key, value in metrics.items()}
+        found[half] = {"n": len(columns), "score": metrics[headline], "metrics": metrics}
+    return found
+
+
+def summarize(scores, task, options, rows):
+    """The result of one set of predictions, as in metrics.json."""
+    (values,) = draw_scores([scores], options)
+    metrics = {key: float(value[0]) for key, value in values.items()}
+    bad = [key for key, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        raise UserError(f"{bad[0]} is {metrics[bad[0]]}, no number: a row cannot be scored")
+    suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
+    headline, (text, constant) = scores.headlines[options.rule], scores.constants[suffix]
+    result = {
+        "task": task.name,
+        "task_sha256": task.hash_rules(),
+        "n": len(rows),
+        "rule": options.rule,
+        "metric": headline,
+        "score": metrics[headline],
+        "metrics": metrics | {f"constant{key}": pair[1] for key, pair in scores.constants.items()},
+        "constant": {"metric": headline, "prediction": text, "score": constant},
+    }
+    if halves := score_halves(scores, rows, headline):
+        result["by"] = {"half": halves}
+    if options.bootstrap:
+        result["intervals"] = {key: find_interval(value[1:]) for key, value in values.items()}
+    return result | scores.details | {"signature": show_signature(scores, options, rows)}
 
 
 def show_signature(scores, options, rows):
@@ -50,6 +156,9 @@ def show_signature(scores, options, rows):
     return "|".join(f"{key}:{value}" for key, value in settings.items())
 
 
+# --- runs side by side -----------------------------------------------------------------------
+
+
 def find_predictions(path, name):
     """The predictions file of a run folder, whose metrics.json must be this task's, or `path`."""
     path = Path(path)
@@ -60,27 +169,27 @@ def find_predictions(path, name):
 
 
 def adjust_holm(p_values):
-    """Holm's adjusted p-values: the k-th smallest of m times m - k + 1, never falling."""
-    order, adjusted, highest = np.argsort(p_values), {}, 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
-        adjusted[int(i)] = highest
-    return [adjusted[i] for i in range(len(p_values))]
+    """Holm's adjusted p-values: the k-th smallest of m times m - k + 1, never falling, up to 1."""
+    p_values = np.asarray(p_values, float)
+    order = np.argsort(p_values)
+    raised = p_values[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return adjusted.tolist()
 
 
 def find_difference(first, other):
-    """{difference, interval, p_value} of (1 + samples,) scores, the observed one first.
+    """{difference, its interval, p_value} of (1 + samples,) scores, the observed one first.
 
     p is two-sided, (c + 1) / (samples + 1): c counts the samples whose difference is at least as
     far from the observed one as that is from 0. Equal predictions give p = 1.
     """
     observed, drawn = (other - first)[0], (other - first)[1:]
     extreme = np.sum(np.abs(drawn - observed) >= abs(observed) - 1e-9)
-    p_value = float((extreme + 1) / (len(drawn) + 1))
     return {
         "difference": float(observed),
-        "interval": find_interval(drawn),
-        "p_value": p_value,
+        "difference_interval": find_interval(drawn),
+        "p_value": float((extreme + 1) / (len(drawn) + 1)),
     }
 
 
@@ -89,36 +198,26 @@ def compare_runs(options, task):
     and its differences from the first with p-values, by Holm for as many comparisons."""
     paths = [find_predictions(path, task.name) for path in options.compare]
     read = [read_rows(path, options.data, task) for path in paths]
-    for path, rows in zip(paths, read, strict=True):
-        if [(r["source"], r["target"]) for r in rows] != [
-            (r["source"], r["target"]) for r in read[0]
-        ]:
-            sizes = f"{len(read[0]):,} and {len(rows):,} rows"
+    keys = [[(row["source"], row["target"]) for row in rows] for rows in read]
+    for path, mine in zip(paths, keys, strict=True):
+        if mine != keys[0]:
+            sizes = f"{len(keys[0]):,} and {len(mine):,} rows"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
-    limit = options.max_target_length
-    made = [make_rows(rows, options.released_vocabulary, limit) for rows in read]
+    made = [make_rows(rows) for rows in read]
     scored = [score_rows(rows, task, options) for rows in made]
-    columns = np.hstack([scores.columns for scores in scored])
-    sums = np.vstack([columns.sum(0), bootstrap_sums(columns, options.bootstrap, options.seed)])
-    sums, n = np.split(sums, len(scored), axis=1), len(read[0])
-    values = [scores.finish(part, n) for scores, part in zip(scored, sums, strict=True)]
-    keys = [key for key in values[0] if all(key in value for value in values)]
-    metrics = {}
-    for key in keys:
+    values, metrics = draw_scores(scored, options), {}
+    for key in (key for key in values[0] if all(key in value for value in values)):
+        pairs = zip(options.compare, values, strict=True)
         runs = [
-            {
-                "run": str(run),
-                "score": float(value[key][0]),
-                "interval": find_interval(value[key][1:]),
-            }
-            for run, value in zip(options.compare, values, strict=True)
+            {"run": str(run), "score": float(v[key][0]), "interval": find_interval(v[key][1:])}
+            for run, v in pairs
         ]
         found = [find_difference(values[0][key], value[key]) for value in values[1:]]
         adjusted = adjust_holm([one["p_value"] for one in found])
         for run, one, p_holm in zip(runs[1:], found, adjusted, strict=True):
-            run |= {**one, "difference_interval": one["interval"], "interval": run["interval"]}
-            run["p_holm"] = p_holm
+            run |= {**one, "p_holm": p_holm}
         metrics[key] = runs
-    headline, signature = scored[0].headline, show_signature(scored[0], options, made[0])
-    head = {"task": task.name, "n": n, "rule": options.rule, "metric": headline}
+    headline = scored[0].headlines[options.rule]
+    head = {"task": task.name, "n": len(keys[0]), "rule": options.rule, "metric": headline}
+    signature = show_signature(scored[0], options, made[0])
     return head | {"runs": metrics[headline], "metrics": metrics, "signature": signature}
