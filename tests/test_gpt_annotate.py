@@ -1046,6 +1046,25 @@ def test_lines_of_a_batch_are_read_one_by_one(tmp_path, capsys):
     assert len(server.charges) == 12 + 2
 
 
+def test_a_server_with_another_batch_api_is_one_line(tmp_path, capsys):
+    gold = make_world(tmp_path, 4)
+    with open_annotator(dict.fromkeys(gold, "Rome"), batch_delay=9) as server:
+
+        def run(step):
+            return annotate(tmp_path, server.url, "--budget", "1", "--batch", step, task="nq")
+
+        assert run("submit") == 0
+        batch = server.batches["batch_1"]["batch"]
+        for counts in (None, "x", {"total": None}):
+            batch["request_counts"] = counts
+            assert run("collect") == 1 and "batch_1 is in_progress\n" in capsys.readouterr().out
+        for field in ("id", "status"):
+            before, batch[field] = batch[field], None
+            with pytest.raises(UserError, match=f"no '{field}'"):
+                run("collect")
+            batch[field] = before
+
+
 def test_a_batch_is_taken_in_whole(tmp_path):
     """Also where fewer rows are asked for by then: their answers are paid."""
     gold = make_world(tmp_path, 20)

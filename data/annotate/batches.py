@@ -43,10 +43,12 @@ async def send(run, calls, content):
     await append({"type": "batch", "nonce": nonce, "calls": calls})
     file, mark = None, {"nonce": nonce}  # by it, collect finds a batch whose reply was lost
     try:
-        file = await client.api.files.create(file=("b.jsonl", content), purpose="batch")
+        upload = client.api.files.create(file=("b.jsonl", content), purpose="batch")
+        file = check_reply(client, await upload)
         options = {"endpoint": f"/v1/{client.path}", "completion_window": "24h"}
         batch = await client.api.batches.create(input_file_id=file.id, metadata=mark, **options)
-    except client.failed as error:
+        check_reply(client, batch)
+    except (*client.failed, UserError) as error:
         if file is None or getattr(error, "status_code", 500) < 500:  # it was surely not made
             await append({"type": "batch-end", "nonce": nonce})
         raise explain(client, error) from None
@@ -60,8 +62,9 @@ async def collect(run, calls):
         for nonce, entry in list(store.batches.items()):
             batch = await find_batch(run, nonce, entry["id"])
             if batch and batch.status in RUNNING:
-                counts = batch.request_counts
-                done = f", {counts.completed:,} of {counts.total:,} done" if counts else ""
+                counts = [getattr(batch.request_counts, key, 0) for key in ("completed", "total")]
+                known = all(type(count) is int for count in counts) and counts[1]
+                done = f", {counts[0]:,} of {counts[1]:,} done" if known else ""
                 told.append(f"batch {batch.id} is {batch.status}{done}")
                 waiting = True
                 continue
@@ -82,14 +85,23 @@ async def collect(run, calls):
 
 async def find_batch(run, nonce, name):
     """The server's batch; None where it was never made."""
-    batches = run.client.api.batches
-    if name:
-        return await batches.retrieve(name)
-    async for batch in batches.list(limit=100):
-        if (batch.metadata or {}).get("nonce") == nonce:
-            await run.store.append({"type": "batch-id", "nonce": nonce, "id": batch.id})
-            return await batches.retrieve(batch.id)
-    return None
+    client, batches = run.client, run.client.api.batches
+    if not name:
+        async for batch in batches.list(limit=100):
+            if isinstance(batch.metadata, dict) and batch.metadata.get("nonce") == nonce:
+                name = check_reply(client, batch).id
+                await run.store.append({"type": "batch-id", "nonce": nonce, "id": name})
+                break
+    return check_reply(client, await batches.retrieve(name), "status") if name else None
+
+
+def check_reply(client, reply, *names):
+    """A file or a batch of the server's, if its id and its `names` are texts: the SDK takes all."""
+    for name in ("id", *names):
+        if not isinstance(getattr(reply, name, None), str):
+            text = f"{client.url}: an answer of the Batch API has no {name!r}; check --base-url"
+            raise UserError(f"{text}, or run the same command again")
+    return reply
 
 
 def read_line(line):
@@ -146,6 +158,8 @@ async def take_row(run, call, response, body, error, nonce):
 
 def explain(client, error):
     """A UserError that says what went wrong with a file or a batch."""
+    if isinstance(error, UserError):
+        return error
     what = client.hide(str(error) or type(error).__name__)
     if isinstance(error, client.refused):
         fault = client.read_refusal(error)

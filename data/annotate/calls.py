@@ -97,7 +97,8 @@ class Client:
         options = {"base_url": url, "api_key": key or "none", "http_client": http}
         once = {"Connection": "close"}
         self.api = openai.AsyncOpenAI(**options, default_headers=once, max_retries=0)
-        self.refused, self.failed = openai.APIStatusError, (openai.OpenAIError, OSError)
+        self.refused = openai.APIStatusError
+        self.failed = (openai.OpenAIError, OSError, json.JSONDecodeError)
         self.url = clean_url(str(self.api.base_url))
         self.path = "completions" if endpoint == "completions" else "chat/completions"
         user = unquote(urlsplit(url or "").netloc.rpartition("@")[0])  # sent in place of a key
