@@ -41,6 +41,7 @@ import contextlib
 import fcntl
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -133,16 +134,6 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    HfArgumentParser,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    T5ForConditionalGeneration,
-)
 
 # --- labels on disk --------------------------------------------------------------------------
 
@@ -190,17 +181,15 @@ def make_table(rows, key, tokenizer):
         columns["target"] = tokenizer.batch_decode(columns["labels"], skip_special_tokens=True)
 
     def pack(values):
-        width = values.shape[1] if values.ndim > 1 else None
-        values = pa.array(values.ravel())
-        return pa.FixedSizeListArray.from_arrays(values, width) if width else values
+        flat = pa.array(values.ravel().astype(np.int32) if values.dtype == int else values.ravel())
+        wide = values.ndim > 1
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if wide else flat
 
-    for name in columns.keys() & PER_TOKEN:
+    for name in columns.keys() & {"input_ids", *PER_TOKEN}:
         ends = pa.array(np.cumsum([0, *map(len, columns[name])]), pa.int32())
         columns[name] = pa.ListArray.from_arrays(ends, pack(np.concatenate(columns[name])))
     for name in columns.keys() & {"logprobs", "outside"}:
         columns[name] = pack(np.stack(columns[name]))
-    for name in columns.keys() & {"input_ids"}:
-        columns[name] = pa.array(columns[name], pa.list_(pa.int32()))
     return pa.table({name: columns[name] for name in (*PER_ROW, *PER_TOKEN) if name in columns})
 
 
@@ -235,33 +224,24 @@ def open_shards(folder, key):
 
     tables, damaged = {}, []
     for path in sorted(folder.glob("*.arrow")):
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             start, _, digest = path.stem.split("-")
-            if digest != hash_file(path)[:16]:
-                raise ValueError(path)
-            with pa.memory_map(str(path)) as file:
-                table = pa.ipc.open_stream(file).read_all()
-            if read_facts(table)["key"] != hash_json(key):
-                raise ValueError(path)
-        except (OSError, ValueError, TypeError, KeyError):
-            damaged.append(path)
-        else:
-            tables[int(start)] = table
+            if digest == hash_file(path)[:16]:
+                with pa.memory_map(str(path)) as file:
+                    table = pa.ipc.open_stream(file).read_all()
+                if read_facts(table)["key"] == hash_json(key):
+                    tables[int(start)] = table
+                    continue
+        damaged.append(path)
     return tables, damaged
 
 
 def find_missing(tables, count):
     """[(start, end)] of the rows below `count` without labels, cut at multiples of SHARD_ROWS."""
-    missing, row = [], 0
-    while row < count:
-        if row in tables:
-            row += len(tables[row])
-        else:
-            end = row - row % SHARD_ROWS + SHARD_ROWS
-            end = min([count, end, *(start for start in tables if start > row)])
-            missing.append((row, end))
-            row = end
-    return missing
+    done = [(start, start + len(table)) for start, table in tables.items()]
+    cuts = sorted({count, *range(0, count, SHARD_ROWS), *(row for pair in done for row in pair)})
+    pairs = [(row, end) for row, end in itertools.pairwise(cuts) if end <= count]
+    return [pair for pair in pairs if not any(first <= pair[0] < last for first, last in done)]
 
 
 def write_index(folder):
@@ -335,7 +315,7 @@ def view_lists(column):
 
 def describe_labels(args, training):
     """All that a label depends on, the `key` of labels.json."""
-    config, tokenizer = load_config(args.teacher), load_tokenizer(args.teacher)
+    config, tokenizer = load_parts(args.teacher)
     top_k = 0 if args.classes else 64 if args.top_k is None else args.top_k
     if not config.is_encoder_decoder:
         fail(f"--teacher {args.teacher}: a {config.model_type}; the teacher is a T5")
@@ -347,18 +327,16 @@ def describe_labels(args, training):
     if (longest := max(map(len, ids), default=0)) > limit:
         fail(f"--max-target-length {limit}: a class name takes {longest} tokens")
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("prefix", "max_source_length", "max_target_length", "classes")
     return {
+        **{name: getattr(args, name) for name in names},
         "teacher": hash_model(args.teacher),
         "vocabulary": hash_json(tokenizer.get_vocab()),
         "vocabulary_size": config.vocab_size,
         "unlabeled": hash_file(args.unlabeled),
         "seed": training.seed,
-        "prefix": args.prefix,
-        "max_source_length": args.max_source_length,
-        "max_target_length": args.max_target_length,
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
-        "classes": args.classes,
         "class_ids": ids,
         "top_k": top_k,
         "temperatures": sorted({*args.temperatures, args.temperature} if not args.classes else ()),
@@ -395,7 +373,7 @@ def open_labels(args, training):
 
 def draw_sources(args, seed):
     """The first rows of a seeded permutation, so that fewer are the beginning of more."""
-    texts = [row["source"] for row in read_rows(args.unlabeled, ("source",))]
+    texts = [row["source"] for row in read_rows(args.unlabeled, "source")]
     count = args.num_unlabeled or len(texts)
     if count > len(texts):
         fail(f"{args.unlabeled}: {count:,} rows asked for, {len(texts):,} are there")
@@ -437,10 +415,9 @@ def make_labels(args, key, sources, missing):
     pass, or one by several processes, writes the same labels.
     """
     begun = start = time.monotonic()
-    state, tokenizer = PartialState(), load_tokenizer(args.teacher)
+    state, (config, tokenizer) = PartialState(), load_parts(args.teacher)
     place = {"device_map": {"": state.device}} if state.device.type == "cuda" else {}
-    place["dtype"] = getattr(torch, key["dtype"])
-    model = load_model(args.teacher, load_config(args.teacher), tokenizer, **place).eval()
+    model = load_model(args.teacher, config, **place, dtype=getattr(torch, key["dtype"])).eval()
     size, done = key["batch_size"] or choose_batch(model, key), 0
     total = sum(end - first for first, end in missing) / state.num_processes
     for first, end in missing[state.process_index :: state.num_processes]:
@@ -465,35 +442,6 @@ def choose_batch(model, key):
     row = 2 * 2 * config.num_decoder_layers * tokens * width
     free = torch.cuda.mem_get_info()[0]
     return 2 ** min(8, int(math.log2(max(1, free / row))))
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def read_rows(path, keys=("source", "target")):
-    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
-    rows = []
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):  # noqa: B007
-                if line.strip():
-                    rows.append({key: json.loads(line)[key] for key in keys})
-                    "".join(rows[-1].values()).encode()
-    except UnicodeEncodeError:
-        fail(f"{path} line {number}: half a character (a lone surrogate such as \\ud83d)")
-    except UnicodeDecodeError as error:
-        fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})")
-    except (KeyError, TypeError):
-        fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
-    except (ValueError, RecursionError):
-        fail(f"{path} line {number}: not a JSON object")
-    return rows or fail(f"{path}: no rows")
-
-
-# end same
-
-
-def cut_rows(rows, limit):
-    """Rows of at most `limit` ids, the last one, end of sequence, kept."""
-    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows]
 
 
 def label_rows(model, tokenizer, texts, key, size):
@@ -601,9 +549,10 @@ def score_classes(model, batch, key):
     return [{"logprobs": row} for row in scores]
 
 
-def pad_rows(rows, value):
-    """Rows of ids as one tensor (rows, longest)."""
-    padded = np.full((len(rows), max(map(len, rows))), value, np.int64)
+def pad_rows(rows, value, multiple=1):
+    """Rows of ids as one tensor (rows, longest), as wide as a multiple."""
+    longest = max(map(len, rows))
+    padded = np.full((len(rows), longest + -longest % multiple), value, np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return torch.from_numpy(padded)
@@ -664,8 +613,10 @@ class SoftLoss:
             model.lm_head.register_forward_pre_hook(self.pick_real)
 
     def pick_real(self, head, inputs):
-        """Give the output layer the real target positions alone: padding costs nothing there."""
-        return inputs if self.real is None else (inputs[0][self.real],)
+        """Give the output layer the real target positions alone: padding costs nothing there, but
+        where code is compiled, for shapes that are known."""
+        whole = torch.compiler.is_compiling() or self.real is None
+        return inputs if whole else (inputs[0][self.real],)
 
     def __call__(self, model, inputs, count=None):
         """This batch's share of the mean over the `count` real target tokens of the whole step."""
@@ -679,6 +630,7 @@ class SoftLoss:
             return dense_loss(student, teacher, temperature).mean() / self.parts  # padding included
         self.real = labels != -100
         student = model(**inputs).logits  # (real target tokens, V), or of an encoder (B, C)
+        student = student[self.real] if student.ndim > 2 else student  # compiled: (B, T, V)
         if soft["ids"] is None:
             loss = dense_loss(student, soft["teacher"], temperature).sum()
         else:
@@ -697,13 +649,13 @@ class SoftLoss:
 class Collator:
     """Batches: padded ids, and the soft labels of all real target tokens one after another."""
 
-    def __init__(self, model, key, temperature):
-        self.model = model
+    def __init__(self, model, key, temperature, pad_to=1):
+        self.model, self.pad_to = model, pad_to
         self.column = key["temperatures"].index(temperature) if key["top_k"] else None
 
     def __call__(self, rows):
-        inputs = pad_rows([row["input_ids"] for row in rows], -1)
-        labels = pad_rows([row["labels"] for row in rows], -100)
+        inputs = pad_rows([row["input_ids"] for row in rows], -1, self.pad_to)
+        labels = pad_rows([row["labels"] for row in rows], -100, self.pad_to)
         soft = {"teacher": self.join(rows, "logits").float()}
         if self.column is not None:
             soft |= {"ids": self.join(rows, "ids")}
@@ -722,14 +674,14 @@ class Collator:
 
 def check_student(args, key):
     """Refuse what can't be distilled; returns the student's configuration and tokenizer."""
-    name, classes = args.student, key["classes"]
-    config, tokenizer = load_config(name, args.dropout), load_tokenizer(name)
-    if config.is_encoder_decoder and classes:
-        fail(
-            f"{args.labels} holds scores of classes, for an encoder; for {name} leave --classes out"
-        )
-    if not config.is_encoder_decoder and not classes:
+    name, classes, length = args.student, key["classes"], args.max_source_length
+    config, tokenizer = load_parts(name, args.dropout)
+    if classes and config.is_encoder_decoder:
+        fail(f"{args.labels} holds scores of classes, for an encoder; {name} needs no --classes")
+    if not classes and not config.is_encoder_decoder:
         fail(f"{name}: an encoder only tells classes; name them by --classes for the teacher")
+    if classes and length > (longest := getattr(config, "max_position_embeddings", length)):
+        fail(f"--max-source-length {length}: {name} reads {longest} tokens")
     if not classes and hash_json(tokenizer.get_vocab()) != key["vocabulary"]:
         fail(f"{name} and the teacher differ in vocabulary; soft labels need the same one")
     if not classes and config.vocab_size < key["vocabulary_size"]:
@@ -746,20 +698,16 @@ def load_student(args, config, tokenizer, labels, seed):
     """(model, rows, collator): a T5, or an encoder with a new head."""
     classes = labels.key["classes"]
     if not classes:
-        model = load_model(args.student, config, tokenizer)
-        return model, labels, Collator(model, labels.key, args.temperature)
+        model = load_model(args.student, config)
+        return model, labels, Collator(model, labels.key, args.temperature, args.pad_to)
     torch.manual_seed(seed)  # draws the head
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: i for i, name in enumerate(classes)}
-    model = load_model(args.student, config, tokenizer, AutoModelForSequenceClassification)
-    limit, longest = args.max_source_length, getattr(config, "max_position_embeddings", 10**9)
-    if limit > longest:
-        fail(f"--max-source-length {limit}: {args.student} reads {longest} tokens")
-    ids = cut_rows(tokenizer(labels.read("source")).input_ids, limit)
+    model = load_model(args.student, config, classes)
+    ids = cut_rows(tokenizer(labels.read("source")).input_ids, args.max_source_length)
     scores, best = labels.read("logprobs"), map(classes.index, labels.read("target"))
     rows = zip(ids, scores, best, strict=True)
     rows = [{"input_ids": row, "teacher": soft, "labels": [hard]} for row, soft, hard in rows]
-    return model, rows, DataCollatorWithPadding(tokenizer)
+    collate = transformers.DataCollatorWithPadding(tokenizer, pad_to_multiple_of=args.pad_to)
+    return model, rows, collate
 
 
 def show_outside(args, labels):
@@ -795,7 +743,7 @@ def distill(args, training):
     start, released = time.monotonic(), None
     model, rows, collator = load_student(args, config, tokenizer, labels, training.seed)
     if args.loss == "paper":
-        released = load_model(args.teacher, load_config(args.teacher), tokenizer)
+        released = load_model(args.teacher, load_parts(args.teacher)[0])
         released = released.to(training.device).eval()
     trainer = Trainer(
         model=model,
@@ -825,35 +773,34 @@ def main(argv=None):
 
 # --- run folder -----------------------------------------------------------------------------
 # same in: train_small.py, train_teacher.py, distill.py
-LIMITS = (  # lowest and highest value of our flags and Trainer's; no flag is NaN or infinite
-    (1, 10**9, "num_labels num_unlabeled batch_size teacher_batch_size micro_batch shard_rows"),
-    (1, 10**4, "lora_rank gradient_accumulation_steps"),
-    (2, 32_767, "max_source_length max_target_length"),
-    (0, 10**9, "min_steps top_k save_steps"),
-    (1e-300, 1e300, "epochs learning_rate lora_learning_rate temperature temperatures"),
-    (0, 1, "ce_weight utilisation"),
-    (0, 0.99, "dropout"),
-    (0, 2**32 - 1, "seed"),
-)
-OURS = {  # Trainer's flags that have another name here, or no place
-    "num_train_epochs": "is --epochs here",
-    "per_device_train_batch_size": "is --batch-size here, the batch of a step on all devices",
-    "output_dir": "is --output here",
-    "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
-    "train_sampling_strategy": "has no effect: batches are always of similar length",
-    "label_smoothing_factor": "is no part of the loss",
-    "push_to_hub": "would send checkpoints; send the end by: hf upload REPOSITORY OUTPUT/model",
-    "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
-    **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
+gc.freeze()  # what was imported stays: Trainer's collections need not walk it
+LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
+    "num_labels num_unlabeled batch_size teacher_batch_size micro_batch": (1, 10**9),
+    "lora_rank gradient_accumulation_steps": (1, 10**4),
+    "max_source_length max_target_length": (2, 32_767),
+    "min_steps top_k save_steps": (0, 10**9),
+    "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
+    "ce_weight": (0, 1),
+    "dropout": (0, 0.99),
+    "seed": (0, 2**32 - 1),
 }
+OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
+    "output_dir num_train_epochs per_device_train_batch_size resume_from_checkpoint push_to_hub"
+    " fp16 fp16_full_eval train_sampling_strategy label_smoothing_factor auto_find_batch_size"
+).split()
 BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
 PAUSE = 600
+DEFAULTS = f"""--optim adamw_torch_fused --seed 0 --save-strategy steps --save-steps {BY_TIME}
+--save-total-limit 1 --logging-steps 20 --logging-nan-inf-filter false --prediction-loss-only true
+--remove-unused-columns false --ddp-find-unused-parameters false --disable-tqdm true
+--report-to none --learning-rate {TABLE_8["learning_rate"]}"""  # of Trainer's flags
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
     "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
     "|micro_batch|recompute"
 )
-FULL = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"  # said of a disk
+MADE = "model", "checkpoints", "config.json", "log.jsonl", "training.json"  # in OUTPUT
 
 
 def fail(message):
@@ -861,59 +808,63 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
-def say(text, end="\n"):
+def say(text):
     """A line on stderr, of the first process."""
-    if not int(os.environ.get("RANK", 0)):
-        print(text, end=end, file=sys.stderr, flush=True)
+    if FIRST:
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_limits(flags):
     """ValueError for a flag outside its limits."""
-    limits = {name: (low, high) for low, high, names in LIMITS for name in names.split()}
+    limits = {name: both for names, both in LIMITS.items() for name in names.split()}
     for name, given in flags.items():
+        low, high = limits.get(name, (-1e300, 1e300))
         for value in given if isinstance(given, list) else [given]:
-            low, high = limits.get(name, (-1e300, 1e300))
             if isinstance(value, (int, float)) and not low <= value <= high:
-                within = f"{low:g} to {high:g}" if name in limits else "a number"
-                raise ValueError(f"--{name.replace('_', '-')} {value}: not within {within}")
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise ValueError(f"{flag}: not within {low:g} to {high:g}")
 
 
 def read_training(args, rest):
-    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles args.bf16.
+    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles bf16 and pad_to.
 
     --batch-size is the batch of a step, so a device's share follows from the number of processes.
-    A wrong flag of either kind is one line and exit code 2, before anything is written.
+    A wrong flag of either kind is one line and exit code 2, before anything is written. What
+    libraries do unasked is turned off.
     """
-    parser = HfArgumentParser(Seq2SeqTrainingArguments, usage=argparse.SUPPRESS, allow_abbrev=False)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS  # leaves the flags that were given
-    given = vars(parser.parse_args(rest))
-    for name in OURS.keys() & given.keys():
-        parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
-    cuda = set_up(given)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
+    names = {word.split("=")[0][2:].replace("-", "_") for word in rest if word[:2] == "--"}
+    cuda, hidden = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if DRIVER.exists() and not (cuda or hidden or "use_cpu" in names):
+        fail(
+            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
+            "take days: install a build for the driver's CUDA (see nvidia-smi), or say --use-cpu"
+        )
     if args.bf16 is None:  # not where it is emulated, as on a T4
         args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = {"learning_rate": TABLE_8["learning_rate"], "optim": "adamw_torch_fused", "seed": 0}
-    flags |= {"save_strategy": "steps", "save_steps": BY_TIME, "save_total_limit": 1}
-    flags |= {"logging_steps": 20, "logging_nan_inf_filter": False, "prediction_loss_only": True}
-    flags |= {"dataloader_pin_memory": cuda, "use_cpu": not torch.accelerator.is_available()}
-    flags |= {"remove_unused_columns": False, "ddp_find_unused_parameters": False}
-    flags |= {"disable_tqdm": True, "report_to": "none"}
-    if given.get("load_best_model_at_end"):
-        flags["save_strategy"] = given.get("eval_strategy", "no")
-        flags["save_steps"] = given.get("eval_steps", 500)
-    flags |= given
-    if flags["save_steps"] == 0:
-        flags["save_strategy"] = "no"
+    kind, form = transformers.Seq2SeqTrainingArguments, {"usage": argparse.SUPPRESS}
+    parser = transformers.HfArgumentParser(kind, **form, allow_abbrev=False)
+    for name in names & {*OURS}:
+        parser.error(f"--{name.replace('_', '-')}: settled here, by a flag or for good; see --help")
+    best = ["--save-strategy=best"] if "load_best_model_at_end" in names else []
+    flags = vars(parser.parse_args([*DEFAULTS.split(), *best, *rest]))
     try:
-        check_limits({**vars(args), **given})
-        parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
+        check_limits({**flags, **vars(args)})
+        parts = int(os.environ.get("WORLD_SIZE", 1)) * flags["gradient_accumulation_steps"]
         if args.batch_size % parts:
             text = f"--batch-size {args.batch_size}, of a step, does not divide by {parts}"
             raise ValueError(f"{text} (processes x --gradient-accumulation-steps)")
         flags |= {"output_dir": str((args.output or Path()) / "checkpoints"), "bf16": args.bf16}
         flags |= {"per_device_train_batch_size": args.batch_size // parts}
-        training = Seq2SeqTrainingArguments(**flags, num_train_epochs=args.epochs)
+        flags |= {"num_train_epochs": args.epochs}
+        flags |= {"save_strategy": "no"} if flags["save_steps"] == 0 else {}
+        flags["use_cpu"] |= not torch.accelerator.is_available()
+        flags["dataloader_pin_memory"] &= cuda
+        training = kind(**flags)
         if training.eval_strategy != "no" and not getattr(args, "dev", None):
             raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
         trackers = transformers.integrations.get_reporting_integration_callbacks
@@ -921,64 +872,9 @@ def read_training(args, rest):
             tracker()  # refused where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         parser.error(str(error).partition("\n")[0])
+    args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
     return training
-
-
-def set_up(given):
-    """Turn off what libraries do unasked; whether there is CUDA, or no use of an old driver."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
-    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
-    hidden = given.get("use_cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
-        fail(
-            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
-            "take days: install a build for the driver's CUDA (see nvidia-smi), or say --use-cpu"
-        )
-    return torch.cuda.is_available()
-
-
-def raise_steps(args, training, rows):
-    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
-    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
-    if training.max_steps <= 0 and fewer:
-        training.max_steps = args.min_steps
-
-
-def write_json(path, value):
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path):
-    """The object in a JSON file, or {} where there is none or it is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}
-
-
-def hash_file(path):
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_model(model):
-    """The hash of a folder's weights, config and tokenizer, or a hub name with its commit."""
-    if not Path(model).is_dir():
-        return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
-    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
-    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
-    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -992,36 +888,29 @@ def on_signals(handler):
 
 @contextlib.contextmanager
 def run_folder(output):
-    """Lock OUTPUT, in the first process, until it ends in whatever way; a fault of input, disk or
-    memory, or a signal, is one line on stderr."""
+    """Hold OUTPUT, against another run; a fault of input, disk or memory, or a signal, is one line
+    on stderr."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    path, held = output / ".lock", bool(int(os.environ.get("RANK", 0)))
     try:
-        with on_signals(interrupt), contextlib.ExitStack() as stack:
-            output.mkdir(parents=True, exist_ok=True)
-            if not held:
-                file = stack.enter_context(open(path, "w"))
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-                if not held:
-                    fail(f"{output}: another process is training here")
-                stack.callback(path.unlink, missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        with on_signals(interrupt), open(output / ".lock", "w") as lock:
+            if FIRST:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
     except KeyboardInterrupt as error:
-        print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
+        say(f"error: {output.name}: interrupted; run the same command again")
         sys.exit(128 + (error.args or [signal.SIGINT])[0])
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         text = str(error).partition("\n")[0]
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, BlockingIOError):
+            text = "another process is training here"
+        elif isinstance(error, torch.OutOfMemoryError):
             text = f"out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half"
-        elif re.search(FULL, str(error)):
+        elif re.search("iostream|inline_container|PytorchStreamWriter|No space|code: 28", text):
             text = "the disk is full, or a quota; make room and run the same command again"
-        elif isinstance(error, OSError):
-            fail(f"{error.filename or output}: {error.strerror or text}")
         elif isinstance(error, RuntimeError):
             raise
         fail(f"{output}: {text}")
@@ -1031,27 +920,81 @@ def open_run(args, training, data, model, **more):
     """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
     this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
     output, before = args.output, read_json(args.output / "config.json")
-    names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
     for path in (Path(data).resolve(), Path(model).resolve()):
-        if {output.resolve() / name for name in names} & {path, *path.parents}:
+        if {output.resolve() / name for name in MADE} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    there = [output / name for name in names if (output / name).exists()]
+    there = [name for name in MADE if (output / name).exists()]
     if there and "model_sha256" not in before:
-        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
-    about = {"processes": training.world_size, "device": training.device.type}
-    about |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
-    settings = {**training.to_dict(), **vars(args), **more, **about}
+        fail(
+            f"{output / there[0]}: not of a run of this version; remove {output} or choose another"
+        )
+    settings = {**training.to_dict(), **vars(args), **more}
+    settings |= {"processes": training.world_size, "device": training.device.type}
+    settings |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
     settings = json.loads(json.dumps(settings, default=str))
     keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))
     changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
     if changes:
         changes = ", ".join(changes)
         fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-    if output / "training.json" in there:
+    if "training.json" in there:
         if read_json(output / "training.json") and (output / "model" / "config.json").exists():
             return say(f"[{output.name}] already trained")
         say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
+
+
+def read_rows(path, *keys):
+    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
+    faults = {UnicodeEncodeError: "half a character (a lone surrogate such as \\ud83d)"}
+    faults |= {UnicodeDecodeError: "not UTF-8", KeyError: "", TypeError: ""}
+    rows, lack = [], f"a row needs the texts {' and '.join(keys)}"
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig"))
+                    rows.append({key: row[key] for key in keys})
+                    "".join(rows[-1].values()).encode()
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                fault = faults.get(type(error), "not a JSON object") or lack
+                fail(f"{path} line {number}: {fault}")
+    return rows or fail(f"{path}: no rows")
+
+
+def cut_rows(rows, limit):
+    """Rows of at most `limit` ids, the last one, end of sequence, kept."""
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows]
+
+
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    text, new = json.dumps(value, indent=2, ensure_ascii=False, default=str), f".{path.name}.new"
+    path.with_name(new).write_text(text, encoding="utf-8")
+    os.replace(path.with_name(new), path)
+
+
+def read_json(path):
+    """The object in a JSON file, or {} where there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
+def hash_file(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(model):
+    """The hash of a folder's weights, config and tokenizer, or a hub name with its commit."""
+    if not Path(model).is_dir():
+        config = transformers.AutoConfig.from_pretrained(model)
+        return f"{model}@{getattr(config, '_commit_hash', None)}"
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 def load(kind, name, what="model", **kwargs):
@@ -1063,45 +1006,39 @@ def load(kind, name, what="model", **kwargs):
         fail(f"{name}: no {what} can be loaded ({text})")
 
 
-def load_config(model, dropout=None):
-    """The configuration of a T5 or an encoder, from a folder or the hub; others are refused."""
-    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
-    if looks_local and not Path(model).is_dir():
+def load_parts(model, dropout=None):
+    """(config, tokenizer) of a T5 or an encoder, from a folder or the hub; others are refused."""
+    if "/" in model and Path(model).parent.is_dir() and not Path(model).is_dir():
         fail(f"{model}: no such model folder")
-    config = load(AutoConfig, model)
-    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
+    config = load(transformers.AutoConfig, model)
+    tokenizer = load(transformers.AutoTokenizer, model, "tokenizer")
+    t5, encoders = config.model_type == "t5", transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if not t5 and (config.is_encoder_decoder or type(config) not in encoders):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
-    if config.model_type == "t5" and getattr(config, "decoder_start_token_id", None) is None:
+    if t5 and getattr(config, "decoder_start_token_id", None) is None:
         fail(f"{model}: its config.json names no decoder_start_token_id")
+    pieces, size = len(tokenizer), config.vocab_size
+    if not size / 2 < pieces <= size:  # where files are missing, transformers makes up a few pieces
+        fail(f"{model}: no tokenizer of its own: {pieces:,} pieces, but {size:,} embeddings")
     if dropout is not None:  # the names differ
         config.update({key: dropout for key in config.to_dict() if "dropout" in key})
-    return config
+    return config, tokenizer
 
 
-def load_tokenizer(model):
-    """The tokenizer of a model folder or hub name; of an empty folder transformers makes one up."""
-    files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
-    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
-        fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
-    return load(AutoTokenizer, model, "tokenizer")
-
-
-def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
-    """A model of a folder or the hub, fp32 unless told otherwise; refused where it is not whole.
-
-    An encoder's new head, and the pooler below it, may be missing.
-    """
-    if (pieces := len(tokenizer)) > (size := config.vocab_size):
-        fail(f"{model}: {pieces:,} pieces in the tokenizer, but {size:,} embeddings")
+def load_model(model, config, classes=None, **kwargs):
+    """A T5, or an encoder with a new head over `classes`, of a folder or the hub; fp32 unless told
+    otherwise. Refused where it is not whole, but for an encoder's head and the pooler below it."""
+    kind = transformers.T5ForConditionalGeneration
+    if classes:
+        kind = transformers.AutoModelForSequenceClassification
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: i for i, name in enumerate(classes)}
     kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
     loaded, found = load(kind, model, **kwargs)
-    t5 = kind is T5ForConditionalGeneration
-    own = "" if t5 else f"{loaded.base_model_prefix}."
-    weights = loaded.named_parameters()
+    own, weights = f"{loaded.base_model_prefix}." if classes else "", loaded.named_parameters()
     faults = {  # the missing ones would be random, and only the scores would show it
         "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
-        "not in its config": found["unexpected_keys"] if t5 else (),
+        "not in its config": () if classes else found["unexpected_keys"],
         "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
     }
     for fault, names in faults.items():
@@ -1137,7 +1074,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             yield from order[batch * size : (batch + 1) * size].tolist()
 
 
-class Trainer(Seq2SeqTrainer):
+class Trainer(transformers.Seq2SeqTrainer):
     """Seq2SeqTrainer with batches of similar length that a resumed run sees again.
 
     compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
@@ -1160,8 +1097,7 @@ class Trainer(Seq2SeqTrainer):
         return 0  # walks over all weights at each step
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Without clipping Trainer would walk over all gradients for the log alone."""
-        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
+        return grad_norm  # without clipping it would walk over all gradients for the log alone
 
 
 class Progress(transformers.TrainerCallback):
@@ -1172,16 +1108,11 @@ class Progress(transformers.TrainerCallback):
 
     def __init__(self, output, start):
         self.name, self.log, self.start = output.name, output / "log.jsonl", start
-        self.clock = output / "checkpoints" / "seconds.json"
-        self.earlier, self.signal, self.pause = read_json(self.clock).get("seconds", 0), 0, PAUSE
+        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds.json", 0, PAUSE
+        self.earlier = read_json(self.clock).get("seconds", 0)
 
     def stop(self, number, frame):
         self.signal = number  # the step at hand ends, and a checkpoint is written
-
-    def tick(self, state):
-        self.ticked = time.monotonic()
-        if state.is_world_process_zero:
-            write_json(self.clock, {"seconds": self.earlier + self.ticked - self.start})
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun, history = state.global_step, state.log_history
@@ -1190,11 +1121,15 @@ class Progress(transformers.TrainerCallback):
         if state.is_world_process_zero:  # later steps are done again
             self.clock.parent.mkdir(exist_ok=True)
             self.log.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        self.tick(state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.torch_compile:  # gradients in a CUDA graph's memory live as long as the step
+            torch.compiler.cudagraph_mark_step_begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Checkpoints are of logged steps, so that the log that they hold is whole."""
-        due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+        self.saving = time.monotonic()
+        due = args.save_steps == BY_TIME and self.saving - self.saved > self.pause
         due = self.signal or int(due)
         if args.world_size > 1:  # all do what one of them must; to agree takes time
             due = max(gather_object([due])) if control.should_log else 0
@@ -1205,33 +1140,28 @@ class Progress(transformers.TrainerCallback):
         if last and not args.load_best_model_at_end:
             control.should_save = False  # the model itself comes next
         control.should_log |= control.should_save or last or due > 1
-        self.saving = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
-        self.tick(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:
             state.log_history.pop()
             return
-        now, entry = time.monotonic(), state.log_history[-1]
+        now, entry, step = time.monotonic(), state.log_history[-1], state.global_step
         entry["seconds"] = self.before + now - self.train
         if not math.isfinite(loss := logs.get("loss", 0.0)):
-            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        if now - self.ticked > 1:
-            self.tick(state)
+            fail(f"{self.name}: the loss is {loss} at step {step}; lower the rate")
         if not state.is_world_process_zero:
             return
+        write_json(self.clock, {"seconds": self.earlier + now - self.start})
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
-        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
-        if "loss" in logs and (live or now - self.shown > 10):
-            left = (now - self.train) / (state.global_step - self.begun)
-            self.shown, left = now, left * (state.max_steps - state.global_step)
-            text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
-            say(f"[{self.name}] {text} left   ", end="\r" if live else "\n")
+        if "loss" in logs and now - self.shown > 10:
+            left = (now - self.train) / (step - self.begun) * (state.max_steps - step)
+            text, self.shown = f"step {step:,}/{state.max_steps:,} loss {loss:.3f}", now
+            say(f"[{self.name}] {text}, {left:.0f} s left")
 
 
 def find_checkpoint(output, training):
@@ -1247,23 +1177,21 @@ def find_checkpoint(output, training):
                 lost = len(states) < 2 + training.world_size  # a process has its random state
                 if damaged or lost or not [safe_open(path, "pt") for path in weights]:
                     raise ValueError(folder)
-            found[step] = folder
+            found[step] = str(folder)
         except Exception:  # each library has its own for a damaged file
             say(f"[{output.name}] {folder.name} is not whole: passed over")
-    return str(found[max(found)]) if found else None
+    return found[max(found)] if found else None
 
 
 def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
-    output, training, model = args.output, trainer.args, trainer.model
-    raise_steps(args, training, len(trainer.train_dataset))
+    output, training, rows = args.output, trainer.args, len(trainer.train_dataset)
+    raise_steps(args, training, rows)
     if trainer.is_world_process_zero():
         write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    walk = model.train  # Trainer calls it in each step, and it would go through all modules
-    model.train = lambda mode=True: model if model.training == mode else walk(mode)
     loaded = time.monotonic()
     with on_signals(progress.stop):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -1279,11 +1207,18 @@ def fit(trainer, args, settings, record, start):
     if (lost := progress.earlier - progress.before) > 0:  # by starts that were killed
         seconds["lost"] = lost
     about = {"strategy": args.strategy, "task": args.task, "seed": training.seed}
-    about |= {"parameters": model.num_parameters(), "epochs": state.epoch}
-    about |= {"steps": state.global_step, "seconds": seconds}
-    about |= {"examples_seen": round(state.epoch * len(trainer.train_dataset))}
+    about |= {"parameters": trainer.model.num_parameters(), "epochs": state.epoch}
+    about |= {"steps": state.global_step, "examples_seen": round(state.epoch * rows)}
     about |= {"train_loss": float(steps @ [loss for _, loss in losses] / state.global_step)}
-    return {**record, **about, **{key: settings[key] for key in ("data_sha256", "model_sha256")}}
+    about |= {key: settings[key] for key in ("data_sha256", "model_sha256")}
+    return {**record, **about, "seconds": seconds}
+
+
+def raise_steps(args, training, rows):
+    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
 
 
 def save_run(trainer, tokenizer, args, record, gpus=1):
@@ -1293,25 +1228,25 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
         fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # Trainer turns it off
-    temporary = output / ".model.new"
+    new, kept = output / ".model.new", output / "checkpoints"
     if trainer.is_world_process_zero():  # the others may come when it is being written
-        shutil.rmtree(temporary, ignore_errors=True)
-    trainer.save_model(str(temporary))
+        shutil.rmtree(new, ignore_errors=True)
+    trainer.save_model(str(new))
     if not trainer.is_world_process_zero():
         return
-    tokenizer.save_pretrained(temporary)
-    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    tokenizer.save_pretrained(new)
+    (new / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
     keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
-    write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
-    for path in temporary.iterdir():  # safetensors gives 0600
-        path.chmod((temporary / "preprocessing.json").stat().st_mode)
+    write_json(new / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
+    for path in new.iterdir():  # safetensors gives 0600
+        path.chmod((new / "preprocessing.json").stat().st_mode)
     shutil.rmtree(output / "model", ignore_errors=True)
-    os.replace(temporary, output / "model")
+    os.replace(new, output / "model")
     record["seconds"]["save"] = time.monotonic() - start
-    if (output / "checkpoints" / "runs").exists():  # what a tracker wrote
-        shutil.copytree(output / "checkpoints" / "runs", output / "runs", dirs_exist_ok=True)
+    if (kept / "runs").exists():  # what a tracker wrote
+        shutil.copytree(kept / "runs", output / "runs", dirs_exist_ok=True)
     write_json(output / "training.json", {**record, **describe_run(trainer.args, gpus)})
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
     rows, seconds = record["unlabeled"], record["seconds"]["train"]
     text = f"{rows:,} rows" if rows else f"{record['labels']:,} labels"
     text += f", {record['steps']:,} steps, loss {record['train_loss']:.3f}, {seconds:.0f} s"
@@ -1327,15 +1262,12 @@ def describe_run(training, gpus=1):
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cuda, versions = training.device.type == "cuda", {"python": platform.python_version()}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    hardware = {
-        "device": training.device.type,
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "gpus": gpus * training.world_size if cuda else 0,
-        "cpu_threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
-    }
+    machine = {"device": training.device.type, "cpu": platform.processor() or platform.machine()}
+    machine |= {"gpu": torch.cuda.get_device_name() if cuda else None}
+    machine |= {"gpus": gpus * training.world_size if cuda else 0}
+    machine |= {"cpu_threads": torch.get_num_threads()}
     about = {"command": shlex.join(sys.argv), "versions": versions, "git_commit": commit or None}
-    return {"hardware": hardware, **about}
+    return {"hardware": machine, **about}
 
 
 # end same

@@ -32,6 +32,7 @@ process for each GPU (torchrun) each holds the whole model: T5-XXL takes one pro
 import argparse
 import contextlib
 import fcntl
+import functools
 import gc
 import hashlib
 import json
@@ -47,7 +48,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -104,43 +104,11 @@ if __name__ == "__main__":
     parse_args()  # --help and a wrong path are answered before torch is loaded
 
 import numpy as np
+import psutil
 import torch
 import transformers
 from accelerate.utils import gather_object
 from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    HfArgumentParser,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    T5ForConditionalGeneration,
-)
-
-
-# same in: train_small.py, train_teacher.py, distill.py
-def read_rows(path, keys=("source", "target")):
-    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
-    rows = []
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):  # noqa: B007
-                if line.strip():
-                    rows.append({key: json.loads(line)[key] for key in keys})
-                    "".join(rows[-1].values()).encode()
-    except UnicodeEncodeError:
-        fail(f"{path} line {number}: half a character (a lone surrogate such as \\ud83d)")
-    except UnicodeDecodeError as error:
-        fail(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,})")
-    except (KeyError, TypeError):
-        fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
-    except (ValueError, RecursionError):
-        fail(f"{path} line {number}: not a JSON object")
-    return rows or fail(f"{path}: no rows")
-
-
-# end same
 
 
 # same in: train_small.py, train_teacher.py
@@ -153,31 +121,41 @@ def sample_rows(rows, count, seed, path, keep_empty=False):
     return rows[:count]
 
 
-def encode(texts, tokenizer, limit):
-    """(ids of each text, at most `limit` with the end token kept; the number of texts cut)."""
-    rows = tokenizer(texts).input_ids
-    cut = [ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:] for ids in rows]
-    return cut, sum(len(ids) > limit for ids in rows)
+def encode_rows(rows, tokenizer, args, classes=None):
+    """(examples, how many sources and targets the limits cut): ids of prefixed sources and of
+    targets. An encoder has `classes`, and a target is one id, its place among them."""
+
+    def encode(texts, limit):
+        ids = tokenizer(texts).input_ids
+        return cut_rows(ids, limit), sum(len(row) > limit for row in ids)
+
+    sources, cut = encode([args.prefix + row["source"] for row in rows], args.max_source_length)
+    targets, counts = [row["target"] for row in rows], {"truncated_sources": cut}
+    if classes:
+        targets = [[classes.index(target.strip())] for target in targets]
+    else:
+        check_classes(targets, tokenizer, args.max_target_length)
+        targets, counts["truncated_targets"] = encode(targets, args.max_target_length)
+    pairs = zip(sources, targets, strict=True)
+    return [{"input_ids": source, "labels": target} for source, target in pairs], counts
 
 
-def check_classes(texts, tokenizer, limit):
-    """Refuse class names that the model can't write whole, or that become the same tokens.
-
-    Targets that repeat, at most 100 different ones, are taken for classes.
-    """
-    names = sorted({text.strip() for text in texts})
-    if len(names) > min(100, len(texts) / 2):
+def check_classes(targets, tokenizer, limit):
+    """Refuse class names that the model can't write whole, or that become the same tokens: at most
+    100 different targets, that repeat."""
+    names = sorted({target.strip() for target in targets})
+    if len(names) > min(100, len(targets) / 2):
         return
-    ids = dict(zip(names, map(tuple, tokenizer(names).input_ids), strict=True))
-    longest = max(map(len, ids.values()))
-    if cut := [name for name in names if len(ids[name]) > limit]:
+    ids = [tuple(row) for row in tokenizer(names).input_ids]
+    long = [name for name, row in zip(names, ids, strict=True) if len(row) > limit]
+    same = [repr(name) for name, row in zip(names, ids, strict=True) if ids.count(row) > 1]
+    if long:
         fail(
-            f"--max-target-length {limit}: {len(cut)} of {len(names)} different targets are longer"
-            f", as {cut[0]!r}, so no output could be right; {longest} tokens hold them all"
+            f"--max-target-length {limit}: {len(long)} of {len(names)} different targets are longer"
+            f", as {long[0]!r}, so none could be right; {max(map(len, ids))} tokens hold them all"
         )
-    same = [name for name in names if list(ids.values()).count(ids[name]) > 1]
     if same:
-        fail(f"{', '.join(map(repr, same))} are the same tokens to this model; rename the targets")
+        fail(f"{', '.join(same)} are the same tokens to this model; rename the targets")
 
 
 def compute_loss(model, inputs, count=None):
@@ -197,20 +175,6 @@ def compute_loss(model, inputs, count=None):
 # end same
 
 
-def encode_rows(rows, tokenizer, args):
-    """Token ids of prefixed sources and of targets; counts what the maximum lengths cut off."""
-    sources, targets = (
-        [args.prefix + row["source"] for row in rows],
-        [row["target"] for row in rows],
-    )
-    check_classes(targets, tokenizer, args.max_target_length)
-    sources, cut = encode(sources, tokenizer, args.max_source_length)
-    targets, more = encode(targets, tokenizer, args.max_target_length)
-    pairs = zip(sources, targets, strict=True)
-    examples = [{"input_ids": source, "labels": target} for source, target in pairs]
-    return examples, {"truncated_sources": cut, "truncated_targets": more}
-
-
 # --- the optimiser of --memory bf16 ---------------------------------------------------------
 
 
@@ -225,61 +189,43 @@ class SplitAdafactor(torch.optim.Optimizer):
 
     def __init__(self, params, lr):
         super().__init__(params, {"lr": lr})
-        self.compiled = {}  # device -> update_weight, compiled for it
+        fused = torch.cuda.is_available()  # one pass over memory in place of a dozen
+        self.update = torch.compile(update_weight) if fused else update_weight
 
     @torch.no_grad()
+    @torch._dynamo.config.patch(recompile_limit=64, suppress_errors=True)
     def step(self, closure=None):
+        """Compiled code has 4 variants a device, where torch would give up after 8; what it can't
+        compile it runs as it is, saying so."""
         loss, known = closure() if closure else None, {}  # one copy to each device, not a weight
         for group in self.param_groups:
             for weight in (weight for weight in group["params"] if weight.grad is not None):
                 state = self.state[weight] or self.start(weight)
                 state["step"] += 1
-                rates = group["lr"], 1 - float(state["step"]) ** -0.8  # and the moments' decay
-                key = (weight.device, rates)
+                key = weight.device, group["lr"], 1 - state["step"] ** -0.8  # the moments' decay
                 if key not in known:
-                    known[key] = torch.tensor(rates, device=weight.device)
+                    known[key] = torch.tensor(key[1:], device=weight.device)
                 moments = state["row"], state.get("column")
                 self.update(weight, weight.grad, state.get("low"), *moments, known[key])
         return loss
 
-    def update(self, weight, *tensors):
-        """update_weight in one pass over memory instead of a dozen, where it can be compiled.
-
-        A device has its own: torch gives up on a function after 8 variants, and each needs 4.
-        """
-        device = weight.device
-        if device not in self.compiled:
-            code = update_weight.__code__.replace(co_name=f"update_weight_{len(self.compiled)}")
-            own = types.FunctionType(code, update_weight.__globals__)
-            self.compiled[device] = torch.compile(own) if device.type == "cuda" else own
-        try:
-            self.compiled[device](weight, *tensors)
-        except torch._dynamo.exc.TorchDynamoException as error:  # raised before anything is run
-            reason = str(error).strip().splitlines()[0]
-            print(f"[optimiser] slower: cannot be compiled here ({reason})", file=sys.stderr)
-            self.compiled[device] = update_weight
-            update_weight(weight, *tensors)
-
     def start(self, weight):
         """The state of a weight before its first step."""
-        zeros = lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=weight.device)  # noqa: E731
-        state = self.state[weight]
-        state["step"] = torch.zeros(())
-        state["row"] = zeros(weight.shape[:-1] if weight.ndim > 1 else weight.shape, torch.float32)
+        shape, state = weight.shape, self.state[weight]
+        zeros = functools.partial(torch.zeros, device=weight.device)
+        state |= {"step": 0, "row": zeros(shape[:-1] or shape)}
         if weight.ndim > 1:
-            state["column"] = zeros(weight.shape[:-2] + weight.shape[-1:], torch.float32)
+            state["column"] = zeros(shape[:-2] + shape[-1:])
         if weight.dtype == torch.bfloat16:
-            state["low"] = zeros(weight.shape, torch.int16)
+            state["low"] = zeros(shape, dtype=torch.int16)
         return state
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)  # casts to the weight's dtype: put back what was saved
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         weights = [weight for group in self.param_groups for weight in group["params"]]
-        for key, weight in zip(keys, weights, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                place = value.device if name == "step" else weight.device
-                self.state[weight][name] = value.to(place)
+        for i, saved in state_dict["state"].items():
+            for name in saved.keys() - {"step"}:
+                self.state[weights[i]][name] = saved[name].to(weights[i].device)
 
 
 def update_weight(weight, grad, low, row, column, rates):
@@ -309,18 +255,10 @@ def update_weight(weight, grad, low, row, column, rates):
 # --- how the model lies in memory -----------------------------------------------------------
 
 
-def measure_ram():
-    """Bytes of memory that are free, or all there are where the system doesn't tell."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def measure_free(training):
     """Free bytes of each device that this process may use: one of several processes has its own."""
     if training.device.type != "cuda":
-        return [measure_ram()]
+        return [psutil.virtual_memory().available]
     several = training.world_size > 1
     devices = [training.device.index] if several else range(torch.cuda.device_count())
     return [torch.cuda.mem_get_info(device)[0] for device in devices]
@@ -329,7 +267,7 @@ def measure_free(training):
 def count_weights(config):
     """Weights of a T5 with that configuration, counted without building it."""
     with torch.device("meta"):
-        model = T5ForConditionalGeneration(config)
+        model = transformers.T5ForConditionalGeneration(config)
     tied = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
     # transformers 5 builds every T5 with a tied head; one of its own comes with the weights
     return model.num_parameters() + (0 if tied else config.vocab_size * config.d_model)
@@ -348,16 +286,13 @@ def choose_way(args, training, weights):
         ways = [way for way in ways if way == "fp32"]
         if not ways:
             fail(f"--memory {args.memory}: this GPU has no bf16 and would emulate it, slowly")
-    need = {way: BYTES[way] * weights for way in ways}
+    # DDP has a second copy of the gradients, autocast keeps copies of the weights
+    need = {way: (BYTES[way] + several * GRADIENT[way]) * weights for way in ways}
     if "fp32" in ways and training.bf16:
-        need["fp32"] += 2 * weights  # autocast keeps copies of the weights for the backward pass
-    if several:  # DDP has a second copy of the gradients
-        need = {way: size + GRADIENT[way] * weights for way, size in need.items()}
-    counts = range(1, len(free) + 1)
-    whole = [way for way in ways if way != "lora" or not auto]
+        need["fp32"] += 2 * weights
+    counts, whole = range(1, len(free) + 1), [way for way in ways if way != "lora" or not auto]
     tries = [(room, n, way) for room in (0.8, 0.97) for n in counts for way in whole]
-    if "lora" in ways and not several:
-        tries += [(0.97, n, "lora") for n in counts]
+    tries += [(0.97, n, "lora") for n in counts if "lora" in ways and not several]
     for room, count, way in tries:
         share = need[way] / count / min(free[:count])
         if share <= room:
@@ -373,26 +308,22 @@ def choose_way(args, training, weights):
 
 def check_host(args, training, way, weights):
     """Refuse a run that could not be loaded, saved or continued for lack of RAM or disk."""
-    whole = Path(args.model).is_dir() and any(Path(args.model).glob("*.safetensors"))
-    need, free = weights * max(HOST[way], 0 if whole else 4) / 1e9, measure_ram() / 1e9
-    if free < need:
-        fail(
-            f"{free:,.1f} GB of RAM free, {need:,.1f} GB needed to load, save and continue by "
-            f"--memory {way}; free some or take another machine"
-        )
+    whole = any(Path(args.model).glob("*.safetensors"))  # the hub has T5 v1.1 as one fp32 file
     checkpoint, model = DISK[way]
-    if training.save_strategy == "no":
-        checkpoint = 0
-    need, free = max(2 * checkpoint, checkpoint + model), shutil.disk_usage(args.output).free / 1e9
-    if free < need * weights / 1e9:
-        fail(
-            f"{args.output}: {free:,.1f} GB free, {need * weights / 1e9:,.1f} GB needed for "
-            f"checkpoints and the model ({model * weights / 1e9:,.1f} with --save-steps 0); make "
-            "room or choose another --output"
-        )
+    checkpoint *= training.save_strategy != "no"
+    ram, disk = max(HOST[way], 0 if whole else 4), max(2 * checkpoint, checkpoint + model)
+    for what, free, each, remedy in (
+        ("RAM", psutil.virtual_memory().available, ram, "another machine"),
+        ("disk", shutil.disk_usage(args.output).free, disk, "another --output or --save-steps 0"),
+    ):
+        if free < each * weights:
+            fail(
+                f"{args.output}: {free / 1e9:,.1f} GB of {what} free, {each * weights / 1e9:,.1f} "
+                f"GB needed to load, save and continue by --memory {way}; make room, or {remedy}"
+            )
 
 
-def place_model(args, training, config, tokenizer, way, devices):
+def place_model(args, training, config, way, devices):
     """Load the model: dtype, layers on their devices, adapters, layers to recompute."""
     kwargs = {} if way == "fp32" else {"dtype": torch.bfloat16}
     if devices > 1:
@@ -402,8 +333,7 @@ def place_model(args, training, config, tokenizer, way, devices):
         kwargs["device_map"] = {"": training.device}
     if way == "fp32":
         torch.set_float32_matmul_precision("high")  # TF32 on GPUs: 10 bits of fraction in matmuls
-    model = fuse_gelu(load_model(args.model, config, tokenizer, **kwargs))
-    model.config.use_cache = False
+    model = fuse_gelu(load_model(args.model, config, **kwargs))
     return add_adapters(model, args.lora_rank) if way == "lora" else model
 
 
@@ -445,30 +375,23 @@ def merge_adapters(model):
     return model.unload()
 
 
-def check_head(model):
-    """Whether the output head shares its weights with the embeddings."""
-    shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return "tied" if shared else "untied"
-
-
 def build_trainer(args, training, model, way, examples, passes, tokenizer=None):
     """A Trainer that takes a step in passes of so many rows, layers recomputed or not."""
+    pad = {"pad_to_multiple_of": args.pad_to}
     if passes["recompute"]:
         recompute_layers(model)
     training.per_device_train_batch_size = passes["rows"]
     training.gradient_accumulation_steps = args.batch_size // training.world_size // passes["rows"]
     split = way == "bf16"
     optimiser = SplitAdafactor(model.parameters(), training.learning_rate) if split else None
-    trainer = Trainer(
+    return Trainer(
         model=model,
         args=training,
         train_dataset=examples,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model, **pad),
         compute_loss_func=compute_loss,
         optimizers=(optimiser, None),
     )
-    trainer.head = check_head(model)
-    return trainer
 
 
 def fit_in_memory(args, training, parts, examples, *run, crowded):
@@ -481,42 +404,41 @@ def fit_in_memory(args, training, parts, examples, *run, crowded):
     rows, fixed = args.batch_size // training.world_size, args.recompute is not None
     passes = {"rows": min(args.micro_batch or rows, rows)}
     passes |= {"recompute": args.recompute if fixed else crowded, **read_json(kept)}
+    config, tokenizer, way, devices = parts
     while True:
-        config, tokenizer, way, devices = parts
-        model = place_model(args, training, config, tokenizer, way, devices)
+        model = place_model(args, training, config, way, devices)
         trainer = build_trainer(args, training, model, way, examples, passes, tokenizer)
         try:
             return trainer, fit(trainer, args, *run), passes
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
         if passes["recompute"] or fixed:
             passes["rows"] //= 2
-        passes["recompute"] = args.recompute if fixed else True
+        passes["recompute"] |= not fixed
         if training.world_size > 1 or args.micro_batch or not passes["rows"]:
             fail(
                 f"{args.output.name}: out of GPU memory ({reason}); --recompute, a smaller "
                 "--micro-batch, shorter rows or a larger GPU would do"
             )
         text = f"{passes['rows']} rows a pass" + ", layers recomputed" * passes["recompute"]
-        print(f"[{args.output.name}] out of memory ({reason}); again with {text}", file=sys.stderr)
+        say(f"[{args.output.name}] out of memory ({reason}); again with {text}")
         write_json(kept, passes)
         del trainer, model
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
 def train(args, training):
     """Fine-tune and write the run folder."""
-    start = time.monotonic()
-    config, tokenizer = load_config(args.model, args.dropout), load_tokenizer(args.model)
-    rows = sample_rows(
-        read_rows(args.train), args.num_labels, training.seed, args.train, args.keep_empty
-    )
+    start, rows = time.monotonic(), read_rows(args.train, "source", "target")
+    config, tokenizer = load_parts(args.model, args.dropout)
+    if not config.is_encoder_decoder:
+        fail(f"{args.model}: a {config.model_type}; the teacher is a T5")
+    rows = sample_rows(rows, args.num_labels, training.seed, args.train, args.keep_empty)
     examples, counts = encode_rows(rows, tokenizer, args)
     weights = count_weights(config)
-    way, devices, share = choose_way(args, training, weights)
-    args.memory = way
+    args.memory, devices, share = choose_way(args, training, weights)
+    way, crowded = args.memory, share > 0.5 and training.device.type != "cpu"
     if way != "fp32":  # autocast is for fp32 weights
         training.bf16, training.mixed_precision = False, "no"
     if way == "lora":
@@ -529,26 +451,20 @@ def train(args, training):
     check_host(args, training, way, weights)
     torch.manual_seed(training.seed)
     record = {"script": "train_teacher.py", "labels": len(rows), "unlabeled": 0, **counts}
-    parts, crowded = (
-        (config, tokenizer, way, devices),
-        share > 0.5 and training.device.type != "cpu",
-    )
-    run = settings, record, start
+    parts, run = (config, tokenizer, way, devices), (settings, record, start)
     trainer, record, passes = fit_in_memory(args, training, parts, examples, *run, crowded=crowded)
     if way == "lora" and trainer.is_world_process_zero():
         trainer.model = merge_adapters(trainer.model)
-    if check_head(trainer.model) != trainer.head:
-        fail(f"the output head was {trainer.head} before training and is not any more")
+    model, gpus = trainer.model, range(torch.cuda.device_count())
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     record["placement"] = {
         "memory": way,
         "micro_batch": passes["rows"],
         "recompute": passes["recompute"],
         "autocast": training.bf16,
         "gpus": devices,
-        "head": trainer.head,
-        "gib_measured": [
-            torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in range(torch.cuda.device_count())
-        ],
+        "head": "tied" if tied else "untied",
+        "gib_measured": [torch.cuda.max_memory_allocated(gpu) / 2**30 for gpu in gpus],
     }
     save_run(trainer, tokenizer, args, record, devices)
 
@@ -562,35 +478,34 @@ def main(argv=None):
 
 # --- run folder -----------------------------------------------------------------------------
 # same in: train_small.py, train_teacher.py, distill.py
-LIMITS = (  # lowest and highest value of our flags and Trainer's; no flag is NaN or infinite
-    (1, 10**9, "num_labels num_unlabeled batch_size teacher_batch_size micro_batch shard_rows"),
-    (1, 10**4, "lora_rank gradient_accumulation_steps"),
-    (2, 32_767, "max_source_length max_target_length"),
-    (0, 10**9, "min_steps top_k save_steps"),
-    (1e-300, 1e300, "epochs learning_rate lora_learning_rate temperature temperatures"),
-    (0, 1, "ce_weight utilisation"),
-    (0, 0.99, "dropout"),
-    (0, 2**32 - 1, "seed"),
-)
-OURS = {  # Trainer's flags that have another name here, or no place
-    "num_train_epochs": "is --epochs here",
-    "per_device_train_batch_size": "is --batch-size here, the batch of a step on all devices",
-    "output_dir": "is --output here",
-    "resume_from_checkpoint": "is not needed: the same command goes on from its checkpoint",
-    "train_sampling_strategy": "has no effect: batches are always of similar length",
-    "label_smoothing_factor": "is no part of the loss",
-    "push_to_hub": "would send checkpoints; send the end by: hf upload REPOSITORY OUTPUT/model",
-    "auto_find_batch_size": "would be another experiment: use --gradient-accumulation-steps",
-    **dict.fromkeys(["fp16", "fp16_full_eval"], "overflows in T5 (activations reach 1e5): bf16"),
+gc.freeze()  # what was imported stays: Trainer's collections need not walk it
+LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
+    "num_labels num_unlabeled batch_size teacher_batch_size micro_batch": (1, 10**9),
+    "lora_rank gradient_accumulation_steps": (1, 10**4),
+    "max_source_length max_target_length": (2, 32_767),
+    "min_steps top_k save_steps": (0, 10**9),
+    "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
+    "ce_weight": (0, 1),
+    "dropout": (0, 0.99),
+    "seed": (0, 2**32 - 1),
 }
+OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
+    "output_dir num_train_epochs per_device_train_batch_size resume_from_checkpoint push_to_hub"
+    " fp16 fp16_full_eval train_sampling_strategy label_smoothing_factor auto_find_batch_size"
+).split()
 BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
 PAUSE = 600
+DEFAULTS = f"""--optim adamw_torch_fused --seed 0 --save-strategy steps --save-steps {BY_TIME}
+--save-total-limit 1 --logging-steps 20 --logging-nan-inf-filter false --prediction-loss-only true
+--remove-unused-columns false --ddp-find-unused-parameters false --disable-tqdm true
+--report-to none --learning-rate {TABLE_8["learning_rate"]}"""  # of Trainer's flags
+FIRST = os.environ.get("RANK", "0") == "0"  # of several processes
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
     "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
     "|micro_batch|recompute"
 )
-FULL = "iostream|inline_container|PytorchStreamWriter|No space|code: 28"  # said of a disk
+MADE = "model", "checkpoints", "config.json", "log.jsonl", "training.json"  # in OUTPUT
 
 
 def fail(message):
@@ -598,59 +513,63 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
-def say(text, end="\n"):
+def say(text):
     """A line on stderr, of the first process."""
-    if not int(os.environ.get("RANK", 0)):
-        print(text, end=end, file=sys.stderr, flush=True)
+    if FIRST:
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_limits(flags):
     """ValueError for a flag outside its limits."""
-    limits = {name: (low, high) for low, high, names in LIMITS for name in names.split()}
+    limits = {name: both for names, both in LIMITS.items() for name in names.split()}
     for name, given in flags.items():
+        low, high = limits.get(name, (-1e300, 1e300))
         for value in given if isinstance(given, list) else [given]:
-            low, high = limits.get(name, (-1e300, 1e300))
             if isinstance(value, (int, float)) and not low <= value <= high:
-                within = f"{low:g} to {high:g}" if name in limits else "a number"
-                raise ValueError(f"--{name.replace('_', '-')} {value}: not within {within}")
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise ValueError(f"{flag}: not within {low:g} to {high:g}")
 
 
 def read_training(args, rest):
-    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles args.bf16.
+    """Seq2SeqTrainingArguments of the flags `rest` that are not ours; settles bf16 and pad_to.
 
     --batch-size is the batch of a step, so a device's share follows from the number of processes.
-    A wrong flag of either kind is one line and exit code 2, before anything is written.
+    A wrong flag of either kind is one line and exit code 2, before anything is written. What
+    libraries do unasked is turned off.
     """
-    parser = HfArgumentParser(Seq2SeqTrainingArguments, usage=argparse.SUPPRESS, allow_abbrev=False)
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS  # leaves the flags that were given
-    given = vars(parser.parse_args(rest))
-    for name in OURS.keys() & given.keys():
-        parser.error(f"--{name.replace('_', '-')} {OURS[name]}")
-    cuda = set_up(given)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
+    names = {word.split("=")[0][2:].replace("-", "_") for word in rest if word[:2] == "--"}
+    cuda, hidden = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if DRIVER.exists() and not (cuda or hidden or "use_cpu" in names):
+        fail(
+            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
+            "take days: install a build for the driver's CUDA (see nvidia-smi), or say --use-cpu"
+        )
     if args.bf16 is None:  # not where it is emulated, as on a T4
         args.bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = {"learning_rate": TABLE_8["learning_rate"], "optim": "adamw_torch_fused", "seed": 0}
-    flags |= {"save_strategy": "steps", "save_steps": BY_TIME, "save_total_limit": 1}
-    flags |= {"logging_steps": 20, "logging_nan_inf_filter": False, "prediction_loss_only": True}
-    flags |= {"dataloader_pin_memory": cuda, "use_cpu": not torch.accelerator.is_available()}
-    flags |= {"remove_unused_columns": False, "ddp_find_unused_parameters": False}
-    flags |= {"disable_tqdm": True, "report_to": "none"}
-    if given.get("load_best_model_at_end"):
-        flags["save_strategy"] = given.get("eval_strategy", "no")
-        flags["save_steps"] = given.get("eval_steps", 500)
-    flags |= given
-    if flags["save_steps"] == 0:
-        flags["save_strategy"] = "no"
+    kind, form = transformers.Seq2SeqTrainingArguments, {"usage": argparse.SUPPRESS}
+    parser = transformers.HfArgumentParser(kind, **form, allow_abbrev=False)
+    for name in names & {*OURS}:
+        parser.error(f"--{name.replace('_', '-')}: settled here, by a flag or for good; see --help")
+    best = ["--save-strategy=best"] if "load_best_model_at_end" in names else []
+    flags = vars(parser.parse_args([*DEFAULTS.split(), *best, *rest]))
     try:
-        check_limits({**vars(args), **given})
-        parts = int(os.environ.get("WORLD_SIZE", 1)) * given.get("gradient_accumulation_steps", 1)
+        check_limits({**flags, **vars(args)})
+        parts = int(os.environ.get("WORLD_SIZE", 1)) * flags["gradient_accumulation_steps"]
         if args.batch_size % parts:
             text = f"--batch-size {args.batch_size}, of a step, does not divide by {parts}"
             raise ValueError(f"{text} (processes x --gradient-accumulation-steps)")
         flags |= {"output_dir": str((args.output or Path()) / "checkpoints"), "bf16": args.bf16}
         flags |= {"per_device_train_batch_size": args.batch_size // parts}
-        training = Seq2SeqTrainingArguments(**flags, num_train_epochs=args.epochs)
+        flags |= {"num_train_epochs": args.epochs}
+        flags |= {"save_strategy": "no"} if flags["save_steps"] == 0 else {}
+        flags["use_cpu"] |= not torch.accelerator.is_available()
+        flags["dataloader_pin_memory"] &= cuda
+        training = kind(**flags)
         if training.eval_strategy != "no" and not getattr(args, "dev", None):
             raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
         trackers = transformers.integrations.get_reporting_integration_callbacks
@@ -658,64 +577,9 @@ def read_training(args, rest):
             tracker()  # refused where its package is missing
     except (ValueError, ImportError, RuntimeError) as error:
         parser.error(str(error).partition("\n")[0])
+    args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
     return training
-
-
-def set_up(given):
-    """Turn off what libraries do unasked; whether there is CUDA, or no use of an old driver."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a word on each retry
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # would download it all again
-    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for each new shape, for seconds
-    hidden = given.get("use_cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if DRIVER.exists() and not torch.cuda.is_available() and not hidden:
-        fail(
-            f"torch {torch.__version__} can't use this machine's NVIDIA driver, and a CPU would "
-            "take days: install a build for the driver's CUDA (see nvidia-smi), or say --use-cpu"
-        )
-    return torch.cuda.is_available()
-
-
-def raise_steps(args, training, rows):
-    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
-    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
-    if training.max_steps <= 0 and fewer:
-        training.max_steps = args.min_steps
-
-
-def write_json(path, value):
-    """Write `value` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path):
-    """The object in a JSON file, or {} where there is none or it is damaged."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}
-
-
-def hash_file(path):
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_model(model):
-    """The hash of a folder's weights, config and tokenizer, or a hub name with its commit."""
-    if not Path(model).is_dir():
-        return f"{model}@{getattr(AutoConfig.from_pretrained(model), '_commit_hash', None)}"
-    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
-    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
-    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -729,36 +593,29 @@ def on_signals(handler):
 
 @contextlib.contextmanager
 def run_folder(output):
-    """Lock OUTPUT, in the first process, until it ends in whatever way; a fault of input, disk or
-    memory, or a signal, is one line on stderr."""
+    """Hold OUTPUT, against another run; a fault of input, disk or memory, or a signal, is one line
+    on stderr."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt(number)
 
-    path, held = output / ".lock", bool(int(os.environ.get("RANK", 0)))
     try:
-        with on_signals(interrupt), contextlib.ExitStack() as stack:
-            output.mkdir(parents=True, exist_ok=True)
-            if not held:
-                file = stack.enter_context(open(path, "w"))
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-                if not held:
-                    fail(f"{output}: another process is training here")
-                stack.callback(path.unlink, missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        with on_signals(interrupt), open(output / ".lock", "w") as lock:
+            if FIRST:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
     except KeyboardInterrupt as error:
-        print(f"error: {output.name}: interrupted; run the same command again", file=sys.stderr)
+        say(f"error: {output.name}: interrupted; run the same command again")
         sys.exit(128 + (error.args or [signal.SIGINT])[0])
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         text = str(error).partition("\n")[0]
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, BlockingIOError):
+            text = "another process is training here"
+        elif isinstance(error, torch.OutOfMemoryError):
             text = f"out of GPU memory ({text}); --gradient-accumulation-steps 2 takes half"
-        elif re.search(FULL, str(error)):
+        elif re.search("iostream|inline_container|PytorchStreamWriter|No space|code: 28", text):
             text = "the disk is full, or a quota; make room and run the same command again"
-        elif isinstance(error, OSError):
-            fail(f"{error.filename or output}: {error.strerror or text}")
         elif isinstance(error, RuntimeError):
             raise
         fail(f"{output}: {text}")
@@ -768,27 +625,81 @@ def open_run(args, training, data, model, **more):
     """The settings for config.json, or None for a finished run. Refuses to overwrite what is not
     this run's: an input, a foreign model/ or checkpoints/, a run begun with other settings."""
     output, before = args.output, read_json(args.output / "config.json")
-    names = ("model", "checkpoints", "config.json", "log.jsonl", "training.json")
     for path in (Path(data).resolve(), Path(model).resolve()):
-        if {output.resolve() / name for name in names} & {path, *path.parents}:
+        if {output.resolve() / name for name in MADE} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    there = [output / name for name in names if (output / name).exists()]
+    there = [name for name in MADE if (output / name).exists()]
     if there and "model_sha256" not in before:
-        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
-    about = {"processes": training.world_size, "device": training.device.type}
-    about |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
-    settings = {**training.to_dict(), **vars(args), **more, **about}
+        fail(
+            f"{output / there[0]}: not of a run of this version; remove {output} or choose another"
+        )
+    settings = {**training.to_dict(), **vars(args), **more}
+    settings |= {"processes": training.world_size, "device": training.device.type}
+    settings |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
     settings = json.loads(json.dumps(settings, default=str))
     keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))
     changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
     if changes:
         changes = ", ".join(changes)
         fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-    if output / "training.json" in there:
+    if "training.json" in there:
         if read_json(output / "training.json") and (output / "model" / "config.json").exists():
             return say(f"[{output.name}] already trained")
         say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
+
+
+def read_rows(path, *keys):
+    """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
+    faults = {UnicodeEncodeError: "half a character (a lone surrogate such as \\ud83d)"}
+    faults |= {UnicodeDecodeError: "not UTF-8", KeyError: "", TypeError: ""}
+    rows, lack = [], f"a row needs the texts {' and '.join(keys)}"
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig"))
+                    rows.append({key: row[key] for key in keys})
+                    "".join(rows[-1].values()).encode()
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                fault = faults.get(type(error), "not a JSON object") or lack
+                fail(f"{path} line {number}: {fault}")
+    return rows or fail(f"{path}: no rows")
+
+
+def cut_rows(rows, limit):
+    """Rows of at most `limit` ids, the last one, end of sequence, kept."""
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in rows]
+
+
+def write_json(path, value):
+    """Write `value` so that a reader sees the old file or the whole new one."""
+    text, new = json.dumps(value, indent=2, ensure_ascii=False, default=str), f".{path.name}.new"
+    path.with_name(new).write_text(text, encoding="utf-8")
+    os.replace(path.with_name(new), path)
+
+
+def read_json(path):
+    """The object in a JSON file, or {} where there is none or it is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
+def hash_file(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_model(model):
+    """The hash of a folder's weights, config and tokenizer, or a hub name with its commit."""
+    if not Path(model).is_dir():
+        config = transformers.AutoConfig.from_pretrained(model)
+        return f"{model}@{getattr(config, '_commit_hash', None)}"
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
+    files = sorted(path for path in Path(model).iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 def load(kind, name, what="model", **kwargs):
@@ -800,45 +711,39 @@ def load(kind, name, what="model", **kwargs):
         fail(f"{name}: no {what} can be loaded ({text})")
 
 
-def load_config(model, dropout=None):
-    """The configuration of a T5 or an encoder, from a folder or the hub; others are refused."""
-    looks_local = model.count("/") > 1 or ("/" in model and Path(model).parent.is_dir())
-    if looks_local and not Path(model).is_dir():
+def load_parts(model, dropout=None):
+    """(config, tokenizer) of a T5 or an encoder, from a folder or the hub; others are refused."""
+    if "/" in model and Path(model).parent.is_dir() and not Path(model).is_dir():
         fail(f"{model}: no such model folder")
-    config = load(AutoConfig, model)
-    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    if config.model_type != "t5" and (config.is_encoder_decoder or not encoder):
+    config = load(transformers.AutoConfig, model)
+    tokenizer = load(transformers.AutoTokenizer, model, "tokenizer")
+    t5, encoders = config.model_type == "t5", transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if not t5 and (config.is_encoder_decoder or type(config) not in encoders):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
-    if config.model_type == "t5" and getattr(config, "decoder_start_token_id", None) is None:
+    if t5 and getattr(config, "decoder_start_token_id", None) is None:
         fail(f"{model}: its config.json names no decoder_start_token_id")
+    pieces, size = len(tokenizer), config.vocab_size
+    if not size / 2 < pieces <= size:  # where files are missing, transformers makes up a few pieces
+        fail(f"{model}: no tokenizer of its own: {pieces:,} pieces, but {size:,} embeddings")
     if dropout is not None:  # the names differ
         config.update({key: dropout for key in config.to_dict() if "dropout" in key})
-    return config
+    return config, tokenizer
 
 
-def load_tokenizer(model):
-    """The tokenizer of a model folder or hub name; of an empty folder transformers makes one up."""
-    files = "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json"
-    if Path(model).is_dir() and not any((Path(model) / name).exists() for name in files):
-        fail(f"{model}: no tokenizer ({', '.join(files)}: none is there)")
-    return load(AutoTokenizer, model, "tokenizer")
-
-
-def load_model(model, config, tokenizer, kind=T5ForConditionalGeneration, **kwargs):
-    """A model of a folder or the hub, fp32 unless told otherwise; refused where it is not whole.
-
-    An encoder's new head, and the pooler below it, may be missing.
-    """
-    if (pieces := len(tokenizer)) > (size := config.vocab_size):
-        fail(f"{model}: {pieces:,} pieces in the tokenizer, but {size:,} embeddings")
+def load_model(model, config, classes=None, **kwargs):
+    """A T5, or an encoder with a new head over `classes`, of a folder or the hub; fp32 unless told
+    otherwise. Refused where it is not whole, but for an encoder's head and the pooler below it."""
+    kind = transformers.T5ForConditionalGeneration
+    if classes:
+        kind = transformers.AutoModelForSequenceClassification
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: i for i, name in enumerate(classes)}
     kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
     loaded, found = load(kind, model, **kwargs)
-    t5 = kind is T5ForConditionalGeneration
-    own = "" if t5 else f"{loaded.base_model_prefix}."
-    weights = loaded.named_parameters()
+    own, weights = f"{loaded.base_model_prefix}." if classes else "", loaded.named_parameters()
     faults = {  # the missing ones would be random, and only the scores would show it
         "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
-        "not in its config": found["unexpected_keys"] if t5 else (),
+        "not in its config": () if classes else found["unexpected_keys"],
         "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
     }
     for fault, names in faults.items():
@@ -874,7 +779,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             yield from order[batch * size : (batch + 1) * size].tolist()
 
 
-class Trainer(Seq2SeqTrainer):
+class Trainer(transformers.Seq2SeqTrainer):
     """Seq2SeqTrainer with batches of similar length that a resumed run sees again.
 
     compute_loss_func(model, inputs, count) gives a batch's share of the loss of the step, which
@@ -897,8 +802,7 @@ class Trainer(Seq2SeqTrainer):
         return 0  # walks over all weights at each step
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Without clipping Trainer would walk over all gradients for the log alone."""
-        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm > 0 else None
+        return grad_norm  # without clipping it would walk over all gradients for the log alone
 
 
 class Progress(transformers.TrainerCallback):
@@ -909,16 +813,11 @@ class Progress(transformers.TrainerCallback):
 
     def __init__(self, output, start):
         self.name, self.log, self.start = output.name, output / "log.jsonl", start
-        self.clock = output / "checkpoints" / "seconds.json"
-        self.earlier, self.signal, self.pause = read_json(self.clock).get("seconds", 0), 0, PAUSE
+        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds.json", 0, PAUSE
+        self.earlier = read_json(self.clock).get("seconds", 0)
 
     def stop(self, number, frame):
         self.signal = number  # the step at hand ends, and a checkpoint is written
-
-    def tick(self, state):
-        self.ticked = time.monotonic()
-        if state.is_world_process_zero:
-            write_json(self.clock, {"seconds": self.earlier + self.ticked - self.start})
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun, history = state.global_step, state.log_history
@@ -927,11 +826,15 @@ class Progress(transformers.TrainerCallback):
         if state.is_world_process_zero:  # later steps are done again
             self.clock.parent.mkdir(exist_ok=True)
             self.log.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        self.tick(state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.torch_compile:  # gradients in a CUDA graph's memory live as long as the step
+            torch.compiler.cudagraph_mark_step_begin()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Checkpoints are of logged steps, so that the log that they hold is whole."""
-        due = args.save_steps == BY_TIME and time.monotonic() - self.saved > self.pause
+        self.saving = time.monotonic()
+        due = args.save_steps == BY_TIME and self.saving - self.saved > self.pause
         due = self.signal or int(due)
         if args.world_size > 1:  # all do what one of them must; to agree takes time
             due = max(gather_object([due])) if control.should_log else 0
@@ -942,33 +845,28 @@ class Progress(transformers.TrainerCallback):
         if last and not args.load_best_model_at_end:
             control.should_save = False  # the model itself comes next
         control.should_log |= control.should_save or last or due > 1
-        self.saving = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
-        self.tick(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:
             state.log_history.pop()
             return
-        now, entry = time.monotonic(), state.log_history[-1]
+        now, entry, step = time.monotonic(), state.log_history[-1], state.global_step
         entry["seconds"] = self.before + now - self.train
         if not math.isfinite(loss := logs.get("loss", 0.0)):
-            fail(f"{self.name}: the loss is {loss} at step {state.global_step}; lower the rate")
-        if now - self.ticked > 1:
-            self.tick(state)
+            fail(f"{self.name}: the loss is {loss} at step {step}; lower the rate")
         if not state.is_world_process_zero:
             return
+        write_json(self.clock, {"seconds": self.earlier + now - self.start})
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
-        live = sys.stderr.isatty() and "MAKELEVEL" not in os.environ  # make -j mixes its runs
-        if "loss" in logs and (live or now - self.shown > 10):
-            left = (now - self.train) / (state.global_step - self.begun)
-            self.shown, left = now, left * (state.max_steps - state.global_step)
-            text = f"step {state.global_step:,}/{state.max_steps:,} loss {loss:.3f}, {left:.0f} s"
-            say(f"[{self.name}] {text} left   ", end="\r" if live else "\n")
+        if "loss" in logs and now - self.shown > 10:
+            left = (now - self.train) / (step - self.begun) * (state.max_steps - step)
+            text, self.shown = f"step {step:,}/{state.max_steps:,} loss {loss:.3f}", now
+            say(f"[{self.name}] {text}, {left:.0f} s left")
 
 
 def find_checkpoint(output, training):
@@ -984,23 +882,21 @@ def find_checkpoint(output, training):
                 lost = len(states) < 2 + training.world_size  # a process has its random state
                 if damaged or lost or not [safe_open(path, "pt") for path in weights]:
                     raise ValueError(folder)
-            found[step] = folder
+            found[step] = str(folder)
         except Exception:  # each library has its own for a damaged file
             say(f"[{output.name}] {folder.name} is not whole: passed over")
-    return str(found[max(found)]) if found else None
+    return found[max(found)] if found else None
 
 
 def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
-    output, training, model = args.output, trainer.args, trainer.model
-    raise_steps(args, training, len(trainer.train_dataset))
+    output, training, rows = args.output, trainer.args, len(trainer.train_dataset)
+    raise_steps(args, training, rows)
     if trainer.is_world_process_zero():
         write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    walk = model.train  # Trainer calls it in each step, and it would go through all modules
-    model.train = lambda mode=True: model if model.training == mode else walk(mode)
     loaded = time.monotonic()
     with on_signals(progress.stop):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -1016,11 +912,18 @@ def fit(trainer, args, settings, record, start):
     if (lost := progress.earlier - progress.before) > 0:  # by starts that were killed
         seconds["lost"] = lost
     about = {"strategy": args.strategy, "task": args.task, "seed": training.seed}
-    about |= {"parameters": model.num_parameters(), "epochs": state.epoch}
-    about |= {"steps": state.global_step, "seconds": seconds}
-    about |= {"examples_seen": round(state.epoch * len(trainer.train_dataset))}
+    about |= {"parameters": trainer.model.num_parameters(), "epochs": state.epoch}
+    about |= {"steps": state.global_step, "examples_seen": round(state.epoch * rows)}
     about |= {"train_loss": float(steps @ [loss for _, loss in losses] / state.global_step)}
-    return {**record, **about, **{key: settings[key] for key in ("data_sha256", "model_sha256")}}
+    about |= {key: settings[key] for key in ("data_sha256", "model_sha256")}
+    return {**record, **about, "seconds": seconds}
+
+
+def raise_steps(args, training, rows):
+    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
 
 
 def save_run(trainer, tokenizer, args, record, gpus=1):
@@ -1030,25 +933,25 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
         fail(f"{output.name}: the last step made weights infinite or NaN; lower the rate")
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = True  # Trainer turns it off
-    temporary = output / ".model.new"
+    new, kept = output / ".model.new", output / "checkpoints"
     if trainer.is_world_process_zero():  # the others may come when it is being written
-        shutil.rmtree(temporary, ignore_errors=True)
-    trainer.save_model(str(temporary))
+        shutil.rmtree(new, ignore_errors=True)
+    trainer.save_model(str(new))
     if not trainer.is_world_process_zero():
         return
-    tokenizer.save_pretrained(temporary)
-    (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
+    tokenizer.save_pretrained(new)
+    (new / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing needs
     keys = ("task", "prefix", "max_source_length", "max_target_length", "labels")
-    write_json(temporary / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
-    for path in temporary.iterdir():  # safetensors gives 0600
-        path.chmod((temporary / "preprocessing.json").stat().st_mode)
+    write_json(new / "preprocessing.json", {key: getattr(args, key, None) for key in keys})
+    for path in new.iterdir():  # safetensors gives 0600
+        path.chmod((new / "preprocessing.json").stat().st_mode)
     shutil.rmtree(output / "model", ignore_errors=True)
-    os.replace(temporary, output / "model")
+    os.replace(new, output / "model")
     record["seconds"]["save"] = time.monotonic() - start
-    if (output / "checkpoints" / "runs").exists():  # what a tracker wrote
-        shutil.copytree(output / "checkpoints" / "runs", output / "runs", dirs_exist_ok=True)
+    if (kept / "runs").exists():  # what a tracker wrote
+        shutil.copytree(kept / "runs", output / "runs", dirs_exist_ok=True)
     write_json(output / "training.json", {**record, **describe_run(trainer.args, gpus)})
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
     rows, seconds = record["unlabeled"], record["seconds"]["train"]
     text = f"{rows:,} rows" if rows else f"{record['labels']:,} labels"
     text += f", {record['steps']:,} steps, loss {record['train_loss']:.3f}, {seconds:.0f} s"
@@ -1064,15 +967,12 @@ def describe_run(training, gpus=1):
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cuda, versions = training.device.type == "cuda", {"python": platform.python_version()}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    hardware = {
-        "device": training.device.type,
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "gpus": gpus * training.world_size if cuda else 0,
-        "cpu_threads": torch.get_num_threads(),
-        "cpu": platform.processor() or platform.machine(),
-    }
+    machine = {"device": training.device.type, "cpu": platform.processor() or platform.machine()}
+    machine |= {"gpu": torch.cuda.get_device_name() if cuda else None}
+    machine |= {"gpus": gpus * training.world_size if cuda else 0}
+    machine |= {"cpu_threads": torch.get_num_threads()}
     about = {"command": shlex.join(sys.argv), "versions": versions, "git_commit": commit or None}
-    return {"hardware": hardware, **about}
+    return {"hardware": machine, **about}
 
 
 # end same

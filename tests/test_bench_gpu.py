@@ -34,6 +34,7 @@ def run_part(args, name):
 
 @pytest.mark.parametrize("name", ["tune", "pass", "student", "released"])
 def test_every_part_measures(args, name):
+    args.compiled = "--torch-compile-backend eager"  # off without a GPU
     kept = run_part(args, name)
     assert {"device", "date", "versions"} <= set(kept["machine"])
     found = kept["found"]
@@ -48,6 +49,7 @@ def test_every_part_measures(args, name):
         assert found["mean_tokens"] == pytest.approx(np.mean(LENGTHS[:16], axis=0)[1])
     if name == "student":
         assert found["batch"] == 32 and found["larger"]["batch"] == 128
+        assert found["compiled"]["batch"] == 32 and found["compiled"]["steps"] >= 1
 
 
 def test_a_part_that_runs_out_of_memory_recomputes_then_takes_fewer_rows(args, monkeypatch):

@@ -130,10 +130,10 @@ def read_tables(folder):
 def load_model(folder, **kwargs):
     """A model folder as distill.py loads it."""
     folder = str(folder)
-    config, tokenizer = distill.load_config(folder), distill.load_tokenizer(folder)
+    config, _ = distill.load_parts(folder)
     for name, value in kwargs.items():
         setattr(config, name, value)
-    return distill.load_model(folder, config, tokenizer)
+    return distill.load_model(folder, config)
 
 
 def read_log(output):
@@ -394,7 +394,7 @@ def test_labels_are_greedy_and_hold_what_the_teacher_said(world):
     """Against generate() and a teacher-forced forward, row by row, without batches."""
     labels = open_labels(world / "labels")
     teacher = load_model(world / "teacher")
-    tokenizer = distill.load_tokenizer(str(world / "teacher"))
+    _, tokenizer = distill.load_parts(str(world / "teacher"))
     mass, count, ends, cut = {1.0: 0.0, 2.0: 0.0}, 0, 0, 0
     sources, targets = labels.read("source"), labels.read("target")
     for i, source in enumerate(sources):
@@ -636,7 +636,7 @@ def test_the_teacher_is_loaded_onto_its_gpu(world, tmp_path, monkeypatch):
         def main_process_first(self):
             return contextlib.nullcontext()
 
-    def load(model, config, tokenizer, **kwargs):
+    def load(model, config, **kwargs):
         raise ValueError(f"asked {kwargs}")
 
     monkeypatch.setattr(distill, "PartialState", Process)
@@ -773,6 +773,15 @@ def test_other_losses_train(world, tmp_path, flags):
     assert all(math.isfinite(entry["loss"]) for entry in read_log(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=slow)])
+def test_a_compiled_step_is_the_same(world, tmp_path, backend):
+    train_student(world, tmp_path / "plain", "--dropout", "0")
+    flags = ("--dropout", "0", "--torch-compile-backend", backend)
+    train_student(world, tmp_path / "made", *flags)
+    plain, made = ([log["loss"] for log in read_log(tmp_path / n)] for n in ("plain", "made"))
+    assert made == pytest.approx(plain, rel=1e-4)
+
+
 # --- refusals ----------------------------------------------------------------------------------
 
 
@@ -823,7 +832,7 @@ def test_bad_rows_are_named(world, tmp_path, lines, match):
 def test_mistakes_get_one_line(world, tmp_path):
     with fails("no such model folder"):
         train_student(world, tmp_path / "run", teacher=str(tmp_path / "none"))
-    distill.load_tokenizer(str(world / "student")).save_pretrained(tmp_path / "bare")
+    distill.load_parts(str(world / "student"))[1].save_pretrained(tmp_path / "bare")
     with fails("bare: no model can be loaded"):
         train_student(world, tmp_path / "run", student=str(tmp_path / "bare"))
     with fails("kept for temperatures 1.0 and 2.0, not 3.0"):
@@ -855,7 +864,7 @@ def test_a_model_that_is_not_whole_is_refused(world, tmp_path, who, harm):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (tmp_path / who / name).unlink()
     save_file(weights, path, {"format": "pt"})
-    with fails("NaN or infinite|weights are missing|no tokenizer"):
+    with fails("NaN or infinite|weights are missing|no tokenizer|no model"):
         if who == "teacher":
             make_labels(world, tmp_path / "labels", teacher=tmp_path / "teacher")
         else:
@@ -1022,10 +1031,7 @@ def test_a_copy_alone_runs(world, tmp_path):
 
 def export_labels(world, path, how="ids", count=60):
     """The world's labels as another framework would give them: natural logarithms at T = 1."""
-    labels, tokenizer = (
-        open_labels(world / "labels"),
-        distill.load_tokenizer(str(world / "student")),
-    )
+    labels, tokenizer = open_labels(world / "labels"), distill.load_parts(f"{world}/student")[1]
     rows = []
     for i, source in enumerate(labels.read("source")[:count]):
         row, near = labels[i], labels[i]["logits"].astype(float)
@@ -1216,7 +1222,7 @@ def test_scores_are_those_of_each_class_name_forced(classes):
     tables, damaged = distill.open_shards(classes / "labels", key)
     labels = distill.Labels(tables, 20, key)
     teacher = load_model(classes / "t" / "model")
-    tokenizer = distill.load_tokenizer(str(classes / "t5"))
+    _, tokenizer = distill.load_parts(str(classes / "t5"))
     assert not damaged
     for source, scores, target in zip(
         *(labels.read(name) for name in ("source", "logprobs", "target")), strict=True

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, T5ForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -69,9 +70,7 @@ def save_as_hub(folder, sizes, form="safetensors", seed=0):
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer_config.json").write_text(json.dumps({**special, "extra_ids": 100}))
     torch.manual_seed(seed)
-    model = train_teacher.T5ForConditionalGeneration(
-        train_teacher.AutoConfig.from_pretrained(folder)
-    )
+    model = T5ForConditionalGeneration(AutoConfig.from_pretrained(folder))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     for key in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         weights.pop(key, None)
@@ -153,17 +152,17 @@ def test_every_stage_with_the_genuine_vocabulary(tmp_path, data, capsys):
 def test_hub_forms_load_with_their_own_head_and_the_genuine_pieces(tmp_path, form):
     folder = save_as_hub(tmp_path / form, TINY, form)
     assert not (folder / "tokenizer.json").exists()
-    tokenizer = train_teacher.load_tokenizer(str(folder))
+    _, tokenizer = train_teacher.load_parts(str(folder))
     assert len(tokenizer) == 32100
     ids = tokenizer("wlp: Add 5 ml of water.").input_ids
     assert ids[-1] == 1 and tokenizer.decode(ids[:-1]) == "wlp: Add 5 ml of water."
     assert 2 in tokenizer("25 μl").input_ids  # the micro sign is not among T5's pieces
     for scripts in (train_small, train_teacher, distill):
-        config = scripts.load_config(str(folder))
-        model = scripts.load_model(str(folder), config, tokenizer)
+        config, _ = scripts.load_parts(str(folder))
+        model = scripts.load_model(str(folder), config)
         assert model.lm_head.weight is not model.shared.weight
         assert model.dtype == torch.float32 and not model.config.scale_decoder_outputs
-    half = train_teacher.load_model(str(folder), config, tokenizer, dtype=torch.bfloat16)
+    half = train_teacher.load_model(str(folder), config, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     weights = memory.read_shape(str(folder)).count_weights()[-1]
     assert weights == train_teacher.count_weights(config) == model.num_parameters()
@@ -173,16 +172,16 @@ def test_a_half_copied_model_is_one_error(tmp_path):
     folder = save_as_hub(tmp_path / "half", TINY)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999])
     for scripts in (train_small, train_teacher):
-        parts = scripts.load_config(str(folder)), scripts.load_tokenizer(str(folder))
+        config, _ = scripts.load_parts(str(folder))
         with pytest.raises(SystemExit, match=re.escape(f"error: {folder}: no model can be load")):
-            scripts.load_model(str(folder), *parts)
+            scripts.load_model(str(folder), config)
 
 
 @slow
 def test_every_stage_at_t5_smalls_true_size(tmp_path, data, capsys):
     student = save_as_hub(tmp_path / "t5-v1_1-small", SMALL, "bin")
     teacher = save_as_hub(tmp_path / "larger", LARGER, "shards", seed=1)
-    assert train_teacher.count_weights(train_small.load_config(str(student))) == 76_961_152
+    assert train_teacher.count_weights(train_small.load_parts(str(student))[0]) == 76_961_152
     check_stages(run_stages(tmp_path, data, student, teacher, 4), data, student)
     capsys.readouterr()
 

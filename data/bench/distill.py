@@ -87,8 +87,7 @@ def say(text):
 
 def load(folder):
     """A T5 folder in fp32."""
-    config, tokenizer = distill.load_config(str(folder)), distill.load_tokenizer(str(folder))
-    return distill.load_model(str(folder), config, tokenizer)
+    return distill.load_model(str(folder), distill.load_parts(str(folder))[0])
 
 
 # --- a teacher --------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ def enlarge(folder, parameters, output):
         new[tuple(slice(size) for size in old.shape)] = old
     shutil.rmtree(output, ignore_errors=True)
     large.save_pretrained(output)
-    distill.load_tokenizer(str(folder)).save_pretrained(output)
+    distill.load_parts(str(folder))[1].save_pretrained(output)
     return large.num_parameters()
 
 
@@ -165,7 +164,7 @@ def time_training(script, clock):
 def run_released(args, teacher_folder, rows, clock):
     """(a): the released loop. `rows` are texts. Returns the source and target ids it trained on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = distill.load_tokenizer(str(args.models / "student"))
+    _, tokenizer = distill.load_parts(str(args.models / "student"))
     teacher = load(teacher_folder).to(device).eval()
     student = load(args.models / "student").to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)

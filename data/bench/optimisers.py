@@ -83,7 +83,8 @@ def measure_loss(model, rows, collate):
 def read_examples(args, tokenizer, path, count):
     """The first `count` rows of a file, encoded."""
     limits = argparse.Namespace(prefix=args.prefix, max_source_length=64, max_target_length=64)
-    return train_teacher.encode_rows(train_teacher.read_rows(path)[:count], tokenizer, limits)[0]
+    rows = train_teacher.read_rows(path, "source", "target")[:count]
+    return train_teacher.encode_rows(rows, tokenizer, limits)[0]
 
 
 def show(result):
@@ -122,7 +123,7 @@ def main(argv=None):
     args = parse_args(argv)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer = train_teacher.load_tokenizer(args.model)
+    _, tokenizer = train_teacher.load_parts(args.model)
     examples = read_examples(args, tokenizer, args.train, args.labels)
     dev = read_examples(args, tokenizer, args.dev, args.dev_rows)
 

@@ -50,11 +50,11 @@ def parse_args(argv=None):
 
 def import_labels(args):
     """Make LABELS of FILE, a shard after another; a row at fault is named before its shard."""
-    path, start, tokenizer = args.file, 0, distill.load_tokenizer(args.student)
+    path, start, (config, tokenizer) = args.file, 0, distill.load_parts(args.student)
     key = {"teacher": "imported", "unlabeled": distill.hash_file(path), "prefix": args.prefix}
     key |= {n: getattr(args, n) for n in ("max_source_length", "max_target_length", "classes")}
     key |= {"vocabulary": distill.hash_json(tokenizer.get_vocab()), "top_k": 0}
-    key |= {"vocabulary_size": distill.load_config(args.student).vocab_size, "temperatures": [1.0]}
+    key |= {"vocabulary_size": config.vocab_size, "temperatures": [1.0]}
     answers = read_answers(path)
     while part := list(islice(answers, distill.SHARD_ROWS)):
         rows = [read_answer(*answer, key, tokenizer) for answer in part]
