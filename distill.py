@@ -870,8 +870,8 @@ def read_training(args, rest):
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
-    except (ValueError, ImportError, RuntimeError) as error:
-        parser.error(str(error).partition("\n")[0])
+    except Exception as error:  # each flag's library has its own
+        parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
     return training
@@ -1015,8 +1015,9 @@ def load_parts(model, dropout=None):
     t5, encoders = config.model_type == "t5", transformers.MODEL_FOR_MASKED_LM_MAPPING
     if not t5 and (config.is_encoder_decoder or type(config) not in encoders):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
-    if t5 and getattr(config, "decoder_start_token_id", None) is None:
-        fail(f"{model}: its config.json names no decoder_start_token_id")
+    for key in ("decoder_start_token_id", "pad_token_id", "eos_token_id") if t5 else ():
+        if (value := getattr(config, key, None)) not in range(config.vocab_size):
+            fail(f"{model}: {key} {value!r} in its config.json is none of its ids")
     pieces, size = len(tokenizer), config.vocab_size
     if not size / 2 < pieces <= size:  # where files are missing, transformers makes up a few pieces
         fail(f"{model}: no tokenizer of its own: {pieces:,} pieces, but {size:,} embeddings")

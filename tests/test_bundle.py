@@ -122,10 +122,20 @@ def test_make_alone_is_help_and_lists_every_target():
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [("TASK=nosuch", "wlp"), ("SCALE=huge", "paper"), ("SEEDS=x", "x"), ("DATA=/no/such", "DATA")],
+    [
+        ("TASK=nosuch", "wlp"),
+        ("TASK=-x", "'-x'"),
+        ("SCALE=huge", "paper"),
+        ("SEEDS=x", "x"),
+        ("SEEDS=-1", "-1"),
+        ("DATA=/no/such", "DATA"),
+        ("TRAIN_FLAGS=--max-steps x", "--max-steps x: no number"),
+        ("SMALL_FLAGS='", "No closing quotation"),
+        ("DATA=tests PREPARE_FLAGS=--nosuch", "unrecognized arguments: --nosuch"),
+    ],
 )
 def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
-    done = run_make("table2", setting)
+    done = run_make("table2", "-n", *setting.split(" ", setting.startswith("DATA=tests ")))
     assert done.returncode != 0
     assert done.stderr.count("error:") == 1
     assert named in done.stderr

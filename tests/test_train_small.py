@@ -490,8 +490,10 @@ MODELS = {  # name: (damage to a copy of the student, what is said)
     "bare": (lambda folder: (folder / "config.json").unlink(), "bare: no model can be loaded"),
     "mute start": (
         lambda folder: edit_config(folder, decoder_start_token_id=None),
-        "its config.json names no decoder_start_token_id",
+        "decoder_start_token_id None in its config.json is none of its ids",
     ),
+    "pad": (lambda folder: edit_config(folder, pad_token_id=10**9), "pad_token_id 1000000000 in"),
+    "eos": (lambda folder: edit_config(folder, eos_token_id=[1, 2]), r"eos_token_id \[1, 2\] in"),
     "gone": (lambda folder: (folder / "model.safetensors").unlink(), "gone: no model can be"),
 }
 

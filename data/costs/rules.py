@@ -318,7 +318,8 @@ def prepare_splits(task, args):
             path.parent.name for path in Path(args.runs, task.name).glob("*/metrics.json")
         )
         made = f" ({len(runs)} runs were made of them: {', '.join(runs[:3])}, ...)" * bool(runs)
-        raise UserError(done.stderr.strip().removeprefix("error: ") + made)
+        said = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise UserError((said.partition("error: ")[2] or said) + made)
 
 
 def list_asked(run, rules, args):
