@@ -90,7 +90,7 @@ from data.files import (
     check_overwrite,
     find_commit,
     hash_file,
-    read_json,
+    read_if_there,
     run_cli,
     show_rows,
     write_atomic,
@@ -108,8 +108,9 @@ def choose_settings(options, task):
 
     Differences between the three are said on stderr; other labels than in training are refused.
     """
-    path = Path(options.model) / "preprocessing.json"
-    trained = read_json(path) if path.exists() else {}
+    path, kinds = Path(options.model, "preprocessing.json"), {"prefix": str}
+    kinds |= {"max_source_length": int, "max_target_length": int}
+    trained = read_if_there(path, kinds)
     labels = trained.get("labels")
     labels = labels if isinstance(labels, list) else None  # the classes of an encoder
     if labels and not {str(x).upper() for x in labels} <= {x.upper() for x in task.labels}:
@@ -117,10 +118,8 @@ def choose_settings(options, task):
     if trained.get("task") not in (None, task.name):
         print(f"note: {path} is of task {trained['task']!r}, not {task.name!r}", file=sys.stderr)
     settings = {}
-    for key in ("prefix", "max_source_length", "max_target_length"):
+    for key in kinds:
         given, known, usual = getattr(options, key), trained.get(key), getattr(task, key)
-        if known is not None and type(known) is not type(usual):
-            raise UserError(f"{path}: {key} is {known!r}")
         settings[key] = next(value for value in (given, known, usual) if value is not None)
         if known not in (None, settings[key]):
             told = f"--{key.replace('_', '-')} {settings[key]!r}, but the model was trained with"
@@ -182,8 +181,7 @@ def evaluate_model(options, task):
     """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
     check_overwrite((options.output / name for name in OUTPUTS), [options.data])
     rows = read_data(options.data, task)
-    training = options.output / "training.json"
-    training = read_json(training) if training.exists() else None
+    training = read_if_there(options.output / "training.json") or None
     times = [time.monotonic()]
     loaded, reader, settings = load_parts(options, task)
     times.append(time.monotonic())

@@ -1,12 +1,13 @@
 """The simulated annotator made unreliable: faults on demand, other habits, the Batch API."""
 
+import hashlib
 import json
 import random
 import time
 from collections import Counter
 from decimal import Decimal
 
-from data.annotate.server import AnnotatorServer, refuse
+from data.annotate.server import AnnotatorServer, count_tokens, refuse
 
 UNBILLED = ["429", "429-after", "500", "503", "drop"]
 LOST = ["error-after", "drop-after", "truncated", "cut", "not-json", "slow"]  # billed, and lost
@@ -41,7 +42,7 @@ class FaultyServer(AnnotatorServer):
         self.batch_delay, self.batch_fails = batch_delay, batch_fails or (lambda custom_id: None)
         self.edit, self.edit_file = edit or (lambda reply: reply), edit_file or (lambda file: file)
         self.fired, self.times, self.bodies, self.charged_and_lost = Counter(), [], [], []
-        self.files, self.batches = {}, {}
+        self.files, self.batches, self.prefixes = {}, {}, set()
 
     @property
     def usd(self):
@@ -113,6 +114,17 @@ class FaultyServer(AnnotatorServer):
             body = {key: value for key, value in body.items() if key != "response_format"}
         status, reply = super().complete(path, body, share)
         return status, self.edit(reply) if status == 200 else reply
+
+    def count_cached(self, text, step=512):
+        """Tokens of the longest start of `text` seen before, in steps of 128, from 1,024 up."""
+        ends, digest, longest = range(step, len(text) + 1, step), hashlib.sha256(), 0
+        for end in ends:
+            digest.update(text[end - step : end].encode())
+            if digest.digest() in self.prefixes:
+                longest = end
+            self.prefixes.add(digest.digest())
+        tokens = count_tokens(text[:longest]) // 128 * 128
+        return tokens if tokens >= 1024 else 0
 
     # --- batches ---
 

@@ -309,7 +309,7 @@ def test_prefix_and_lengths_are_those_of_training(trained, tmp_path, capsys):
     assert score(labels="runs/teacher/labels")[1] == ""  # a folder: no classes
     assert score(labels=LABELS)[1] == ""
     assert "of task 'nq'" in score(task="nq")[1]
-    assert "max_source_length is 'x'" in score(max_source_length="x")[1]
+    assert "'max_source_length': must be a whole number" in score(max_source_length="x")[1]
 
 
 # --- damaged or partial models ---------------------------------------------------------------

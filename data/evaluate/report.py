@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.files import read_json, write_atomic
+from data.files import read_if_there, write_atomic
 
 ERRORS = 200  # rows in errors.md
 MARK = "written-by-evaluate.py"  # a card without it is a user's own and is left alone
@@ -57,17 +57,18 @@ def show_classes(result):
 def show_comparison(result):
     """Several runs side by side as text: each metric of each, and its difference from the first."""
     lines = [f"{result['task']}, {result['n']:,} rows, 95% intervals; differences from the first:"]
-    for key, (first, *others) in result["metrics"].items():
-        lines.append(f"{key}")
-        low, high = first["interval"]
-        lines.append(f"  {first['score']:7.2f} [{low:.2f}, {high:.2f}]  {first['run']}")
-        for run in others:
-            low, high = run["interval"]
-            text = f"  {run['score']:7.2f} [{low:.2f}, {high:.2f}]  {run['run']}"
-            low, high = run["difference_interval"]
-            told = f"{run['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-            holm = f", by Holm {run['p_holm']:.4f}" if len(others) > 1 else ""
-            lines.append(f"{text}  {told} p={run['p_value']:.4f}{holm}")
+    for key, runs in result["metrics"].items():
+        lines.append(key)
+        for run in runs:
+            score = "{score:7.2f} [{interval[0]:.2f}, {interval[1]:.2f}]  {run}".format(**run)
+            told = ""
+            if "difference" in run:
+                low, high = run["difference_interval"]
+                told = (
+                    f"  {run['difference']:+.2f} [{low:+.2f}, {high:+.2f}] p={run['p_value']:.4f}"
+                )
+                told += f", by Holm {run['p_holm']:.4f}" if len(runs) > 2 else ""
+            lines.append(f"  {score}{told}")
     lines.append("p is of the drawing of test rows alone, not of seeds")
     return "\n".join([*lines, result["signature"]])
 
@@ -150,8 +151,7 @@ def write_card(options, task, result):
         return
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return
-    config = options.output / "config.json"
-    config = read_json(config) if config.exists() else {}
+    config = read_if_there(options.output / "config.json")
     write_atomic(card, show_card(folder, task, result, config))
 
 
