@@ -16,7 +16,7 @@ Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw o
         With --predict: rows of {"source", ..., "text", "confidence", "scores" or "spans"} to
         OUTPUT or stdout, as data/evaluate/predict.py says
 Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/spans.py data/evaluate/
-        data/tasks.json
+        data/plots/paired.py data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _released is the released scorer's rule, every other
@@ -226,10 +226,11 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
-    add("--model", help="model folder or hub name; needs --data or --predict")
-    add("--predictions", help="JSONL file of source, target, prediction")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="model folder or hub name; needs --data or --predict")
+    what.add_argument("--predictions", help="JSONL file of source, target, prediction")
     compared = "run folders, or their predictions.jsonl, on the same rows; the first is compared to"
-    add("--compare", nargs="+", metavar="RUN", help=compared)
+    what.add_argument("--compare", nargs="+", metavar="RUN", help=compared)
     add("--predict", metavar="FILE", help="label rows of {source} by --model; - is stdin")
     add("--data", type=Path, help="JSONL file of source and target; predictions must match it")
     output = "folder to write (default: with --model its run folder); with --predict, the JSONL "
@@ -265,9 +266,6 @@ def add_decoding_flags(add):
 
 def check_args(parser, options):
     """Refuse a command line that cannot be meant, with exit code 2."""
-    what = [options.predictions, options.compare, options.model]
-    if sum(value is not None for value in what) != 1:
-        parser.error("one of --model, --predictions and --compare is needed")
     if options.model and (options.data is None) == (options.predict is None):
         parser.error("--model needs --data or --predict")
     if options.predict and not options.model:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import evaluate
 from data.evaluate import metrics, paraphrase
-from data.evaluate.scores import adjust_holm, bootstrap_sums
+from data.evaluate.scores import bootstrap_sums
 from data.files import UserError, read_jsonl, run_cli
 from data.spans import make_brackets, split_entities
 from data.tasks import load_task
@@ -823,11 +823,6 @@ def test_several_run_folders_are_compared_to_the_first(tmp_path, capsys):
     (tmp_path / "b" / "metrics.json").write_text('{"task": "fever"}')
     assert run(*flags) == 1
     assert "of task 'fever', not 'multipit_id'" in capsys.readouterr().err
-
-
-def test_holm():
-    assert adjust_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert adjust_holm([0.9, 0.5]) == [1.0, 1.0]
 
 
 def test_comparison_of_other_rows(tmp_path, capsys):

@@ -10,7 +10,7 @@ from test_score_tables import build, find_row, write_run
 from data.costs.grid import grid
 from data.plots.paired import (
     Pair,
-    adjust,
+    adjust_holm,
     compare,
     find_p,
     find_quantile,
@@ -42,8 +42,8 @@ def test_students_t(degrees, t):
 
 
 def test_holms_rule():
-    assert adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert adjust([0.5, 0.9]) == [1.0, 1.0]
+    assert adjust_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjust_holm([0.5, 0.9]) == [1.0, 1.0]
 
 
 def test_equal_arms_are_a_tie_and_a_constant_lead_is_none():

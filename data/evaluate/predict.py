@@ -22,7 +22,15 @@ from pathlib import Path
 import torch
 
 from data.evaluate import decode
-from data.files import UserError, check_kind, check_overwrite, read_json, read_jsonl, write_json
+from data.files import (
+    UserError,
+    check_kind,
+    check_overwrite,
+    parse_json,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from data.spans import find_spans
 
 ADDED = ("text", "confidence", "scores", "spans")
@@ -81,10 +89,11 @@ def open_output(path, rows, told):
         lines = path.read_bytes().split(b"\n")[:-1]  # without a torn one
         if lines and (not beside.exists() or read_json(beside) != told):
             raise UserError(f"{path}: begun with other settings; choose another --output")
-        for number, line in enumerate(lines):
-            known = number < len(rows)
-            if not known or json.loads(line).get("source") != rows[number]["source"]:
-                raise UserError(f"{path} line {number + 1}: not of this file; choose another")
+        for number, line in enumerate(lines, 1):
+            where = f"{path} line {number}"
+            said = check_kind(parse_json(line.decode(errors="replace"), where), dict, where)
+            if number > len(rows) or said.get("source") != rows[number - 1]["source"]:
+                raise UserError(f"{where}: not of this file; choose another")
         file.truncate(sum(len(line) + 1 for line in lines))
         write_json(beside, told)
         yield file, len(lines)

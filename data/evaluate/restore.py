@@ -47,7 +47,7 @@ class Restorer:
         texts = [mark_unknown(tokenizer(text).input_ids, tokenizer) for text in self.brackets]
         forms = [" ".join(text.split()) for text in texts]  # "[<5]" comes back as "[<unk>5]"
         for form, label in zip(forms, list(self.brackets.values()), strict=True):
-            if forms.count(form) == 1:
+            if form and forms.count(form) == 1:
                 self.brackets.setdefault(form, label)
 
     def write(self, text):

@@ -8,6 +8,7 @@ import numpy as np
 from data.evaluate.metrics import Row, score_answers, score_classes, score_entities
 from data.evaluate.paraphrase import score_paraphrase
 from data.files import UserError, read_json, read_jsonl
+from data.plots.paired import adjust_holm
 
 METRICS = {
     "entities": score_entities,
@@ -166,16 +167,6 @@ def find_predictions(path, name):
     if told.exists() and read_json(told).get("task") != name:
         raise UserError(f"{told}: of task {read_json(told).get('task')!r}, not {name!r}")
     return path / "predictions.jsonl" if path.is_dir() else path
-
-
-def adjust_holm(p_values):
-    """Holm's adjusted p-values: the k-th smallest of m times m - k + 1, never falling, up to 1."""
-    p_values = np.asarray(p_values, float)
-    order = np.argsort(p_values)
-    raised = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1)
-    return adjusted.tolist()
 
 
 def find_difference(first, other):

@@ -68,7 +68,7 @@ def find_quantile(degrees, level=LEVEL):
     return high
 
 
-def adjust(ps):
+def adjust_holm(ps):
     """Holm's p-values: the k-th smallest times the number of those not smaller, never falling."""
     adjusted, worst = [None] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
@@ -89,7 +89,7 @@ def compare(pairs):
         p = find_p(mean / error, degrees) if error else float(mean == 0)
         low, high = mean - reach * error, mean + reach * error
         found.append(Difference(mean, error, low, high, p, p, len(differences)))
-    holm = adjust([each.p for each in found])
+    holm = adjust_holm([each.p for each in found])
     return [each._replace(holm=p) for each, p in zip(found, holm, strict=True)]
 
 
