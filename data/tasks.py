@@ -82,6 +82,13 @@ class Task:
         text = json.dumps([*rules, self.max_source_length, self.max_target_length])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def name_score(self, rule="strict"):
+        """The key of metrics.json that is this task's score by a rule."""
+        classes = "accuracy" if self.report == "accuracy" else "micro_f1"
+        families = {"entities": "entity_f1", "answers": "f1", "paraphrase": "bert_ibleu"}
+        strict = families.get(self.metric, classes)
+        return strict if rule == "strict" else f"{strict.removeprefix('entity_')}_released"
+
     @property
     def keeps_empty(self):
         """Whether a text without entities is a lesson; the paper's authors left theirs out."""

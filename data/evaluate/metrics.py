@@ -47,7 +47,6 @@ class Scores(NamedTuple):
     """Additive statistics of a task's rows and how their sums become scores.
 
     columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
-    headlines: {rule: the key of its score}.
     constants: {"" and "_released": (text, score)} of the best constant; settings: the signature's.
     parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
     invalid (n,): outputs that are none of the task's form; details: more for metrics.json.
@@ -55,7 +54,6 @@ class Scores(NamedTuple):
 
     columns: np.ndarray
     finish: Callable
-    headlines: dict
     constants: dict
     settings: dict
     parts: np.ndarray
@@ -241,9 +239,8 @@ def score_entities(rows, task, options):
     gold, predicted, hits = np.split(counts[0], 3, axis=1)
     parts = np.stack([2 * hits.sum(1), (predicted + gold).sum(1)], axis=1)  # F1
     details = {"classes": describe_classes(task.labels, *np.split(counts[0].sum(0), 3))}
-    headlines = {"strict": "entity_f1", "released": "f1_released"}
     columns = np.hstack([*counts, others])
-    return Scores(columns, finish, headlines, constants, settings, parts, others[:, 0] > 0, details)
+    return Scores(columns, finish, constants, settings, parts, others[:, 0] > 0, details)
 
 
 # --- classes --------------------------------------------------------------------------------
@@ -261,7 +258,7 @@ def score_classes(rows, task, options):
     1 / 3; released, 'no' counts as the default label, REFUTES, and is right: 2 / 3.
     """
     labels, n, size = task.labels, len(rows), len(task.labels)
-    default, head = find_default(task), "accuracy" if task.report == "accuracy" else "micro_f1"
+    default, head = find_default(task), task.name_score()
     index = {unicodedata.normalize("NFC", label).upper(): i for i, label in enumerate(labels)}
     gold = [find_class(row.target, index, NONE) for row in rows]
     predicted = [find_class(row.prediction, index, NONE) for row in rows]
@@ -281,7 +278,6 @@ def score_classes(rows, task, options):
                 scores[f"macro_f1{suffix}"] = average_f1(hits, predicted, gold)
         return scores | {"invalid_rate": to_percent(n - sides[1].sum(-1), n)}
 
-    headlines = {"strict": head, "released": f"{head}_released"}
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
     constants = dict.fromkeys(("", "_released"), (labels[best], float(to_percent(count, n))))
     settings = {"case": "ignored", "invalid_released": default}
@@ -291,9 +287,7 @@ def score_classes(rows, task, options):
     details = {"classes": describe_classes(labels, *np.split(counts[0].sum(0), 3))}
     details["confusion"] = {"labels": [*labels, None], "counts": confusion.tolist()}
     invalid = np.equal(predicted, NONE)
-    return Scores(
-        np.hstack(counts), finish, headlines, constants, settings, parts, invalid, details
-    )
+    return Scores(np.hstack(counts), finish, constants, settings, parts, invalid, details)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -341,10 +335,9 @@ def score_answers(rows, task, options):
         return {key: to_percent(sums[..., i], n) for i, key in enumerate(keys)}
 
     columns = np.hstack([released[0], strict])
-    headlines = {"strict": "f1", "released": "f1_released"}
     constants, settings = {"": constant, "_released": released[1]}, {"normalization": "squad1.1"}
     parts, invalid = count_each(strict[:, 1]), np.zeros(len(rows), bool)
-    return Scores(columns, finish, headlines, constants, settings, parts, invalid, {})
+    return Scores(columns, finish, constants, settings, parts, invalid, {})
 
 
 def choose_constant_answer(targets, golds):

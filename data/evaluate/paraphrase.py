@@ -174,11 +174,10 @@ def score_paraphrase(rows, task, options):
         rank_references(points) if any(r.target.strip() != r.source.strip() for r in rows) else None
     )
     details = {"reference_points": points, **({"note": note} if note else {})}
-    headlines = {"strict": "bert_ibleu", "released": "bert_ibleu_released"}
     rule = {} if options.rule == "released" else {"rule": "effective-order"}  # not strict
     settings = {**rule, "beta": 4, "bleu": "13a,4-gram,unsmoothed", **settings}
     best, parts, invalid = {"": (text, score)}, count_each(ibleu[0]), np.zeros(len(rows), bool)
-    return Scores(statistics, finish, headlines, best, settings, parts, invalid, details)
+    return Scores(statistics, finish, best, settings, parts, invalid, details)
 
 
 def score_released_paraphrase(rows, similar, scorer):

@@ -128,7 +128,7 @@ def summarize(scores, task, options, rows):
     if bad:
         raise UserError(f"{bad[0]} is {metrics[bad[0]]}, no number: a row cannot be scored")
     suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
-    headline, (text, constant) = scores.headlines[options.rule], scores.constants[suffix]
+    headline, (text, constant) = task.name_score(options.rule), scores.constants[suffix]
     result = {
         "task": task.name,
         "task_sha256": task.hash_rules(),
@@ -208,7 +208,7 @@ def compare_runs(options, task):
         for run, one, p_holm in zip(runs[1:], found, adjusted, strict=True):
             run |= {**one, "p_holm": p_holm}
         metrics[key] = runs
-    headline = scored[0].headlines[options.rule]
+    headline = task.name_score(options.rule)
     head = {"task": task.name, "n": len(keys[0]), "rule": options.rule, "metric": headline}
     signature = show_signature(scored[0], options, made[0])
     return head | {"runs": metrics[headline], "metrics": metrics, "signature": signature}

@@ -12,7 +12,7 @@ import re
 from data.costs.budget import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.files import need
-from data.plots.results import TITLES, name_released
+from data.plots.results import TITLES
 from data.plots.tables import show_count, show_dollars
 
 STRATEGIES = {
@@ -219,9 +219,7 @@ def note_figure(args, studies, scores, missing):
     figure, seeds, mini = args.command, parse_seeds(args.seeds), args.scale != "paper"
     rule = "the released rule" if args.rule == "released" else "the strict rule"
     names = dict.fromkeys(
-        name_released(s.study.metric)
-        if args.rule == "released" and s.has_released()
-        else s.study.metric
+        s.study.released if args.rule == "released" and s.has_released() else s.study.metric
         for s in scores
         if s.there
     )

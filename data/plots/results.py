@@ -76,20 +76,9 @@ TITLES = {
 }
 
 
-def name_metric(task):
-    """The strict score of a Task's family, as evaluate.py names it."""
-    classes = "accuracy" if task.report == "accuracy" else "micro_f1"
-    families = {"entities": "entity_f1", "answers": "f1", "paraphrase": "bert_ibleu"}
-    return families.get(task.metric, classes)
-
-
-def name_released(metric):
-    """The key of the score by the released rule; not in a run where both rules agree."""
-    return {"entity_f1": "f1"}.get(metric, metric) + "_released"
-
-
-def read_metrics(path, task, metric):
+def read_metrics(path, task):
     """metrics.json of a finished run, checked: shape, finite numbers, task and metric."""
+    metric, released = task.name_score(), task.name_score("released")
     try:
         found = read_json(path, METRICS, "task metric n metrics signature")
         if not -1 <= found["metrics"].get(metric, 0) <= 101:  # rounding, and BERT-iBLEU of copies
@@ -97,10 +86,10 @@ def read_metrics(path, task, metric):
         halves = need(found, "by half", dict, path) if "by" in found else {}
         for half, part in halves.items():  # a measure like the others
             found["metrics"][f"{half} half"] = need(part, f"metrics {metric}", float, path)
-        known = metric in found["metrics"] and found["metric"] in (metric, name_released(metric))
-        if not known or found["task"] != task:
+        known = metric in found["metrics"] and found["metric"] in (metric, released)
+        if not known or found["task"] != task.name:
             theirs = f"{found['metric']} of task {found['task']!r}"
-            raise UserError(f"{path}: {theirs}, not {metric} of {task!r}")
+            raise UserError(f"{path}: {theirs}, not {metric} of {task.name!r}")
     except UserError as error:
         raise UserError(f"{error}; run evaluate.py again") from None
     return found
@@ -139,7 +128,8 @@ class Study:
     def __init__(self, args, task, books):
         self.task, self.title, self.scale, self.own = task, task.title, args.scale, task.own
         self.books, self.llm = books, getattr(args, "llm", False)
-        self.metric, self.folder = name_metric(task), Path(args.runs) / task.name
+        self.metric, self.released = task.name_score(), task.name_score("released")
+        self.folder = Path(args.runs) / task.name
         self.rule = getattr(args, "rule", "strict")
         self.measured = getattr(args, "dollars", "planned") == "measured"
         terms = make_terms(task, books["paper"].prices)
@@ -159,8 +149,8 @@ class Study:
     def load(self, run):
         """metrics.json of a run, checked; None where the run is missing or not finished."""
         if run not in self.read:
-            path, place = self.folder / run / "metrics.json", (self.task.name, self.metric)
-            self.read[run] = read_metrics(path, *place) if path.exists() else None
+            path = self.folder / run / "metrics.json"
+            self.read[run] = read_metrics(path, self.task) if path.exists() else None
             if self.read[run] and not run.startswith("prompted"):  # which answers to some rows
                 self.check_rows(path, self.read[run])
         return self.read[run]
@@ -278,7 +268,7 @@ class Score:
         key = {"score": "strict", "rule": self.study.rule}.get(key, key)
         if key == "strict" and self.is_part():
             return list(self.part.values())
-        names = {"strict": [metric], "released": [name_released(metric), metric]}.get(key, [key])
+        names = {"strict": [metric], "released": [self.study.released, metric]}.get(key, [key])
         found = [[m["metrics"].get(name) for name in names] for m in self.found]
         found = [next((v for v in each if v is not None), None) for each in found]
         return [value for value in found if value is not None]
@@ -300,9 +290,7 @@ class Score:
         known = self.found[0].get("intervals") if self.found and not self.part else None
         metric, known = self.study.metric, known if isinstance(known, dict) else {}
         strict = known.get(metric)
-        found = (
-            known.get(name_released(metric), strict) if self.study.rule == "released" else strict
-        )
+        found = known.get(self.study.released, strict) if self.study.rule == "released" else strict
         good = isinstance(found, list) and [type(each) for each in found] == [float, float]
         return tuple(found) if good else None
 
@@ -312,7 +300,7 @@ class Score:
 
     def has_released(self):
         """Whether the released rule gives these runs a score of its own."""
-        return any(name_released(self.study.metric) in m["metrics"] for m in self.found)
+        return any(self.study.released in m["metrics"] for m in self.found)
 
     def show(self, key="score"):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""
