@@ -459,6 +459,7 @@ def test_predictions_are_scored_with_what_is_no_label(tmp_path):
     """Two targets of one source stay two rows; an answer that is no label is wrong, not missing."""
     gold = make_world(tmp_path, 40)
     rows = [{"source": source, "target": target} for source, target in gold.items()]
+    rows[5]["half"] = "new"
     rows.append({**rows[0], "target": next(x for x in LABELS if x != rows[0]["target"])})
     write_rows(tmp_path / "unlabeled.jsonl", rows)
     odd = dict(zip(list(gold)[1:4], ["", "I cannot say.", "both of them"], strict=True))
@@ -476,6 +477,7 @@ def test_predictions_are_scored_with_what_is_no_label(tmp_path):
     evaluate.main(["--task", "stanceosaurus", *flags, "--output", str(tmp_path / "out")])
     metrics = read_json(tmp_path / "out" / "metrics.json")
     assert metrics["score"] == pytest.approx(100 * 37 / 41)
+    assert metrics["by"]["half"]["new"]["n"] == 1
     with pytest.raises(UserError, match="no 'target' in this row"):
         write_rows(tmp_path / "unlabeled.jsonl", [{"source": "x"}])
         annotate(tmp_path, None, "--budget", "1", "--predictions")

@@ -70,7 +70,8 @@ def read_predictions(job, store):
         reply = store.answers[job.calls[row["source"]].key]
         target, _ = job.reader.read(reply["text"], row["source"], reply["finish"])
         said = " ".join(reply["text"].split()) if target is None else target
-        yield {key: row[key] for key in ("source", "target")} | {"prediction": said}
+        given = {key: row[key] for key in ("source", "target", "half") if key in row}
+        yield {**given, "prediction": said}
 
 
 def measure_accuracy(job, labels):
