@@ -503,7 +503,7 @@ def test_scores_by_half(tmp_path, capsys):
         assert (part["n"], part["score"]) == (len(alone), wanted["score"])
         measures = {k: v for k, v in wanted["metrics"].items() if "constant" not in k}
         assert part["metrics"] == pytest.approx(measures)
-        assert f"  {half}, {len(alone)} rows: micro_f1_released " in shown
+        assert f"  half {half}, {len(alone)} rows: micro_f1_released " in shown
     assert "by" not in score("stanceosaurus", rows)
     released = score("stanceosaurus", halves, "released")["by"]["half"]["new"]
     assert released["score"] == released["metrics"]["micro_f1_released"]

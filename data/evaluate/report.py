@@ -24,7 +24,7 @@ def show_result(result):
         lines.append(f"  {result['metric']} of {name.replace('_', ' ')}: {value:.2f}")
     for half, found in result.get("by", {}).get("half", {}).items():
         told = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
-        lines.append(f"  {half}, {found['n']:,} rows: {told}")
+        lines.append(f"  half {half}, {found['n']:,} rows: {told}")
     lines += show_classes(result)
     kinds = [kind for kind in ("sources", "targets", "outputs") if f"truncated_{kind}" in result]
     cut = ", ".join(f"{result[f'truncated_{kind}']:,} {kind}" for kind in kinds)
