@@ -13,12 +13,13 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SECONDARY:
 .DEFAULT_GOAL := help
-# Whether make only says what it would do (-n).
+# Whether make only says what it would do (-n). Variables come from the command line, never from the
+# environment: none of them spends or redirects because it happened to be exported.
+$(if $(findstring e,$(firstword -$(MAKEFLAGS))),$(error error: -e: variables come from the command line\
+  alone, never from the environment; leave -e out))
 DRY := $(findstring n,$(firstword -$(MAKEFLAGS)))
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
 
-# Variables come from the command line, never from the environment: none of them spends or redirects
-# because it happened to be exported.
 TASK := $(if $(filter all,$(MAKECMDGOALS)),all,wlp)
 SCALE := mini
 RECIPE :=
@@ -70,34 +71,29 @@ quote = '$(subst ','\'',$(1))'
 $(call check,PYTHON,$(call odd_path,$(PYTHON)),no name of a program)
 $(call check,PYTHON,$(if $(shell command -v $(PYTHON)),,none),no such program; Python 3.11 or newer is needed)
 # What a mistyped name was meant to be, of the names in $(2).
-near = $(shell $(PYTHON) -c 'import difflib, sys; a, *b = sys.argv[1:]; n = difflib.get_close_matches(a, b, 3) \
-  or difflib.get_close_matches(a.upper(), b, 1); print(*n, sep=" or ")' $(call quote,$(1)) $(2))
+near = $(shell $(PYTHON) -c 'import difflib, sys; a, *b = sys.argv[1:]; n = [*difflib.get_close_matches(a, b), \
+  *difflib.get_close_matches(a.upper(), b)]; print(f"; did you mean {n[0]}?" if n else ";")' $(call quote,$(1)) $(2))
 KNOWN := TASK SCALE RECIPE SEEDS DATA LAUNCH PYTHON PREPARE_FLAGS TRAIN_FLAGS SMALL_FLAGS TEACHER_FLAGS \
   DIST_FLAGS PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY LLM_FLAGS STRATEGY RATES STEPS PILOT ADVISE_FLAGS PYTEST_FLAGS OPENAI_API_KEY \
   OPENAI_BASE_URL RUNS PREPARED ANSWERS VENV PY INSTALLED CORES OMP_NUM_THREADS
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 STRANGE := $(firstword $(filter-out $(KNOWN) MAKE% -%,$(GIVEN)))
-$(if $(STRANGE),$(error error: $(STRANGE)=: no such variable; did you mean $(call near,$(STRANGE),$(KNOWN))?\
-  `make help` lists them))
+$(if $(STRANGE),$(error error: $(STRANGE)=: no such variable$(call near,$(STRANGE),$(KNOWN)) `make help` lists them))
 SCALES := $(shell $(PYTHON) -c 'import json; print(*json.load(open("data/scales.json")))')
 $(call check,SCALE,$(if $(filter 1,$(words $(SCALE))),$(filter-out $(SCALES),$(SCALE)),none),no\
   such scale; choose one of $(SCALES))
-$(call check,RECIPE,$(call odd_path,$(RECIPE)),no name of a recipe)
-$(call check,TASK,$(call odd,$(TASK),),the name of a task has letters and digits and _ . - alone)
-$(call check,STRATEGY,$(call odd,$(STRATEGY),),no name of an arm)
-$(call check,RATES,$(call odd,$(RATES),),numbers are needed)
-$(call check,STEPS,$(call odd,$(STEPS),),whole numbers are needed)
-$(call check,SEEDS,$(call odd,$(SEEDS),),whole numbers are needed)
+$(foreach v,TASK STRATEGY RATES STEPS SEEDS LLM_ACCURACY,$(call check,$(v),$(call odd,$($(v)),),take\
+  letters and digits and _ . - alone))
+$(foreach v,RECIPE MODEL DATA,$(call check,$(v),$(call odd_path,$($(v))),take letters and digits and\
+  / : @ + = ~ _ . - alone; of a path with others make a link))
+$(call check,LLM_ACCURACY,$(word 2,$(LLM_ACCURACY)),one share from 0 to 1 is needed)
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
-$(call check,MODEL,$(call odd_path,$(MODEL)),no name of a model)
-$(call check,LLM_ACCURACY,$(call odd,$(LLM_ACCURACY),)$(word 2,$(LLM_ACCURACY)),a share from 0 to 1 is needed)
-$(call check,DATA,$(call odd_path,$(DATA)),a path with\
-  spaces or quotes or the like cannot be used here; make a link to it)
-$(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),,none)),a folder with a name is needed)
-$(call check,DATA,$(if $(DATA),$(if $(wildcard $(DATA)/.),,none)),no such folder)
-WORLD := $(SCALE)$(if $(RECIPE),-$(RECIPE))$(if $(DATA),-$(notdir $(abspath $(DATA))))
+$(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
+  such folder)
+OF := $(if $(DATA),-$(notdir $(abspath $(DATA))))
+WORLD := $(SCALE)$(if $(RECIPE),-$(RECIPE))$(OF)
 RUNS := runs/$(WORLD)
-PREPARED := data/prepared/$(SCALE)$(if $(DATA),-$(notdir $(abspath $(DATA))))
+PREPARED := data/prepared/$(SCALE)$(OF)
 MADE := $(RUNS)/made
 
 PAPER_TASKS := wlp stanceosaurus fever multipit_id multipit_gen nq
@@ -110,7 +106,7 @@ OTHERS := all help settings venv data mini-models bench bench-gpu backtest sweep
 TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(ADVICE) $(OTHERS)
 # A file may be asked for too, by its path.
 $(foreach g,$(filter-out $(TARGETS),$(MAKECMDGOALS)),$(if $(findstring /,$(g)),,$(error error: $(g): no\
-  such target$(foreach n,$(firstword $(call near,$(g),$(TARGETS))),; did you mean $(n)?) `make help` lists them)))
+  such target$(call near,$(g),$(TARGETS)) `make help` lists them)))
 GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data table5 table7,$(MAKECMDGOALS))) \
   $(if $(filter $(ADVICE),$(MAKECMDGOALS)),pilot)
 
@@ -258,4 +254,4 @@ lint: | $(INSTALLED) ## formatting and common mistakes
 clean: ## remove tables and caches; runs, data, labels and paid answers stay
 	@rm -rf -- '$(MADE)' .pytest_cache .hypothesis .ruff_cache __pycache__ */__pycache__
 clean-runs: ## remove the runs and the data of SCALE (and DATA), not paid answers
-	@rm -rf -- 'runs/$(WORLD)' 'data/prepared/$(SCALE)$(if $(DATA),-$(notdir $(abspath $(DATA))))'
+	@rm -rf -- 'runs/$(WORLD)' 'data/prepared/$(SCALE)$(OF)'

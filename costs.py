@@ -33,6 +33,7 @@ Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6, 8 and 11, appendices A and E
 """
 
 import argparse
+import functools
 import json
 import math
 import shlex
@@ -77,6 +78,14 @@ def print_notes(notes):
     print("\n".join(["", *(f"- {note}" for note in notes)]))
 
 
+WAYS = """
+Ann.   people label more; the compact model is fine-tuned on N + these labels
+Dist.  a teacher is fine-tuned on the N labels; the compact model learns from its
+       soft labels on the unlabeled examples
+Both   where the rows are fewer than the dollars could distil
+LLM    a large language model labels more, paid by the token"""
+
+
 def read_terms(task, args):
     """The Terms of `task` that the flags of plan, convert and grid describe."""
     asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
@@ -87,49 +96,42 @@ def run_plan(args):
     """what a budget buys under each strategy"""
     task = load_task(args.task)
     terms = read_terms(task, args)
-    budget, labels = parse_amount(args.budget, "--budget"), parse_count(args.labels, "--labels", 1)
-    most = (
-        args.unlabeled if args.unlabeled is None else parse_count(args.unlabeled, "--unlabeled", 1)
-    )
-    result = plan(terms, labels, budget, most)
+    budget, labels = args.budget, args.labels
+    result = plan(terms, labels, budget, args.unlabeled)
     if args.json:
         return print_json(result)
     initial, each = show_usd(result["initial_usd"]), show_price(terms.usd_per_label)
     print(f"{task.title}: N = {labels:,} labels ({initial} at {each}).", end=" ")
     print(f"{show_usd(budget)} more buy one of:\n")
-    ann, dist, llm = result["annotate"], result["distill"], result["llm"]
     hours = count_teacher_hours(terms, labels)
     teacher = f"teacher {float(hours):.4g} h, {show_usd(hours * terms.usd_per_gpu_hour)}"
-    rows = [["Ann.", f"{ann['extra_labels']:,}", "labels", show_usd(ann["usd"]), ""]]
-    if dist:
-        detail, count = f"{dist['gpu_hours']} GPU-hours; {teacher}", f"{dist['unlabeled']:,}"
-        rows.append(["Dist.", count, "unlabeled examples", show_usd(dist["usd"]), detail])
-    else:
-        rows.append(["Dist.", "N/A", "", None, f"nothing left to distil with: {teacher}"])
-    if mixed := result["mixed"]:
-        rows.append(
-            [
-                "Both",
-                f"{mixed['extra_labels']:,}",
-                "labels beside that",
-                show_usd(mixed["usd"]),
-                f"distil all {mixed['unlabeled']:,} for {show_usd(mixed['distill_usd'])}, labels "
-                "for the rest",
-            ]
-        )
-    if llm:
-        count, each = f"{llm['extra_labels']:,}", f"{show_price(llm['usd_per_label'])} each"
-        rows.append(["LLM", count, "labels by an LLM", show_usd(llm["usd"]), each])
-    else:
-        rows.append(["LLM", "N/A", "", None, "no tokens per label known for this task"])
+    mixed, llm = result["mixed"], result["llm"] or {}
+    each = llm and f"{show_price(llm['usd_per_label'])} each"
+    ways = {  # name -> (what, detail, why nothing is bought)
+        "annotate": ("Ann.", "labels", "", ""),
+        "distill": (
+            "Dist.",
+            "unlabeled examples",
+            teacher,
+            f"nothing left to distil with: {teacher}",
+        ),
+        "mixed": ("Both", "labels beside that", "", ""),
+        "llm": ("LLM", "labels by an LLM", each, "no tokens per label known for this task"),
+    }
+    rows = []
+    for way, (name, what, detail, fault) in ways.items():
+        bought = result[way]
+        if way == "mixed" and mixed:
+            detail = f"distil all {mixed['unlabeled']:,} for {show_usd(mixed['distill_usd'])}, "
+            detail += "labels for the rest"
+        if bought:
+            count = bought["unlabeled"] if way == "distill" else bought["extra_labels"]
+            detail = f"{bought['gpu_hours']} GPU-hours; {detail}" if way == "distill" else detail
+            rows.append([name, f"{count:,}", what, show_usd(bought["usd"]), detail])
+        elif fault:
+            rows.append([name, "N/A", "", None, fault])
     print(show_columns(["Strategy", "Buys", "What", "Spends", "Detail"], rows))
-    print(
-        "\nAnn.   people label more; the compact model is fine-tuned on N + these labels"
-        "\nDist.  a teacher is fine-tuned on the N labels; the compact model learns from its"
-        "\n       soft labels on the unlabeled examples"
-        "\nBoth   where the rows are fewer than the dollars could distil"
-        "\nLLM    a large language model labels more, paid by the token"
-    )
+    print(WAYS)
     print_notes(result["notes"])
 
 
@@ -137,28 +139,27 @@ def run_convert(args):
     """dollars into labels, hours, examples and tokens, and back"""
     task = load_task(args.task)
     terms = read_terms(task, args)
-    at = parse_count(args.at_labels or task.labels_n[0], "--at-labels", 1)
-    result, llm = {"task": task.name, "at_labels": at}, terms.usd_per_llm_label
+    at, llm = args.at_labels or task.labels_n[0], terms.usd_per_llm_label
+    result = {"task": task.name, "at_labels": at}
     prices = {"labels": terms.usd_per_label, "llm_labels": llm, "tokens": terms.usd_per_token}
     if args.usd is not None:
-        result["usd"] = usd = parse_amount(args.usd, "--usd")
+        result["usd"] = usd = args.usd
         bought = {name: each and math.floor(usd / each) for name, each in prices.items()}
         distill = plan(terms, at, usd)["distill"]
         result.update(gpu_hours=usd / terms.usd_per_gpu_hour, **bought)
         result["unlabeled"] = distill and distill["unlabeled"]
     elif args.unlabeled is not None:
-        count = parse_count(args.unlabeled, "--unlabeled")
-        usd, teacher = price_distilling(terms, at, count), price_distilling(terms, at, 0)
-        result.update(unlabeled=count, usd=usd, teacher_usd=teacher, distill_usd=usd - teacher)
+        usd, teacher = (price_distilling(terms, at, count) for count in (args.unlabeled, 0))
+        result |= {"unlabeled": args.unlabeled, "usd": usd, "teacher_usd": teacher}
+        result["distill_usd"] = usd - teacher
     elif args.gpu_hours is not None:
-        hours = parse_amount(args.gpu_hours, "--gpu-hours")
-        result.update(gpu_hours=hours, usd=hours * terms.usd_per_gpu_hour)
+        result |= {"gpu_hours": args.gpu_hours, "usd": args.gpu_hours * terms.usd_per_gpu_hour}
     else:
         name = next(name for name in prices if getattr(args, name) is not None)
-        count = parse_count(getattr(args, name), f"--{name.replace('_', '-')}")
+        count = getattr(args, name)
         if prices[name] is None:
             raise UserError(f"task {task.name!r}: no field 'llm_tokens_per_label' in its entry")
-        result.update({name: count, "usd": count * prices[name]})
+        result |= {name: count, "usd": count * prices[name]}
     if args.json:
         return print_json({**result, "notes": terms.notes})
     for name, value in result.items():
@@ -173,11 +174,10 @@ def run_convert(args):
 def run_grid(args):
     """the runs of a table or figure, each once, after what it needs"""
     seeds, results = parse_seeds(args.seeds), []
-    tasks = choose_tasks(args.table, load_tasks(args.task, args.data))
     several = args.task == "all" or " " in args.task.strip()
-    for task in tasks:
-        place = (args.table, task, args.scale, seeds, read_terms(task, args), args.llm)
-        place += (args.prepared,)
+    for task in choose_tasks(args.table, load_tasks(args.task, args.data)):
+        terms = read_terms(task, args)
+        place = (args.table, task, args.scale, seeds, terms, args.llm, args.prepared)
         runs = grid(*place)
         results.append({"task": task.name, "runs": runs, "cells": cells(*place)})
         for run in () if args.json else runs:
@@ -190,11 +190,8 @@ def run_flags(args):
     """command-line flags of the script that trains a strategy or a run"""
     if (args.strategy is None) == (args.run is None):
         raise UserError("flags: pass one of --strategy NAME and --run NAME")
-    run = parse_run(args.run) if args.run else None
-    flags = make_flags(
-        load_task(args.task), args.scale, args.strategy, run, args.real_text, args.recipe
-    )
-    print(show_flags(flags))
+    run, task = args.run and parse_run(args.run), load_task(args.task)
+    print(show_flags(make_flags(task, args.scale, args.strategy, run, args.real_text, args.recipe)))
 
 
 def run_rules(args):
@@ -210,14 +207,12 @@ def run_rules(args):
             setattr(args, name, shlex.split(getattr(args, name) or ""))
         except ValueError as fault:
             raise UserError(f"{name.upper()}: {fault}") from None
-    args.jobs = parse_count(args.jobs, "--jobs", 1)
     print(write_rules(load_tasks(args.task, args.data), parse_seeds(args.seeds), args))
 
 
 def run_report(args):
     """what finished runs cost: by run, strategy, table and in all"""
     prices, hour = load_prices(args.prices), args.gpu_usd_per_hour
-    hour = None if hour is None else parse_amount(hour, "--gpu-usd-per-hour")
     if args.gpu and hour is None:
         price_gpu_hour(prices, args.gpu, "paper")  # an unknown name stops here, used or not
     if args.table not in (None, *TABLES):
@@ -225,8 +220,7 @@ def run_report(args):
     asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
     tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
     result = report(args.folder, prices, tasks, args.table, args.gpu, **asked)
-    cpu = args.cpu_usd_per_hour
-    cpu = hour if cpu is None else parse_amount(cpu, "--cpu-usd-per-hour")
+    cpu = hour if args.cpu_usd_per_hour is None else args.cpu_usd_per_hour
     result["serving"], line = report_serving(args.folder, prices, "today", hour, cpu)
     result["notes"] += [line] if line else []
     if args.json:
@@ -267,17 +261,15 @@ def run_prices(args):
         value = show_price(p.usd) if p.ratio is None else f"{float(p.ratio):g} x"
         rows.append((p.list, p.item, p.name, value, p.unit, p.date, p.source))
     print(show_columns("List,Item,Name,Price,Unit,Date,Source".split(","), rows))
-    print_notes(
-        [f"{args.prices}: edit it, or pass --prices FILE; a price given by flag comes first"]
-    )
+    own = f"{args.prices}: edit it, or pass --prices FILE; a price given by flag comes first"
+    second = "secondary source: read off another list than the vendor's; check it before you spend"
+    print_notes([own, second])
 
 
-LLM_DEFAULT = "(default: text-davinci-003; of today's list gpt-4o-mini)"
 FLAGS = {  # flag -> (its value's name, None for a switch; help); default None unless in DEFAULTS
     "task": (
         "NAME",
-        "an entry of data/tasks.json, e.g. wlp, or one's own by FILE.json or NAME=FILE.json; "
-        "grid and rules take several, or all",
+        "an entry of data/tasks.json or one's own, FILE.json; grid and rules: several",
     ),
     "data": ("DIR", "folder of real data, whose task.json tells a task of one's own"),
     "labels": ("N", "labels there are already"),
@@ -304,10 +296,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
     "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert or bert"),
     "run": ("NAME", "name of a run: its strategy, counts and seed"),
-    "real-text": (
-        None,
-        "data of one's own, not the scale's: flags of \"real-text\" too (default: no)",
-    ),
+    "real-text": (None, 'data of one\'s own: flags of "real-text" too (default: no)'),
     "json": (None, "print JSON (default: a table)"),
     "prices": ("FILE", "price list (default: data/prices.csv)"),
     "rates": ("KIND", "paper, or measured: GPU time of one's own --runs (default: paper)"),
@@ -321,7 +310,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "gpu-speed": ("X", "its speed in multiples of an A100-40GB (default: price list)"),
     "usd-per-label": ("USD", "dollars of a label (default: price list)"),
     "usd-per-1k-tokens": ("USD", "dollars of 1,000 LLM tokens (default: price list)"),
-    "llm-model": ("NAME", f"LLM to pay {LLM_DEFAULT}"),
+    "llm-model": ("NAME", "LLM to pay (default: text-davinci-003; of today's list gpt-4o-mini)"),
     "budgets": ("LIST", "additional dollars of each line, e.g. '100 200 500'"),
     "unlabeled": ("N", "unlabeled rows there are (default: those of the splits or the entry)"),
     "llm-score": ("PERCENT", "the LLM's own score on dev rows (default: no advice on it)"),
@@ -329,20 +318,9 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "llm-rows": ("N", "dev rows that it was scored on (default: 100)"),
     "cpu-usd-per-hour": ("USD", "dollars of an hour of the CPU that served (default: no price)"),
 }
-DEFAULTS = {
-    "scale": "mini",
-    "seeds": "0",
-    "prices": DATA / "prices.csv",
-    "rates": "paper",
-    "price-list": "paper",
-    "accuracy": "0.7",
-    "pilot": "distilled",
-    "jobs": "1",
-    "utilisation": 0.4,
-    "llm-rows": "100",
-    "memory task": "wlp",
-    "memory scale": "paper",
-}
+DEFAULTS = "scale=mini seeds=0 rates=paper price-list=paper accuracy=0.7 pilot=distilled jobs=1"
+DEFAULTS = dict(pair.split("=") for pair in f"{DEFAULTS} utilisation=0.4 llm-rows=100".split())
+DEFAULTS |= {"prices": DATA / "prices.csv", "memory task": "wlp", "memory scale": "paper"}
 CHOICES = {"pilot": tuple(PILOTS), "rates": ("paper", "measured"), "price-list": ("paper", "today")}
 TERMS = "prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
 COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
@@ -409,6 +387,19 @@ def add_flag(add, command, name, required=False):
     return add(f"--{name}", dest="table" if name == "for" else None, **kind)
 
 
+def read_numbers(args):
+    """The flags' texts as exact numbers; counts are 1 or more, but for those to convert."""
+    own, positive = OWN_FLAGS.get(args.command, {}), functools.partial(parse_count, least=1)
+    readers = {"USD": parse_amount, "H": parse_amount, "PERCENT": parse_amount, "N": positive}
+    for name, (kind, _) in {**FLAGS, **own}.items():
+        value = getattr(args, name.replace("-", "_"), None)
+        if kind in readers and value is not None:
+            exact = args.command == "convert" and name in own and kind == "N"
+            value = (parse_count if exact else readers[kind])(value, f"--{name}")
+            setattr(args, name.replace("-", "_"), value)
+    return args
+
+
 def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
@@ -428,7 +419,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.command:
         parser.print_help()
-    return args
+    return read_numbers(args)
 
 
 def main(argv=None):

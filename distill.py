@@ -384,7 +384,9 @@ def prepare_labels(args, key, sources):
     """The Labels asked for, after the teacher pass over those that are missing or damaged."""
     folder, state = args.labels, PartialState()
     tables, damaged = open_shards(folder, key)
-    count = len(sources) or args.num_unlabeled or sum(map(len, tables.values()))
+    names = str(read_json(folder / "state.json").get("_data_files"))  # of those gone too
+    ends = map(int, re.findall(r"\d{9}-(\d{9})-", names))
+    count = len(sources) or args.num_unlabeled or max([sum(map(len, tables.values())), *ends])
     missing = find_missing(tables, count)
     if damaged and not (args.teacher or args.num_unlabeled):
         fail(f"{damaged[0]} is damaged; run the teacher pass again, or say --num-unlabeled")

@@ -20,6 +20,7 @@ import itertools
 
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices
+from data.costs.runs import ENCODERS
 from data.files import DATA, run_cli
 from data.plots import pipeline, printed
 from data.plots.budgets import lay_budgets
@@ -42,15 +43,14 @@ def show_both(study, groups, printed):
 
 
 def lay_table3(studies):
-    rows = []
+    rows, kinds = [], ("small", "self", "teacher", "dist")
     for study in studies:
         (cell,) = study.cells
-        kinds = ("small", "self", "teacher", "dist")
         printed = [study.find_printed(cell, kind) for kind in kinds]
         lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-        gaps = {"strict": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
+        means = {"strict": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
         for key, line in lines.items():
-            line.append(show_gap(gaps[key][3], gaps[key][1]) if key in gaps else None)
+            line.append(show_gap(means[key][3], means[key][1]) if key in means else None)
         head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
         rows += join(head, lines)
     columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
@@ -71,17 +71,13 @@ def lay_table4(studies):
         never = theirs.get("small", {}).get("text") == "N/A"
         shown = [study.find_printed(*group) for group in groups]
         lines = show_both(study, groups, [shown[0], "N/A" if never else shown[1], shown[2]])
-        usd = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
+        ours = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
+        kinds = ("dist", "small", "small-full")
+        printed = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
         for key, line in lines.items():
-            dollars, caught = usd, None
-            if key == "paper":
-                kinds = ("dist", "small", "small-full")
-                dollars = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
-                caught = "never" if never else show_dollars(dollars[1])
-            else:
-                caught = find_crossing(study, key)
-            pairs = zip(line, map(show_dollars, dollars), strict=True)
-            lines[key] = [*itertools.chain(*pairs), caught]
+            usd = list(map(show_dollars, printed if key == "paper" else ours))
+            caught = ("never" if never else usd[1]) if key == "paper" else find_crossing(study, key)
+            lines[key] = [*itertools.chain(*zip(line, usd, strict=True)), caught]
         rows += join([study.title, f"{first.labels:,}"], lines)
     columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
     notes = [
@@ -116,21 +112,20 @@ def lay_table9(studies):
     rows = []
     for study in studies:
         (cell,) = study.cells
-        score = study.score(cell, "teacher")
+        score, head = study.score(cell, "teacher"), [study.title, f"{cell.labels:,}"]
         existing = {r["metric"]: r for r in study.printed if r["strategy"] == "existing"}
-        head = [study.title, f"{cell.labels:,}"]
         for row in (r for r in study.printed if r["strategy"] == "teacher"):
             key = PRINTED_METRICS.get(row["metric"], "score")
             released = f"{key}_released" if key != "score" else "released"
             released = score.show(released if score.values(released) else key)
             theirs = existing.get(row["metric"], {})
             constant = score.show_mean("constant") if key in ("score", "micro_f1") else None
-            rows.append([*head, row["metric"], theirs.get("note", ""), score.show(key), released])
-            rows[-1] += [constant, row["score"], theirs.get("score")]
+            ours = [row["metric"], theirs.get("note", ""), score.show(key), released, constant]
+            rows.append([*head, *ours, row["score"], theirs.get("score")])
             head = ["", ""]
         if not study.printed:  # a task of one's own
-            rows.append([*head, "score", "", score.show(), score.show("released")])
-            rows[-1] += [score.show_mean("constant"), None, None]
+            ours = [score.show(), score.show("released"), score.show_mean("constant")]
+            rows.append([*head, "score", "", *ours, None, None])
     columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Released", "Constant"]
     notes = ["T5-XXL and Published: printed in the paper, on real data, not to compare directly."]
     notes *= any(study.printed for study in studies)
@@ -138,26 +133,35 @@ def lay_table9(studies):
 
 
 def lay_table10(studies):
-    kinds = ("small", "distilbert", "bert", "dist")
-    rows = []
+    rows, known = (
+        [],
+        {kind: None for study in studies for cell in study.cells for kind in cell.runs},
+    )
+    distilled = [run for s in studies for c in s.cells for run in c.runs.get("encoder") or ()]
+    kinds = {"small": "Ann.", **{kind: f"{name} (Ann.)" for kind, name in ENCODERS.items()}}
+    kinds |= {"dist": "Dist."}
+    if "encoder" in known:
+        names = dict.fromkeys(ENCODERS[run.student] for run in distilled)
+        kinds["encoder"] = f"{' / '.join(names) or 'Encoder'} (Dist.)"
     for study in studies:
         for cell in study.cells:
             printed = [study.find_printed(cell, kind) for kind in kinds]
             lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-            for key, line in lines.items():
-                if key != "paper":
-                    absent = [kind not in cell.runs for kind in kinds]
-                    lines[key] = [
-                        None if gone else text for gone, text in zip(absent, line, strict=True)
-                    ]
+            for key in lines.keys() - {"paper"}:
+                pairs = zip(kinds, lines[key], strict=True)
+                lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
             total = show_dollars(cell.initial_usd + cell.budget_usd)
             rows += join([study.title, f"{cell.labels:,}", total], lines)
-    heads = ["Ann.", "DistilBERT (Ann.)", "BERT (Ann.)", "Dist."]
     notes = [
-        "Total $: N labels and the additional budget, which buys labels for the first three and "
-        "distillation for the last. DistilBERT and BERT come pre-trained, and free, as T5 does."
+        "Total $: N labels and the additional budget, which buys labels for Ann. and distillation "
+        "for Dist. DistilBERT and BERT come pre-trained, and free, as T5 does."
     ]
-    return ["Task", "N", "Total $", "By", *heads], rows, notes, 4
+    if "encoder" in known:
+        notes.append(
+            f"{kinds['encoder']}: not in the paper. It learns the teacher's scores of the class "
+            "names on the rows of Dist., whose hours are those of distilling T5-Small."
+        )
+    return ["Task", "N", "Total $", "By", *kinds.values()], rows, notes, 4
 
 
 SCORES = {  # table -> (its title, its layout)
@@ -208,14 +212,16 @@ def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     shared = argparse.ArgumentParser(add_help=False)
-    add = shared.add_argument
+    add, path, price = (
+        shared.add_argument,
+        DATA / "prices.csv",
+        "price list (default: data/prices.csv)",
+    )
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
     text = "folder of real data, if the runs are on it; its task.json tells a task of one's own"
     add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
-    path = DATA / "prices.csv"
-    text = "price list (default: data/prices.csv)"
-    add("--prices", default=path, metavar="FILE", help=text)
+    add("--prices", default=path, metavar="FILE", help=price)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
     for name, (summary, _, add_flags) in COMMANDS.items():
         command = commands.add_parser(name, parents=[shared], help=summary, description=summary)

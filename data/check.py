@@ -1,7 +1,6 @@
 """What prepare.py --check says: faults by kind, classes, lengths, what make can make and its cost.
 
 Reads:  data/tasks.json, scales.json, prices.csv; the tokenizers of the scale's models
-Writes: nothing
 Paper:  Table 2 (what N labels and a budget buy)
 """
 
@@ -64,8 +63,7 @@ def describe_classes(splits, task):
     for split in ("train", "test"):
         if absent := [label for label in task.labels if not counts[split][label]]:
             lines.append(f"{split} has no {', '.join(absent)}")
-    rare = [label for label in task.labels if 0 < counts["train"][label] < RARE]
-    if rare:
+    if rare := [label for label in task.labels if 0 < counts["train"][label] < RARE]:
         lines.append(f"rare, under {RARE} in train: {', '.join(rare)}")
     return lines
 
@@ -111,27 +109,22 @@ def check_lengths(task, splits, model, tokenizer, flags):
     """(lines on rows that the limits cut, lines on labels that this model cannot write)."""
     from data.evaluate.decode import check_labels, encode_labels
 
-    rows = (splits["train"] + splits["test"])[:MOST]
+    rows, lines = (splits["train"] + splits["test"])[:MOST], []
     targets = [
-        text
-        for row in rows
-        for text in (row["target"] if isinstance(row["target"], list) else [row["target"]])
+        row["target"] if isinstance(row["target"], list) else [row["target"]] for row in rows
     ]
-    texts = {"source": [flags["prefix"] + row["source"] for row in rows], "target": targets}
-    lines = []
+    texts = {"source": [flags["prefix"] + row["source"] for row in rows]}
+    texts["target"] = [text for several in targets for text in several]
     for kind in texts:
-        limit, sizes = (
-            flags[f"max-{kind}-length"],
-            sorted(map(len, tokenizer(texts[kind]).input_ids)),
-        )
+        limit = flags[f"max-{kind}-length"]
+        sizes = sorted(map(len, tokenizer(texts[kind]).input_ids))
         cut, usual = sum(size > limit for size in sizes), sizes[int(len(sizes) * 0.99)]
         told = f"{cut:,} of {len(sizes):,} {kind}s are cut" if cut else f"no {kind} is cut"
         lines.append(
             f"{model}: {told} at {limit} tokens; 99% have at most {usual}, the longest {sizes[-1]}"
         )
     limit = flags["max-target-length"]
-    wrong = check_labels(task, tokenizer, limit)
-    if wrong:
+    if wrong := check_labels(task, tokenizer, limit):
         sizes = [size for _, size in encode_labels(task, tokenizer, limit).values()]
         more = f" and {len(wrong) - 1:,} more labels" * (len(wrong) > 1)
         needed = f"; max_target_length {max(sizes)} would hold all" * (max(sizes) > limit)
@@ -142,31 +135,20 @@ def check_lengths(task, splits, model, tokenizer, flags):
 # --- what can be made ------------------------------------------------------------------------
 
 
-def list_runs(task, scale, rows):
-    """({table: its Runs}, {why not: tables}) of what make can make."""
-    made, lacking = {}, {}
-    for table in TABLES:
-        try:
-            made[table] = grid(table, task, scale, rows=rows)
-        except UserError as error:
-            lacking.setdefault(str(error), []).append(table)
-    return made, lacking
-
-
 def describe_cost(task, scale, runs, real_text):
     """What a table's runs take: how many, their steps and, where the scale knows it, the time."""
-    rates, steps, seconds = load_scale(scale).get("seconds_a_step", {}), 0, 0
+    rates, steps = load_scale(scale).get("seconds_a_step", {}), {}
     for run in (run for run in runs if run.strategy != "prompted"):
         flags = make_flags(task, scale, run=run, real_text=real_text)
         named = {name.replace("-", "_"): value for name, value in flags.items()}
-        steps += (count := count_steps(run, named))
-        seconds = (
-            None
-            if run.strategy not in rates or seconds is None
-            else (seconds + count * rates[run.strategy])
-        )
+        steps[run.recipe] = steps.get(run.recipe, 0) + count_steps(run, named)
+    seconds = (
+        sum(count * rates[kind] for kind, count in steps.items())
+        if steps.keys() <= rates.keys()
+        else 0
+    )
     time = f", {tell_duration(seconds)} on one core, one after the other" if seconds else ""
-    return f"{len(runs)} runs, {steps:,} steps{time}"
+    return f"{len(runs)} runs, {sum(steps.values()):,} steps{time}"
 
 
 def describe_targets(task, scale, rows, real_text):
@@ -174,12 +156,16 @@ def describe_targets(task, scale, rows, real_text):
     terms = make_terms(task, load_prices())
     gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
     lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
-    most, scales = max(task.labels_n), read_json(DATA / "scales.json")
+    most, scales, made, lacking = max(task.labels_n), read_json(DATA / "scales.json"), {}, {}
     if task.own and most > rows["train"]:
         lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
     if unread := sorted(set(task.scales) - set(scales)):
         lines.append(f"fields of the entry that nothing reads: {', '.join(unread)}")
-    made, lacking = list_runs(task, scale, rows)
+    for table in TABLES:
+        try:
+            made[table] = grid(table, task, scale, rows=rows)
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(table)
     lines += [f"make can make: {', '.join(made) or 'nothing'}"]
     lines += [f"not {', '.join(names)}: {fault}" for fault, names in lacking.items()]
     if "table2" in made:

@@ -1,7 +1,6 @@
 """Rows of one's own files, JSONL, CSV, TSV, Parquet or a data set of the hub, as source and target.
 
 Reads:  the files it is asked for; of the hub and of Parquet by the library `datasets`
-Writes: nothing
 Copy:   data/__init__.py data/files.py data/columns.py data/spans.py (and the library)
 
 Columns that no flag names are guessed and said. A target may be a text, a list of answers, a class
@@ -88,8 +87,7 @@ def read_lines(name, text):
 def read_cells(name, text, tabs):
     """The Table of a CSV or TSV file with a heading, its commas, semicolons or tabs counted."""
     csv.field_size_limit(1 << 30)
-    heading = text.partition("\n")[0]
-    mark = "\t" if tabs else max(",;\t", key=heading.count)
+    mark = "\t" if tabs else max(",;\t", key=text.partition("\n")[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     rows, start = [], 1
     try:
@@ -98,11 +96,11 @@ def read_cells(name, text, tabs):
             raise UserError(f"{name}: two columns of one name in its heading, {', '.join(names)}")
         start = lines.line_num + 1
         for cells in lines:
-            if cells and len(cells) != len(names):
+            row = dict(zip(names, cells, strict=False))
+            if len(cells) != len(names):
                 what = f"{len(names)} columns in the heading and another number here"
-                rows.append((f"line {start}", Wrong(what, str(len(cells)))))
-            elif cells:
-                rows.append((f"line {start}", dict(zip(names, cells, strict=True))))
+                row = Wrong(what, str(len(cells)))
+            rows += [(f"line {start}", row)] if cells else []
             start = lines.line_num + 1
     except csv.Error as error:
         rows.append((f"line {start}", Wrong("not CSV", str(error))))
@@ -159,23 +157,22 @@ def choose_columns(table, task, labeled, columns):
     """(the Columns of a table, what was found and guessed as a sentence or None)."""
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    found = []
-    wanted = [("source", SOURCES), ("target", SPANS if task.metric == "entities" else TARGETS)]
-    for (key, guesses), asked in zip(wanted[: 1 + labeled], columns, strict=False):
-        name = asked or next((guess for guess in guesses if guess in names), None)
+    guesses = {"source": SOURCES, "target": SPANS if task.metric == "entities" else TARGETS}
+    found, asked = {}, dict(zip(guesses, columns, strict=True))
+    for key in list(guesses)[: 1 + labeled]:
+        name = asked[key] or next((guess for guess in guesses[key] if guess in names), None)
         if rows and (not name or name not in names):
-            what = f"no column {asked!r}" if asked else f"no {key!r}"
+            what = f"no column {asked[key]!r}" if asked[key] else f"no {key!r}"
             raise UserError(
                 f"{table.name}: {what}; it has {', '.join(map(repr, names))}: name the right one "
                 f"by --{key}-column"
             )
-        found.append(name)
-    chosen, keys = Columns(*found), ("source", "target")
-    if found == list(keys[: len(found)]) or not rows:
-        return chosen, None
-    told = " and ".join(f"{key} from {name!r}" for key, name in zip(keys, found, strict=False))
-    guessed = "guessed; " * (tuple(columns)[: len(found)] != tuple(found))
-    return chosen, f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
+        found[key] = name
+    if all(key == name for key, name in found.items()) or not rows:
+        return Columns(**found), None
+    told = " and ".join(f"{key} from {name!r}" for key, name in found.items())
+    guessed = "guessed; " * any(asked[key] != name for key, name in found.items())
+    return Columns(**found), f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
 
 
 def make_rows(table, task, labeled, columns):
@@ -229,10 +226,12 @@ def unwrap(row):
 
 
 def read_source(row, key):
-    if key not in row:
-        raise Wrong(f"no {key!r}")
-    if not isinstance(row[key], str):
-        raise Wrong(f"{key!r} is not a text", repr(row[key]))
+    if not isinstance(row.get(key), str):
+        raise (
+            Wrong(f"no {key!r}")
+            if key not in row
+            else Wrong(f"{key!r} is not a text", repr(row[key]))
+        )
     if not row[key].strip():
         raise Wrong("the source is empty")
     return row[key]
@@ -241,9 +240,9 @@ def read_source(row, key):
 def read_target(row, source, key, task, names, renamed):
     """The target of a row as the task has it; counts in `renamed` what is respelt."""
     marked = key in ("spans", "entities") and row.get("answer") == "accept"  # Prodigy without any
-    value = row.get(key, [] if marked else Wrong)
-    if value is Wrong:
+    if key not in row and not marked:
         raise Wrong(f"no {key!r}")
+    value = row.get(key, [])
     if task.metric == "entities":
         if isinstance(value, list):
             return write_spans(source, value, task.labels)
@@ -254,9 +253,9 @@ def read_target(row, source, key, task, names, renamed):
         if isinstance(value, list) and len(value) == 1:  # doccano's
             (value,) = value
         return name_class(value, names, task.labels, renamed)
-    if task.metric == "answers" and isinstance(value, list) and value:
-        return [check_text(each, key, " or a list of texts") for each in value]
     several = " or a list of texts" * (task.metric == "answers")
+    if several and isinstance(value, list) and value:
+        return [check_text(each, key, several) for each in value]
     return check_text(value, key, several)
 
 
@@ -273,12 +272,10 @@ def name_class(value, names, labels, renamed):
     if value in labels:
         return value
     label = names.get(str(value).strip().casefold())
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        what = "target is a number; write the name of the class, one of "
-    else:
-        what = "target is none of "
     if label is None or value is None:
-        raise Wrong(what + ", ".join(labels), repr(value))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        what = "a number; write the name of the class, one of" if number else "none of"
+        raise Wrong(f"target is {what} {', '.join(labels)}", repr(value))
     if isinstance(value, str):
         renamed[value, label] += 1
     return label

@@ -1,16 +1,11 @@
 """Fetch the authors' data files, checked, and read unlabeled sources from their archives.
 
-Usage:
-    python -m data.fetch --task wlp                                 # into data/prepared/downloads
-    python -m data.fetch --task wlp --base http://127.0.0.1:8000    # a mirror of your own
-
 Reads:  data/sources.json: addresses, row counts, sizes and hashes; the web.
 Writes: OUTPUT/<task>/<task>_{train,test|dev}_all.json, each whole and checked or not at all
 Copy:   data/fetch.py data/sources.json data/files.py data/__init__.py
 Paper:  Table 5 and Appendix D (which data); the files are those of the authors' repository.
 """
 
-import argparse
 import hashlib
 import http.client
 import lzma
@@ -23,7 +18,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from data.files import UserError, read_json, run_cli, write_atomic
+from data.files import UserError, read_json, write_atomic
 
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"
@@ -145,22 +140,3 @@ def read_archive(path, folder, sources):
             f"{path}: no .zip or .tar archive that can be read ({say_first(error)}); download it "
             "again, or unpack it and give the file"
         ) from None
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", required=True, help="entry of data/tasks.json")
-    parser.add_argument("--base", help="address the files lie under (default: sources.json's)")
-    parser.add_argument("--output", type=Path, default=DOWNLOADS, help="folder (%(default)s)")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
-    print(fetch_task(args.task, args.output, args.base))
-
-
-if __name__ == "__main__":
-    run_cli(main)

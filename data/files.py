@@ -5,8 +5,11 @@ Writes: the same, by a temporary file and a rename
 Copy:   data/__init__.py data/files.py; standard library only
 """
 
+import argparse
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -44,6 +47,12 @@ def run_cli(main):
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
     sys.exit(1)
+
+
+def make_parser(about):
+    """A parser whose help begins with `about`, the docstring of a script, as it is written."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=about, formatter_class=form)
 
 
 # --- numbers -------------------------------------------------------------------------------
@@ -85,14 +94,8 @@ def parse_price(value, what):
 
 # --- JSON ----------------------------------------------------------------------------------
 
-KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
+KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+KINDS |= {float: "a number", bool: "true or false"}
 
 
 def check_kind(value, kind, where):
@@ -183,13 +186,32 @@ def read_jsonl(path, keys=("source", "target")):
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            row = parse_json(line, f"{path} line {number}")
-            missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-            if missing:
-                raise UserError(f"{path} line {number}: no {missing[0]!r} in this row")
-            rows.append(row)
+            rows.append(parse_json(line, f"{path} line {number}"))
+            for key in keys:
+                if not isinstance(rows[-1], dict) or key not in rows[-1]:
+                    raise UserError(f"{path} line {number}: no {key!r} in this row")
     if not rows:
         raise UserError(f"{path}: no rows")
+    return rows
+
+
+def read_csv(path, columns=()):
+    """{line: row as a dict} of a CSV file with a heading; a UserError names file and line where a
+    row has more or fewer cells than that, or where one of `columns` is missing."""
+    rows = {}
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        for row in reader:
+            if None in row or None in row.values():
+                heading = f"{len(reader.fieldnames)} columns as the heading"
+                raise UserError(f"{path} line {reader.line_num}: not {heading}")
+            rows[reader.line_num] = row
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+    if lacking:
+        what = f"no rows with a column {lacking[0]!r}"
+        raise UserError(f"{path}: {what}; take back the file as it was")
     return rows
 
 
@@ -202,14 +224,15 @@ def hash_file(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path, text):
-    """Write `text` to `path` so that a reader sees the old file or the whole new one."""
+def write_atomic(path, content):
+    """Write text or bytes to `path` so that a reader sees the old file or the whole new one."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    content = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -61,8 +61,8 @@ def find_files(folder, task, sources):
     name = sources["folders"].get(task, task)
     places, found = dict.fromkeys([folder / task, folder / name, folder]), {}
     for split in SPLITS:
-        own = [f"{split}{ending}" for ending in ENDINGS]
-        names = [*own, f"{name}_{split}_all.json", f"{name}_{split}.json"]
+        names = [f"{split}{ending}" for ending in ENDINGS]
+        names += [f"{name}_{split}_all.json", f"{name}_{split}.json"]
         paths = [place / file for place in places for file in names if (place / file).is_file()]
         same = [path for path in paths if path.with_suffix("") == paths[0].with_suffix("")]
         if same[1:]:
@@ -74,13 +74,12 @@ def find_files(folder, task, sources):
     lone = [path for path in lone if path.stem not in (*SPLITS, "task")]
     if not {"train", "test", "dev"} & found.keys() and len(lone) == 1:
         return {"all": lone[0], **found}
-    for split in ("train", "test"):
-        if split not in found:
-            raise UserError(
-                f"{folder}: no {split} rows of {task}; looked for {folder}/{split}.jsonl "
-                f"(.csv, .tsv, .parquet), the same in {folder / task}, {folder / name}/{name}_"
-                f"{split}_all.json, and for one labeled file alone, such as data.csv"
-            )
+    if lacking := [split for split in ("train", "test") if split not in found]:
+        raise UserError(
+            f"{folder}: no {lacking[0]} rows of {task}; looked for {folder}/{lacking[0]}.jsonl "
+            f"(.csv, .tsv, .parquet), the same in {folder / task}, {folder / name}/{name}_"
+            f"{lacking[0]}_all.json, and for one labeled file alone, such as data.csv"
+        )
     return found
 
 
@@ -135,30 +134,17 @@ def take_rows(rows, count, seed, notes, what):
 
     A source may come with several annotations; one of them, by chance, is taken.
     """
-    order = list(range(len(rows)))
+    order, taken = list(range(len(rows))), {}
     random.Random(seed).shuffle(order)
-    taken = {}
-    for i in order:
+    for i in order if count else ():
+        taken.setdefault(name_source(rows[i]["source"]), i)
         if len(taken) == count:
             break
-        taken.setdefault(name_source(rows[i]["source"]), i)
     rest = [row for row in rows if name_source(row["source"]) not in taken]
     copies = len(rows) - len(rest) - len(taken)
-    notes.append(
-        f"{len(taken):,} of {len(rows):,} rows {what}"
-        + f"; {copies:,} more rows of the same sources left out" * (copies > 0)
-    )
+    more = f"; {copies:,} more rows of the same sources left out" * (copies > 0)
+    notes.append(f"{len(taken):,} of {len(rows):,} rows {what}{more}")
     return [rows[i] for i in sorted(taken.values())], rest
-
-
-def list_sources(rows, notes):
-    """One row per distinct source, the first; its target stays where it has one."""
-    distinct = {}
-    for row in rows:
-        distinct.setdefault(name_source(row["source"]), row)
-    if len(distinct) < len(rows):
-        notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
-    return list(distinct.values())
 
 
 def split_all(rows, args, notes):
@@ -184,8 +170,8 @@ def split_rows(rows, sizes, seed, notes, keep_empty=False):
         notes["test"].append(f"{len(keep):,} of {len(test):,} rows drawn")
         test = [test[i] for i in keep]
     train = drop_sources(rows["train"], held, "their source is in test", notes["train"])
-    labeled = [row for row in train if keep_empty or row["target"]]
     empty = [row for row in train if not (keep_empty or row["target"])]
+    train = [row for row in train if keep_empty or row["target"]]
     if empty:
         notes["train"].append(
             f"{len(empty):,} rows dropped: no target (the paper's authors skip such rows too; a "
@@ -193,40 +179,37 @@ def split_rows(rows, sizes, seed, notes, keep_empty=False):
         )
     if "dev" in rows:
         dev = drop_sources(rows["dev"], held, "their source is in test", notes["dev"])
-        train = drop_sources(labeled, name_sources(dev), "their source is in dev", notes["train"])
+        train = drop_sources(train, name_sources(dev), "their source is in dev", notes["train"])
     else:
-        dev, train = take_rows(
-            labeled, sizes["dev"], f"dev {seed}", notes["dev"], "of train drawn as dev"
-        )
+        asked = (sizes["dev"], f"dev {seed}", notes["dev"], "of train drawn as dev")
+        dev, train = take_rows(train, *asked)
     rest = []
     if sizes["train"] and sizes["train"] < len(train):
-        train, rest = take_rows(
-            train, sizes["train"], f"train {seed}", notes["train"], "of train drawn as labeled"
-        )
+        asked = (sizes["train"], f"train {seed}", notes["train"], "of train drawn as labeled")
+        train, rest = take_rows(train, *asked)
     pool = rows["unlabeled"] if "unlabeled" in rows else rest + empty
     if "unlabeled" not in rows:
         notes["unlabeled"].append("drawn from train, targets taken off")
     held |= name_sources(dev + train)
     pool = drop_sources(pool, held, "their source is in test, dev or train", notes["unlabeled"])
-    unlabeled = take_first(list_sources(pool, notes["unlabeled"]), [])
+    distinct = {}
+    for row in pool:
+        distinct.setdefault(name_source(row["source"]), row)
+    if len(distinct) < len(pool):
+        notes["unlabeled"].append(f"{len(pool) - len(distinct):,} repeated sources dropped")
+    unlabeled = take_first(list(distinct.values()), [])
     random.Random(f"unlabeled {seed}").shuffle(unlabeled)
-    return {
-        "train": take_first(train, notes["train"]),
-        "dev": dev,
-        "test": test,
-        "unlabeled": unlabeled,
-    }
+    train = take_first(train, notes["train"])
+    return {"train": train, "dev": dev, "test": test, "unlabeled": unlabeled}
 
 
 def take_first(rows, notes):
     """Rows to learn from: of several answers the first, as a model writes one."""
-    several = sum(isinstance(row.get("target"), list) for row in rows)
-    if several:
-        notes.append(f"{several:,} rows have lists of answers; the first of each is learned")
-    return [
-        {**row, "target": row["target"][0]} if isinstance(row.get("target"), list) else row
-        for row in rows
-    ]
+    several = [isinstance(row.get("target"), list) for row in rows]
+    if any(several):
+        notes.append(f"{sum(several):,} rows have lists of answers; the first of each is learned")
+    pairs = zip(rows, several, strict=True)
+    return [{**row, "target": row["target"][0]} if some else row for row, some in pairs]
 
 
 def size_splits(args, entry, rows, divide_by):
@@ -240,7 +223,7 @@ def size_splits(args, entry, rows, divide_by):
     return {"train": train, "dev": dev, "test": args.test_rows}
 
 
-def open_data(args, entry, sources):
+def open_data(args, sources):
     """({split: Table}, [origins of unlabeled rows]) of a folder, the hub or the download."""
     if str(args.data or "").startswith("hub:"):
         return open_hub(str(args.data)), args.unlabeled or []
@@ -266,7 +249,7 @@ def read_data(args, entry, sources):
     """({split: rows}, [names of what was read], {split: notes}) of real data; the UserError has the
     first fault, and --check prints all."""
     columns = Columns(args.source_column, args.target_column)
-    tables, origins = open_data(args, entry, sources)
+    tables, origins = open_data(args, sources)
     if not origins and args.scale == "paper":
         refuse_unlabeled(args, entry, sources)
     rows, faults, notes = {}, [], {split: [] for split in SPLITS}
@@ -310,21 +293,16 @@ def describe_splits(splits, notes, entry, divide_by):
 
 def compare_rows(rows, splits, notes, entry, divide_by):
     """Add to `notes` where the files or the splits hold other counts than Table 5, and why."""
-    table = {} if entry.own else entry.rows
-    if table.get("train") and len(rows["train"]) != table["train"]:
-        notes["train"].insert(
-            0,
-            f"the file has {len(rows['train']):,} rows where Table 5 says {table['train']:,}; "
-            "the paper does not say which rows it left out",
-        )
+    table, count = {} if entry.own else entry.rows, len(rows["train"])
+    if table.get("train") and count != table["train"]:
+        theirs = f"the file has {count:,} rows where Table 5 says {table['train']:,}"
+        notes["train"].insert(0, f"{theirs}; the paper does not say which rows it left out")
     if table.get("dev") and "dev" not in rows:
         notes["dev"].append("Table 5's dev set is not among the files")
     short = table.get("unlabeled", 0) // divide_by - len(splits["unlabeled"])
     if short > 0:
-        notes["unlabeled"].append(
-            f"{short:,} fewer than the paper's largest run uses, so budgets that would buy more "
-            "can't be run in full"
-        )
+        fewer = f"{short:,} fewer than the paper's largest run uses"
+        notes["unlabeled"].append(f"{fewer}, so budgets that would buy more can't be run in full")
 
 
 def hash_read(name):
@@ -333,23 +311,17 @@ def hash_read(name):
     return hash_file(path) if path.is_file() else None
 
 
-def separate_gold(splits):
-    """The files to write, {name: rows}: unlabeled rows lose their targets, which go to a file of
-    their own if every row has one."""
+def write_splits(output, splits, about):
+    """Write the JSONL files, each whole or not at all, and about.json last. Unlabeled rows lose
+    their targets, which go to a file of their own if every row has one."""
+    for name in ("about.json", "unlabeled_gold.jsonl"):
+        (output / name).unlink(missing_ok=True)
     unlabeled = splits["unlabeled"]
     files = {**splits, "unlabeled": [{"source": row["source"]} for row in unlabeled]}
     if all(isinstance(row.get("target"), str) for row in unlabeled):
-        files["unlabeled_gold"] = [
-            {key: row[key] for key in ("source", "target")} for row in unlabeled
-        ]
-    return files
-
-
-def write_splits(output, splits, about):
-    """Write the JSONL files, each whole or not at all, and about.json last."""
-    for name in ("about.json", "unlabeled_gold.jsonl"):
-        (output / name).unlink(missing_ok=True)
-    for name, rows in separate_gold(splits).items():
+        pairs = [(row["source"], row["target"]) for row in unlabeled]
+        files["unlabeled_gold"] = [{"source": source, "target": target} for source, target in pairs]
+    for name, rows in files.items():
         write_atomic(output / f"{name}.jsonl", show_rows(rows))
     write_json(output / "about.json", about)
 
@@ -407,9 +379,8 @@ def prepare(args):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--task", required=True, help="entry of data/tasks.json, or DATA/task.json, or FILE.json")
     add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")

@@ -1,7 +1,5 @@
 """Entities as targets, "text [Label] text [Label]", and as spans of characters, and back.
 
-Reads:  nothing
-Writes: nothing
 Copy:   data/spans.py; standard library only
 
 Spans are those that Prodigy, doccano and Label Studio export: [start, end, label], or an object of

@@ -5,7 +5,6 @@ Usage:
     task = load_task("mine=/data/remarks/task.json")  # one entry in a file of its own, named mine
     tasks = load_tasks("wlp mine", folder)          # mine from FOLDER/task.json; "all": the six
 Reads:  data/tasks.json, or task.json files of one's own: an object of the fields below
-Writes: nothing
 Copy:   data/__init__.py data/files.py data/tasks.py data/tasks.json; standard library only
 
 The paper's tasks keep their counts and prices under "paper", as other scales divide them; an entry
@@ -19,9 +18,10 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 from data.files import (
     DATA,
@@ -38,65 +38,6 @@ METRICS = ("entities", "classes", "answers", "paraphrase")  # families of evalua
 PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TAKEN = ("all", "made")  # words of the Makefile: all six tasks, the folder of finished tables
-
-
-@dataclass(frozen=True)
-class Task:
-    """A checked entry. Dollars, hours and tokens are Fractions, texts have no control characters,
-    and what the entry lacks is None or empty."""
-
-    name: str
-    title: str
-    metric: str
-    prefix: str
-    labels: tuple
-    max_source_length: int  # tokens
-    max_target_length: int
-    labels_n: tuple
-    budgets: tuple  # dollars
-    own: bool = True  # a task that the paper has not
-    kind: str = None
-    report: str = "f1"
-    instruction: str = None
-    label_descriptions: dict = field(default_factory=dict)  # label -> text, for an LLM's prompt
-    paper_default_label: str = None  # what the released scorer makes of an output without a label
-    mean_tokens: dict = field(default_factory=dict)  # source, target
-    usd_per_label: Fraction = None
-    few_shot_n: int = 100
-    few_shot_budgets: tuple = ()
-    catch_up_usd: tuple = ()
-    figure_usd: dict = field(default_factory=dict)
-    rows: dict = field(default_factory=dict)  # split -> rows there are, None where not known
-    gpu: str = "A40"  # whose hours these are:
-    teacher_hours: dict = field(default_factory=dict)  # labels -> hours that fine-tune the teacher
-    distill_hours: dict = field(default_factory=dict)  # labels -> hours for one unlabeled example
-    llm_tokens_per_label: Fraction = None
-    files: dict = field(default_factory=dict)  # the paper's: names, rows and totals as published
-    released_rows: dict = field(default_factory=dict)
-    label_total_usd: Fraction = None
-    scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
-
-    def hash_rules(self):
-        """What names the rules by which its outputs are read and scored."""
-        rules = [self.metric, self.report, self.labels, self.paper_default_label, self.prefix]
-        text = json.dumps([*rules, self.max_source_length, self.max_target_length])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def name_score(self, rule="strict"):
-        """The key of metrics.json that is this task's score by a rule."""
-        classes = "accuracy" if self.report == "accuracy" else "micro_f1"
-        families = {"entities": "entity_f1", "answers": "f1", "paraphrase": "bert_ibleu"}
-        strict = families.get(self.metric, classes)
-        return strict if rule == "strict" else f"{strict.removeprefix('entity_')}_released"
-
-    @property
-    def keeps_empty(self):
-        """Whether a text without entities is a lesson; the paper's authors left theirs out."""
-        return self.own and self.metric == "entities"
-
-    def at(self, scale, key):
-        """The settings `key` of this task at a scale, {} where it has none of its own."""
-        return self.scales.get(scale, {}).get(key, {})
 
 
 # --- readers of fields: (value, where it stands) -> the checked value ------------------------
@@ -155,12 +96,12 @@ def read_tokens(value, where):
     return value
 
 
-def read_label_count(value, where):
+def read_number(value, where):
     return parse_count(value, where, 1)
 
 
 def read_rows(value, where):
-    return None if value is None else parse_count(value, where, 1)
+    return None if value is None else read_number(value, where)
 
 
 def read_hours(divide):
@@ -206,43 +147,85 @@ def read_flags(value, where):
     return found
 
 
-LENGTHS = ("source", "target")
-READERS = {
-    "title": read_words,
-    "metric": read_choice(*METRICS),
-    "prefix": read_words,
-    "labels": read_each(read_label),
-    "max_source_length": read_tokens,
-    "max_target_length": read_tokens,
-    "labels_n": read_each(read_label_count, [1000, 5000]),
-    "budgets": read_each(parse_price, [100, 200]),
-    "kind": read_words,
-    "report": read_choice("accuracy", "f1"),
-    "instruction": lambda value, where: check_kind(value, str, where),
-    "label_descriptions": read_map(read_words),
-    "paper_default_label": read_words,
-    "mean_tokens": read_map(parse_amount, LENGTHS, LENGTHS),
-    "usd_per_label": parse_price,
-    "few_shot_n": read_label_count,
-    "few_shot_budgets": read_each(parse_price),
-    "catch_up_usd": read_each(parse_price),
-    "figure_usd": read_map(parse_price, ("fig4", "fig5", "fig6")),
-    "rows": read_map(read_rows, ("train", "dev", "test", "unlabeled")),
-    "gpu": read_words,
-    "teacher_gpu_hours": read_hours(1),
-    "distill_gpu_hours_per_100k": read_hours(100_000),
-    "distill_usd_per_100k": read_hours(100_000 * PAPER_USD_PER_GPU_HOUR),
-    "llm_tokens_per_label": parse_price,
-    "files": read_map(read_words),
-    "released_rows": read_map(read_rows),
-    "label_total_usd": parse_price,
+# Objects in an entry that have certain keys alone.
+read_tokens_by_side = read_map(parse_amount, ("source", "target"), ("source", "target"))
+read_usd_by_figure = read_map(parse_price, ("fig4", "fig5", "fig6"))
+read_rows_by_split = read_map(read_rows, ("train", "dev", "test", "unlabeled"))
+
+
+# --- what a task is -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked entry, each field by its reader: dollars, hours and tokens are Fractions, texts
+    have no control characters, and what the entry lacks is None or empty."""
+
+    name: str
+    title: Annotated[str, read_words]
+    metric: Annotated[str, read_choice(*METRICS)]
+    prefix: Annotated[str, read_words]
+    labels: Annotated[tuple, read_each(read_label)]
+    max_source_length: Annotated[int, read_tokens]
+    max_target_length: Annotated[int, read_tokens]
+    labels_n: Annotated[tuple, read_each(read_number, [1000, 5000])]
+    budgets: Annotated[tuple, read_each(parse_price, [100, 200])]  # dollars
+    own: bool = True  # a task that the paper has not
+    kind: Annotated[str, read_words] = None
+    report: Annotated[str, read_choice("accuracy", "f1")] = "f1"
+    instruction: Annotated[str, lambda value, where: check_kind(value, str, where)] = None
+    # label -> text, for an LLM's prompt
+    label_descriptions: Annotated[dict, read_map(read_words)] = field(default_factory=dict)
+    # what the released scorer makes of an output without a label
+    paper_default_label: Annotated[str, read_words] = None
+    mean_tokens: Annotated[dict, read_tokens_by_side] = field(default_factory=dict)
+    usd_per_label: Annotated[Fraction, parse_price] = None
+    few_shot_n: Annotated[int, read_number] = 100
+    few_shot_budgets: Annotated[tuple, read_each(parse_price)] = ()
+    catch_up_usd: Annotated[tuple, read_each(parse_price)] = ()
+    figure_usd: Annotated[dict, read_usd_by_figure] = field(default_factory=dict)
+    # split -> rows there are, None where not known
+    rows: Annotated[dict, read_rows_by_split] = field(default_factory=dict)
+    gpu: Annotated[str, read_words] = "A40"  # whose hours these are:
+    teacher_hours: dict = field(default_factory=dict)  # labels -> hours that fine-tune the teacher
+    distill_hours: dict = field(default_factory=dict)  # labels -> hours for one unlabeled example
+    llm_tokens_per_label: Annotated[Fraction, parse_price] = None
+    # the paper's, as published
+    released_rows: Annotated[dict, read_map(read_rows)] = field(default_factory=dict)
+    scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
+    word: str = None  # by which scripts that know no folder of data find it
+
+    def hash_rules(self):
+        """What names the rules by which its outputs are read and scored."""
+        rules = [self.metric, self.report, self.labels, self.paper_default_label, self.prefix]
+        text = json.dumps([*rules, self.max_source_length, self.max_target_length])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def name_score(self, rule="strict"):
+        """The key of metrics.json that is this task's score by a rule."""
+        classes = "accuracy" if self.report == "accuracy" else "micro_f1"
+        families = {"entities": "entity_f1", "answers": "f1", "paraphrase": "bert_ibleu"}
+        strict = families.get(self.metric, classes)
+        return strict if rule == "strict" else f"{strict.removeprefix('entity_')}_released"
+
+    @property
+    def keeps_empty(self):
+        """Whether a text without entities is a lesson; the paper's authors left theirs out."""
+        return self.own and self.metric == "entities"
+
+    def at(self, scale, key):
+        """The settings `key` of this task at a scale, {} where it has none of its own."""
+        return self.scales.get(scale, {}).get(key, {})
+
+
+HOURS = {  # what an entry has in other words than the Task: (its field, its reader)
+    "teacher_gpu_hours": ("teacher_hours", read_hours(1)),
+    "distill_gpu_hours_per_100k": ("distill_hours", read_hours(100_000)),
+    "distill_usd_per_100k": ("distill_hours", read_hours(100_000 * PAPER_USD_PER_GPU_HOUR)),
 }
+HINTS = {key: each for key, each in Task.__annotations__.items() if hasattr(each, "__metadata__")}
+READERS = {key: (key, each.__metadata__[0]) for key, each in HINTS.items()} | HOURS
 NEEDED = tuple(READERS)[:8]
-HOURS = {  # where the entry's own word is another than the Task's
-    "teacher_gpu_hours": "teacher_hours",
-    "distill_gpu_hours_per_100k": "distill_hours",
-    "distill_usd_per_100k": "distill_hours",
-}
 read_scale = read_map(read_flags)
 
 
@@ -271,7 +254,8 @@ def make_task(name, entry, where=""):
     values, scales = {}, {}
     for key, value in found.items():  # null is the same as no field, but for those that are needed
         if value is not None or key in NEEDED:
-            values[HOURS.get(key, key)] = READERS[key](value, f"{what} {key!r}")
+            name_there, read = READERS[key]
+            values[name_there] = read(value, f"{what} {key!r}")
     for key, value in settings.items():
         if not isinstance(value, dict):
             near = difflib.get_close_matches(key, READERS, 1)
@@ -279,7 +263,7 @@ def make_task(name, entry, where=""):
             raise UserError(f"{what} {key!r} is none that an entry has; {hint}")
         scales[key] = read_scale(value, f"{what} {key!r}")
     values = {"few_shot_budgets": values["budgets"], **values}
-    task = Task(name=name, own="labels_n" in entry, scales=scales, **values)
+    task = Task(name=name, word=name, own="labels_n" in entry, scales=scales, **values)
     check_labels(task, f"{what} 'labels'")
     return task
 
@@ -312,16 +296,14 @@ def load_task(word, folder=None):
     """The Task that `word` names: an entry of data/tasks.json, a file FILE.json that is one entry,
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
     name, _, file = word.rpartition("=")
-    if file.endswith(".json"):
-        path = Path(file)
-        stem = path.resolve().parent.name if path.name == "task.json" else path.stem
-        return make_task(check_name(name or stem), read_json(path), f"{path}: ")
-    known = read_json(DATA / "tasks.json")
+    known, own = read_json(DATA / "tasks.json"), file.endswith(".json")
     if word in known:
         return make_task(check_name(word), known[word])
-    path = Path(folder or "", "task.json")
-    if folder and path.is_file():
-        return make_task(check_name(word), read_json(path), f"{path}: ")
+    path = Path(file) if own else Path(folder or "", "task.json")
+    if own or (folder and path.is_file()):
+        stem = path.resolve().parent.name if path.name == "task.json" else path.stem
+        name = check_name((name or stem) if own else word)
+        return replace(make_task(name, read_json(path), f"{path}: "), word=f"{name}={path}")
     near = difflib.get_close_matches(word, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
@@ -336,11 +318,3 @@ def load_tasks(words, folder=None):
     if not names:
         raise UserError("--task: no task given; write for example wlp, 'wlp fever' or all")
     return [load_task(name, folder) for name in names]
-
-
-def name_word(task, asked, folder=None):
-    """The word by which scripts that know no FOLDER find `task`, one of the words `asked`."""
-    if task.name in read_json(DATA / "tasks.json"):
-        return task.name
-    files = [word for word in asked if word.endswith(".json") and load_task(word).name == task.name]
-    return files[0] if files else f"{task.name}={Path(folder, 'task.json')}"

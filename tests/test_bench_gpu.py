@@ -13,23 +13,21 @@ from data import prepare
 from data.bench import gpu as bench_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
-LENGTHS = json.loads(bench_gpu.LENGTHS.read_text())["lengths"]
+LENGTHS = bench_gpu.LENGTHS
 MINI = ["--teacher", "mini", "--student", "mini", "--vocabulary", "300", "--seconds", "0.2"]
 MINI += ["--shard-rows", "16", "--pass-batch", "4", "8"]
 
 
 @pytest.fixture
 def args(tmp_path):
-    args = bench_gpu.parse_args([*MINI, "--output", str(tmp_path), "--into", str(tmp_path / "p")])
-    args.scratch, args.stop_at = str(tmp_path), time.time() + 3600
-    return args
+    return bench_gpu.parse_args([*MINI, "--output", str(tmp_path)])
 
 
 def run_part(args, name):
     """What a part leaves in its file."""
-    args.part = name
-    bench_gpu.run_part(args)
-    return json.loads(args.into.read_text())
+    into = args.output / "p"
+    bench_gpu.run_part(name, args, time.time() + 3600, into)
+    return json.loads(into.read_text())
 
 
 @pytest.mark.parametrize("name", ["tune", "pass", "student", "released"])
@@ -80,21 +78,21 @@ def test_a_crash_keeps_what_was_measured_before_it(args, monkeypatch):
     monkeypatch.setattr(bench_gpu, "time_steps", crash)
     with pytest.raises(RuntimeError):
         run_part(args, "student")
-    found = json.loads(args.into.read_text())["found"]
+    found = json.loads((args.output / "p").read_text())["found"]
     assert found["rows_a_second"] > 0 and "whole" not in found
     assert found["failed"] == "RuntimeError: illegal memory access"
 
 
 def test_parts_are_processes_and_a_failed_one_takes_no_other_along(tmp_path, capfd):
-    """The teacher pass gets a batch size of 0 and fails; the student's part goes on."""
-    flags = [*MINI[:-3], "--pass-batch", "0", "--parts", "pass", "student"]
+    """The teacher pass gets a batch size of 0 and fails; the next part goes on."""
+    flags = [*MINI[:-3], "--pass-batch", "0", "--parts", "pass", "tune"]
     bench_gpu.main([*flags, "--output", str(tmp_path)])
     (file,) = tmp_path.glob("*-mini.json")
     parts = json.loads(file.read_text())["parts"]
     assert parts["pass"]["failed"].startswith("ValueError")
-    assert parts["student"]["rows_a_second"] > 0
+    assert parts["tune"]["rows_a_second"] > 0
     printed = capfd.readouterr().out
-    assert "\npass      failed: ValueError" in printed and "\nstudent " in printed
+    assert "\npass      failed: ValueError" in printed and "\ntune " in printed
 
 
 def test_a_part_that_hangs_is_stopped(args, tmp_path):
@@ -158,12 +156,11 @@ def test_a_config_has_the_size_that_the_planner_counts():
 def test_tune_needs_torch_transformers_and_accelerate_alone(tmp_path):
     """On a machine without network: no datasets, bert-score, openai or what distill.py imports."""
     code = (
-        "import sys; from data.bench import gpu\n"
-        f"flags = {[*MINI, '--output', str(tmp_path), '--part', 'tune']} + ['--into', "
-        f"{str(tmp_path / 'p')!r}, '--stop-at', '9e9']\n"
+        "import pathlib, sys; from data.bench import gpu\n"
         "for name in ('datasets', 'bert_score', 'openai', 'distill', 'evaluate'):\n"
         "    sys.modules[name] = None\n"
-        "gpu.main(flags)"
+        f"args = gpu.parse_args({[*MINI, '--output', str(tmp_path)]})\n"
+        f"gpu.run_part('tune', args, 9e9, pathlib.Path({str(tmp_path / 'p')!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -422,13 +422,20 @@ def test_the_environment_neither_redirects_nor_spends(tmp_path):
         "DATA": "/x",
         "OPENAI_API_KEY": "k",
     }
-    line = ["make", "-n", "fig6", f"RUNS={tmp_path}"]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    done = subprocess.run(
-        line, cwd=ROOT, env={**kept, **odd}, capture_output=True, text=True, check=False
-    )
+
+    def make(*words, **more):
+        environment = {"env": {**kept, **odd, **more}, "capture_output": True, "text": True}
+        line = ["make", *words, f"RUNS={tmp_path}"]
+        return subprocess.run(line, cwd=ROOT, check=False, **environment)
+
+    done = make("-n", "fig6")
     assert done.returncode == 0 and "--simulate" in done.stdout, done.stderr
     assert "gpt-4o-mini" not in done.stdout and "--task nq" not in done.stdout
+    words = (("-e",), ("-ke",), ("--environment-overrides",), ("-j2", "-e"), ("help", "-e"))
+    for done in [*(make(*each, "-n", "fig6") for each in words), make("fig6", MAKEFLAGS="ne")]:
+        assert done.returncode == 2 and "error: -e: variables come from" in done.stderr
+        assert not done.stdout
 
 
 def test_each_script_gets_its_own_flags_and_the_work_is_told_first(tmp_path):

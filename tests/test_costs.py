@@ -20,8 +20,9 @@ import costs
 from data.costs.budget import load_scale
 from data.costs.grid import make_flags, pick_nearest
 from data.costs.prices import match_gpu
-from data.costs.runs import make_run
+from data.costs.runs import make_run, measure_rates
 from data.files import UserError
+from data.plots.printed import load_printed
 from data.plots.results import load_scores
 from data.tasks import load_task, load_tasks
 
@@ -137,8 +138,8 @@ def test_grid_at_paper_scale_has_the_printed_counts(row):
 )
 def test_totals_of_table_1(task, printed):
     total = TASKS[task].rows["train"] * TERMS[task].usd_per_label
-    paper = TASKS[task].label_total_usd
-    assert (f"{round(total):,}" == printed) == (round(total) == paper) == (printed is not None)
+    paper = load_printed(1)[task, "total_usd"]
+    assert (f"{round(total):,}" == printed) == (f"${round(total):,}" == paper)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +307,23 @@ def test_run_names_read_back(strategy, n, unlabeled, llm, seed, student, teacher
         teacher if strategy in ("dist", "teacher") else "xxl",
     )
     assert costs.parse_run(made.name) == made
+
+
+def test_names_of_distilled_encoders():
+    """Only distilling takes an encoder as a size, and its settings are of its own name."""
+    for kind in ("bert", "distilbert"):
+        made = make_run("dist", 100, 0, unlabeled=1000, student=kind)
+        assert made.name == f"dist-{kind}-n100-u1000-s0" and costs.parse_run(made.name) == made
+        assert (made.encoder, made.recipe, made.needs) == (
+            kind,
+            f"dist-{kind}",
+            ("teacher-n100-s0",),
+        )
+        assert costs.parse_run(f"{kind}-n100-s0").encoder == kind
+        assert costs.parse_run("dist-n100-u1000-s0").encoder is None
+        for name in (f"small-{kind}-n100-s0", f"{kind}-{kind}-n1-s0", f"teacher-{kind}-n1-s0"):
+            with pytest.raises(UserError, match="not a name such as"):
+                costs.parse_run(name)
 
 
 @quick
@@ -805,6 +823,20 @@ def test_report_prices_each_run_and_pays_nothing_twice(tmp_path, capsys):
     text = run("report", tmp_path, capsys=capsys)
     assert "dist-n100-u11100-s0" in text and "mini wlp table2" in text
     assert text.index("dist-n100-u1900-s0") < text.index("dist-n100-u11100-s0")
+
+
+def test_an_encoder_costs_a_pass_of_its_own_and_measures_no_t5(tmp_path, capsys):
+    """It learns from scores of the classes: another pass of the teacher, and no rate of Dist."""
+    for name in ("teacher-n100-s0", "dist-n100-u1900-s0", "dist-bert-n100-u1900-s0"):
+        add_run(tmp_path, costs.parse_run(name))
+    found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    hours = 3 * 2 + 2 * 2 * 1900 / 3600  # three runs on two GPUs, and two passes
+    assert found["total"]["paper"]["compute_usd"] == pytest.approx(hours * 1.875)
+    assert found["strategies"]["dist"]["runs"] == 2
+    rates = measure_rates("wlp", tmp_path, PRICES)
+    (tmp_path / "mini" / "wlp" / "dist-bert-n100-u1900-s0" / "training.json").unlink()
+    (tmp_path / "mini" / "wlp" / "dist-bert-n100-u1900-s0" / "metrics.json").unlink()
+    assert measure_rates("wlp", tmp_path, PRICES) == rates
 
 
 def test_report_on_a_cpu_shows_hours_and_no_dollars_unless_asked(tmp_path, capsys):

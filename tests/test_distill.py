@@ -544,6 +544,9 @@ def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
     words = ["--teacher", tmp_path / "labels", "--student", world / "student", *PASS[:6]]
     with fails("is damaged; run the teacher pass again"):
         distill.main([*map(str, words), "--output", str(tmp_path / "run")])
+    path.unlink()
+    with fails(r"[0-9]+ of the rows have no labels"):
+        distill.main([*map(str, words), "--output", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
+import costs
+import distill
 import evaluate
+import plots
 import train_small
 from data.costs.grid import make_flags, show_flags
 from data.costs.runs import parse_run
@@ -226,3 +229,39 @@ def test_the_towns_encoder_has_the_vocabulary_of_the_towns_student():
     for task in ("stanceosaurus", "fever", "multipit_id"):
         model = make_flags(load_task(task), "mini", "bert")["model"]
         assert model == "data/world/models/town-encoder"
+
+
+def test_table_10_distils_the_towns_encoder(tmp_path, capsys):
+    """The very recipes that make would run, for two steps on a few rows: a pass for the scores of
+    the classes, the student, its score, its place in the table."""
+    runs, splits = tmp_path / "mini" / "stanceosaurus", tmp_path / "rows" / "stanceosaurus"
+    splits.mkdir(parents=True)
+    for name in ("train", "dev", "test", "unlabeled"):
+        write_rows(splits / f"{name}.jsonl", 12)
+    (runs / "teacher-n100-s0").mkdir(parents=True)
+    teacher = ROOT / "data" / "world" / "models" / "town-teacher"
+    (runs / "teacher-n100-s0" / "model").symlink_to(teacher, target_is_directory=True)
+    place = ["--runs", str(runs.parent), "--made", str(tmp_path)]
+    costs.main(["rules", "--for", "table10", "--task", "stanceosaurus", *place])
+    rules = Path(capsys.readouterr().out.strip()).read_text()
+    values = {"$(RUNS)": str(runs.parent), "$(PREPARED)": str(splits.parent), "> /dev/null": ""}
+    values |= {"$(TRAIN_FLAGS)": "--max-steps 2", "$(DIST_FLAGS)": "--num-unlabeled 12"}
+    values |= {"$(launch)": "", "$(queue)": "", "$(PY)": "", "@": ""}
+    scripts = {"distill.py": distill.main, "evaluate.py": evaluate.main}
+    name = "dist-bert-n100-u12600-s0"
+    for target in ("teacher-n100-s0/12600.classes", f"{name}/metrics.json"):
+        recipe = re.search(rf"^\S*/{re.escape(target)}: (.*\n)((?:\t.*\n)+)", rules, re.M)[2]
+        for line in recipe.replace("$(@D)", str((runs / target).parent)).splitlines():
+            for variable, value in values.items():
+                line = line.replace(variable, value)
+            script, *words = shlex.split(line)
+            if script in scripts:
+                scripts[script](words)
+    capsys.readouterr()
+    score = json.loads((runs / name / "metrics.json").read_text())["score"]
+    assert json.loads((runs / name / "training.json").read_text())["steps"] == 2
+    plots.main(["table10", "--task", "stanceosaurus", "--runs", str(runs.parent)])
+    head, _, row, *_ = capsys.readouterr().out.splitlines()[2:]
+    shown = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    (said,) = (value for column, value in shown.items() if "BERT (Dist.)" in column)
+    assert float(said.strip(" |↓")) == pytest.approx(score, abs=0.05)

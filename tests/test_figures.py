@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import costs
 import plots
+from data import files
 from data.costs.grid import cells, grid
 from data.costs.runs import parse_run
 from data.files import UserError, write_json
@@ -412,7 +413,7 @@ def test_figure_2_of_an_own_task_is_drawn_from_the_runs_of_table_2(tmp_path, tit
 def test_a_failed_write_leaves_nothing_half_done(tmp_path, monkeypatch):
     drawn = build("fig2", write_runs(tmp_path / "runs", "fig2"))
     picture, out = drawing.draw(drawn.panels), tmp_path / "out"
-    monkeypatch.setattr(drawing.os, "replace", lambda *names: 1 / 0)
+    monkeypatch.setattr(files.os, "replace", lambda *names: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         drawing.write(picture, out / "fig2")
     assert not list(out.iterdir())

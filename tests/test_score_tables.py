@@ -321,9 +321,14 @@ def test_table10_at_paper_scale(tmp_path):
     write_runs(tmp_path, "table10", ["fever"], "paper", (0,))
     flags = ("--scale", "paper")
     table, cells = build(tmp_path, *flags, table="table10", task="fever", seeds="0")
-    assert table.rows[0] == ["FEVER", "1,000", "$279", "strict", "20.0", "30.0", "40.0", "60.0"]
-    assert table.rows[2] == ["", "", "", "paper", 49.8, 69.9, 70.7, 71.7]
+    ours = ["20.0", "30.0", "40.0", "60.0", "60.0"]
+    assert table.columns[-1] == "DistilBERT (Dist.)"
+    assert table.rows[0] == ["FEVER", "1,000", "$279", "strict", *ours]
+    assert table.rows[2] == ["", "", "", "paper", 49.8, 69.9, 70.7, 71.7, None]
     assert len(find_cells(cells, Strategy="BERT")) == 2
+    distilled = find_cells(cells, Strategy="Dist. into an encoder")
+    assert [row["Unlabeled"] for row in distilled] == ["182,000", "163,000"]
+    assert [row["Planned $"] for row in distilled] == ["$149.46", "$149.64"]
 
 
 def test_table10_says_which_models_a_scale_lacks(tmp_path):

@@ -14,7 +14,6 @@ to 3 for labels and 1/3 to 3 for GPUs; the truth at a budget is then between mea
 nearest of them at most a few percent away. A gap below 1.5 points is nobody's win.
 """
 
-import argparse
 import csv
 import functools
 import itertools
@@ -32,17 +31,12 @@ from data.costs.budget import count_distill_hours, make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
 from data.costs.pilot import PAPER_CONSTANTS, read_paper_runs
 from data.costs.prices import load_prices
-from data.files import DATA, run_cli
+from data.files import DATA, make_parser, read_csv, run_cli
+from data.plots.results import load_scores
 from data.tasks import load_task
 
-TITLES = {
-    "WLP": "wlp",
-    "Stanceosaurus": "stanceosaurus",
-    "FEVER": "fever",
-    "MultiPIT-Id": "multipit_id",
-    "MultiPIT-Gen": "multipit_gen",
-    "Natural Questions": "nq",
-}
+TITLES = {"WLP": "wlp", "Stanceosaurus": "stanceosaurus", "FEVER": "fever"}
+TITLES |= {"MultiPIT-Id": "multipit_id", "MultiPIT-Gen": "multipit_gen", "Natural Questions": "nq"}
 TASKS = tuple(TITLES.values())
 ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}
 HORIZONS = ((1.3, 3, "2x"), (3, 7, "4x"), (7, 16, "10x"), (16, math.inf, ">16x"))
@@ -69,20 +63,15 @@ class Point(NamedTuple):
     score: float
 
 
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def load_mini(folder):
     """(Points, {task: constant predictor}) of the committed mini grid."""
     found, constants = {}, {}
     for name in ("fig2", "fig3"):
-        for row in read_csv(folder / f"mini-all-{name}.csv"):
+        for row in read_csv(folder / f"mini-all-{name}.csv").values():
             key = row["Task"], row["Strategy"], int(row["Labels"]), int(row["Unlabeled"])
             found[key] = float(row["Score"])
     for name in ("table2", "table3", "table4", "table9", "table11"):
-        for row in read_csv(folder / f"mini-all-{name}-cells.csv"):
+        for row in read_csv(folder / f"mini-all-{name}-cells.csv").values():
             task, arm = TITLES[row["Task"]], ARMS.get(row["Strategy"])
             constants[task] = float(row["Constant"] or constants.get(task, 0))
             if arm and row["Score"] not in ("", "N/A", "–"):
@@ -91,19 +80,9 @@ def load_mini(folder):
     return [Point("mini", *key, score) for key, score in found.items()], constants
 
 
-def load_paper():
-    """The Points of the paper's Tables 2, 3, 4, 9 and 11."""
-    found = [(task, run) for task in TASKS for run in read_paper_runs(load_task(task))]
-    return [Point("paper", task, *run[:3], 100 * run.score) for task, run in found]
-
-
 @functools.cache
 def get_terms(task):
     return make_terms(load_task(task), load_prices())
-
-
-def rows_of(task):
-    return load_task(task).rows["train"]
 
 
 class Measured:
@@ -111,7 +90,9 @@ class Measured:
 
     def __init__(self, folder):
         mini, constants = load_mini(folder)
-        self.points = mini + load_paper()
+        paper = [(task, run) for task in TASKS for run in read_paper_runs(load_task(task))]
+        paper = [Point("paper", task, *run[:3], 100 * run.score) for task, run in paper]
+        self.points = mini + paper  # of the paper its Tables 2, 3, 4, 9 and 11
         self.constants = {("mini", t): c for t, c in constants.items()}
         self.constants |= {("paper", t): c for t, c in PAPER_CONSTANTS.items()}
 
@@ -135,21 +116,16 @@ class Measured:
         """{level: its Points}, as far as they were measured."""
         students = self.pick_students(world, task, n) or self.select(world, task, "small", n)
         teacher, rows = (self.select(world, task, arm, n) for arm in ("teacher", "dist"))
-        pilots = {"P0": []}
-        if students:
-            pilots["P1"] = students
+        pilots = {"P0": []} | ({"P1": students} if students else {})
         if students and teacher:
             pilots["P2"] = [*students, *teacher]
             more = [p for p in rows if p.rows >= 1.8 * rows[0].rows]
             pilots |= {"P3": [*pilots["P2"], rows[0]]} if rows else {}
             pilots |= {"P4": [*pilots["P3"], more[0]]} if more else {}
-        return pilots
-
-    def make_posterior(self, world, task, points):
-        return self.cached_posterior(world, task, tuple(points))
+        return {level: tuple(points) for level, points in pilots.items()}
 
     @functools.cache  # noqa: B019
-    def cached_posterior(self, world, task, points):
+    def make_posterior(self, world, task, points):
         runs = [Run(p.arm, p.labels, p.rows, p.score / 100) for p in points]
         return Posterior(runs, self.constants[world, task] / 100)
 
@@ -167,14 +143,10 @@ def check_labels(measured):
     found = defaultdict(list)
     for world, sizes in (("mini", (50, 100, 500)), ("paper", (500, 1000, 2000, 5000, 10000))):
         for task, n in itertools.product(TASKS, sizes):
-            pilot = measured.pick_students(world, task, n)
-            for low, high, name in HORIZONS if pilot else ():
-                most = pilot[-1].labels
-                beyond = [
-                    p
-                    for p in measured.select(world, task, "small")
-                    if max(low, 1.3) <= p.labels / most < high
-                ]
+            pilot = tuple(measured.pick_students(world, task, n))
+            points = measured.select(world, task, "small") if pilot else []
+            for low, high, name in HORIZONS:
+                beyond = [p for p in points if low <= p.labels / pilot[-1].labels < high]
                 if beyond:
                     posterior = measured.make_posterior(world, task, pilot)
                     pairs = [(posterior.ann(p.labels), p.score) for p in beyond]
@@ -197,12 +169,11 @@ def check_rows(measured):
     return found
 
 
-def interpolate(points, counts):
-    """Scores at `counts`: rising in labels (isotonic), straight in the log of the count."""
-    known = sorted(counts)
-    return lambda count: float(
-        np.interp(math.log(count), np.log(known), [points[c] for c in known])
-    )
+def interpolate(points):
+    """Scores at counts between those of {count: score}, straight in the log of the count."""
+    known = sorted(points)
+    scores = [points[count] for count in known]
+    return lambda count: float(np.interp(math.log(count), np.log(known), scores))
 
 
 def price_arms(world, task, n):
@@ -218,13 +189,13 @@ def list_cells(measured):
     for world, sizes in (("mini", (100, 500, 1000)), ("paper", (100, 1000, 5000, 10000))):
         for task, n in itertools.product(TASKS, sizes):
             students = measured.select(world, task, "small")
-            x = [p.labels for p in students]
+            x = [p.labels for p in students]  # scores rise in labels
             fit = IsotonicRegression().fit_transform(np.log(x), [p.score for p in students])
-            ann = interpolate(dict(zip(x, fit, strict=True)), x)
             rows = {p.rows: p.score for p in measured.select(world, task, "dist", n)}
             if len(rows) < 3:
                 continue
-            dist, (label, teacher, row) = interpolate(rows, rows), price_arms(world, task, n)
+            ann, dist = interpolate(dict(zip(x, fit, strict=True))), interpolate(rows)
+            label, teacher, row = price_arms(world, task, n)
             for by_label, by_gpu in itertools.product(LABEL_PRICES, GPU_PRICES):
                 for budget in (usd / DIVIDE[world] for usd in (50, 100, 200, 500, 1000)):
                     labels = int(n + budget // (label * by_label))
@@ -265,23 +236,17 @@ def check_calibration(judged):
     for low, high in itertools.pairwise((0, 0.05, 0.2, 0.5, 0.8, 0.95, 1.01)):
         cells = [cell for cell in decided if low <= cell[0] < high]
         if cells:
-            yield (
-                low,
-                min(high, 1),
-                len(cells),
-                *(statistics.mean(v) for v in zip(*cells, strict=True)),
-            )
+            means = (statistics.mean(v) for v in zip(*cells, strict=True))
+            yield low, min(high, 1), len(cells), *means
 
 
-def list_table2(measured):
+def list_table2():
     """{(task, N): [(budget, Dist. - Ann.)]} of the paper's Table 2, where a budget buys rows."""
-    cells = defaultdict(dict)
-    for row in read_csv(DATA / "paper" / "scores.csv"):
-        if row["table"] == "2" and row["budget_usd"] not in ("", "0"):
-            score = float(row["score"]) if row["score"] not in ("", "N/A") else None
-            key = row["task"], int(row["labels"]), float(row["budget_usd"])
-            cells[key][row["strategy"]] = score
-    gaps = defaultdict(list)
+    cells, gaps = defaultdict(dict), defaultdict(list)
+    for row in load_scores():
+        if row["table"] == 2 and row["budget_usd"]:
+            key = row["task"], row["labels"], float(row["budget_usd"])
+            cells[key][row["strategy"]] = row["score"]
     for (task, n, budget), scores in sorted(cells.items()):
         if scores.get("dist") is not None:
             gaps[task, n].append((budget, scores["dist"] - scores["small"]))
@@ -293,11 +258,11 @@ def check_first_lead(measured, level):
 
     The table shows a bracket: from the teacher's price, or the last budget lost, to the first won.
     """
-    for (task, n), gaps in list_table2(measured).items():
+    for (task, n), gaps in list_table2().items():
         lost = [budget for budget, gap in gaps if gap <= 0]
         won = [budget for budget, gap in gaps if gap > 0]
-        terms, task_rows = get_terms(task), measured.select("paper", task, "dist", n)
-        market = Market(terms, n, max(p.rows for p in task_rows), rows_of(task))
+        most = max(p.rows for p in measured.select("paper", task, "dist", n))
+        market = Market(get_terms(task), n, most, load_task(task).rows["train"])
         low = max([float(market.price_teacher(n)), *lost])
         points = measured.make_pilots("paper", task, n)[level]
         posterior = measured.make_posterior("paper", task, points)
@@ -318,20 +283,13 @@ def list_options(measured, world, task, n):
 def check_split(measured, world, n, level="P2", budgets=12):
     """Points that the advised split of each budget loses to the best measured one."""
     for task in TASKS:
-        pilots, options = (
-            measured.make_pilots(world, task, n),
-            list_options(measured, world, task, n),
-        )
-        options = sorted(options)
+        pilots = measured.make_pilots(world, task, n)
+        options = sorted(list_options(measured, world, task, n))
         if level not in pilots or len(options) < 3:
             continue
         posterior = measured.make_posterior(world, task, pilots[level])
-        expected = [
-            statistics.mean(
-                posterior.ann(p.labels) if p.arm == "small" else posterior.dist(p.labels, p.rows)
-            )
-            for _, p in options
-        ]
+        arms = {"small": "ann", "dist": "dist"}
+        expected = [statistics.mean(posterior.score(arms[p.arm], p[3:5])) for _, p in options]
         for budget in np.geomspace(options[2][0], options[-1][0] * 1.01, budgets):
             can = [i for i, (usd, _) in enumerate(options) if usd <= budget]
             chosen = max(can, key=expected.__getitem__)
@@ -356,14 +314,12 @@ def list_results(measured):
         yield "split", world, "P2", "points lost", mean, len(lost), f"<= {most}", most
     judged = judge_cells(measured, list(list_cells(measured)))
     least = {("paper", "P3"): (0.8, 0.55, 0.9, 1.1), ("mini", "P3"): (0.97, None, None, None)}
-    for (world, level), cells in judged.items():
+    for key, cells in judged.items():
         count, *found = summarise_winners(cells)
         names = ("winner right", "told", "right if told", "points lost")
-        for name, value, bound in zip(
-            names, found, least.get((world, level), [None] * 4), strict=True
-        ):
+        for name, value, bound in zip(names, found, least.get(key, [None] * 4), strict=True):
             sign = "<=" if name == "points lost" else ">="
-            yield "winner", world, level, name, value, count, f"{sign} {bound}", bound
+            yield "winner", *key, name, value, count, f"{sign} {bound}", bound
     for low, high, count, p, share in check_calibration([judged[w, "P3"] for w in DIVIDE]):
         case, bound = f"{low:g} to {high:g}", 0.12 if count >= 100 else None
         yield "calibration", "both", case, "share of wins less P", share - p, count, "+-0.12", bound
@@ -380,26 +336,19 @@ def is_kept(measure, value, bound):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    results = DATA / "results"
+    parser = make_parser(__doc__)
+    results, rows = DATA / "results", []
     parser.add_argument("--results", type=Path, default=results, help="folder (%(default)s)")
     parser.add_argument("--output", type=Path, default=results / "advise-backtest.csv")
     args = parser.parse_args(argv)
-    rows = []
-    for test, world, case, measure, value, cases, bound, limit in list_results(
-        Measured(args.results)
-    ):
+    for *row, measure, value, cases, bound, limit in list_results(Measured(args.results)):
         kept = is_kept(measure, value, limit)
-        rows.append(
-            (test, world, case, measure, f"{value:.3f}", cases, bound if limit else "", kept)
-        )
-        print(*rows[-1], sep="\t", flush=True)
+        row = (*row, measure, f"{value:.3f}", cases, bound if limit else "", kept)
+        rows.append(row)
+        print(*row, sep="\t", flush=True)
     with open(args.output, "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow("test world case measure value cases bound kept".split())
-        table.writerows(rows)
+        heads = "test world case measure value cases bound kept".split()
+        csv.writer(file).writerows([heads, *rows])
     missed = [row for row in rows if row[-1] is False]
     print(f"{len(missed)} of {sum(row[-1] != '' for row in rows)} bounds missed")
 

@@ -21,17 +21,17 @@ weights' values, so they are random. Each part is a process of its own with a sh
 one that fails or hangs takes no other part's figures along.
 """
 
-import argparse
 import contextlib
 import copy
 import datetime
+import functools
 import gc
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,30 +44,22 @@ import transformers
 import train_teacher
 from data.costs import memory
 from data.costs.prices import load_prices, match_gpu
+from data.files import make_parser
 
-LENGTHS = Path(__file__).with_name("wlp_lengths.json")
+LENGTHS = json.loads(Path(__file__).with_name("wlp_lengths.json").read_text())["lengths"]
 SIZES = {**memory.SIZES, "mini": memory.Shape(64, 128, 4, 2, 2, 16)}  # mini: to try it on a CPU
 CARDS = memory.read_cards()
 PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
-SHARES = {"tune": 4, "pass": 3, "student": 4, "released": 2}  # of the time
 SPARE = 10  # seconds before its end at which a part stops measuring
 
 
 def make_config(size, vocabulary):
     """T5 v1.1's config of that size."""
-    shape = SIZES[size]
-    return transformers.T5Config(
-        d_model=shape.width,
-        d_kv=shape.head_width,
-        d_ff=shape.hidden,
-        num_heads=shape.heads,
-        num_layers=shape.encoders,
-        vocab_size=vocabulary,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        use_cache=False,
-    )
+    width, hidden, heads, layers, _, head_width, *_ = SIZES[size]
+    shape = {"d_model": width, "d_ff": hidden, "num_heads": heads, "num_layers": layers}
+    shape |= {"d_kv": head_width, "vocab_size": vocabulary, "feed_forward_proj": "gated-gelu"}
+    known = {"tie_word_embeddings": False, "decoder_start_token_id": 0, "use_cache": False}
+    return transformers.T5Config(**shape, **known)
 
 
 def make_model(config, dtype, device):
@@ -84,9 +76,9 @@ def make_model(config, dtype, device):
     return train_teacher.fuse_gelu(model)
 
 
-def make_rows(lengths, vocabulary, count, seed=0):
+def make_rows(lengths, vocabulary, count):
     """Rows of random ids with WLP's lengths; the first source id encodes the target's length."""
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows = np.random.default_rng(0), []
     for i in range(count):
         source, target = lengths[i % len(lengths)]
         ids, labels = (rng.integers(3, vocabulary, n) for n in (source, target))
@@ -95,15 +87,13 @@ def make_rows(lengths, vocabulary, count, seed=0):
     return rows
 
 
-def count_flops(shape, lengths, way=6):
-    """FLOP a row of a pass: `way` (6 to train, 2 to run) for each weight and real token.
-
-    Attention's own products are left out, as is usual; at these lengths they are some 2%.
-    """
+def count_flops(shape, lengths):
+    """FLOP to train on a row: 6 for each weight and real token. Attention's own products are left
+    out, as is usual; at these lengths they are some 2%."""
     head, encoder, decoder, _ = shape.count_weights()
     source, target = np.mean(lengths, axis=0)
     ends = shape.decoders * decoder + head
-    return float(way * (shape.encoders * encoder * source + ends * target))
+    return float(6 * (shape.encoders * encoder * source + ends * target))
 
 
 def wait(device):
@@ -117,7 +107,7 @@ def measure_peak(device):
         return {"peak_gib": None, "reserved_gib": None}
     peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     torch.cuda.reset_peak_memory_stats()
-    return dict(zip(("peak_gib", "reserved_gib"), (n / 2**30 for n in peaks), strict=True))
+    return {"peak_gib": peaks[0] / 2**30, "reserved_gib": peaks[1] / 2**30}
 
 
 class Clock(transformers.TrainerCallback):
@@ -145,37 +135,21 @@ class Clock(transformers.TrainerCallback):
         steps = np.diff(self.times[self.skip :])
         if not len(steps):
             raise RuntimeError(f"time was up after {len(self.times)} steps of warm-up")
-        return {
-            "steps": len(steps),
-            "seconds_a_step": float(steps.mean()),
-            "seconds_a_step_10_90": np.quantile(steps, [0.1, 0.9]).tolist(),
-            "batch": rows,
-            "rows_a_second": float(rows / steps.mean()),
-            **measure_peak(self.device),
-        }
+        found = {"steps": len(steps), "seconds_a_step": float(steps.mean())}
+        found["seconds_a_step_10_90"] = np.quantile(steps, [0.1, 0.9]).tolist()
+        found |= {"batch": rows, "rows_a_second": float(rows / steps.mean())}
+        return {**found, **measure_peak(self.device)}
 
 
-def pad(rows, value):
-    """Lists of ids as one tensor."""
-    rows = [torch.tensor(row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-
-class Padding:
-    """The batches that DataCollatorForSeq2Seq makes, without a tokenizer."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def __call__(self, rows):
-        ids = pad([row["input_ids"] for row in rows], -1)
-        labels = pad([row["labels"] for row in rows], -100)
-        return {
-            "input_ids": ids.clamp(min=0),
-            "attention_mask": (ids >= 0).long(),
-            "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
-            "labels": labels,
-        }
+def collate(model, rows):
+    """The batch that DataCollatorForSeq2Seq makes, without a tokenizer."""
+    ids, labels = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(row[key]) for row in rows], True, value)
+        for key, value in (("input_ids", -1), ("labels", -100))
+    )
+    batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
+    decoder = model.prepare_decoder_input_ids_from_labels(labels)
+    return {**batch, "decoder_input_ids": decoder, "labels": labels}
 
 
 def time_steps(trainer, clock, rows):
@@ -189,9 +163,9 @@ def time_steps(trainer, clock, rows):
     return clock.report(rows)
 
 
-def bench_tune(args, lengths, device):
+def bench_tune(args, device):
     """Fine-tuning the teacher by the way that train_teacher.py chooses on this machine."""
-    flags = ["--train", str(LENGTHS), "--output", args.scratch, "--memory", args.memory]
+    flags = ["--train", __file__, "--output", args.scratch, "--memory", args.memory]
     settings, rest = train_teacher.parse_args([*flags, "--batch-size", "32"])
     training = train_teacher.read_training(settings, [*rest, "--max-steps", "100000"])
     shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
@@ -200,13 +174,13 @@ def bench_tune(args, lengths, device):
     if way != "fp32":
         training.bf16, training.mixed_precision = False, "no"
     training.max_grad_norm = 0.0 if way == "bf16" else 1.0
-    known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, lengths)}
-    known.update(peak_tflops=peak and (peak.bf16 or peak.fp32), out_of_memory=[])
-    known.update(time_disk(Path(args.scratch)))
+    known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, LENGTHS)}
+    known |= {"peak_tflops": peak and (peak.bf16 or peak.fp32), "out_of_memory": []}
+    known |= time_disk(Path(args.scratch))
     passes = {"rows": 32, "recompute": share > 0.5 and device == "cuda"}
     while True:
         try:
-            return tune_in_passes(args, settings, training, way, passes, known, lengths, device)
+            return tune_in_passes(args, settings, training, shape, passes, known, device)
         except torch.OutOfMemoryError:
             known["out_of_memory"].append(dict(passes))
         passes["rows"] //= 2 if passes["recompute"] else 1
@@ -218,24 +192,27 @@ def bench_tune(args, lengths, device):
             torch.cuda.empty_cache()
 
 
-def tune_in_passes(args, settings, training, way, passes, known, lengths, device):
+def tune_in_passes(args, settings, training, shape, passes, known, device):
     """The speed at WLP's lengths, and the memory of a few steps at the longest ones."""
-    config = make_config(args.teacher, args.vocabulary)
+    config, way = make_config(args.teacher, args.vocabulary), known["memory"]
     model = make_model(config, torch.float32 if way == "fp32" else torch.bfloat16, device)
     model = train_teacher.add_adapters(model, settings.lora_rank) if way == "lora" else model
-    rows = make_rows(lengths, args.vocabulary, 5000)
+    rows = make_rows(LENGTHS, args.vocabulary, 5000)
     trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes)
-    trainer.data_collator = Padding(model)
+    trainer.data_collator = functools.partial(collate, model)
     found = {**known, **passes}
-    found.update(time_steps(trainer, Clock(args.seconds, args.until, device), 32))
+    found |= time_steps(trainer, Clock(args.seconds, args.until, device), 32)
     if known["peak_tflops"]:
         reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
         found["utilisation"] = reached / known["peak_tflops"]
     args.save(found)
-    trainer.train_dataset = make_rows([np.max(lengths, axis=0)], args.vocabulary, 96)
-    found["planned_gib"] = plan_gib(args, way, passes, lengths)
-    clock = Clock(0, args.until + SPARE / 2, device, skip=1)
+    longest, mean = (tuple(map(float, f(LENGTHS, axis=0))) for f in (np.max, np.mean))
+    trainer.train_dataset = make_rows([tuple(map(int, longest))], args.vocabulary, 96)
+    work, card = memory.Work(longest, mean, 1, 32, 0.4), memory.find_cards("1x80", CARDS)[1]
+    planned = memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work)
+    found["planned_gib"] = planned.most
     try:
+        clock = Clock(0, args.until + SPARE / 2, device, skip=1)
         found["longest"] = time_steps(trainer, clock, 32)
     except torch.OutOfMemoryError as error:
         found["longest"] = {"failed": str(error)}
@@ -244,18 +221,8 @@ def tune_in_passes(args, settings, training, way, passes, known, lengths, device
 
 def find_card(device):
     """The price list's entry for this GPU, None where it has none."""
-    if device != "cuda":
-        return None
-    name = match_gpu(load_prices(), torch.cuda.get_device_name())
-    return next((card for card in memory.read_cards() if card.name == name), None)
-
-
-def plan_gib(args, way, passes, lengths):
-    """GiB that costs.py memory plans for the longest rows in such passes."""
-    shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
-    longest, mean = (tuple(map(float, f(lengths, axis=0))) for f in (np.max, np.mean))
-    work, (_, card) = memory.Work(longest, mean, 1, 32, 0.4), memory.find_cards("1x80", CARDS)
-    return memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work).most
+    name = device == "cuda" and match_gpu(load_prices(), torch.cuda.get_device_name())
+    return next((card for card in CARDS if card.name == name), None)
 
 
 def time_disk(folder, size=2**28):
@@ -282,9 +249,8 @@ def force_lengths(model):
     """
 
     def mark(module, inputs, kwargs, output):
-        output.last_hidden_state[:, 0, 0] = kwargs["input_ids"][:, 0].to(
-            output.last_hidden_state.dtype
-        )
+        state = output.last_hidden_state
+        state[:, 0, 0] = kwargs["input_ids"][:, 0].to(state.dtype)
 
     def end(module, inputs, kwargs, output):
         wanted = kwargs["encoder_outputs"].last_hidden_state[:, 0, 0].long() - 2
@@ -305,12 +271,12 @@ def make_key(args):
     return {**key, "classes": None}
 
 
-def bench_pass(args, lengths, device):
+def bench_pass(args, device):
     """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
     batches of its default size, which counts, and of another."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = make_model(make_config(args.teacher, args.vocabulary), dtype, device).eval()
-    rows = [row["input_ids"] for row in make_rows(lengths, args.vocabulary, args.shard_rows)]
+    rows = [row["input_ids"] for row in make_rows(LENGTHS, args.vocabulary, args.shard_rows)]
     rows.sort(key=len, reverse=True)
     found = {"dtype": str(dtype), "batches": []}
     for size in args.pass_batch:
@@ -329,10 +295,9 @@ def bench_pass(args, lengths, device):
 
 def time_shard(model, rows, size, args, device):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
-    import distill
+    batches, key = [rows[i : i + size] for i in range(0, len(rows), size)], make_key(args)
+    import distill  # its own imports are not asked of a machine that measures `tune` alone
 
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    key = make_key(args)
     with force_lengths(model):
         distill.decode(model, batches[-1], key)
         wait(device)
@@ -348,19 +313,18 @@ def time_shard(model, rows, size, args, device):
     return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak(device)}
 
 
-def make_soft_rows(args, lengths, count=4096):
+def make_soft_rows(args, count=4096):
     """Rows as distill.py's Labels has them: random ids and logits of WLP's lengths."""
     key, rng = make_key(args), np.random.default_rng(0)
-    longest, top_k = int(np.max(lengths)), key["top_k"]
+    longest, top_k = int(np.max(LENGTHS)), key["top_k"]
     ids = rng.integers(3, args.vocabulary, longest).astype(np.int32)
     drawn = [rng.choice(args.vocabulary, top_k, replace=False) for _ in range(longest)]
     soft = {"ids": np.array(drawn, np.int32), "rest": np.full((longest, 2), -2, np.float32)}
     soft["labels"] = soft["ids"][:, 0]
     soft["logits"] = -np.sort(rng.exponential(3, (longest, top_k)), 1).astype(np.float16)
-    chosen = np.array(lengths)[np.arange(count) % len(lengths)]
     return [
         {"input_ids": ids[:source], **{name: values[:target] for name, values in soft.items()}}
-        for source, target in chosen
+        for source, target in np.array(LENGTHS)[np.arange(count) % len(LENGTHS)]
     ]
 
 
@@ -384,28 +348,29 @@ def build_student(args, rows, device, batch=32, teacher=None, flags=""):
     )
 
 
-def bench_student(args, lengths, device):
+def bench_student(args, device):
     """The student's training on kept soft labels; larger batches show what launching costs, and
     then the same step compiled, whose shapes are all met in the first 60 steps."""
-    rows, found = make_soft_rows(args, lengths), {}
+    rows, found = make_soft_rows(args), {}
     for name, batch, flags in (("", 32, ""), ("larger", 128, ""), ("compiled", 32, args.compiled)):
         if found and (time.monotonic() > args.until or (name == "compiled" and not flags)):
             break
-        clock = Clock(args.seconds / 2, args.until, device, skip=60 if flags else args.warm_up)
+        skip = 60 if flags else 10 if device == "cuda" else 1
+        clock = Clock(args.seconds / 2, args.until, device, skip=skip)
         timed = time_steps(build_student(args, rows, device, batch, flags=flags), clock, batch)
-        found.update({name: timed} if name else timed)
+        found |= {name: timed} if name else timed
         args.save(found)
     return found
 
 
-def bench_released(args, lengths, device):
+def bench_released(args, device):
     """The student's training with the teacher run in fp32 in every step."""
     shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
     needed = shape.count_weights()[-1] * 4 / 2**30 + 8
     if device == "cuda" and needed > torch.cuda.mem_get_info()[0] / 2**30:
         return {"skipped": f"the fp32 teacher needs {needed:.0f} GiB"}
     teacher = make_model(make_config(args.teacher, args.vocabulary), torch.float32, device).eval()
-    trainer = build_student(args, make_soft_rows(args, lengths), device, teacher=teacher)
+    trainer = build_student(args, make_soft_rows(args), device, teacher=teacher)
     return time_steps(trainer, Clock(args.seconds, args.until, device), 32)
 
 
@@ -435,9 +400,9 @@ def price_row(parts, usd):
 
 def describe_device(device):
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    packages = ("torch", "transformers", "accelerate")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    versions = {"python": platform.python_version(), **versions}
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate"):
+        versions[package] = importlib.metadata.version(package)
     if device == "cuda":
         versions["cuda"] = torch.version.cuda
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -445,21 +410,29 @@ def describe_device(device):
     return {"device": name, "date": today, "cpu_threads": threads, "versions": versions}
 
 
-def run_part(args):
-    """Measure one part in this process; its figures so far are in args.into at any time."""
+PARTS = {  # name -> (what measures it, its share of the time)
+    "tune": (bench_tune, 4),
+    "pass": (bench_pass, 3),
+    "student": (bench_student, 4),
+    "released": (bench_released, 2),
+}
+
+
+def run_part(name, args, stop_at, into):
+    """Measure one part in this process until time.time() says `stop_at`; its figures so far are in
+    the file `into` at any time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = {"machine": describe_device(device)}
-    args.until = time.monotonic() + args.stop_at - time.time() - SPARE
-    args.warm_up = 10 if device == "cuda" else 1
+    args.until = time.monotonic() + stop_at - time.time() - SPARE
+    transformers.utils.logging.set_verbosity_error()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do: it plans for each new shape
-    args.save = lambda found: train_teacher.write_json(args.into, {**machine, "found": found})
+    args.save = lambda found: train_teacher.write_json(into, {**machine, "found": found})
     args.save({"failed": "it was stopped before its first figure"})
     with tempfile.TemporaryDirectory() as args.scratch:
         try:
-            lengths = json.loads(LENGTHS.read_text())["lengths"]
-            args.save({**globals()[f"bench_{args.part}"](args, lengths, device), "whole": True})
+            args.save({**PARTS[name][0](args, device), "whole": True})
         except Exception as error:
-            so_far = json.loads(args.into.read_text())["found"]
+            so_far = json.loads(into.read_text())["found"]
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             args.save({**so_far, "failed": reason})
             raise
@@ -467,41 +440,32 @@ def run_part(args):
 
 def start_part(name, args, limit, into):
     """Run one part as a process of its own, killed after `limit` seconds; what it left behind."""
-    command = [sys.executable, "-m", "data.bench.gpu", "--part", name, "--into", into]
-    command += ["--stop-at", time.time() + limit]
-    for flag in (
-        "teacher",
-        "student",
-        "student_flags",
-        "compiled",
-        "vocabulary",
-        "memory",
-        "seconds",
-        "shard_rows",
-        "output",
-    ):
-        command += [f"--{flag.replace('_', '-')}={getattr(args, flag)}"]
-    command += ["--pass-batch", *map(str, args.pass_batch)]
+    words = (name, args, time.time() + limit, into)
+    process = multiprocessing.get_context("spawn").Process(target=run_part, args=words)
+    process.start()
+    process.join(limit)
+    process.kill()
+    process.join()
     found = {"failed": f"it did not start, or was stopped after {limit:g} s"}
-    answer = {"machine": {}, "found": found}
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run([*map(str, command)], timeout=limit, check=False)
-    return {**answer, **json.loads(into.read_text())} if into.exists() else answer
+    return {
+        "machine": {},
+        "found": found,
+        **(json.loads(into.read_text()) if into.exists() else {}),
+    }
 
 
 def run_parts(args):
     """All parts in turn, each with its share of the time that is left; the file grows with them."""
     begun, result = time.monotonic(), {"teacher": args.teacher, "student": args.student}
-    result.update(vocabulary=args.vocabulary, parts={}, seconds={}, wlp_row=None)
+    result |= {"vocabulary": args.vocabulary, "parts": {}, "seconds": {}, "wlp_row": None}
     args.output.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(args.parts):
-        start = time.monotonic()
-        left, shares = 60 * args.minutes - (start - begun), [SHARES[n] for n in args.parts[i:]]
-        limit = left * shares[0] / sum(shares)
+        start, shares = time.monotonic(), [PARTS[part][1] for part in args.parts[i:]]
+        limit = (60 * args.minutes - (start - begun)) * shares[0] / sum(shares)
         print(f"[bench] {name}: at most {limit:.0f} s", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             answer = start_part(name, args, limit, Path(folder) / "part.json")
-        result = {**result, **answer["machine"]}
+        result |= answer["machine"]
         result["parts"][name] = answer["found"]
         result["seconds"][name] = time.monotonic() - start
         if "cuda" in result.get("versions", {}):  # a CPU has no hourly price here
@@ -516,38 +480,32 @@ def show(result):
     """The figures as text."""
     print(f"{result.get('device')}, {result.get('date')}, teacher {result['teacher']}")
     for name, part in result["parts"].items():
-        text = []
-        if "rows_a_second" in part:
-            text.append(f"{part['rows_a_second']:,.1f} rows a second at batch {part['batch']}")
-        if "compiled" in part:
-            text.append(f"{part['compiled']['rows_a_second']:,.1f} compiled")
-        if "utilisation" in part:
-            text.append(f"{part['utilisation']:.1%} of peak")
-        if part.get("peak_gib"):
-            text.append(f"{part['peak_gib']:.1f} GiB at the peak")
-        if (part.get("longest") or {}).get("peak_gib"):
-            peak, planned = part["longest"]["peak_gib"], part["planned_gib"]
-            text.append(f"{peak:.1f} GiB with the longest rows (planned {planned:.1f})")
-        text += [f"{key}: {part[key]}" for key in ("skipped", "failed") if key in part]
-        text += (
-            ["stopped before its end"] if "rows_a_second" in part and not part.get("whole") else []
-        )
-        print(f"{name:<9} {'; '.join(text)}")
+        longest, measured = part.get("longest") or {}, "rows_a_second" in part
+        said = [
+            measured and f"{part['rows_a_second']:,.1f} rows a second at batch {part['batch']}",
+            "compiled" in part and f"{part['compiled']['rows_a_second']:,.1f} compiled",
+            "utilisation" in part and f"{part['utilisation']:.1%} of peak",
+            part.get("peak_gib") and f"{part['peak_gib']:.1f} GiB at the peak",
+            longest.get("peak_gib")
+            and f"{longest['peak_gib']:.1f} GiB with the longest rows "
+            f"(planned {part['planned_gib']:.1f})",
+            *(f"{key}: {part[key]}" for key in ("skipped", "failed") if key in part),
+            measured and not part.get("whole") and "stopped before its end",
+        ]
+        print(f"{name:<9} {'; '.join(filter(None, said))}")
     if row := result["wlp_row"]:
         hours = ", ".join(f"{name} {value:.2f}" for name, value in row["hours"].items())
         print(f"WLP's row, 5K labels x 20 epochs and 100K rows x 50: GPU-hours {hours}")
         if row["usd"]:
+            ours, theirs = row["usd"], row["paper_usd"]
             print(
-                f"= ${row['usd']['tune']:,.2f} + ${row['usd']['distill']:,.2f} at "
-                f"${row['usd_per_hour']:g} an hour; the paper: ${PAPER_USD['tune']:g} + "
-                f"${PAPER_USD['distill']:g}"
+                f"= ${ours['tune']:,.2f} + ${ours['distill']:,.2f} at ${row['usd_per_hour']:g} an "
+                f"hour; the paper: ${theirs['tune']:g} + ${theirs['distill']:g}"
             )
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--teacher", choices=SIZES, default="xxl", help="T5 v1.1 size (%(default)s)")
     add("--student", choices=SIZES, default="small", help="T5 v1.1 size (%(default)s)")
@@ -555,32 +513,20 @@ def parse_args(argv=None):
     graphs = "--torch-compile-mode reduce-overhead" if torch.cuda.is_available() else ""
     add("--compiled", default=graphs, help='such flags, for the part "compiled" (%(default)s)')
     add("--vocabulary", type=int, default=32128, help="ids (%(default)s)")
-    add("--parts", nargs="+", choices=SHARES, default=[*SHARES][:3], help="which (%(default)s)")
+    add("--parts", nargs="+", choices=PARTS, default=[*PARTS][:3], help="which (%(default)s)")
     add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
-    add(
-        "--pass-batch",
-        type=int,
-        nargs="+",
-        default=[64, 256],
-        help="rows at once; the first is priced",
-    )
+    text = "rows at once; the first is priced"
+    add("--pass-batch", type=int, nargs="+", default=[64, 256], help=text)
     add("--shard-rows", type=int, default=1024, help="rows decoded at each size (%(default)s)")
     add("--seconds", type=float, default=45, help="measured for each part (%(default)s)")
     add("--minutes", type=float, default=9.5, help="for all parts together (%(default)s)")
     add("--usd-per-gpu-hour", type=float, default=4.0, help="price (%(default)s)")
     add("--output", type=Path, required=True, help="folder for the raw figures")
-    add("--part", choices=SHARES, help=argparse.SUPPRESS)  # one part, in this process
-    add("--stop-at", type=float, help=argparse.SUPPRESS)  # as time.time() counts
-    add("--into", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    transformers.utils.logging.set_verbosity_error()
-    if args.part:
-        run_part(args)
-        return
     if args.teacher != "mini" and not torch.cuda.is_available():
         train_teacher.fail(
             "no GPU that this torch can use; --teacher mini --student mini run on a CPU"

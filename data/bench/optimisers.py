@@ -24,6 +24,7 @@ import torch
 import transformers
 
 import train_teacher
+from data.files import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 load = transformers.T5ForConditionalGeneration.from_pretrained
@@ -99,9 +100,7 @@ def show(result):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     world = ROOT / "data" / "prepared" / "mini" / "wlp"
     add = parser.add_argument
     add("--model", default=str(ROOT / "data" / "world" / "models" / "teacher"), help="T5 folder")

@@ -14,7 +14,6 @@ unlabeled rows), seed 0. Test is never read. A choice at the edge of what was tr
 the grid there. One process trains and scores, as loading the libraries takes longer than a trial.
 """
 
-import argparse
 import contextlib
 import csv
 import itertools
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from data.costs.grid import cells, make_flags, show_flags
 from data.costs.runs import make_run
-from data.files import ROOT, UserError, read_json, run_cli
+from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cli
 from data.tasks import load_task
 
 COLUMNS = (
@@ -51,9 +50,8 @@ def call(script, *words):
 
 def list_flags(args, run, **changed):
     """The recipe's flags of a run, with some `changed`; None takes one away."""
-    flags = {**make_flags(load_task(args.task), args.scale, run=run), **changed}
     return shlex.split(
-        show_flags({key: value for key, value in flags.items() if value is not None})
+        show_flags({**make_flags(load_task(args.task), args.scale, run=run), **changed})
     )
 
 
@@ -95,10 +93,8 @@ def try_recipe(args, run, rate, steps):
 
 def read_trials(path):
     """{trial: its row} of a CSV written before."""
-    if not path.exists():
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        return {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+    rows = read_csv(path).values() if path.exists() else ()
+    return {tuple(row[name] for name in KEY): row for row in rows}
 
 
 def write_trial(path, row):
@@ -147,16 +143,12 @@ def list_runs(args):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = make_parser(__doc__)
+    add, labels = parser.add_argument, "(default: each N of Tables 2 and 11, and all labels)"
     add("--task", required=True, help="a name in data/tasks.json")
     add("--scale", default="mini", help="a name in data/scales.json (%(default)s)")
     add("--strategy", default="small", help="small, teacher, dist, self, bert (%(default)s)")
-    add(
-        "--labels", type=int, nargs="+", help="(default: each N of Tables 2 and 11, and all labels)"
-    )
+    add("--labels", type=int, nargs="+", help=labels)
     add("--unlabeled", type=int, nargs="+", default=[0], help="unlabeled rows, for dist and self")
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
@@ -176,20 +168,9 @@ def main(argv=None):
         raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
     args.most = max(run.unlabeled for run in runs)
     for run in runs:
-        rows = []
+        rows, place = [], (args.scale, args.task, run.strategy, run.labels, run.unlabeled)
         for rate, steps in itertools.product(args.rates, args.steps):
-            known = read_trials(args.output)
-            values = (
-                args.scale,
-                args.task,
-                run.strategy,
-                run.labels,
-                run.unlabeled,
-                rate,
-                steps,
-                0,
-            )
-            row = known.get(tuple(map(str, values)))
+            row = read_trials(args.output).get(tuple(map(str, (*place, rate, steps, 0))))
             if row is None:
                 row = try_recipe(args, run, rate, steps)
                 write_trial(args.output, row)

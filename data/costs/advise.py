@@ -8,7 +8,6 @@ The scores come from data/costs/curves.py, what dollars buy from data/costs/budg
 dollars beside the labels in hand, as in Table 2.
 """
 
-import csv
 import json
 import math
 import shlex
@@ -19,37 +18,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import (
-    count_distill_hours,
-    load_scale,
-    make_terms,
-    plan,
-    price_distilling,
-)
-from data.costs.curves import EFFECTIVE, band, list_budgets, quantile, share_above
+from data.costs import serving
+from data.costs.budget import count_distill_hours, load_scale, make_terms, plan, price_distilling
+from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.grid import read_rows
 from data.costs.memory import estimate_rates
 from data.costs.pilot import make_posterior, read_pilot
 from data.costs.prices import load_prices, name_llm, show_columns, show_usd, to_json
-from data.costs.serving import (
-    find_payback,
-    measure_serving,
-    price_hour,
-    price_serving,
-    show_predictions,
-    show_serving,
-)
-from data.files import DATA, UserError, parse_amount, parse_count, read_jsonl
+from data.files import DATA, UserError, parse_amount, read_csv, read_jsonl
 from data.tasks import load_task
 
-WORDS = (
-    (0.8, "Dist."),
-    (0.65, "lean Dist."),
-    (0.35, "can't tell"),
-    (0.2, "lean Ann."),
-    (0, "Ann."),
-)
+WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
 ARMS = {"ann": "Ann.", "dist": "Dist.", "llm": "LLM"}
 SPLITS = (0, 0.1, 0.2, 0.35, 0.5, 0.7)  # shares of a budget spent on labels before distilling
 FAR_LABELS, FAR_ROWS = 10, 30  # times what the pilot saw, from where a score is a guess
@@ -81,11 +61,9 @@ class Market(NamedTuple):
         bought = plan(self.terms, labels * self.unit, left * self.unit)
         all_labels = self.labels + math.floor(budget / self.terms.usd_per_label)
         counts = {"ann": (min(all_labels, self.most_labels or all_labels), 0)}
-        rows = min(
-            bought["distill"]["unlabeled"] // self.unit if bought["distill"] else 0, self.unlabeled
-        )
-        if rows > 0:
-            counts["dist"] = (labels, rows)
+        rows = bought["distill"]["unlabeled"] // self.unit if bought["distill"] else 0
+        if min(rows, self.unlabeled) > 0:
+            counts["dist"] = (labels, min(rows, self.unlabeled))
         if bought["llm"]:
             usd = bought["llm"]["usd_per_label"]
             counts["llm"] = (labels, min(math.floor(left / usd), self.unlabeled))
@@ -100,7 +78,7 @@ def explains(posterior):
 
 def choose_word(p):
     """The advice in words where Dist. wins with probability `p`."""
-    return next(word for least, word in WORDS if p >= least)
+    return next(word for least, word in WORDS.items() if p >= least)
 
 
 def judge(posterior, market, budget, sure=True, arms=ARMS):
@@ -110,12 +88,10 @@ def judge(posterior, market, budget, sure=True, arms=ARMS):
     """
     counts = {arm: c for arm, c in market.buy(budget).items() if arm in arms}
     mean = {arm: posterior.score(arm, c, noise=0) for arm, c in counts.items()}
-    row = {"budget": budget, "buys": counts, "bands": {}, "p": 0.0, "loss": 0.0}
-    row["bands"] = {arm: band(posterior.score(arm, c)) for arm, c in counts.items()}
-    if "dist" in counts:
-        row["p"] = share_above(mean["dist"], mean["ann"])
-    best = "dist" if row["p"] >= 0.5 else "ann"
-    row["advice"] = choose_word(row["p"]) if "dist" in counts else "Ann."
+    bands = {arm: band(posterior.score(arm, c)) for arm, c in counts.items()}
+    p = share_above(mean["dist"], mean["ann"]) if "dist" in counts else 0.0
+    row = {"budget": budget, "buys": counts, "bands": bands, "p": p, "loss": 0.0}
+    best, row["advice"] = "dist" if p >= 0.5 else "ann", choose_word(p)
     if "llm" in counts:
         best, row["p_best"], row["advice"] = choose_arm(mean)
     if not sure and len(counts) > 1:
@@ -127,10 +103,8 @@ def judge(posterior, market, budget, sure=True, arms=ARMS):
 def choose_arm(mean):
     """(the arm with the highest mean score, its probability of being best, the advice)."""
     best = max(mean, key=lambda arm: sum(mean[arm]))
-    others = [
-        max(scores) for scores in zip(*(v for a, v in mean.items() if a != best), strict=True)
-    ]
-    p = share_above(mean[best], others)
+    others = zip(*(scores for arm, scores in mean.items() if arm != best), strict=True)
+    p = share_above(mean[best], list(map(max, others)))
     lean = "" if p >= 0.8 else "lean "
     return best, p, f"{lean}{ARMS[best]}" if p >= 0.65 else "can't tell"
 
@@ -166,44 +140,38 @@ def find_turns(posterior, market, low=1, high=100_000, steps=160):
     "last": (10%, 50%) of the last one, among draws that ever lead; "open": the share of these that
     still lead at `high` dollars or when every label is bought}.
     """
-    bought = [
-        (usd, market.buy(usd)) for usd in list_budgets(low / market.unit, high / market.unit, steps)
-    ]
-    bought = [(usd, counts) for usd, counts in bought if "dist" in counts]
+    budgets = list_budgets(low / market.unit, high / market.unit, steps)
+    bought = [(usd, counts) for usd in budgets if "dist" in (counts := market.buy(usd))]
     first, last = [], []
     for draw in posterior.draws:
         leads = [usd for usd, c in bought if draw.dist(*c["dist"]) > draw.ann(c["ann"][0])]
         first.append(leads[0] if leads else math.inf)
         last += leads[-1:]
-    pick = lambda values, q: sorted(values)[int(len(values) * q)] if values else math.inf  # noqa: E731
-    return {
-        "first": tuple(pick(first, q) for q in (0.1, 0.5, 0.9)),
-        "never": first.count(math.inf) / len(first),
-        "last": tuple(pick(last, q) for q in (0.1, 0.5)),
-        "open": sum(usd == bought[-1][0] for usd in last) / max(1, len(last)),
-    }
+
+    def pick(values, *shares):
+        values = sorted(values)
+        return tuple(values[int(len(values) * q)] if values else math.inf for q in shares)
+
+    never, still = first.count(math.inf) / len(first), sum(usd == bought[-1][0] for usd in last)
+    found = {"first": pick(first, 0.1, 0.5, 0.9), "never": never, "last": pick(last, 0.1, 0.5)}
+    return {**found, "open": still / max(1, len(last))}
 
 
 def rank_next_runs(posterior, market, budgets):
     """[(points gained, share of changed choices, dollars, run)], the most useful next run first."""
     n, have = market.labels, {run[:3] for run in posterior.runs}
-    rows = [run.unlabeled for run in posterior.runs if run.strategy == "dist"]
-    rows = min(4 * max(rows), market.unlabeled) if rows else min(1000, market.unlabeled)
+    rows = [4 * run.unlabeled for run in posterior.runs if run.strategy == "dist"]
+    rows, draws = min(max(rows, default=1000), market.unlabeled), posterior.draws
     teacher = 0 if ("teacher", n, 0) in have else market.price_teacher(n)
-    wanted = [(("small", n, 0), 0), (("small", n // 2, 0), 0)]
-    wanted += [(("teacher", n, 0), teacher)] if teacher else []
-    wanted += [(("dist", n, rows), teacher + market.price_rows(rows))]
-    counts = [market.buy(budget) for budget in budgets]
+    wanted = {("small", n, 0): 0, ("small", n // 2, 0): 0}
+    wanted |= {("teacher", n, 0): teacher} if teacher else {}
+    wanted[("dist", n, rows)] = teacher + market.price_rows(rows)
+    counts = [c for c in map(market.buy, budgets) if "dist" in c]
     options = [
-        [
-            [d.ann(c["ann"][0]) for d in posterior.draws],
-            [d.dist(*c["dist"]) for d in posterior.draws],
-        ]
-        for c in counts
-        if "dist" in c
+        [[d.ann(c["ann"][0]) for d in draws], [d.dist(*c["dist"]) for d in draws]] for c in counts
     ]
     ranked = []
-    for run, usd in wanted if options else ():
+    for run, usd in wanted.items() if options else ():
         values = [posterior.value_of_run(run, option) for option in options]
         gain, changed = (sum(v) / len(values) for v in zip(*values, strict=True))
         ranked.append((gain, changed, usd, run))
@@ -217,55 +185,50 @@ def list_notes(pilot, posterior, market, rows):
             f"no finished run: the curves are a prior, the paper's cells of {', '.join(pilot.like)}"
             "; a pilot tells of this task and these models (make pilot, or --runs DIR)"
         ]
-    of = {name: [run for run in pilot.runs if run.strategy == name] for name in STRATEGIES}
-    best = max((run.score for run in of["small"]), default=math.nan)
-    top = max((run.score for run in of["teacher"]), default=math.nan)
+    of = {name: [run.score for run in pilot.runs if run.strategy == name] for name in STRATEGIES}
+    best, top = (max(of[name], default=math.nan) for name in ("small", "teacher"))
     labels = max(row["buys"]["ann"][0] for row in rows) / posterior.most_labels
     most = max((row["buys"].get("dist", (0, 0))[1] for row in rows), default=0)
     far = labels > FAR_LABELS or (of["dist"] and most / posterior.most_rows > FAR_ROWS)
-    misfits = posterior.find_misfits()
+    misfits, n = posterior.find_misfits(), f"{market.labels:,}"
+    usd = show_usd(pilot.rows * market.terms.usd_per_label)
     said = [
-        (not of["teacher"], "no teacher run, so Dist. is a guess (in tests off by 15 points); "
-         f"next: teacher on {market.labels:,} labels"),
-        (best - pilot.constant < 0.03, "the student is still at the constant predictor; where "
-         "learning starts is a guess. Try --learning-rate 3e-4, or buy in rounds"),
-        (top < best - 0.05, "the teacher is below the student; its training failed or "
-         f"{market.labels:,} labels are too few"),
-        (any(run.score > top + 0.08 for run in of["dist"]), "a distilled student is far above its "
-         "teacher; look at the rows that both were scored on"),
-        (any(run.score < pilot.constant for run in of["dist"]), "a distilled student is below the "
-         "constant predictor; its training failed"),
-        (far, "beyond 10 times the pilot; in tests off by 6 to 11 points there"),
-        (not misfits and not explains(posterior), "can't tell: no curve goes through all runs; "
-         "another seed?"),
-        (market.labels != posterior.most_labels, f"the largest student run has "
-         f"{posterior.most_labels:,} labels, in hand are {market.labels:,}"),
-    ]  # fmt: skip
-    said += [
-        (True, f"can't tell: {name_run(run)} scored {100 * run.score:.1f}, which no curve through "
-         "the other runs explains; another seed?")
-        for run in misfits
-    ]  # fmt: skip
-    usd = pilot.rows * market.terms.usd_per_label
-    said.append((True, f"scored on {pilot.rows:,} dev rows: scoring rows cost {show_usd(usd)}, not "
-                 "in the budget"))  # fmt: skip
-    return [text for condition, text in said if condition]
-
-
-STRATEGIES = ("small", "teacher", "dist")
+        not of["teacher"]
+        and "no teacher run, so Dist. is a guess (in tests off by 15 points); next: teacher on "
+        f"{n} labels",
+        best - pilot.constant < 0.03
+        and "the student is still at the constant predictor; where learning starts is a guess. Try "
+        "--learning-rate 3e-4, or buy in rounds",
+        top < best - 0.05
+        and f"the teacher is below the student; its training failed or {n} labels are too few",
+        any(score > top + 0.08 for score in of["dist"])
+        and "a distilled student is far above its teacher; look at the rows that both were scored "
+        "on",
+        any(score < pilot.constant for score in of["dist"])
+        and "a distilled student is below the constant predictor; its training failed",
+        far and "beyond 10 times the pilot; in tests off by 6 to 11 points there",
+        not misfits
+        and not explains(posterior)
+        and "can't tell: no curve goes through all runs; another seed?",
+        market.labels != posterior.most_labels
+        and f"the largest student run has {posterior.most_labels:,} labels, in hand are {n}",
+        *(
+            f"can't tell: {name_run(run)} scored {100 * run.score:.1f}, which no curve through the "
+            "other runs explains; another seed?"
+            for run in misfits
+        ),
+        f"scored on {pilot.rows:,} dev rows: scoring rows cost {usd}, not in the budget",
+    ]
+    return list(filter(None, said))
 
 
 def note_tests(pilot):
     """How often such advice was right on measured tables, as `make backtest` found; [] without."""
-    path, level = DATA / "results" / "advise-backtest.csv", "P3"
+    path = DATA / "results" / "advise-backtest.csv"
     if not path.exists() or not any(run.strategy == "dist" for run in pilot.runs):
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        found = {
-            row["measure"]: float(row["value"])
-            for row in csv.DictReader(file)
-            if (row["test"], row["world"], row["case"]) == ("winner", "paper", level)
-        }
+    rows = [r for r in read_csv(path).values() if r["test"] == "winner" and r["world"] == "paper"]
+    found = {row["measure"]: float(row["value"]) for row in rows if row["case"] == "P3"}
     return [
         f"P is over seeds, bands over single runs; in tests at other prices right in "
         f"{found['right if told']:.0%} of the cells where it commits ({found['told']:.0%} of all), "
@@ -273,58 +236,51 @@ def note_tests(pilot):
     ]
 
 
-def advise(pilot, market, budgets, serving=(), unit=1):
+def advise(pilot, market, budgets, ways=(), unit=1):
     """All that the command prints, as one object of plain numbers (scores in points, dollars).
 
-    serving: [(model, dollars per million predictions or None, how that was measured)].
+    ways: [(model, dollars per million predictions or None, how that was measured)].
     """
     posterior = make_posterior(pilot, unit)
     arms = ARMS if pilot.llm else {arm: ARMS[arm] for arm in ("ann", "dist")}
-    sure = not pilot.runs or explains(posterior)
+    sure = not pilot.runs or explains(posterior)  # whether some curve goes through all runs
     rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
     middle = budgets[len(budgets) // 2]
-    split = find_split(posterior, market, middle)
+    split, ranked = (
+        find_split(posterior, market, middle),
+        rank_next_runs(posterior, market, budgets),
+    )
     terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
     if terms.usd_per_llm_label is not None and not pilot.llm:
-        notes.append(
-            "no advice on labels by an LLM, as its own score on dev rows is not known: --llm-score"
-        )
-    return posterior, {
-        "labels": market.labels,
-        "unlabeled": market.unlabeled,
-        "metric": pilot.metric,
-        "dev_rows": pilot.rows,
-        "constant": None if pilot.constant is None else 100 * pilot.constant,
-        "pilot": [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs],
-        "prior": list(pilot.like),
-        "sure": sure,  # whether some curve goes through all runs
-        "budgets": rows,
-        "turns": find_turns(posterior, market),
-        "split": {"budget": middle, "best": split and name_fields(split, "labels rows score")},
-        "next_runs": [
-            name_fields(each, "points changed usd run")
-            for each in rank_next_runs(posterior, market, budgets)
-        ],
-        "serving": list_serving(serving, market, middle),
-        "teacher_usd": market.price_teacher(market.labels),
-        "notes": [*notes, *note_tests(pilot), *terms.notes],
-    }
+        why = "as its own score on dev rows is not known: --llm-score"
+        notes.append(f"no advice on labels by an LLM, {why}")
+    constant = None if pilot.constant is None else 100 * pilot.constant
+    found = {"labels": market.labels, "unlabeled": market.unlabeled, "metric": pilot.metric}
+    found |= {"dev_rows": pilot.rows, "constant": constant}
+    found["pilot"] = [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs]
+    found |= {"prior": list(pilot.like), "sure": sure, "budgets": rows}
+    found["turns"] = find_turns(posterior, market)
+    found["split"] = {"budget": middle, "best": split and name_fields(split, "labels rows score")}
+    found["next_runs"] = [name_fields(each, "points changed usd run") for each in ranked]
+    found["serving"] = list_serving(ways, market, middle)
+    found["teacher_usd"] = market.price_teacher(market.labels)
+    return posterior, {**found, "notes": [*notes, *note_tests(pilot), *terms.notes]}
 
 
 def name_fields(values, names):
     return dict(zip(names.split(), values, strict=True))
 
 
-def list_serving(serving, market, budget):
+def list_serving(ways, market, budget):
     """Each way to serve with its build and the predictions from which `budget` spent on the
     student has paid against it; None where a price is not known, inf where it never pays."""
     builds = {"student": budget, "teacher": market.price_teacher(market.labels), "LLM": 0}
-    student = next((usd for model, usd, _ in serving if model == "student"), None)
+    student = next((usd for model, usd, _ in ways if model == "student"), None)
     found = []
-    for model, usd, how in serving:
+    for model, usd, how in ways:
         entry = {"model": model, "usd_per_million": usd, "how": how, "build_usd": builds[model]}
         known = model != "student" and None not in (student, usd)
-        paid = find_payback(budget, student, builds[model], usd) if known else None
+        paid = serving.find_payback(budget, student, builds[model], usd) if known else None
         found.append({**entry, "paid_back_after": paid})
     return found
 
@@ -337,80 +293,70 @@ HEADS += ("loss",)
 
 def lay_row(row, market):
     """One budget as the cells of a line."""
-    usd, counts, bands = row["budget"], row["buys"], row["bands"]
-    cells = [show_usd(usd), f"+{counts['ann'][0] - market.labels:,}", show_band(bands["ann"])]
+    counts, bands, p = row["buys"], row["bands"], f"{row['p']:.2f}"
+    cells = [show_usd(row["budget"]), f"+{counts['ann'][0] - market.labels:,}"]
+    dist = ["N/A", "the teacher's price", None]
     if "dist" in counts:
-        cells += [f"{counts['dist'][1]:,}", show_band(bands["dist"]), f"{row['p']:.2f}"]
-    else:
-        cells += ["N/A", "the teacher's price", None]
-    return [*cells, row["advice"], f"{row['loss']:.1f}"]
+        dist = [f"{counts['dist'][1]:,}", show_band(bands["dist"]), p]
+    return [*cells, show_band(bands["ann"]), *dist, row["advice"], f"{row['loss']:.1f}"]
 
 
 def show_llm(rows):
     """The LLM's arm, a table of its own where it was judged."""
-    rows = [row for row in rows if "llm" in row["buys"]]
-    lines = [
-        (show_usd(r["budget"]), f"+{r['buys']['llm'][1]:,}", show_band(r["bands"]["llm"]),
-         f"{r['p_best']:.2f}") for r in rows
-    ]  # fmt: skip
+    lines = []
+    for row in (row for row in rows if "llm" in row["buys"]):
+        count, scores = row["buys"]["llm"][1], show_band(row["bands"]["llm"])
+        lines.append((show_usd(row["budget"]), f"+{count:,}", scores, f"{row['p_best']:.2f}"))
     heads = ("Budget", "LLM labels", "score, 80%", "P(the advised arm is best)")
-    return [show_columns(heads, lines)] if rows else []
+    return [show_columns(heads, lines)] if lines else []
 
 
 def show_turns(turns, unit):
     """The sentence on first lead and catch-up."""
     low, middle, high = map(show_budget, turns["first"])
-    text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%})"
     if turns["first"][1] == math.inf:
         early = "" if low == "never" else f"; at the earliest from {low} (10%)"
         return f"Dist. leads at no budget in {turns['never']:.0%}{early}"
+    text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%}); where"
     most = f"within {show_usd(Fraction(100_000, unit))} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
-        return f"{text}; where it does, Ann. does not catch up {most} {early}"
+        return f"{text} it does, Ann. does not catch up {most} {early}"
     early, last = map(show_budget, turns["last"])
-    return (
-        f"{text}; where it does, Ann. catches up at {last}, not before {early} (90%), and not "
-        f"{most} in {turns['open']:.0%}"
-    )
+    text += f" it does, Ann. catches up at {last}, not before {early} (90%), and not {most} in"
+    return f"{text} {turns['open']:.0%}"
 
 
 def show_split(split, market):
+    text = f"Best split of {show_usd(split['budget'])}"
     if not split["best"]:
-        return f"Best split of {show_usd(split['budget'])}: labels alone, no teacher is affordable"
+        return f"{text}: labels alone, no teacher is affordable"
     extra, rows, score = split["best"].values()
-    return (
-        f"Best split of {show_usd(split['budget'])}, if it goes into Dist.: buy {extra:,} labels, "
-        f"teacher on {market.labels + extra:,}, {rows:,} rows: {score:.1f}"
-    )
+    buy = f"buy {extra:,} labels, teacher on {market.labels + extra:,}"
+    return f"{text}, if it goes into Dist.: {buy}, {rows:,} rows: {score:.1f}"
 
 
 def show_next(ranked):
     said = []
     for gain, changed, usd, run in (each.values() for each in ranked[:2]):
         price = show_usd(usd) if usd else "a student's own hours"
-        said.append(
-            f"{name_run(run)}: +{gain:.2f} points for {price} (changes the choice in {changed:.0%})"
-        )
-    return f"Next run: {'; '.join(said)}" if said else "Next run: none, as no teacher is affordable"
+        price += f" (changes the choice in {changed:.0%})"
+        said.append(f"{name_run(run)}: +{gain:.2f} points for {price}")
+    return f"Next run: {'; '.join(said) or 'none, as no teacher is affordable'}"
 
 
-def show_costs(serving, budget):
+def show_costs(ways, budget):
     """Serving costs and from how many predictions on distilling has paid."""
-    if not any(entry["model"] == "student" for entry in serving):
-        serving = [*serving, {"how": "no model is scored yet, so none is measured",
-                              "paid_back_after": None}]  # fmt: skip
-    paid = [
-        f"{entry['paid_back_after']:,.0f} against the {entry['model']}"
-        if entry["paid_back_after"] < math.inf
-        else f"never against the {entry['model']}"
-        for entry in serving
-        if entry["paid_back_after"] is not None
-    ]
-    text = f"Serving, $ per million predictions: {'; '.join(entry['how'] for entry in serving)}"
-    if paid:
-        text += f". {show_usd(budget)} of distilling paid back after (predictions) "
-    return text + ", ".join(paid)
+    hows, paid = [entry["how"] for entry in ways], []
+    if not any(entry["model"] == "student" for entry in ways):
+        hows.append("no model is scored yet, so none is measured")
+    for entry in ways:
+        after, against = entry["paid_back_after"], f"against the {entry['model']}"
+        if after is not None:
+            paid.append(f"{after:,.0f} {against}" if after < math.inf else f"never {against}")
+    text = f"Serving, $ per million predictions: {'; '.join(hows)}"
+    back = f". {show_usd(budget)} of distilling paid back after (predictions) "
+    return text + (back if paid else "") + ", ".join(paid)
 
 
 def name_run(run):
@@ -435,18 +381,16 @@ def show_advice(task, found, market):
         known = f"{len(found['pilot'])} pilot runs; {found['metric']} on {found['dev_rows']:,} dev "
         known += f"rows, constant predictor {found['constant']:.1f}"
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
-    middle = found["split"]["budget"]
-    said = [
-        show_turns(found["turns"], market.unit),
-        show_split(found["split"], market),
-        show_next(found["next_runs"]),
-        show_costs(found["serving"], middle),
-    ]
+    said = [show_turns(found["turns"], market.unit), show_split(found["split"], market)]
+    said += [show_next(found["next_runs"]), show_costs(found["serving"], found["split"]["budget"])]
     notes = list(found["notes"])
     if any("dist" not in row["buys"] for row in found["budgets"]):
         notes.insert(0, f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
+
+    def fill(text, indent=""):
+        return textwrap.fill(text, 100, subsequent_indent=indent)
+
     table = show_columns(HEADS, [lay_row(row, market) for row in found["budgets"]])
-    fill = lambda text, indent="": textwrap.fill(text, 100, subsequent_indent=indent)  # noqa: E731
     parts = [fill(head), table, *show_llm(found["budgets"]), *map(fill, said), ""]
     return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes)])
 
@@ -465,10 +409,7 @@ def read_market(task, args, terms, pilot):
         known = read_rows(args.prepared, task.name)
         unlabeled, labels = known["unlabeled"], min(labels, known["train"])
     labels = max((run.labels for run in pilot.runs), default=labels)
-    if args.labels is not None:
-        labels = parse_count(args.labels, "--labels", 1)
-    if args.unlabeled is not None:
-        unlabeled = parse_count(args.unlabeled, "--unlabeled", 1)
+    labels, unlabeled = args.labels or labels, args.unlabeled or unlabeled
     most = task.rows.get("train")
     most = most and max(most // divide, labels)
     return Market(terms, labels, unlabeled, most, 1 if terms.rates == "measured" else divide)
@@ -478,8 +419,8 @@ def read_budgets(task, args, unit):
     """Dollars of each line, rising."""
     if args.budgets:
         found = [parse_amount(word, "--budgets") for word in args.budgets.split()]
-    elif args.budget:
-        found = [share * parse_amount(args.budget, "--budget") for share in SHARES]
+    elif args.budget is not None:
+        found = [share * args.budget for share in SHARES]
     else:
         found = [Fraction(usd) / unit for usd in task.budgets]
     if not all(found):
@@ -489,72 +430,52 @@ def read_budgets(task, args, unit):
 
 def read_servings(args, prices):
     """[(Serving, dollars of an hour of its device or None)] of the runs that were scored."""
-    flags = [parse_optional(args, name) for name in ("gpu_usd_per_hour", "cpu_usd_per_hour")]
-    return [
-        (each, price_hour(each, prices, args.price_list, args.gpu, *flags))
-        for each in (measure_serving(args.runs) if args.runs else ())
-    ]
+    price = (prices, args.price_list, args.gpu, args.gpu_usd_per_hour, args.cpu_usd_per_hour)
+    servings = serving.measure_serving(args.runs) if args.runs else ()
+    return [(each, serving.price_hour(each, *price)) for each in servings]
 
 
 def price_ways(args, servings, terms):
     """[(model, dollars per million predictions or None, the same in words)], an LLM's last."""
-    ways = []
-    for each, hour in servings:
-        usd = price_serving(each, hour)
-        ways.append((each.model, usd, show_serving(each, usd)))
+    priced = [(each, serving.price_serving(each, hour)) for each, hour in servings]
+    ways = [(each.model, usd, serving.show_serving(each, usd)) for each, usd in priced]
     if terms.usd_per_llm_label is not None:
-        usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model
-        name = name or name_llm(args.price_list)
-        ways.append(("LLM", usd, f"LLM {name} {show_predictions(usd)}"))
+        usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model or name_llm(args.price_list)
+        ways.append(("LLM", usd, f"LLM {name} {serving.show_predictions(usd)}"))
     return ways
-
-
-def parse_optional(args, name):
-    """The amount of a flag, None where it was not given."""
-    value = getattr(args, name)
-    return None if value is None else parse_amount(value, f"--{name.replace('_', '-')}")
 
 
 def complete_task(task, args, gpu):
     """(`task` with hours from the planner and an LLM's tokens where its entry has none, notes)."""
-    if not task.own or (
-        task.llm_tokens_per_label and (task.teacher_hours or args.rates != "paper")
-    ):
+    no_hours = not task.teacher_hours and args.rates == "paper"
+    if not task.own or (task.llm_tokens_per_label and not no_hours):
         return task, []
     mean, said = tuple(map(float, task.mean_tokens.values())), []
-    rows = Path(args.prepared or args.data or "", "train.jsonl")
-    if args.prepared:
-        rows = Path(args.prepared, task.name, "train.jsonl")
+    rows = Path(args.prepared or args.data or "", task.name if args.prepared else "", "train.jsonl")
     if len(mean) < 2 and rows.is_file():
         mean = measure_tokens(rows)
-        said.append(
-            f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
-        )
+        sizes = f"about {mean[0]:.0f} + {mean[1]:.0f} tokens"
+        said.append(f"rows have {sizes}, a fourth of their letters")
     mean = mean if len(mean) == 2 else (task.max_source_length, task.max_target_length)
-    if not task.teacher_hours and args.rates == "paper":
-        counts = {100, 1000, 10_000}
+    if no_hours:
         gpu = gpu or task.gpu
-        teacher, row, note = estimate_rates(task, args.scale, gpu, counts, mean)
+        teacher, row, note = estimate_rates(task, args.scale, gpu, {100, 1000, 10_000}, mean)
         task = replace(task, gpu=gpu, teacher_hours=teacher, distill_hours=row)
         said.append(note)
     if task.llm_tokens_per_label is None:
         tokens = Fraction(round((EXAMPLES + 1) * sum(mean)))
-        task = replace(
-            task, llm_tokens_per_label=tokens, mean_tokens={"source": mean[0], "target": mean[1]}
-        )
-        said.append(
-            f"an LLM's label takes about {int(tokens):,} tokens: {EXAMPLES} examples and the row"
-        )
+        known = dict(zip(("source", "target"), mean, strict=True))
+        task = replace(task, llm_tokens_per_label=tokens, mean_tokens=known)
+        text = f"{int(tokens):,} tokens: {EXAMPLES} examples and the row"
+        said.append(f"an LLM's label takes about {text}")
     return task, said
 
 
 def measure_tokens(path):
     """(source, target) tokens of a row on average: about a fourth of its characters."""
     rows = read_jsonl(path)
-    return tuple(
-        max(1.0, sum(len(str(row[key])) for row in rows) / len(rows) / 4)
-        for key in ("source", "target")
-    )
+    sizes = ([len(str(row[key])) for row in rows] for key in ("source", "target"))
+    return tuple(max(1.0, sum(each) / len(rows) / 4) for each in sizes)
 
 
 EXAMPLES = 32  # in a prompt, as in Appendix E
@@ -562,12 +483,12 @@ EXAMPLES = 32  # in a prompt, as in Appendix E
 
 def read_llm(args, pilot):
     """The Pilot with an LLM's own score, where a flag tells it."""
-    score = parse_optional(args, "llm_score")
-    if score is None:
+    if args.llm_score is None:
         return pilot
-    if score > 100:
-        raise UserError(f"--llm-score: {args.llm_score}: a number from 0 to 100 is needed")
-    return pilot._replace(llm=(float(score) / 100, parse_count(args.llm_rows, "--llm-rows", 1)))
+    if args.llm_score > 100:
+        score = f"{float(args.llm_score):g}"
+        raise UserError(f"--llm-score: {score}: a number from 0 to 100 is needed")
+    return pilot._replace(llm=(float(args.llm_score) / 100, args.llm_rows))
 
 
 def show_command(args):
@@ -593,11 +514,8 @@ def run_advise(args):
     ways = price_ways(args, servings, terms)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
     if args.page:
-        state = make_state(
-            task.title, posterior, market, found, servings, show_command(args),
-            task.llm_tokens_per_label,
-        )  # fmt: skip
-        write_page(args.page, state)
+        words = (found, servings, show_command(args), task.llm_tokens_per_label)
+        write_page(args.page, make_state(task.title, posterior, market, *words))
         print(f"page: {args.page}", file=sys.stderr)
     if args.json:
         print(json.dumps(to_json({"task": task.name, **found}), indent=2))

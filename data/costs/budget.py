@@ -1,7 +1,6 @@
 """What a budget buys: a task's entry and a scale, its rates and prices, labels or distillation.
 
 Reads:  data/tasks.json, data/scales.json, data/prices.csv
-Writes: nothing
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6 and 11, appendices A and E
 """
 
@@ -93,8 +92,7 @@ class Terms(NamedTuple):
 
 def price_llm_label(task, usd):
     """Dollars of one LLM label at token prices `usd`; None where its tokens aren't known."""
-    tokens = task.llm_tokens_per_label
-    if tokens is None:
+    if (tokens := task.llm_tokens_per_label) is None:
         return None
     # The paper counts prompt and answer together; the answer is about as long as a target.
     answer = min(tokens, task.mean_tokens.get("target", Fraction(0)))
@@ -215,34 +213,23 @@ def plan(terms, labels, budget, most=None):
     if most is not None and unlabeled >= most:
         unlabeled, mixed = most, mix(terms, labels, most, budget)
     if unlabeled > 0:
-        distill = {
-            "teacher_gpu_hours": count_teacher_hours(terms, labels),
-            "gpu_hours": math.ceil(budget / terms.usd_per_gpu_hour),
-            "unlabeled": unlabeled,
-            "usd": price_distilling(terms, labels, unlabeled),
-        }
-        if mixed:  # not all of the budget is needed
-            distill["gpu_hours"] = math.ceil(distill["usd"] / terms.usd_per_gpu_hour)
-    if terms.usd_per_llm_label is not None:
-        count, usd = math.floor(budget / terms.usd_per_llm_label), terms.usd_per_llm_label
+        usd = price_distilling(terms, labels, unlabeled)
+        spent = usd if mixed else budget  # mixed: not all of the budget is needed
+        distill = {"teacher_gpu_hours": count_teacher_hours(terms, labels)}
+        distill |= {"gpu_hours": math.ceil(spent / terms.usd_per_gpu_hour)}
+        distill |= {"unlabeled": unlabeled, "usd": usd}
+    if (usd := terms.usd_per_llm_label) is not None:
+        count = math.floor(budget / usd)
         llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
     notes, known = list(terms.notes), ", ".join(f"{n:,}" for n in terms.teacher_hours)
     if labels not in terms.teacher_hours:
         notes.append(f"the teacher's hours at N={labels:,} are estimated from those at {known}")
-    return {
-        "task": terms.task,
-        "labels": labels,
-        "initial_usd": labels * terms.usd_per_label,
-        "budget_usd": budget,
-        "annotate": {"extra_labels": extra, "usd": extra * terms.usd_per_label},
-        "distill": distill,
-        "mixed": mixed,
-        "llm": llm,
-        "rates": terms.rates,
-        "gpu": terms.gpu,
-        "gpu_usd_per_hour": terms.usd_per_gpu_hour,
-        "notes": notes,
-    }
+    result = {"task": terms.task, "labels": labels, "initial_usd": labels * terms.usd_per_label}
+    result |= {"budget_usd": budget}
+    result["annotate"] = {"extra_labels": extra, "usd": extra * terms.usd_per_label}
+    result |= {"distill": distill, "mixed": mixed, "llm": llm, "rates": terms.rates}
+    result |= {"gpu": terms.gpu, "gpu_usd_per_hour": terms.usd_per_gpu_hour}
+    return {**result, "notes": notes}
 
 
 def count_llm_labels(task, usd, prices):

@@ -1,6 +1,5 @@
 """Learning curves of all arms, and what a few runs tell of them: scores, with bands.
 
-Reads:  nothing
 Writes: nothing; standard library only, the same bits on every machine
 Paper:  none; it answers the paper's question for scores that were not measured
 
@@ -17,6 +16,7 @@ prior is one for every task and is not fitted to any; runs reweight draws from i
 resampling), so that the answer is a set of curves and not one. Nothing here knows a price.
 """
 
+import copy
 import math
 import random
 from statistics import NormalDist
@@ -58,7 +58,7 @@ class Curves:
 
     __slots__ = "f a k b s at kt bt cap r bd sd l w z".split()
 
-    def ann(self, n):
+    def ann(self, n, m=0):
         return self.f + (self.a - self.f) * rise(n, self.k, self.b)
 
     def teach(self, n):
@@ -76,11 +76,9 @@ class Curves:
 
     def predict(self, strategy, n, u):
         """(mean, standard deviation) of one run."""
-        if strategy == "small":
-            return self.ann(n), self.s
-        return (
-            (self.teach(n), TEACHER_NOISE) if strategy == "teacher" else (self.dist(n, u), self.sd)
-        )
+        if strategy == "teacher":
+            return self.teach(n), TEACHER_NOISE
+        return (self.ann(n), self.s) if strategy == "small" else (self.dist(n, u), self.sd)
 
 
 class Uniform:
@@ -119,9 +117,7 @@ def draw_student(u, constant):
 
 def draw_others(u, student):
     """The same draw with a teacher and with what its labels are worth."""
-    draw = Curves()
-    for name in "fakbs":
-        setattr(draw, name, getattr(student, name))
+    draw = copy.copy(student)
     draw.at = draw.f + (1 - draw.f) * u.bounded(4.75, 1.35)
     draw.kt, draw.bt = u.lognormal(math.exp(4.3), 2.0), u.lognormal(0.9, 0.4)
     draw.cap = max(draw.a, draw.f + (1 - draw.f) * u.bounded(5.7, 1.2))
@@ -134,16 +130,14 @@ def add_noise(draw, u, llm):
 
     llm: (its own score, 0 to 1; rows it was scored on), or None.
     """
-    kept = Curves()
-    for name in Curves.__slots__[:12]:
-        setattr(kept, name, getattr(draw, name))
-    kept.z = [u.normal() for _ in range(5)]
+    draw = copy.copy(draw)
+    draw.z = [u.normal() for _ in range(5)]
     if llm:
         score, rows = llm
         score += math.sqrt(max(score * (1 - score), 0.01) / rows) * u.normal()
-        kept.l = min(max(score, kept.f), 1.0) + 0.03 * abs(u.normal())
-        kept.w = u.lognormal(max(0.05, (score - kept.f) / (1 - kept.f)) ** 2, 0.5)
-    return kept
+        draw.l = min(max(score, draw.f), 1.0) + 0.03 * abs(u.normal())
+        draw.w = u.lognormal(max(0.05, (score - draw.f) / (1 - draw.f)) ** 2, 0.5)
+    return draw
 
 
 def weigh(residual, scale, error=0.0, degrees=4):
@@ -225,44 +219,39 @@ class Posterior:
         return math.hypot(sd, self.error) if self.error else sd
 
     def ann(self, n, noise=1):
-        """Scores of Ann. on n labels, one a draw; noise 0: what runs score on average."""
-        drift = DRIFT * math.log(max(1, n / self.most_labels))
-        return [
-            clip(d.ann(n) + drift * d.z[0] + noise * self.widen(d.s) * d.z[1]) for d in self.draws
-        ]
+        return self.score("ann", (n, 0), noise)
 
     def teach(self, n):
         """Scores of one teacher run on n labels, one a draw."""
         return [clip(d.teach(n) + TEACHER_NOISE * d.z[1]) for d in self.draws]
 
     def dist(self, n, u, noise=1):
-        """Scores of Dist. with a teacher on n labels and u rows, one a draw."""
-        drift = DRIFT * math.log(max(1, u / self.most_rows))
-        return [
-            clip(d.dist(n, u) + drift * d.z[2] + noise * self.widen(d.sd) * d.z[3])
-            for d in self.draws
-        ]
-
-    def llm(self, n, m, noise=1):
-        """Scores of the student on n labels of people and m of an LLM, one a draw."""
-        drift = DRIFT * math.log(max(1, (n + m) / self.most_labels))
-        return [
-            clip(d.llm(n, m) + drift * d.z[0] + noise * self.widen(d.s) * d.z[4])
-            for d in self.draws
-        ]
+        return self.score("dist", (n, u), noise)
 
     def score(self, arm, counts, noise=1):
-        """Scores of an arm (ann, dist, llm) at its counts (labels, rows)."""
-        return self.ann(counts[0], noise) if arm == "ann" else getattr(self, arm)(*counts, noise)
+        """Scores of an arm (ann, dist, llm) at its counts (labels, rows), one a draw; with noise 0
+        what runs score on average."""
+        (n, m), (sd, far, own) = counts, NOISE[arm]
+        beyond = m / self.most_rows if arm == "dist" else (n + m) / self.most_labels
+        drift = DRIFT * math.log(max(1, beyond))
+        return [
+            clip(
+                getattr(d, arm)(n, m)
+                + drift * d.z[far]
+                + noise * self.widen(getattr(d, sd)) * d.z[own]
+            )
+            for d in self.draws
+        ]
 
     def find_misfits(self):
         """The runs outside the 98% band of their own posterior: no curve goes through them all."""
-        scores = {
-            "small": lambda run: self.ann(run.labels),
-            "teacher": lambda run: self.teach(run.labels),
-            "dist": lambda run: self.dist(run.labels, run.unlabeled),
-        }
-        bands = [(run, sorted(scores[run.strategy](run))) for run in self.runs]
+
+        def list_scores(strategy, n, u):
+            if strategy == "teacher":
+                return self.teach(n)
+            return self.ann(n) if strategy == "small" else self.dist(n, u)
+
+        bands = [(run, sorted(list_scores(*run[:3]))) for run in self.runs]
         return [run for run, v in bands if not quantile(v, 0.01) <= run.score <= quantile(v, 0.99)]
 
     def value_of_run(self, run, options, outcomes=40, seed=1):
@@ -289,6 +278,10 @@ class Posterior:
 
 
 STRATEGIES = ("small", "teacher", "dist")
+
+
+# arm -> (what one run differs by, which noise of a draw moves the curve, which the run)
+NOISE = {"ann": ("s", 0, 1), "dist": ("sd", 2, 3), "llm": ("s", 0, 4)}
 
 
 def quantile(values, q):

@@ -2,7 +2,6 @@
 
 Reads:  data/costs/explorer.html, the template; its model is that of curves.py and advise.py
 Writes: the page that is asked for; standard library only
-Paper:  none
 
 The page carries some of the posterior's draws, which do not depend on prices; all else is computed
 where it is read, without a network or a server.
@@ -26,18 +25,13 @@ def make_row(draw, columns):
     ]
 
 
-def list_hours(table, unit):
-    """[(labels, hours)] at the scale's counts."""
-    return [(count / unit, hours) for count, hours in sorted(table.items())]
-
-
 def make_state(title, posterior, market, found, serving, command, llm_tokens=None):
     """What the page computes from: draws, what the pilot saw, hours, prices, seconds.
 
     found: the advice's plain numbers; serving: [(Serving, dollars of an hour of its device)], which
     for the GPU to rent is the slider's.
     """
-    terms, judged = market.terms, "llm" in found["budgets"][0]["buys"]
+    terms, unit, judged = market.terms, market.unit, "llm" in found["budgets"][0]["buys"]
     columns = [*COLUMNS, *("l", "w") * judged, *(f"z{i}" for i in range(5))]
     draws = posterior.draws[:: max(1, len(posterior.draws) // DRAWS)][:DRAWS]
     ways = [
@@ -45,29 +39,20 @@ def make_state(title, posterior, market, found, serving, command, llm_tokens=Non
          "rented": way.gpu is not None and hour == terms.usd_per_gpu_hour}
         for way, hour in serving
     ]  # fmt: skip
-    unit = market.unit
+    teacher, rows = (
+        [(count / unit, hours) for count, hours in sorted(table.items())]
+        for table in (terms.teacher_hours, terms.distill_hours)
+    )
     prices = {"label_usd": terms.usd_per_label, "gpu_usd": terms.usd_per_gpu_hour, "factor": 1}
     prices |= {"llm_usd": terms.usd_per_llm_label, "budget": found["split"]["budget"]}
     counts = {"labels": market.labels, "unlabeled": market.unlabeled, "predictions": 1_000_000}
-    return {
-        "title": title,
-        "columns": columns,
-        "rows": [make_row(draw, columns) for draw in draws],
-        "most_labels": posterior.most_labels,
-        "most_rows": posterior.most_rows,
-        "error": posterior.error,
-        "sure": found["sure"],
-        "llm": judged,
-        "unit": unit,
-        "labels_there": market.most_labels,
-        "teacher_hours": [(n, hours / unit) for n, hours in list_hours(terms.teacher_hours, unit)],
-        "row_hours": list_hours(terms.distill_hours, unit),
-        "serving": ways + [{"model": "LLM"}] * (terms.usd_per_llm_label is not None),
-        "llm_tokens": llm_tokens,
-        "command": command,
-        "notes": found["notes"],
-        "market": {**prices, **counts},
-    }
+    state = {"title": title, "columns": columns, "rows": [make_row(d, columns) for d in draws]}
+    state |= {key: getattr(posterior, key) for key in ("most_labels", "most_rows", "error")}
+    state |= {"sure": found["sure"], "llm": judged, "unit": unit, "row_hours": rows}
+    state |= {"labels_there": market.most_labels, "llm_tokens": llm_tokens, "command": command}
+    state["teacher_hours"] = [(n, hours / unit) for n, hours in teacher]
+    state["serving"] = ways + [{"model": "LLM"}] * (terms.usd_per_llm_label is not None)
+    return {**state, "notes": found["notes"], "market": {**prices, **counts}}
 
 
 def write_page(path, state):

@@ -1,7 +1,6 @@
 """The grid of experiments: cells of each table and figure, their runs and flags, rules for make.
 
 Reads:  data/tasks.json, data/scales.json, data/prices.csv
-Writes: nothing
 Paper:  section 4, Tables 2 to 4 and 8 to 11, Figures 2 to 7, appendix E
 """
 
@@ -12,12 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import (
-    load_scale,
-    make_terms,
-    plan,
-    price_distilling,
-)
+from data.costs.budget import load_scale, make_terms, plan, price_distilling
 from data.costs.prices import load_prices
 from data.costs.runs import ENCODERS, make_run, parse_run
 from data.files import UserError, need, parse_count, read_json
@@ -96,18 +90,12 @@ class Layout:
 
     def list_labels(self):
         """N of Figures 2, 3 and 7: a task of one's own has its own, none twice."""
-        task = self.task
-        counts = sorted({task.few_shot_n, *task.labels_n}) if task.own else FIGURE_N
-        return self.keep_distinct(counts, self.train_rows)
+        own = sorted({self.task.few_shot_n, *self.task.labels_n})
+        return self.keep_distinct(own if self.task.own else FIGURE_N, self.train_rows)
 
     def list_study(self):
         """N of Figures 4, 5 and 6: those of Tables 11 and 2."""
-        counts = (self.task.few_shot_n, *self.task.labels_n)
-        return self.keep_distinct(counts, self.train_rows)
-
-    def list_unlabeled(self):
-        """Unlabeled rows of Figure 2, none twice."""
-        return self.keep_distinct(FIGURE_U, self.unlabeled_rows)
+        return self.keep_distinct((self.task.few_shot_n, *self.task.labels_n), self.train_rows)
 
     def keep_distinct(self, counts, rows):
         """`counts` up to the first that takes all `rows` there are, as more would be the same."""
@@ -129,9 +117,10 @@ class Layout:
         usd = price_distilling(terms, labels * self.rate_unit, unlabeled * self.rate_unit)
         return usd / self.rate_unit
 
-    def at_budget(self, labels, budget, also=(), student="small", teacher="xxl"):
-        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also`
-        names further strategies that train on the bought labels."""
+    def at_budget(self, labels, budget, also=(), student="small", teacher="xxl", encoder=None):
+        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also` names
+        further strategies that train on the bought labels, `encoder` what learns from the teacher
+        too, on the rows of Dist."""
         usd, size = Fraction(budget) / self.unit, {"student": student, "teacher": teacher}
         n, _ = self.cap(labels // self.unit, self.train_rows, "labels")
         terms, notes = self.terms, ()
@@ -142,7 +131,7 @@ class Layout:
             notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
         cell = Cell(terms.task, n, n * terms.usd_per_label, {}, notes, usd)
         cell = self.add_labels(cell, terms, labels // self.unit, also, student)
-        cell = self.add_distilling(cell, terms, size)
+        cell = self.add_distilling(cell, terms, size, encoder)
         return self.add_llm(cell, terms) if self.llm and terms.usd_per_llm_label else cell
 
     def add_labels(self, cell, terms, wanted, also, student):
@@ -155,13 +144,15 @@ class Layout:
         plans |= {"bought_labels": total - cell.labels, "notes": (*cell.notes, *note)}
         return cell._replace(runs={**cell.runs, **runs}, **plans)
 
-    def add_distilling(self, cell, terms, size):
+    def add_distilling(self, cell, terms, size, encoder):
         """Dist.: the teacher on N labels and the rows that what is left of the dollars distils."""
         n, usd = cell.labels, cell.budget_usd
         wanted = self.count_unlabeled(terms, n, usd) if usd else 0
         rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
-        teachers = self.make_runs("teacher", n, teacher=size["teacher"])
-        runs = {"teacher": teachers, "dist": self.make_runs("dist", n, unlabeled=rows, **size)}
+        runs = {"teacher": self.make_runs("teacher", n, teacher=size["teacher"])}
+        runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size)
+        if encoder:
+            runs["encoder"] = self.make_runs("dist", n, unlabeled=rows, student=encoder)
         plans = {"teacher_usd": self.price_distilling(terms, n, 0), "notes": (*cell.notes, *cut)}
         if rows:
             plans |= {"gpu_hours": math.ceil(usd / terms.usd_per_gpu_hour), "unlabeled": rows}
@@ -183,16 +174,13 @@ class Layout:
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
         n, note = self.cap(labels // self.unit, self.train_rows, "labels")
         rows, cut = self.cap(unlabeled // self.unit, self.unlabeled_rows, "unlabeled rows")
-        runs, plans = {}, {}
-        for each in strategies:
-            use = rows if each in ("dist", "self") else 0
-            runs[each] = self.make_runs(each, n, unlabeled=use)
+        use = {"dist": rows, "self": rows}
+        runs = {each: self.make_runs(each, n, unlabeled=use.get(each, 0)) for each in strategies}
+        plans = {"annotate_usd": Fraction(0)} if "small" in strategies else {}
         if rows:
             usd = self.price_distilling(self.terms, n, rows)
-            plans = {"unlabeled": rows, "distill_usd": usd}
+            plans |= {"unlabeled": rows, "distill_usd": usd}
             plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
-        if "small" in strategies:
-            plans["annotate_usd"] = Fraction(0)
         if "teacher" in strategies and self.terms.teacher_hours:
             plans["teacher_usd"] = self.price_distilling(self.terms, n, 0)
         initial = n * self.terms.usd_per_label
@@ -201,9 +189,8 @@ class Layout:
     def at_all_labels(self, strategy):
         """A cell of all labeled rows."""
         if self.train_rows is None:
-            raise UserError(
-                f"task {self.task.name!r}: field 'rows' needs 'train', how many labels exist"
-            )
+            what = "field 'rows' needs 'train', how many labels exist"
+            raise UserError(f"task {self.task.name!r}: {what}")
         return self.at_counts(self.train_rows, 0, (strategy,))
 
 
@@ -225,11 +212,8 @@ def lay_table3(at):
 def lay_table4(at):
     """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
     n, ann_only = at.task.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
-    budgets = (0, *at.task.budgets, *at.task.catch_up_usd)
-    bought = [at.at_budget(n, usd) for usd in budgets]
-    bought = [
-        cell._replace(runs={"small": cell.runs["small"]}, notes=(), **ann_only) for cell in bought
-    ]
+    bought = [at.at_budget(n, usd) for usd in (0, *at.task.budgets, *at.task.catch_up_usd)]
+    bought = [c._replace(runs={"small": c.runs["small"]}, notes=(), **ann_only) for c in bought]
     first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
     extra = whole.labels - first.labels
     plans = {"extra_labels": extra, "annotate_usd": extra * at.terms.usd_per_label}
@@ -242,8 +226,10 @@ def lay_table9(at):
 
 
 def lay_table10(at):
-    usd, also = at.task.budgets[-1], at.keep_known(("distilbert", "bert"))
-    return [at.at_budget(n, usd, also) for n in at.task.labels_n]
+    """Encoders on the bought labels, and the smallest of them distilled like Dist."""
+    usd, also = at.task.budgets[-1], at.keep_known(ENCODERS)
+    encoder = next((kind for kind in also if f"dist-{kind}" not in at.missing), None)
+    return [at.at_budget(n, usd, also, encoder=encoder) for n in at.task.labels_n]
 
 
 def lay_table11(at):
@@ -254,8 +240,8 @@ def lay_fig2(at):
     if at.task.own:  # the runs of Table 2, so that one training gives both
         counts = at.keep_distinct(at.task.labels_n, at.train_rows)
         return [at.at_budget(n, usd) for n in counts for usd in (0, *at.task.budgets)]
-    kinds, rows = ("teacher", "dist"), at.list_unlabeled()
-    distilled = [at.at_counts(n, u, kinds) for n in at.list_labels() for u in rows]
+    rows = at.keep_distinct(FIGURE_U, at.unlabeled_rows)
+    distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]
 
 
@@ -307,13 +293,13 @@ def lay_pilot(at):
     n, _ = at.cap(at.task.labels_n[-1] // at.unit, at.train_rows, "labels")
     few = max(1, min(10_000, (at.unlabeled_rows or 10_000 * at.unit) // at.unit) // 10)
     students = {max(1, n // 4): (0,), max(1, n // 2): range(3), n: range(3)}
-    cells = [
+    groups = [
         {"small": tuple(make_run("small", size, seed) for seed in seeds)}
         for size, seeds in students.items()
     ]
-    cells.append({"teacher": (make_run("teacher", n, 0),)})
-    cells += [{"dist": (make_run("dist", n, 0, unlabeled=u),)} for u in (few, 4 * few)]
-    return [Cell(at.terms.task, n, n * at.terms.usd_per_label, runs) for runs in cells]
+    groups.append({"teacher": (make_run("teacher", n, 0),)})
+    groups += [{"dist": (make_run("dist", n, 0, unlabeled=u),)} for u in (few, 4 * few)]
+    return [Cell(at.terms.task, n, n * at.terms.usd_per_label, runs) for runs in groups]
 
 
 ALL = " ".join(PAPER_TASKS)
@@ -342,12 +328,19 @@ PILOTS = {  # how far a pilot goes -> its strategies
 def find_missing(task, scale, settings):
     """{kind of model: why there are no runs of it} for one task at one scale."""
     models, missing = {**settings["models"], **task.at(scale, "models")}, {}
-    for kind in (*load_scale("paper")["million_parameters"], *ENCODERS):
-        name = ENCODERS.get(kind, f"T5 of size {kind}")
-        if kind in ENCODERS and task.metric != "classes":
+    for kind in load_scale("paper")["million_parameters"]:
+        if kind not in models:
+            missing[kind] = (
+                f"{task.title}: no T5 of size {kind} at scale {scale}, so it is left out"
+            )
+    for kind, name in ENCODERS.items():
+        if task.metric != "classes":
             missing[kind] = f"{task.title}: {name} only tells classes, so it is left out"
-        elif kind not in models or (kind in ENCODERS and kind not in settings["flags"]):
+        elif kind not in models or kind not in settings["flags"]:
             missing[kind] = f"{task.title}: no {name} at scale {scale}, so it is left out"
+        if f"dist-{kind}" not in settings["flags"]:
+            text = f"{task.title}: no settings that distil {name} at scale {scale}"
+            missing[f"dist-{kind}"] = text
     return missing
 
 
@@ -379,25 +372,14 @@ def read_rows(prepared, name):
     return {split: need(rows, split, int, path) for split in ("train", "unlabeled")}
 
 
-def cells(
-    table,
-    task,
-    scale="mini",
-    seeds=(0,),
-    terms=None,
-    llm=False,
-    prepared=None,
-    rows=None,
-):
+def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared=None, rows=None):
     """The Cells of a table or figure for one Task, in reading order.
 
     `terms` default to the paper's rates and prices; `llm` adds LLM labels at equal dollars to
-    Tables 2 and 11, if it is known how many tokens one takes;
-    `prepared` is a folder of data/prepare.py, whose row counts then limit what can be bought, or
-    `rows` has them by split.
+    Tables 2 and 11, if it is known how many tokens one takes; `prepared` is a folder of
+    data/prepare.py, whose row counts then limit what can be bought, or `rows` has them by split.
     """
-    if table not in TABLES:
-        raise UserError(f"unknown table or figure {table!r}; known: {', '.join(TABLES)}")
+    shows(table, task.name)
     settings, notes = load_scale(scale), ()
     terms = terms or make_terms(task, load_prices())
     paper = load_scale("paper")["million_parameters"]
@@ -409,8 +391,7 @@ def cells(
             f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
             "paper's for XXL, scaled by parameter counts, not measured",
         )
-    if prepared:
-        rows = read_rows(prepared, task.name)
+    rows = read_rows(prepared, task.name) if prepared else rows
     missing = find_missing(task, scale, settings)
     if rows:
         unit = 1 if task.own else settings["divide_by"]
@@ -443,13 +424,10 @@ def pick_nearest(flags, run):
     """
 
     def measure(tried):
-        counts = [
-            (tried[key], getattr(run, key)) for key in ("labels", "unlabeled") if key in tried
-        ]
-        return sum(abs(math.log(max(1, count) / at)) for at, count in counts)
+        keys = [key for key in ("labels", "unlabeled") if key in tried]
+        return sum(abs(math.log(max(1, getattr(run, key)) / tried[key])) for key in keys)
 
-    nearest = min(flags.get("near", [{}]), key=measure)
-    chosen = {**flags, **nearest}
+    chosen = {**flags, **min(flags.get("near", [{}]), key=measure)}
     return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
 
 
@@ -470,32 +448,33 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
             raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
         known = {**known, **recipes[recipe]}
         own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
-    if run.strategy not in known:
-        raise UserError(f"scale {scale!r}: no strategy {run.strategy!r}; known: {', '.join(known)}")
+    if run.recipe not in known:
+        raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
     models = {**settings["models"], **own.get("models", {})}
-    encoder = run.strategy in ENCODERS
-    size = run.teacher if run.strategy == "teacher" else run.strategy if encoder else run.student
+    size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
     if size not in models:
         raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
+    if run.encoder and task.metric != "classes":
+        fault = f"no classes, so nothing for {run.encoder} to learn"
+        raise UserError(f"task {task.name!r}: {fault}")
     distilled = run.strategy in ("dist", "self")
     # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
     kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
-    rate = task.at("paper" if recipe else scale, "learning_rate").get(kind)
+    rates = task.at("paper" if recipe else scale, "learning_rate")
     flags = {
         "student" if distilled else "model": models[size],
-        **pick_nearest(known[run.strategy], run),
-        **({} if rate is None else {"learning-rate": rate}),
+        **pick_nearest(known[run.recipe], run),
+        **({"learning-rate": rates[kind]} if kind in rates and "-" not in run.recipe else {}),
         "max-source-length": task.max_source_length,
         "max-target-length": task.max_target_length,
         "prefix": task.prefix,
         **own.get("all", {}),
-        **pick_nearest(own.get(run.strategy, {}), run),
+        **pick_nearest(own.get(run.recipe, {}), run),
         **(own.get("real-text", {}) if real_text else {}),
     }
-    if encoder:  # it has one output a class, so nothing to write and no task to be told
-        if task.metric != "classes":
-            fault = f"no classes, so nothing for {run.strategy} to learn"
-            raise UserError(f"task {task.name!r}: {fault}")
+    if run.encoder and distilled:  # its teacher writes, and scores each class
+        flags["classes"] = list(task.labels)
+    elif run.encoder:  # it has one output a class, so nothing to write and no task to be told
         flags |= {"max-target-length": None, "prefix": None, "labels": list(task.labels)}
     if task.keeps_empty and not distilled:
         flags["keep-empty"] = True

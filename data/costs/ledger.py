@@ -1,10 +1,11 @@
 """The ledger: dollars of what finished runs used, at one list of prices, and the report of them.
 
 Reads:  training.json, metrics.json and annotation.json of run folders
-Writes: nothing
 Paper:  sections 2.4 and 2.5, Tables 1 and 6
 """
 
+import contextlib
+import itertools
 from fractions import Fraction
 
 from data.costs.grid import TABLES, grid
@@ -16,7 +17,7 @@ from data.costs.prices import (
     price_tokens,
     show_price,
 )
-from data.costs.runs import RUN_NAME, parse_run, read_runs
+from data.costs.runs import read_runs
 from data.files import UserError
 
 
@@ -48,12 +49,9 @@ class Ledger:
         if self.usd_per_hour is not None:
             return hours * self.usd_per_hour
         kind = match_gpu(self.prices, record.gpu) if record.gpu else self.gpu
-        if kind is None:
-            return None
-        found = self.look_up(
-            lambda: price_gpu_hour(self.prices, kind, self.which), "gpu", kind, "hour"
-        )
-        if found is None:
+        price = lambda: price_gpu_hour(self.prices, kind, self.which)  # noqa: E731
+        found = kind and self.look_up(price, "gpu", kind, "hour")
+        if not found:
             return None
         self.notes[f"{self.which}: an hour of {kind} is {show_price(found[0])} ({found[1]})"] = None
         return hours * found[0]
@@ -85,29 +83,28 @@ class Ledger:
 
     def price_model(self, record, others):
         """One compact model: its labels, its own hours and those of the runs it needs."""
-        parts, missing = [(record, record.hours + record.pass_hours)], False
-        for name in parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ():
-            needed = others.get((record.world, record.task, name))
-            if needed:
-                parts.append((needed, needed.hours + needed.pass_hours))
-            else:
-                self.notes[f"{record.run}: no price, as {name} is not there"] = missing = True
+        needed = {name: others.get((record.world, record.task, name)) for name in record.needs}
+        missing = [name for name, there in needed.items() if there is None]
+        parts = [record, *filter(None, needed.values())]
+        parts = [(each, each.hours + each.pass_hours) for each in parts]
         bill = self.sum_up(self.price_labels(record), self.price_llm(record), parts)
+        for name in missing:
+            self.notes[f"{record.run}: no price, as {name} is not there"] = None
         return {**bill, "compute_usd": None, "usd": None} if missing else bill
 
     def price_group(self, records):
         """Several runs, nothing paid twice.
 
         Labels of a seed are nested samples, so the largest N of each task and seed buys them
-        all, an LLM's likewise; a teacher's pass is made once, for the student with most rows.
+        all, an LLM's likewise; a teacher's pass is made once, for the student with most rows (and
+        once more for encoders, which learn from scores of the classes).
         """
         most, asked, passes = {}, {}, {}
         for record in records:
             key = (record.world, record.task, record.seed)
             most[key] = max(most.get(key, record), record, key=lambda each: each.labels)
             asked.setdefault(key, []).append(self.price_llm(record))
-            needs = parse_run(record.run).needs if RUN_NAME.fullmatch(record.run) else ()
-            key += (needs or record.run,)
+            key += (record.needs or record.run, bool(record.encoder))
             passes[key] = max(passes.get(key, record), record, key=lambda each: each.pass_hours)
         labels = add_up(map(self.price_labels, most.values()))
         llm = add_up(None if None in usd else max(usd) for usd in asked.values())
@@ -122,14 +119,13 @@ def group_tables(records, tasks, asked=None):
     groups, found = {}, {}
     for record in records:
         groups.setdefault((record.world, record.task), {})[record.run] = record
-    for (world, task), runs in groups.items():
+    for ((world, task), runs), table in itertools.product(groups.items(), TABLES):
         seeds = sorted({record.seed for record in runs.values()})
-        for table in TABLES:
-            try:
-                wanted = grid(table, tasks[task], world.split("-")[0], seeds)
-                names = [run.name for run in wanted if run.strategy != "prompted"]
-            except (UserError, KeyError):  # no such table of this task, or no such task or scale
-                continue
+        with contextlib.suppress(
+            UserError, KeyError
+        ):  # no such table of this task, or no such scale
+            wanted = grid(table, tasks[task], world.split("-")[0], seeds)
+            names = [run.name for run in wanted if run.strategy != "prompted"]
             there = [runs[name] for name in names if name in runs]
             if there and (len(there) == len(names) or table == asked):
                 found[f"{world} {task} {table}"] = (there, len(names))

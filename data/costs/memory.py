@@ -9,8 +9,8 @@ Writes: nothing; the plans go to stdout
 Paper:  section 2.3: an 11B teacher in fp32 with AdamW, its layers split over several GPUs
 """
 
-import csv
 import math
+import operator
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -18,14 +18,8 @@ from typing import NamedTuple
 
 from data.costs.budget import load_scale
 from data.costs.grid import make_flags
-from data.costs.prices import (
-    load_prices,
-    price_gpu_hour,
-    show_columns,
-    show_price,
-    show_usd,
-)
-from data.files import DATA, UserError, parse_count, parse_price, read_json
+from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd
+from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json
 from data.tasks import load_task
 
 # Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
@@ -87,13 +81,13 @@ class Shape(NamedTuple):
         inner = self.heads * self.head_width
         widths = self.width, self.hidden, inner
         encoder = [source * n for n in (*widths, self.heads * source)]
-        decoder = [target * n for n in (*widths, self.heads * target, self.heads * target)]
-        decoder[3:] = [source * inner, decoder[3], self.heads * target * source]
-        rest = [(source + target) * self.width]
-        *by_size, each = KEPT[size]
-        kept = zip((*by_size, (each,)), (encoder, decoder, rest), strict=True)
-        kept = [sum(a * b for a, b in zip(*pair, strict=True)) for pair in kept]
-        return kept[0], kept[1], kept[2] + LOGITS * target * self.vocabulary
+        decoder = [*(target * n for n in widths), source * inner]
+        decoder += [self.heads * target * target, self.heads * target * source]
+        *blocks, each = KEPT[size]
+        kept = [
+            sum(map(operator.mul, a, b)) for a, b in zip(blocks, (encoder, decoder), strict=True)
+        ]
+        return *kept, each * (source + target) * self.width + LOGITS * target * self.vocabulary
 
 
 SIZES = {  # T5 v1.1
@@ -140,9 +134,8 @@ class Card(NamedTuple):
 
 def read_cards(path=DATA / "prices.csv"):
     """The cards of the price list, which load_prices has checked."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("gib")]
     columns = ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s")
+    rows = [row for row in read_csv(path).values() if row.get("gib")]
     return [Card(row["name"], *(float(row[key] or 0) for key in columns)) for row in rows]
 
 
@@ -166,16 +159,6 @@ class Work(NamedTuple):
     steps: int
     batch: int  # rows a step
     utilisation: float  # share of the peak FLOP/s
-
-
-def read_work(args):
-    """(models, Work) of the teacher of a task at a scale."""
-    task = load_task(args.task or "wlp")
-    most = task.labels_n[-1] // (1 if task.own else load_scale(args.scale)["divide_by"])
-    rows = parse_count(args.labels or most, "--labels", 1)
-    used = float(parse_price(args.utilisation, "--utilisation"))
-    model, work = make_work(task, make_flags(task, args.scale, "teacher"), rows, None, used)
-    return (args.model or model).split(), work
 
 
 def make_work(task, flags, rows, mean=None, utilisation=0.4):
@@ -316,13 +299,14 @@ def estimate_rates(task, scale, gpu, counts, mean):
     card, flags = known[gpu.lower()], make_flags(task, scale, "teacher")
     hours = {n: estimate_teacher(task, flags, card, n, mean) for n in sorted(counts)}
     shape, student = read_shape(flags["model"]), make_flags(task, scale, "dist")
-    row = estimate_distilling(task, student, card, shape, mean)
-    exact = lambda hours: Fraction(hours).limit_denominator(10**12)  # noqa: E731
+    hours[0] = estimate_distilling(task, student, card, shape, mean)
+    hours = {n: Fraction(each).limit_denominator(10**12) for n, each in hours.items()}
     note = (
         f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
         f"{card.name} are planned (arithmetic at 40% of the peak), not measured"
     )
-    return {n: exact(each) for n, each in hours.items()}, {0: exact(row)}, note
+    row = hours.pop(0)
+    return hours, {0: row}, note
 
 
 HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"
@@ -342,12 +326,12 @@ def show_plan(plan, card, usd, chosen):
     over, hours = plan.most / card.gib, plan.hours * plan.cards
     fits = "does not fit" if over > 1 else "tight" if over > TIGHT else "fits"
     costs = (f"{plan.hours:.2f}", f"{hours:.2f}", show_usd(hours * float(usd)))
-    ddp = plan.ddp if plan.cards == 1 else None
+    sizes = (plan.model, plan.kept, plan.most, plan.ddp if plan.cards == 1 else None)
     return [
         *(plan.way, plan.cards, plan.rows, "yes" if plan.recompute else "no"),
-        *(each and f"{each:.1f}" for each in (plan.model, plan.kept, plan.most, ddp)),
+        *(each and f"{each:.1f}" for each in sizes),
         *(costs if over <= 1 else [None] * 3),
-        *(f"{each:,.0f}" for each in (plan.disk, plan.ram)),
+        *(f"{plan.disk:,.0f}", f"{plan.ram:,.0f}"),
         fits + (", cheapest" if plan is chosen else ""),
     ]
 
@@ -376,8 +360,12 @@ def show_cards(shape, count, card, work, usd, how):
 def run_memory(args):
     """which way to hold a teacher fits rented GPUs, in how many hours, for how many dollars"""
     prices, cards = load_prices(args.prices), read_cards(args.prices)
-    models, work = read_work(args)
-    shapes = {model: read_shape(model) for model in models}
+    task, labels = load_task(args.task or "wlp"), args.labels
+    labels = labels or task.labels_n[-1] // (1 if task.own else load_scale(args.scale)["divide_by"])
+    used = float(parse_price(args.utilisation, "--utilisation"))
+    flags = make_flags(task, args.scale, "teacher")
+    model, work = make_work(task, flags, labels, None, used)
+    shapes = {each: read_shape(each) for each in (args.model or model).split()}
     wanted = [find_cards(spec, cards) for spec in args.gpus.split()]
     for model, shape in shapes.items():
         head = "tied" if shape.tied else "untied"

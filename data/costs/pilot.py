@@ -1,11 +1,9 @@
 """A pilot: the few runs that tell how a task's curves go, scored on dev; without one, a prior.
 
 Reads:  RUNS/NAME/dev/metrics.json; for the prior data/paper/scores.csv
-Writes: nothing; standard library only
 Paper:  the prior is its Tables 2, 3, 4, 9 and 11
 """
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from data.costs.curves import Posterior, Run
 from data.costs.prices import load_prices, price_label
 from data.costs.runs import parse_run
 from data.costs.stale import METRICS
-from data.files import DATA, UserError, need, read_json
+from data.files import DATA, UserError, need, read_csv, read_json
 from data.tasks import PAPER_TASKS, load_task
 
 # Of the released test sets; where these are not public, the lowest score that the paper prints.
@@ -38,7 +36,7 @@ class Pilot(NamedTuple):
 def read_pilot(folder, task):
     """The Pilot of all runs in `folder` that have a dev score; without one, the prior's."""
     runs, errors, seen, llm = [], [], {}, None
-    for path in sorted(Path(folder or "").glob("*/dev/metrics.json")) if folder else ():
+    for path in sorted(Path(folder).glob("*/dev/metrics.json")) if folder else ():
         run = parse_run(path.parents[1].name)
         usual = (run.student, run.teacher) == ("small", "xxl")
         if run.strategy not in ("small", "teacher", "dist", "prompted") or not usual:
@@ -47,7 +45,8 @@ def read_pilot(folder, task):
         if run.strategy == "prompted":  # each of its answers is paid, so it has fewer rows
             llm = found["score"] / 100, found["n"]
             continue
-        seen.setdefault((found["metric"], found["n"], find_data(found)), path)
+        data = (found.get("provenance") or {}).get("data_sha256")
+        seen.setdefault((found["metric"], found["n"], data), path)
         if len(seen) > 1:
             first = next(iter(seen.values()))
             raise UserError(f"{path}: another metric or scored on other rows than {first}")
@@ -59,10 +58,6 @@ def read_pilot(folder, task):
         return Pilot([], None, 0.0, "score", 0, llm, like)
     constant = found["constant"]["score"] / 100
     return Pilot(runs, constant, sum(errors) / len(errors), *next(iter(seen))[:2], llm)
-
-
-def find_data(found):
-    return (found.get("provenance") or {}).get("data_sha256")
 
 
 def read_score(path, task):
@@ -86,25 +81,21 @@ def make_posterior(pilot, unit=1):
     """The curves that explain a Pilot; `unit` divides the paper's counts where those stand in."""
     if pilot.runs:
         return Posterior(pilot.runs, pilot.constant, pilot.llm, pilot.error)
-    known = [(read_paper_runs(load_task(task)), PAPER_CONSTANTS[task]) for task in pilot.like]
-    parts = [
-        Posterior(
-            [r._replace(labels=r.labels // unit, unlabeled=r.unlabeled // unit) for r in runs],
-            constant / 100,
-            pilot.llm,
-            share=len(known),
-        )
-        for runs, constant in known
-    ]
+    parts = []
+    for task in pilot.like:
+        runs = [
+            run._replace(labels=run.labels // unit, unlabeled=run.unlabeled // unit)
+            for run in read_paper_runs(load_task(task))
+        ]
+        constant, share = PAPER_CONSTANTS[task] / 100, len(pilot.like)
+        parts.append(Posterior(runs, constant, pilot.llm, share=share))
     return Posterior.join(parts)
 
 
 def read_paper_runs(task, path=DATA / "paper" / "scores.csv"):
     """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once."""
     label, found = price_label(load_prices(), task.name, task), {}
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["task"] == task.name]
-    for row in rows:
+    for row in (row for row in read_csv(path).values() if row["task"] == task.name):
         table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
         skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
         skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")

@@ -1,18 +1,16 @@
 """Exact money and the price list: dollars of labels, GPU-hours and tokens, speeds of GPUs.
 
 Reads:  data/prices.csv (edit it)
-Writes: nothing
 Paper:  section 2.5, Table 1, appendices A and E
 """
 
-import csv
 import math
 import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from data.files import DATA, UserError, parse_amount, parse_price
+from data.files import DATA, UserError, parse_amount, parse_price, read_csv
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -42,8 +40,7 @@ def to_json(value):
         return None
     if isinstance(value, Fraction):
         return int(value) if value.denominator == 1 else float(value)
-    if hasattr(value, "_asdict"):
-        return to_json(value._asdict())
+    value = value._asdict() if hasattr(value, "_asdict") else value
     if isinstance(value, dict):
         return {key: to_json(entry) for key, entry in value.items()}
     return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
@@ -91,17 +88,16 @@ def read_price(row, where):
     """One row of the list, checked; a UserError names the line and the column."""
     text = {key: row[key].strip() for key in Price._fields}
     priced = text["item"] not in ("speed", "batch")
-    good = {
-        "list": (text["list"] in LISTS, f"is none of {', '.join(LISTS)}"),
-        "item": (text["item"] in ITEMS, f"is none of {', '.join(ITEMS)}"),
-        "name": (text["name"], "is empty"),
-        "unit": (not priced or text["unit"] in UNITS, f"is none of {', '.join(UNITS)}"),
-        "source": (text["source"], "is empty: say where this price stands"),
-        "date": (DATE.fullmatch(text["date"]), "is no date such as 2026-11 or 2026-11-05"),
-    }
-    for column, (passed, fault) in good.items():
-        if not passed:
-            raise UserError(f"{where}: {column} {text[column]!r} {fault}")
+    known = {"list": LISTS, "item": ITEMS, "unit": UNITS if priced else [text["unit"]]}
+    for column, words in known.items():
+        if text[column] not in words:
+            raise UserError(f"{where}: {column} {text[column]!r} is none of {', '.join(words)}")
+    for column in ("name", "source"):  # say where a price stands
+        if not text[column]:
+            raise UserError(f"{where}: {column} is empty")
+    if not DATE.fullmatch(text["date"]):
+        example = "is no date such as 2026-11 or 2026-11-05"
+        raise UserError(f"{where}: date {text['date']!r} {example}")
     column, parse = ("usd", parse_amount) if priced else ("ratio", parse_price)
     value = parse(text[column], f"{where}: {column}")
     return Price(**{**text, "usd": None, "ratio": None, column: value})
@@ -110,26 +106,13 @@ def read_price(row, where):
 def load_prices(path=DATA / "prices.csv"):
     """The price list, every row checked: exact amounts, known items and units, no doubles."""
     prices = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            missing = [key for key in Price._fields if key not in (rows.fieldnames or [])]
-            if missing:
-                raise UserError(f"{path} line 1: no column {missing[0]!r} in the heading")
-            for row in rows:
-                where = f"{path} line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise UserError(f"{where}: not {len(rows.fieldnames)} columns as the heading")
-                price = read_price(row, where)
-                key = (price.list, price.item, price.name.lower())
-                key += (len(prices),) if price.list == "other" else ()
-                if key in prices:
-                    raise UserError(f"{where}: a second row {' '.join(key)}; mark one as other")
-                prices[key] = price
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
+    for line, row in read_csv(path, Price._fields).items():
+        price = read_price(row, f"{path} line {line}")
+        key = (price.list, price.item, price.name.lower())
+        key += (len(prices),) if price.list == "other" else ()
+        if key in prices:
+            raise UserError(f"{path} line {line}: a second row {' '.join(key)}; mark one as other")
+        prices[key] = price
     if len({price.unit for price in prices.values() if price.item == "speed"}) > 1:
         raise UserError(f"{path}: the speed rows name two units; compare all GPUs to one GPU")
     return list(prices.values())
@@ -137,10 +120,9 @@ def load_prices(path=DATA / "prices.csv"):
 
 def find_price(prices, which, item, name):
     """Dollars of one label, hour or token in list `which`, or None where it has no such row."""
-    for price in prices:
-        if (price.list, price.item, price.name.lower()) == (which, item, name.lower()):
-            return price.usd / UNITS[price.unit]
-    return None
+    wanted = (which, item, name.lower())
+    found = (price for price in prices if (*price[:2], price.name.lower()) == wanted)
+    return next((price.usd / UNITS[price.unit] for price in found), None)
 
 
 def find_speed(prices, gpu):
@@ -200,8 +182,8 @@ def match_gpu(prices, device):
     def words(name):
         return set(re.findall(r"[a-z0-9]+", name.lower()))
 
-    found = [gpu for gpu in list_gpus(prices) if words(gpu) <= words(device)]
-    found = [gpu for gpu in found if not (words(device) - words(gpu)) & VARIANTS]
+    more = {gpu: words(device) - words(gpu) for gpu in list_gpus(prices)}
+    found = [gpu for gpu in more if words(gpu) <= words(device) and not more[gpu] & VARIANTS]
     return max(found, key=len, default=device)
 
 
@@ -225,10 +207,9 @@ def price_label(prices, name, task=None, which="paper"):
     """Dollars of one label of task `name`: its entry's usd_per_label, or the list's row."""
     if task and task.usd_per_label is not None:
         return task.usd_per_label
-    for each in (which, "paper", "today"):
-        usd = find_price(prices, each, "label", name)
-        if usd is not None:
-            return parse_price(usd, f"task {name!r}: price of a label")
+    found = (find_price(prices, each, "label", name) for each in (which, "paper", "today"))
+    if (usd := next((usd for usd in found if usd is not None), None)) is not None:
+        return parse_price(usd, f"task {name!r}: price of a label")
     raise UserError(
         f"task {name!r}: no price of a label; give its entry a field 'usd_per_label', add a row "
         "to the price list, or pass --usd-per-label"

@@ -44,22 +44,19 @@ from data.files import (
     write_atomic,
     write_json,
 )
-from data.tasks import name_word
 
 SCRIPTS = {"teacher": "train_teacher.py", "dist": "distill.py", "self": "distill.py"}
-USERS = {"teacher": "TEACHER_FLAGS", "dist": "DIST_FLAGS", "self": "DIST_FLAGS"}  # else SMALL_FLAGS
-BY_LLM = ("llm", "prompted")
-
-
-def find_script(strategy):
-    return SCRIPTS.get(strategy, "train_small.py")
+# The user's own flags, a variable of the Makefile and a flag of costs.py; else small_flags.
+USERS = {"teacher": "teacher_flags", "dist": "dist_flags", "self": "dist_flags"}
 
 
 def name_pass(run, runs):
     """The file that says that enough rows are labeled for `run`, e.g. teacher-n100-s0/1900.labels:
-    as many as any of `runs` needs, so that one pass of the teacher serves them all."""
-    (needed,) = run.needs
-    return f"{needed}/{max(r.unlabeled for r in runs if needed in r.needs)}.labels"
+    as many as any of `runs` needs, so that one pass of the teacher serves them all. An encoder's
+    is 1900.classes, as it learns from scores of the classes."""
+    same = [r for r in runs if (r.needs, bool(r.encoder)) == (run.needs, bool(run.encoder))]
+    kind = "classes" if run.encoder else "labels"
+    return f"{run.needs[0]}/{max(r.unlabeled for r in same)}.{kind}"
 
 
 def name_stamp(name, dev=False):
@@ -80,7 +77,7 @@ def order_work(runs, every, dev=False):
     half = len(others) // 2
     names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
     names += [*others[half:], *(run.name for run in learners)]
-    return [n if n.endswith(".labels") else name_stamp(n, dev) for n in names]
+    return [n if "/" in n else name_stamp(n, dev) for n in names]
 
 
 def write_rule(target, needs, *recipe):
@@ -96,11 +93,11 @@ class Rules:
     that advice has not seen what tables show.
     """
 
-    def __init__(self, task, word, tables, pilot, args):
+    def __init__(self, task, tables, pilot, args):
         self.task, self.scale, self.recipe = task, args.scale, args.recipe
         self.tables, self.pilot = tables, pilot
         self.runs = list({run.name: run for run in [*tables, *pilot]}.values())
-        self.word, self.real_text = shlex.quote(word).replace("$", "$$"), bool(args.data)
+        self.word, self.real_text = shlex.quote(task.word).replace("$", "$$"), bool(args.data)
         self.annotator = name_annotator(args)
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
         self.first = ["$(INSTALLED)", f"{self.splits}/about.json"]
@@ -123,7 +120,7 @@ class Rules:
     def write_run(self, run, dev=False):
         """Train and score in one recipe, as make would else train all runs before it scores one.
         A run of a table and of the pilot is trained for the table first, by one make."""
-        folder, script = f"{self.place}/{run.name}", find_script(run.strategy)
+        folder, script = f"{self.place}/{run.name}", SCRIPTS.get(run.strategy, "train_small.py")
         needs, reads = [*self.first], f"--train {self.splits}/train.jsonl"
         if run.strategy == "llm":
             needs.append(f"{folder}/{self.annotator}/annotation.json")
@@ -134,8 +131,8 @@ class Rules:
             teacher = f"{self.place}/{run.needs[0]}"
             released = self.make_flags(run).get("loss") == "paper"  # runs the teacher in every step
             reads += f" --teacher {teacher}/model --labels" if released else " --teacher"
-            reads += f" {teacher}/labels"
-        own = USERS.get(run.strategy, "SMALL_FLAGS")
+            reads += f" {teacher}/{'classes' if run.encoder else 'labels'}"
+        own = USERS.get(run.strategy, "small_flags").upper()
         train = f"$(launch) $(PY) {script} --task {self.task.name} --strategy {run.strategy}"
         train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output {folder}"
         score = f"$(queue) {self.score(f'--model {folder}/model')}"
@@ -152,15 +149,14 @@ class Rules:
 
     def write_pass(self, file):
         """The teacher's pass, once for all runs that learn from it."""
-        teacher, count = file.split("/")
+        teacher, count, kind = re.split(r"[/.]", file)
         made = parse_run(teacher)
-        plain = make_run("dist", made.labels, made.seed, int(count.removesuffix(".labels")))
-        label = (
-            "$(launch) $(PY) distill.py --labels-only --teacher $(@D)/model --labels $(@D)/labels"
-        )
-        label += (
-            f" {self.list_flags(plain)} $(DIST_FLAGS) --unlabeled {self.splits}/unlabeled.jsonl"
-        )
+        learners = (r for r in self.runs if r.needs and file == name_pass(r, self.runs))
+        student = next(learners).student if kind == "classes" else "small"
+        plain = make_run("dist", made.labels, made.seed, int(count), student=student)
+        label = "$(launch) $(PY) distill.py --labels-only --teacher $(@D)/model"
+        label += f" --labels $(@D)/{kind} {self.list_flags(plain)} $(DIST_FLAGS)"
+        label += f" --unlabeled {self.splits}/unlabeled.jsonl"
         needs = [self.find_stamp(teacher), "distill.py"]
         return write_rule(f"{self.place}/{file}", needs, label, "touch $@")
 
@@ -204,19 +200,16 @@ class Rules:
 
     def write_all(self):
         learners = [run for run in self.runs if run.needs]
-        rules = [
-            self.write_pass(f) for f in dict.fromkeys(name_pass(r, self.runs) for r in learners)
-        ]
-        answers = {}
+        passes = dict.fromkeys(name_pass(run, self.runs) for run in learners)
+        rules, answers = [self.write_pass(file) for file in passes], {}
         for run in self.tables:
             if run.strategy == "llm":
                 if run.seed not in answers:
                     answers[run.seed], rule = self.write_answers(run.seed)
                     rules.append(rule)
                 rules.append(self.write_labels(run, answers[run.seed]))
-            rules.append(
-                self.write_prompted(run) if run.strategy == "prompted" else self.write_run(run)
-            )
+            prompted = run.strategy == "prompted"
+            rules.append(self.write_prompted(run) if prompted else self.write_run(run))
         return rules + [self.write_run(run, dev=True) for run in self.pilot]
 
 
@@ -232,10 +225,10 @@ def check_annotator(task, runs, args):
     """No two annotators in one run folder, no paid run without a model and a key, and no simulated
     one without the right answers."""
     annotator, home, unlabeled = name_annotator(args), Path(args.runs, task.name), []
-    for run in (run for run in runs if run.strategy in BY_LLM):
+    runs = [run for run in runs if run.strategy in ("llm", "prompted")]
+    for run in runs:
         found = find_annotation(home / run.name)
-        other = found and found.parent.name not in (annotator, run.name)
-        if other:
+        if found and found.parent.name not in (annotator, run.name):
             raise UserError(
                 f"{found.parent}: labels of another annotator than {annotator}; say MODEL=... or "
                 f"LLM_ACCURACY=... as then, or move {home / run.name} away"
@@ -244,9 +237,8 @@ def check_annotator(task, runs, args):
     if not unlabeled or args.partial:
         return
     if args.model and not args.key:
-        raise UserError(
-            f"MODEL={args.model}: no key and no server; set OPENAI_API_KEY or OPENAI_BASE_URL"
-        )
+        what = "no key and no server; set OPENAI_API_KEY or OPENAI_BASE_URL"
+        raise UserError(f"MODEL={args.model}: {what}")
     if args.scale == "paper" and not args.model:
         raise UserError(
             f"{unlabeled[0]} needs labels by an LLM: say MODEL=gpt-4o-mini (any of data/prices.csv)"
@@ -285,11 +277,8 @@ def tell_duration(seconds):
     """About how long, in words a person plans with."""
     if seconds < 90:
         return "about a minute"
-    return (
-        f"about {seconds / 60:.0f} minutes"
-        if seconds < 5400
-        else f"about {seconds / 3600:.1f} hours"
-    )
+    short = f"about {seconds / 60:.0f} minutes"
+    return short if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
 
 
 # --- all of it ----------------------------------------------------------------------------------
@@ -299,96 +288,70 @@ def prepare_splits(task, args):
     """Make the splits of real data where there are none; refuse, or with REDO=1 make again, those
     that are not of the data that stands there now."""
     place = Path(args.prepared, task.name)
-    there = (place / "about.json").exists()
-    if (args.dry and args.redo) or not (args.data or there):
+    if (args.dry and args.redo) or not (args.data or (place / "about.json").exists()):
         return
     words = ["--task", task.name, "--scale", args.scale, *args.prepare_flags, "--keep"]
     words += ["--redo"] * args.redo + (["--data", args.data] if args.data else [])
     command = [sys.executable, "-m", "data.prepare", *words, "--output", str(place)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
+    setting = {"env": {**os.environ, "PYTHONPATH": paths}, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, **setting)
     if done.returncode:
-        runs = sorted(
-            path.parent.name for path in Path(args.runs, task.name).glob("*/metrics.json")
-        )
-        made = f" ({len(runs)} runs were made of them: {', '.join(runs[:3])}, ...)" * bool(runs)
+        paths = sorted(Path(args.runs, task.name).glob("*/metrics.json"))
+        shown = ", ".join(path.parent.name for path in paths[:3])
+        made = f" ({len(paths)} runs were made of them: {shown}, ...)" * bool(paths)
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UserError((said.partition("error: ")[2] or said) + made)
 
 
 def list_asked(run, rules, args):
     """{flag: text} of the words that make passes to the script that trains a run."""
-    own = {"teacher": args.teacher_flags, "dist": args.dist_flags, "self": args.dist_flags}
     words = shlex.split(rules.list_flags(run).replace("$$", "$"))
-    words += [*args.train_flags, *own.get(run.strategy, args.small_flags)]
-    return read_words(words)
+    own = getattr(args, USERS.get(run.strategy, "small_flags"))
+    return read_words([*words, *args.train_flags, *own])
 
 
-def find_data(run, task, args):
-    """The file of rows that a run learns from."""
-    if run.strategy == "llm":
-        return Path(args.runs, task.name, run.name, name_annotator(args), "labels.jsonl")
-    return Path(args.prepared, task.name, f"{'unlabeled' if run.needs else 'train'}.jsonl")
-
-
-def check_runs(rules, args, hashes):
+def check_runs(rules, args):
     """({run: what changed}, {run: what changed in how it is scored}) of a task's finished runs."""
     task, changed, scored = rules.task, {}, {}
+    home, splits = Path(args.runs, task.name), Path(args.prepared, task.name)
     for run in sorted(rules.runs, key=lambda run: bool(run.needs)):
-        folder = Path(args.runs, task.name, run.name)
-        change = None
+        folder, change = home / run.name, None
         if run.strategy != "prompted":
-            asked, data = list_asked(run, rules, args), find_data(run, task, args)
-            change = find_change(folder, asked, data, hashes)
+            data = splits / f"{'unlabeled' if run.needs else 'train'}.jsonl"
+            if run.strategy == "llm":
+                data = folder / name_annotator(args) / "labels.jsonl"
+            change = find_change(folder, list_asked(run, rules, args), data)
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         if change and folder.exists():
             changed[run.name] = change
             continue
         for place, split in ((folder, "test"), (folder / "dev", "dev")):
-            data = Path(args.prepared, task.name, f"{split}.jsonl")
-            if change := find_changed_score(place, task, data, hashes):
-                scored[str(place.relative_to(Path(args.runs, task.name)))] = change
+            if change := find_changed_score(place, task, splits / f"{split}.jsonl"):
+                scored[str(place.relative_to(home))] = change
     return changed, scored
-
-
-def drop_changed(task, changed, scored, args):
-    """Remove what REDO=1 makes again: whole runs, or of those scored otherwise their scores."""
-    for name in changed:
-        drop(Path(args.runs, task.name, name), "runs")
-    for name in scored:
-        drop(Path(args.runs, task.name, name, "metrics.json"), "runs")
 
 
 def estimate(rules, args):
     """{stamp of a run: seconds that it may take or None}, from the finished runs of its strategy,
     else from the scale's recorded seconds a step."""
-    rates, known, used = load_scale(args.scale).get("seconds_a_step", {}), {}, {}
+    known, used, home = {}, {}, Path(args.runs, rules.task.name)
     for stamp, run in rules.list_stamps().items():
         steps = count_steps(run, list_asked(run, rules, args)) if run.strategy != "prompted" else 0
-        known[stamp] = run.strategy, steps
-        home = Path(args.runs, rules.task.name)
+        known[stamp] = run.recipe, steps
         if (home / stamp).exists() and steps:
             metrics = read_json(home / stamp, METRICS)
             training = read_if_there(home / run.name / "training.json", TRAINING)
             training = training or metrics.get("training") or {}
             spent = {**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}
-            total = used.setdefault(run.strategy, [0, 0])
-            total[0], total[1] = total[0] + sum(spent.values()), total[1] + steps
-    rates = {
-        **rates,
-        **{kind: seconds / steps for kind, (seconds, steps) in used.items() if seconds},
-    }
-    found = {
-        stamp: steps * rates[kind] if kind in rates else None
+            seconds, before = used.get(run.recipe, (0, 0))
+            used[run.recipe] = seconds + sum(spent.values()), before + steps
+    rates = dict(load_scale(args.scale).get("seconds_a_step") or {})
+    rates |= {kind: seconds / steps for kind, (seconds, steps) in used.items() if seconds}
+    return {
+        f"{rules.task.name}/{stamp}": steps * rates[kind] if kind in rates else None
         for stamp, (kind, steps) in known.items()
     }
-    return {f"{rules.task.name}/{stamp}": seconds for stamp, seconds in found.items()}
 
 
 def tell_work(seconds, args):
@@ -396,14 +359,11 @@ def tell_work(seconds, args):
     left = [each for stamp, each in seconds.items() if not Path(args.runs, stamp).exists()]
     if not left or args.partial:
         return None
-    known = [each for each in left if each is not None]
-    at_once = max(1, min(args.jobs, len(left)))
-    text = f"{len(left)} of {len(seconds)} runs to do"
-    if len(known) < len(left):
+    at_once, text = max(1, min(args.jobs, len(left))), f"{len(left)} of {len(seconds)} runs to do"
+    if None in left:
         return f"{text}; no run like them is finished, so nobody knows how long they take"
-    return f"{text}, {tell_duration(sum(known) / at_once)}" + f", {at_once} at a time" * (
-        at_once > 1
-    )
+    side = f", {at_once} at a time" * (at_once > 1)
+    return f"{text}, {tell_duration(sum(left) / at_once)}{side}"
 
 
 def choose_tables(tasks, args):
@@ -431,14 +391,15 @@ def write_rules(tasks, seeds, args):
             needed.setdefault(table, {})[task.name] = runs
             kind = every.setdefault(task.name, ({}, {}))[table == "pilot"]
             kind.update({run.name: run for run in runs})
-    lines, seconds, changed, scored, hashes = [], {}, {}, {}, {}
+    every = {name: [list(kind.values()) for kind in kinds] for name, kinds in every.items()}
+    lines, seconds, changed, scored = [], {}, {}, {}
     for task in (task for task in tasks if task.name in every):
-        word = name_word(task, args.task.split(), args.data)
-        rules = Rules(task, word, *(list(kind.values()) for kind in every[task.name]), args)
+        rules, home = Rules(task, *every[task.name], args), Path(args.runs, task.name)
         check_annotator(task, rules.runs, args)
-        found = check_runs(rules, args, hashes)
-        if args.redo and not args.dry:
-            drop_changed(task, *found, args)
+        found = check_runs(rules, args)
+        if args.redo and not args.dry:  # whole runs, or of those scored otherwise their scores
+            for path in [*found[0], *(f"{name}/metrics.json" for name in found[1])]:
+                drop(home / path, "runs")
         changed.update(found[0])
         scored.update(found[1])
         seconds |= estimate(rules, args)
@@ -449,20 +410,16 @@ def write_rules(tasks, seeds, args):
         print(said, file=sys.stderr)
     lines.append(f"ASKED := {' '.join(names)}")
     for table, runs in needed.items():
-        works = [
-            f"$(RUNS)/{task}/{file}"
-            for task, some in runs.items()
-            for file in order_work(
-                some, [*every[task][0].values(), *every[task][1].values()], table == "pilot"
-            )
-        ]
-        lines.append(f"{table}: {'' if args.partial else ' '.join(works)}")
+        works = []
+        for task, some in runs.items() if not args.partial else ():
+            files = order_work(some, [*every[task][0], *every[task][1]], table == "pilot")
+            works += [f"$(RUNS)/{task}/{file}" for file in files]
+        lines.append(f"{table}: {' '.join(works)}")
     text = "\n".join(lines) + "\n"
     path = Path(args.made, f"rules-{hashlib.sha256(text.encode()).hexdigest()[:12]}.mk")
     write_atomic(path, text)
-    write_json(
-        path.with_suffix(".json"), {"runs": args.runs, "seconds": seconds, "jobs": args.jobs}
-    )
+    record = {"runs": args.runs, "seconds": seconds, "jobs": args.jobs}
+    write_json(path.with_suffix(".json"), record)
     return path
 
 

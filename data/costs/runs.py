@@ -1,7 +1,6 @@
 """Runs: what a folder's name says, what a finished run used, rates measured from many.
 
 Reads:  training.json, metrics.json and annotation.json of run folders
-Writes: nothing
 """
 
 import re
@@ -26,15 +25,25 @@ class Run(NamedTuple):
     llm_labels: int
     seed: int
     needs: tuple
-    student: str = "small"
+    student: str = "small"  # an encoder's name where one is distilled
     teacher: str = "xxl"
 
+    @property
+    def encoder(self):
+        """The encoder that is trained, on labels or distilled; None for a T5."""
+        return next((kind for kind in (self.strategy, self.student) if kind in ENCODERS), None)
 
-ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # strategies that train a classifier
+    @property
+    def recipe(self):
+        """What names its settings: the strategy, of a distilled encoder dist-bert."""
+        return f"dist-{self.student}" if self.student in ENCODERS else self.strategy
+
+
+ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # classifiers, as strategies and students
 RUN_NAME = re.compile(
-    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)(?:-(?P<size>base|large|xl))?"
-    r"(?:-from-(?P<teacher>large|xl))?-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?"
-    r"(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
+    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)"
+    r"(?:-(?P<size>base|large|xl|(?<=dist-)(?:distil)?bert))?(?:-from-(?P<teacher>large|xl))?"
+    r"-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
 )
 
 
@@ -45,24 +54,27 @@ def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small",
     name += f"-from-{teacher}" if strategy == "dist" and teacher != "xxl" else ""
     name += f"-n{labels}" + (f"-u{unlabeled}" if strategy in ("dist", "self") else "")
     name += (f"-g{llm_labels}" if strategy in ("llm", "prompted") else "") + f"-s{seed}"
-    needs = ()
-    if strategy == "dist":
-        needs = (make_run("teacher", labels, seed, teacher=teacher).name,)
-    elif strategy == "self":
-        needs = (make_run("small", labels, seed, student=student).name,)
+    kinds = {"dist": ("teacher", {"teacher": teacher}), "self": ("small", {"student": student})}
+    kind, model = kinds.get(strategy, (None, {}))
+    needs = (make_run(kind, labels, seed, **model).name,) if kind else ()
     return Run(name, strategy, labels, unlabeled, llm_labels, seed, needs, student, teacher)
 
 
+def find_run(name):
+    """The Run of a folder's name, None where it is none."""
+    if not (match := RUN_NAME.fullmatch(name)):
+        return None
+    strategy, size = match["strategy"], match["size"]
+    count = {key: int(match[key] or 0) for key in ("labels", "seed", "unlabeled", "llm")}
+    sizes = ("small", size) if strategy == "teacher" else (size, match["teacher"])
+    run = make_run(strategy, *count.values(), sizes[0] or "small", sizes[1] or "xxl")
+    return run if run.name == name else None
+
+
 def parse_run(name):
-    """The Run of a folder's name: the inverse of make_run."""
-    match = RUN_NAME.fullmatch(name)
-    if match:
-        strategy, size = match["strategy"], match["size"]
-        count = {key: int(match[key] or 0) for key in ("labels", "seed", "unlabeled", "llm")}
-        sizes = ("small", size) if strategy == "teacher" else (size, match["teacher"])
-        run = make_run(strategy, *count.values(), sizes[0] or "small", sizes[1] or "xxl")
-        if run.name == name:
-            return run
+    """The Run of a folder's name: the inverse of make_run; a UserError says how runs are named."""
+    if run := find_run(name):
+        return run
     raise UserError(f"run {name!r}: not a name such as small-n1000-s0 or dist-n1000-u19000-s0")
 
 
@@ -85,6 +97,17 @@ class Record(NamedTuple):
     evaluate_hours: Fraction
     model: str = "not recorded"  # what was fine-tuned, as its command named it
 
+    @property
+    def needs(self):
+        """Names of the runs that it learned from."""
+        run = find_run(self.run)
+        return run.needs if run else ()
+
+    @property
+    def encoder(self):
+        run = find_run(self.run)
+        return run and run.encoder
+
 
 def read_record(folder):
     """The Record of a run folder, None where it only scores a model that was trained elsewhere;
@@ -101,35 +124,23 @@ def read_record(folder):
         used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
         return sum(used, Fraction(0)) * max(1, gpus) / 3600
 
-    seconds = need(training, "seconds", dict, path)
+    seconds, labels = need(training, "seconds", dict, path), count("labels")
+    if run := find_run(folder.name):  # people's alone; the file also counts an LLM's
+        labels = run.labels
     cpu = need(training, "hardware device", str, path) == "cpu"
     gpus = 1 if cpu else count("gpus", training["hardware"], 1)
     teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
-    labels = count("labels")
-    if RUN_NAME.fullmatch(folder.name):  # people's labels alone; the file also counts an LLM's
-        labels = parse_run(folder.name).labels
+    words = read_command(training.get("command"))
     return Record(
-        folder.name,
-        folder.resolve().parent.parent.name,
-        need(training, "task", str, path),
-        need(training, "strategy", str, path),
-        labels,
-        count("unlabeled"),
-        count("seed"),
+        *(folder.name, folder.resolve().parent.parent.name),
+        *(need(training, key, str, path) for key in ("task", "strategy")),
+        *(labels, count("unlabeled"), count("seed")),
         *read_llm_use(folder, training),
         None if cpu else need(training, "hardware gpu", str, path),
-        gpus,
-        hours(seconds, gpus) - teacher_pass,
-        teacher_pass,
+        *(gpus, hours(seconds, gpus) - teacher_pass, teacher_pass),
         hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
-        find_model(training.get("command")),
+        words.get("model") or words.get("student") or "not recorded",
     )
-
-
-def find_model(command):
-    """The --model or --student of a training command."""
-    words = read_command(command)
-    return words.get("model") or words.get("student") or "not recorded"
 
 
 def find_annotation(folder):
@@ -176,7 +187,7 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
         raise UserError("--rates measured: pass --runs DIR, the folder of your runs")
     records = [record for record in read_runs(folder) if record.task == name]
     teachers = [record for record in records if record.strategy == "teacher"]
-    students = [record for record in records if record.strategy == "dist" and record.unlabeled]
+    students = [r for r in records if r.strategy == "dist" and r.unlabeled and not r.encoder]
     if not teachers or not students:
         raise UserError(
             f"{folder}: {len(teachers)} teacher and {len(students)} dist runs of task {name!r}; "
@@ -193,16 +204,14 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
         raise UserError(f"{folder}: runs of several models ({models}); measure those of one alone")
     if len(set(kinds)) > 1 and not gpu:
         raise UserError(f"{folder}: runs on {len(set(kinds))} kinds of device; name one by --gpu")
-    target = gpu or kinds[0] or "CPU"
-    used = {}
+    target, used = gpu or kinds[0] or "CPU", {}
     for record, kind in zip(teachers + students, kinds, strict=True):
         same = kind is None or kind.lower() == target.lower()
         factor = 1 if same else compare_speeds(prices, kind, target, gpu_speed)
         key = record.labels if record.strategy == "teacher" else "dist"
         used.setdefault(key, []).append((record.hours + record.pass_hours) * factor)
     distill = sum(used.pop("dist")) / sum(record.unlabeled for record in students)
-    (teacher,), (student,) = models
     devices = " and ".join(sorted({kind or "a CPU" for kind in kinds}))
-    what = f"teacher {teacher}, student {student}, on {devices}"
+    what = f"teacher {models[0][0]}, student {models[1][0]}, on {devices}"
     teacher_hours = {n: sum(each) / len(each) for n, each in sorted(used.items())}
     return target, teacher_hours, {0: distill}, what

@@ -1,10 +1,10 @@
 """What a prediction costs once the model is there, and from how many on building it has paid.
 
 Reads:  metrics.json of scored runs: seconds of generating, rows, device
-Writes: nothing; standard library only
 Paper:  none; it counts training alone
 """
 
+import contextlib
 import math
 import statistics
 from fractions import Fraction
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.prices import match_gpu, price_gpu_hour
-from data.costs.runs import RUN_NAME, parse_run
+from data.costs.runs import find_run
 from data.costs.stale import METRICS
 from data.files import UserError, need, parse_amount, parse_count, read_json
 
@@ -34,32 +34,22 @@ def measure_serving(folder):
     found = {}
     for path in sorted(Path(folder).rglob("metrics.json")):
         home = path.parents[1] if path.parent.name == "dev" else path.parent
-        run = parse_run(home.name) if RUN_NAME.fullmatch(home.name) else None
-        if run and run.strategy in ("small", "dist", "self", "llm", "teacher"):
-            metrics = read_json(path, METRICS)
-            if (run.student, run.teacher) == ("small", "xxl") and metrics.get("hardware"):
-                model = "teacher" if run.strategy == "teacher" else "student"
-                place = "/".join(home.resolve().parts[-3:-1])
-                key = (place, model, *read_device(metrics))
-                found.setdefault(key, []).append(read_seconds(metrics, path))
-    return [
-        Serving(*key, statistics.median(seconds), len(seconds))
-        for key, seconds in sorted(found.items(), key=lambda item: str(item[0]))
-    ]
-
-
-def read_device(metrics):
-    hardware = metrics["hardware"]
-    gpu = hardware.get("gpu") if hardware.get("device") != "cpu" else None
-    batch = (metrics.get("settings") or {}).get("batch_size")
-    return gpu, hardware.get("gpus") or 1 if gpu else 1, batch
-
-
-def read_seconds(metrics, path):
-    """Seconds of one prediction."""
-    seconds = need(metrics, "seconds generate", float, path)
-    rows = parse_count(need(metrics, "n", int, path), f"{path}: 'n'", 1)
-    return parse_amount(seconds, f"{path}: 'seconds generate'") / rows
+        run = find_run(home.name)
+        if not run or run.strategy not in ("small", "dist", "self", "llm", "teacher"):
+            continue
+        metrics = read_json(path, METRICS)
+        if (run.student, run.teacher) == ("small", "xxl") and metrics.get("hardware"):
+            hardware, rows = metrics["hardware"], need(metrics, "n", int, path)
+            gpu = hardware.get("gpu") if hardware.get("device") != "cpu" else None
+            seconds = need(metrics, "seconds generate", float, path)
+            seconds = parse_amount(seconds, f"{path}: 'seconds generate'")
+            key = ("/".join(home.resolve().parts[-3:-1]),)
+            key += ("teacher" if run.strategy == "teacher" else "student", gpu)
+            key += (hardware.get("gpus") or 1 if gpu else 1,)
+            key += ((metrics.get("settings") or {}).get("batch_size"),)
+            found.setdefault(key, []).append(seconds / parse_count(rows, f"{path}: 'n'", 1))
+    order = sorted(found.items(), key=lambda item: str(item[0]))
+    return [Serving(*key, statistics.median(seconds), len(seconds)) for key, seconds in order]
 
 
 def price_predictions(seconds, usd_per_hour, gpus=1):
@@ -75,10 +65,8 @@ def price_hour(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_
     kind = match_gpu(prices, serving.gpu)
     if usd_per_hour is not None and gpu in (None, kind):
         return usd_per_hour
-    try:
+    with contextlib.suppress(UserError):
         return price_gpu_hour(prices, kind, which)[0]
-    except UserError:
-        return None
 
 
 def price_serving(serving, hour):
@@ -112,8 +100,8 @@ def show_serving(serving, usd):
 
 def report_serving(folder, prices, which, usd_per_hour, cpu_usd_per_hour):
     """(an entry for each task, model and device; the report's line, None where nothing is there)"""
-    servings, found, said = measure_serving(folder), [], {}
-    for each in servings:
+    found, said = [], {}
+    for each in measure_serving(folder):
         hour = price_hour(each, prices, which, None, usd_per_hour, cpu_usd_per_hour)
         usd = price_serving(each, hour)
         found.append({**each._asdict(), "usd_per_million": usd})

@@ -8,6 +8,7 @@ by its value in config.json where that knows it, and the hashes of data and mode
 budget changes which runs are asked for, and no run.
 """
 
+import functools
 import hashlib
 import re
 import shlex
@@ -47,11 +48,22 @@ METRICS = {
 }
 
 
+@functools.cache
+def hash_version(path, size, modified):
+    return hash_file(path)
+
+
+def hash_once(path):
+    """hash_file(), of each version of a file once a process."""
+    about = path.stat()
+    return hash_version(path, about.st_size, about.st_mtime_ns)
+
+
 def hash_model(folder):
     """As the training scripts name a model folder: its weights, configuration and tokenizer."""
     kinds = (".safetensors", ".bin", ".json", ".model", ".txt")
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in kinds)
-    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+    files = sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    return hashlib.sha256("".join(map(hash_once, files)).encode()).hexdigest()
 
 
 def read_command(text):
@@ -100,15 +112,14 @@ def find_changed_splits(about, asked, names):
         return f"prepare.py would get {now}; these splits were made with {then}"
     files = about["files"]
     known = {str(Path(name).resolve()) for name in files}
-    for name in names:
-        if str(Path(name).resolve()) not in known:
-            return f"{name} was not read for these splits"
+    if new := [name for name in names if str(Path(name).resolve()) not in known]:
+        return f"{new[0]} was not read for these splits"
     for name, before in files.items():
         path = Path(name.partition(":")[0])
         path = path if path.is_absolute() or path.exists() else ROOT / path
-        if before and path.is_file() and hash_file(path) != before:
+        if before and path.is_file() and hash_once(path) != before:
             return f"{name} changed since these splits were made"
-        if names and before and not path.exists():
+        if before and not path.exists():
             return f"{name}, of which these splits were made, is gone"
     return None
 
@@ -120,18 +131,19 @@ def find_changed_flags(now, training, config):
     """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a finished run."""
     then = read_command(training.get("command"))
     changes = []
-    for name, text in now.items():
-        before = config.get(name, then.get(name))
-        if not FREE.search(name) and text != then.get(name) and not same(text, before):
+    for name in (name for name in {**now, **then} if not FREE.search(name)):
+        text, before = now.get(name, "none"), config.get(name, then.get(name))
+        if name not in now:
+            changes.append(f"{name} {then[name]} -> none")
+        elif text != then.get(name) and not same(text, before):
             changes.append(f"{name} {before} -> {text}")
-    gone = [f"{name} {text} -> none" for name, text in then.items() if name not in now]
-    return changes + [each for each in gone if not FREE.search(each.split()[0])]
+    return changes
 
 
-def find_change(folder, now, data, hashes):
+def find_change(folder, now, data):
     """What changed since the run in `folder` was made, None where nothing did or none is there.
 
-    `now` are its flags {name: text}, `data` the file that it learns from, `hashes` a cache.
+    `now` are its flags {name: text}, `data` the file that it learns from.
     """
     if not (folder / "training.json").exists():
         return None
@@ -141,26 +153,21 @@ def find_change(folder, now, data, hashes):
         return "a run of an older version"
     if changes := find_changed_flags(now, training, config):
         return ", ".join(changes)
-    model = now.get("model") or now.get("student")
-    for path, key, find in ((data, "data_sha256", hash_file), (model, "model_sha256", hash_model)):
-        path = Path(path)
-        if path.exists() and training.get(key):
-            hashes.setdefault(path, find(path))
-            if hashes[path] != training[key]:
-                return f"{path} changed"
+    model = Path(now.get("model") or now.get("student"))
+    for path, key, find in ((data, "data_sha256", hash_once), (model, "model_sha256", hash_model)):
+        if path.exists() and training.get(key) and find(path) != training[key]:
+            return f"{path} changed"
     return None
 
 
-def find_changed_score(folder, task, test, hashes):
+def find_changed_score(folder, task, test):
     """What changed since a finished run was scored, None where nothing did."""
     metrics = read_if_there(folder / "metrics.json", METRICS)
     if metrics.get("task_sha256") not in (None, task.hash_rules()):
         return f"the entry of task {task.name} (labels, lengths, prefix or measure)"
     before = (metrics.get("provenance") or {}).get("data_sha256")
-    if test.exists() and before:
-        hashes.setdefault(test, hash_file(test))
-        return f"{test} changed" if hashes[test] != before else None
-    return None
+    changed = before and test.exists() and hash_once(test) != before
+    return f"{test} changed" if changed else None
 
 
 def drop(folder, root):

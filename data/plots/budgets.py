@@ -1,7 +1,6 @@
 """Tables 2 and 11: Ann. against Dist. at each N and budget, with a paired test of the difference.
 
 Reads:  nothing; it is handed the Studies of data/plots/results.py
-Writes: nothing
 Paper:  sections 3.1 and 5, Tables 2 and 11
 """
 
@@ -61,15 +60,13 @@ def lay_group(study, cells, tested):
     heads = [f"+{show_dollars(cell.budget_usd)}" for cell in cells]
     ann, dist = ([study.score(cell, kind) for cell in cells] for kind in ("small", "dist"))
     both = list(zip(cells, ann, dist, strict=True))
+    rows = [c.unlabeled and show_part(c.unlabeled, c.wanted, show_count) for c in cells]
     lines = {
         "Ann.": show_once(ann, heads),
         "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
         f"Dist. from [{teacher.show()}]": show_once(dist, heads),
         f"  {study.gpu}-h / rows distilled": [
-            f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
-            if c.unlabeled
-            else None
-            for c in cells
+            some and f"{c.gpu_hours}h / {some}" for c, some in zip(cells, rows, strict=True)
         ],
         "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
     }
@@ -97,13 +94,9 @@ def lay_llm(study, cells):
     """Lines of Table 2 on an LLM's labels beside N of people, by both rules."""
     scores = [study.score(cell, "llm") for cell in cells]
     name = f"Human + {study.name_annotator()}"
-    lines = {
-        name: [score.show() if score.runs else None for score in scores],
-        "  labels bought / today": [
-            f"+{cell.llm_labels:,} / {count_today(study, cell):,}" if cell.llm_labels else None
-            for cell in cells
-        ],
-    }
+    bought = [c.llm_labels and f"+{c.llm_labels:,} / {count_today(study, c):,}" for c in cells]
+    lines = {name: [score.show() if score.runs else None for score in scores]}
+    lines["  labels bought / today"] = bought
     if any(score.has_released() for score in scores):
         shown = [score.show("released") if score.runs else None for score in scores]
         lines[f"{name}, released"] = shown
@@ -146,49 +139,40 @@ def lay_budgets(studies):
     if not same:
         rows = [row + [""] * (width + 2 - len(row)) for row in rows]
         heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
+    llm = any(c.llm_labels for study in studies for c in study.cells)
+    notes = note_budgets(studies, str(rows), sentences, seeds, llm)
+    return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
+
+
+def note_budgets(studies, shown, sentences, seeds, llm):
+    """The notes of Tables 2 and 11 that hang on what is `shown` in them."""
     rates = {f"{s.gpu} at {show_price(s.usd_per_gpu_hour)}": None for s in studies}
-    hours = ", ".join(rates)
-    shown, llm = str(rows), any(c.llm_labels for study in studies for c in study.cells)
-    notes = keep(
+    return keep(
         [
-            *((True, sentence) for sentence in sentences),
-            (
-                sentences,
-                "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
-                "the task's cells; ns: a tie, chance alone may make it. "
-                + ("Of one seed: rows are drawn anew, training is not." if seeds == {1} else "")
-                + (
-                    "Seeds' variance is pooled over the cells." if max(seeds, default=0) > 1 else ""
-                ),
-            ),
-            *((True, note) for study in studies for note in note_halves(study)),
-            (not sentences, "No paired test: runs without row_scores.json; evaluate.py writes it."),
-            (
-                True,
-                f"Labels bought: on top of N. Hours: what the dollars buy, {hours}; rows: what "
-                "they distil after the teacher is paid; N/A: they don't cover it. [Its teacher's]. "
-                "Training on labels, about $1 in the paper (footnote 1), is left out.",
-            ),
-            (
-                " of " in shown or "as +" in shown,
-                "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
-                "more can be bought.",
-            ),
-            ("(n=" in shown, f"(n=): so few test rows, under {FEW_ROWS}, that each counts."),
-            (
-                True,
-                "Constant predictor: the best that always gives the same output. Invalid: outputs "
-                "that can't be read.",
-            ),
-            (
-                llm,
-                "Human + an annotator that isn't one: the dollars buy its labels at "
-                f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, "
-                "not in batches; the scores are of the former, the latter may be more than the "
-                f"unlabeled rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the "
-                "dollars where N is smaller.",
-            ),
-            (True, LIMITS),
+            *sentences,
+            sentences
+            and "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
+            "the task's cells; ns: a tie, chance alone may make it. "
+            + "Of one seed: rows are drawn anew, training is not." * (seeds == {1})
+            + "Seeds' variance is pooled over the cells." * (max(seeds, default=0) > 1),
+            *(note for study in studies for note in note_halves(study)),
+            not sentences
+            and "No paired test: runs without row_scores.json; evaluate.py writes it.",
+            f"Labels bought: on top of N. Hours: what the dollars buy, {', '.join(rates)}; rows: "
+            "what they distil after the teacher is paid; N/A: they don't cover it. [Its "
+            "teacher's]. Training on labels, about $1 in the paper (footnote 1), is left out.",
+            (" of " in shown or "as +" in shown)
+            and "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
+            "more can be bought.",
+            "(n=" in shown and f"(n=): so few test rows, under {FEW_ROWS}, that each counts.",
+            "Constant predictor: the best that always gives the same output. Invalid: outputs "
+            "that can't be read.",
+            llm
+            and "Human + an annotator that isn't one: the dollars buy its labels at "
+            f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, not in "
+            "batches; the scores are of the former, the latter may be more than the unlabeled "
+            f"rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the dollars where "
+            "N is smaller.",
+            LIMITS,
         ]
     )
-    return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2

@@ -1,7 +1,6 @@
 """A table of scores cell by cell: counts, score of each seed, dollars planned and measured.
 
 Reads:  nothing; it is handed the Studies of data/plots/results.py
-Writes: nothing
 Paper:  Tables 2, 3, 4, 9, 10 and 11
 """
 
@@ -42,7 +41,7 @@ def list_details(study):
 
 def show_detail(study, cell, strategy):
     """One group of runs as a row of CELL_COLUMNS."""
-    score, learns = study.score(cell, strategy), strategy in ("dist", "self")
+    score, learns = study.score(cell, strategy), strategy in ("dist", "self", "encoder")
     run, seconds = score.runs[0] if score.runs else None, score.seconds()
     budget = None if strategy == "teacher" else cell.budget_usd
     also = [(k, name) for k, name in ALSO.items() if score.values(k) and k != study.metric]

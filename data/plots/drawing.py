@@ -3,7 +3,6 @@
 Usage:
     panel = Panel("WLP", [Line("Ann.", ANN, [Dot(26, 40.7), Dot(1300, 67.4)])], ylabel="F1")
     write(draw([panel]), Path("out/fig2"))      # out/fig2.png and out/fig2.pdf
-Reads:  nothing
 Writes: a PNG and a PDF; the same input gives the same bytes
 Paper:  Figures 2 to 7
 """
@@ -11,11 +10,11 @@ Paper:  Figures 2 to 7
 import io
 import itertools
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from data.files import write_atomic
 from data.plots.tables import show_dollars
 
 # Okabe and Ito's colours stay apart for colour-blind eyes; a marker and a kind of line of its own
@@ -91,28 +90,7 @@ class Panel(NamedTuple):
 
 # --- drawing -------------------------------------------------------------------------------
 
-LOOK = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titleweight": "bold",
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 5,
-    "pdf.fonttype": 42,  # text stays text
-    "svg.hashsalt": "plots",  # the same names each time
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar is a dollar
-    "figure.dpi": 200,
-}
+LOOK = ("default", Path(__file__).with_name("look.mplstyle"))
 WIDTHS = {1: 3.5, 2: 6.8, 3: 7.2}  # columns -> inches; two columns of a paper are 6.3 to 7
 TICK_INCHES = 0.38  # a text such as $1.5K at the size of ticks, and some air
 LEGEND_LINE, LEGEND_LETTER = 0.19, 0.065  # inches
@@ -123,7 +101,7 @@ def can_draw(text):
     """Whether the font of the figures has each character of `text`."""
     from matplotlib.font_manager import findfont, get_font
 
-    known = get_font(findfont(LOOK["font.family"])).get_charmap()
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
     return all(ord(mark) in known for mark in text)
 
 
@@ -133,10 +111,10 @@ def make_dollar_ticks(low, high, inches):
     As many as fit: texts of neighbours don't touch.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    gap = TICK_INCHES / inches * math.log10(high / low)
     for steps in ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10**power for power in powers for step in steps]
         ticks = [x for x in ticks if low <= x <= high]
-        gap = TICK_INCHES / inches * math.log10(high / low)
         if all(math.log10(b / a) >= gap for a, b in itertools.pairwise(ticks)):
             break
     return [(x, f"${x / 1000:g}K" if x >= 1000 else show_dollars(x)) for x in ticks]
@@ -145,9 +123,9 @@ def make_dollar_ticks(low, high, inches):
 def find_range(panels):
     """(low, high) of y over `panels`, error bars inside; None where they have no dots."""
     dots = [dot for panel in panels for line in panel.lines for dot in line.list_seen()]
+    values = [y for dot in dots for y in (dot.y, *(dot.bar or ()))]
     if not dots:
         return None
-    values = [y for dot in dots for y in (dot.y, *(dot.bar or ()))]
     low, high = min(values), max(values)
     lacking = max(LEAST_SPAN - (high - low), 0) / 2
     low, high = low - lacking, high + lacking
@@ -177,19 +155,20 @@ def find_shifts(panel, inches, most=4 / 72, reach=14 / 72):
 def draw_line(axes, line, shift, size):
     """One series with its error bars; returns what the legend shows of it."""
     style = line.style
+    # A light edge keeps dots apart where they touch; a hollow dot needs its colour there, and the
+    # paper's, hollow and without a line, cover nothing.
+    edge, fill = style.color, "none" if style.line == "none" else "white"
+    if style.filled:
+        edge, fill = "white", style.color
     look = {"color": style.color, "linestyle": style.line, "marker": style.marker}
-    hollow = "none" if style.line == "none" else "white"  # the paper's cover nothing
-    look["markerfacecolor"] = style.color if style.filled else hollow
-    # A light edge keeps dots apart where they touch; a hollow dot needs its colour there.
-    look["markeredgecolor"] = "white" if style.filled else style.color
-    look |= {"markeredgewidth": 0.5 if style.filled else 1, "markersize": size}
+    look |= {"markerfacecolor": fill, "markeredgecolor": edge, "markersize": size}
+    look |= {"markeredgewidth": 0.5 if style.filled else 1}
     if style.marker == "none":  # a line that only joins what others draw: wide, below them
         look |= {"linewidth": 5, "zorder": 1, "solid_capstyle": "round"}
-    for dot in line.list_seen():
-        if dot.bar:
-            below, above = dot.y - dot.bar[0], dot.bar[1] - dot.y
-            bar = {"fmt": "none", "ecolor": style.color, "elinewidth": 0.8, "capsize": 2}
-            axes.errorbar([dot.x * shift], [dot.y], [[max(below, 0)], [max(above, 0)]], **bar)
+    for dot in (dot for dot in line.list_seen() if dot.bar):
+        ends = [[max(dot.y - dot.bar[0], 0)], [max(dot.bar[1] - dot.y, 0)]]
+        bar = {"fmt": "none", "ecolor": style.color, "elinewidth": 0.8, "capsize": 2}
+        axes.errorbar([dot.x * shift], [dot.y], ends, **bar)
     xs = [dot.x * shift for dot in line.dots]
     ys = [math.nan if dot.y is None else dot.y for dot in line.dots]
     return axes.plot(xs, ys, label=line.label, **look)[0]
@@ -198,15 +177,13 @@ def draw_line(axes, line, shift, size):
 def draw_x(axes, panel, inches):
     """Ticks of the lower and the upper axis, both logarithmic."""
     low, high = axes.get_xlim()
-    ticks = panel.ticks or make_dollar_ticks(low, high, inches)
-    axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
-    axes.set_xticks([], minor=True)
+    sides = [(axes, panel.ticks or make_dollar_ticks(low, high, inches))]
+    sides += [(axes.secondary_xaxis("top"), panel.top)] if panel.top else []
+    for side, ticks in sides:
+        side.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
+        side.set_xticks([], minor=True)
     axes.set_xlim(low, high)
     axes.spines["top"].set_visible(bool(panel.top))
-    if panel.top:
-        upper = axes.secondary_xaxis("top")
-        upper.set_xticks([x for x, _ in panel.top], [text for _, text in panel.top])
-        upper.set_xticks([], minor=True)
 
 
 def draw_panel(axes, panel, limits, inches):
@@ -256,7 +233,7 @@ def draw(panels, columns=None):
     labels = list(dict.fromkeys(line.label for line in lines if line.list_seen()))
     in_row = count_legend_columns(labels, width)
     height = inner * rows + LEGEND_LINE * math.ceil(len(labels) / in_row) + 0.1
-    with matplotlib.style.context(["default", LOOK]):
+    with matplotlib.style.context(LOOK):
         figure = Figure(figsize=(width, height))
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
         grid, shown = list(figure.subplots(rows, columns, squeeze=False).flat), {}
@@ -279,19 +256,11 @@ def write(figure, path, formats=("png", "pdf")):
     import matplotlib.style
 
     dates = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
-    pictures = {}
-    with matplotlib.style.context(["default", LOOK]), warnings.catch_warnings():
+    pictures = {Path(f"{path}.{kind}"): io.BytesIO() for kind in formats}
+    with matplotlib.style.context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as a box
-        for kind in formats:  # in memory first: a full disk then leaves nothing half done
-            pictures[kind] = io.BytesIO()
-            figure.savefig(pictures[kind], format=kind, metadata=dates[kind])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for kind, picture in pictures.items():
-        new = path.with_name(f".{path.name}.{kind}.{os.getpid()}")
-        try:
-            new.write_bytes(picture.getvalue())
-            os.replace(new, path.with_name(f"{path.name}.{kind}"))
-        finally:
-            new.unlink(missing_ok=True)
-    return [path.with_name(f"{path.name}.{kind}") for kind in formats]
+        for kind, picture in zip(formats, pictures.values(), strict=True):
+            figure.savefig(picture, format=kind, metadata=dates[kind])
+    for place, picture in pictures.items():  # all are drawn: a full disk leaves nothing half done
+        write_atomic(place, picture.getvalue())
+    return list(pictures)

@@ -20,19 +20,7 @@ from data.costs.ledger import Ledger
 from data.costs.prices import load_prices
 from data.files import UserError, write_atomic
 from data.plots import drawing
-from data.plots.drawing import (
-    ANN,
-    DIST,
-    DIST_LESS,
-    DIST_MORE,
-    FRONTIER,
-    LLM,
-    LLM_ONLY,
-    Dot,
-    Line,
-    Panel,
-    Style,
-)
+from data.plots.drawing import ANN, DIST, LLM, Dot, Line, Panel, Style
 from data.plots.notes import note_figure, write_caption
 from data.plots.results import TITLES, Score, Study, find_frontier, read_tasks
 from data.plots.tables import show_count, show_dollars, wrap_notes, write_csv
@@ -100,7 +88,9 @@ def make_fig2(part):
     small = sorted(part.list_scores("small", part.cells), key=Score.usd)
     series = [("Ann." if part.study.own else "U=0 (Ann.)", ANN, small)]
     counts = sorted({getattr(cell, key) for cell in part.cells if cell.unlabeled})
-    styles = itertools.cycle([DIST_LESS, DIST, DIST_MORE] if len(counts) > 1 else [DIST])
+    styles = itertools.cycle(
+        [drawing.DIST_LESS, DIST, drawing.DIST_MORE] if len(counts) > 1 else [DIST]
+    )
     for count, style in zip(counts, styles, strict=False):
         chosen = [c for c in part.cells if c.unlabeled and getattr(c, key) == count]
         scores = part.list_scores("dist", chosen)
@@ -108,16 +98,11 @@ def make_fig2(part):
     points = [(s.usd(), s.mean("rule"), s) for *_, scores in series for s in scores if s.there]
     best = find_frontier(points)
     lines = [part.add(*each, best=[score for *_, score in best]) for each in series]
-    edge = Line("Pareto frontier", FRONTIER, [Dot(float(usd), mean) for usd, mean, _ in best])
+    edge = Line(
+        "Pareto frontier", drawing.FRONTIER, [Dot(float(usd), mean) for usd, mean, _ in best]
+    )
     told = [part.report(*each) for each in series]
     return [Panel(part.title, [*lines, edge, *told], part.name_axis(), "Total dollars")]
-
-
-def make_label_ticks(cells):
-    """N at each tick, and every second one's dollars: more of them would run into each other."""
-    usd = [" " if i % 2 else show_dollars(cell.initial_usd) for i, cell in enumerate(cells)]
-    counts = [cell.labels for cell in cells]
-    return tuple((n, f"{show_count(n)}\n{text}") for n, text in zip(counts, usd, strict=True))
 
 
 def make_fig3(part):
@@ -128,11 +113,15 @@ def make_fig3(part):
         series = [(*STRATEGIES[s], part.list_scores(s, cells), get_labels) for s in STRATEGIES]
         lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
-        shown = {"ticks": make_label_ticks(cells), "gaps": tuple(gaps), "dodge": True}
-        title, ylabel = f"{part.title}, +{show_dollars(budget)}", part.name_axis()
+        # every second N has its dollars: more of them would run into each other
+        usd = [" " if i % 2 else show_dollars(c.initial_usd) for i, c in enumerate(cells)]
+        ticks = [
+            (c.labels, f"{show_count(c.labels)}\n{u}") for c, u in zip(cells, usd, strict=True)
+        ]
+        look = {"ticks": tuple(ticks), "gaps": tuple(gaps), "dodge": True}
+        title, ylabel = f"{part.title}, +{show_dollars(budget)}", "" if panels else part.name_axis()
         row = part.study.task.name
-        ylabel = "" if panels else ylabel
-        panels.append(Panel(title, lines, ylabel, "N (its dollars below)", row=row, **shown))
+        panels.append(Panel(title, lines, ylabel, "N (its dollars below)", row=row, **look))
     return panels
 
 
@@ -155,10 +144,8 @@ SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the 
 def report_strategies(part):
     """The paper's own points of all that is drawn, by strategy."""
     scores = [score for _, score, _ in part.drawn]
-    return [
-        part.report(name, style, [score for score in scores if score.strategy == strategy])
-        for strategy, (name, style) in STRATEGIES.items()
-    ]
+    known = [(*STRATEGIES[s], [x for x in scores if x.strategy == s]) for s in STRATEGIES]
+    return [part.report(*each) for each in known]
 
 
 def make_fig4(part):
@@ -199,7 +186,7 @@ def make_fig6(part):
     bought = [cell for cell in part.cells if cell not in few + alone]
     groups = [("N labels alone", FEW, "small", few), ("Ann.", ANN, "small", bought)]
     groups += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
-    groups += [(f"{name} alone", LLM_ONLY, "llm", alone)]
+    groups += [(f"{name} alone", drawing.LLM_ONLY, "llm", alone)]
     series = [(label, style, part.list_scores(s, cells)) for label, style, s, cells in groups]
     lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
     return [make_dollar_panel(part, lines, bought)]
@@ -212,7 +199,7 @@ def make_fig7(part):
     level = Score(part.study, part.cells[-1], "prompted")
     small = part.list_scores("small", cells, level)
     label = f"{part.study.name_annotator()}, few-shot"
-    line = part.add(label, LLM_ONLY, [level], get_labels)
+    line = part.add(label, drawing.LLM_ONLY, [level], get_labels)
     lines = [part.add("Ann.", ANN, small, get_labels)]
     if level.there:  # a level over all N, its error bar at the right
         dot, ends = line.dots[0], (cells[0].labels, cells[-1].labels)
@@ -222,13 +209,13 @@ def make_fig7(part):
     return [Panel(part.title, lines, part.name_axis(), "Labels", ticks)]
 
 
-MAKERS = {
-    "fig2": make_fig2,
-    "fig3": make_fig3,
-    "fig4": make_fig4,
-    "fig5": make_fig5,
-    "fig6": make_fig6,
-    "fig7": make_fig7,
+MAKERS = {  # name -> (what makes its panels, one line of help)
+    "fig2": (make_fig2, "score against dollars for labels and rows, with the Pareto frontier"),
+    "fig3": (make_fig3, "score against N at fixed additional budgets"),
+    "fig4": (make_fig4, "compact models of several sizes"),
+    "fig5": (make_fig5, "teachers of several sizes"),
+    "fig6": (make_fig6, "labels by an LLM against people's and distillation at equal dollars"),
+    "fig7": (make_fig7, "an LLM's own answers against a compact model on labels"),
 }
 
 
@@ -250,21 +237,20 @@ def build(args):
     figure, tasks, prices = args.command, read_tasks(args), load_prices(args.prices)
     books = {"paper": Ledger(prices, {task.name: task for task in tasks}, "paper", args.gpu)}
     parts = [Part(Study(args, task, books)) for task in tasks]
-    panels = [panel for part in parts for panel in MAKERS[figure](part)]
+    panels = [panel for part in parts for panel in MAKERS[figure][0](part)]
     points = [each for part in parts for each in part.drawn]
-    if not any(score.there for _, score, _ in points):
+    scores, studies = [score for _, score, _ in points], [part.study for part in parts]
+    if not any(score.there for score in scores):
         named = " or ".join(task.name for task in tasks)
         raise UserError(
             f"{args.runs}: no finished run of {figure} for {named}; `make {figure}` trains them, "
             "--runs DIR names another folder"
         )
-    scores, studies = [score for _, score, _ in points], [part.study for part in parts]
     gone = [(s.study.task.name, run.name) for s in scores for run in s.runs if run not in s.there]
     missing = [f"{task}/{run}" for task, run in dict.fromkeys(gone)]
     notes = note_figure(args, studies, scores, missing)
     columns = min(len(panels) // len(parts), 4) if figure == "fig3" else None  # a task a row
-    caption = write_caption(figure, studies)
-    return Drawing(figure, panels, points, caption, notes, missing, columns)
+    return Drawing(figure, panels, points, write_caption(figure, studies), notes, missing, columns)
 
 
 # --- what is written -----------------------------------------------------------------------
@@ -278,8 +264,7 @@ COLUMNS = (
 
 def make_row(series, score, best):
     """One point as a row of the CSV file; what it doesn't have stays empty."""
-    cell, run = score.cell, score.runs[0]
-    planned = score.planned_usd() or 0
+    cell, run, planned = score.cell, score.runs[0], score.planned_usd() or 0
     amounts = (score.initial_usd(), cell.budget_usd, planned, score.usd())
     values = (score.mean("rule"), score.spread("rule"), *(score.bar() or (None, None)))
     usd, scores = ([None if v is None else f"{float(v):.6g}" for v in g] for g in (amounts, values))
@@ -289,11 +274,9 @@ def make_row(series, score, best):
         *(run.llm_labels, run.student, run.teacher if score.strategy == "dist" else "", *usd),
         *(len(score.there), len(score.runs), *scores),
         " ".join(f"{value:.4f}" for value in score.values("rule")),
-        score.count_rows(),
-        find_reported(score),
+        *(score.count_rows(), find_reported(score)),
         None if best is None else "yes" if best else "no",
-        " ".join(run.name for run in score.runs),
-        "; ".join(cell.notes),
+        *(" ".join(run.name for run in score.runs), "; ".join(cell.notes)),
         "; ".join(f"{count} ({name})" for name, count in today.items()),
     ]
 
@@ -333,13 +316,5 @@ def add_flags(parser):
     add("--gpu", metavar="NAME", help=gpu)
 
 
-SUMMARIES = {
-    "fig2": "score against dollars for labels and unlabeled rows, with the Pareto frontier",
-    "fig3": "score against N at fixed additional budgets",
-    "fig4": "compact models of several sizes",
-    "fig5": "teachers of several sizes",
-    "fig6": "labels by an LLM against people's and distillation at equal dollars",
-    "fig7": "an LLM's own answers against a compact model on labels",
-}
 # As TABLES of plots.py, but each function writes what it builds.
-FIGURES = {name: (text, write_figure, add_flags) for name, text in SUMMARIES.items()}
+FIGURES = {name: (text, write_figure, add_flags) for name, (_, text) in MAKERS.items()}

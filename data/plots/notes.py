@@ -1,10 +1,9 @@
 """What a reader must know to read the numbers: the notes below each table and beside each figure.
 
 Reads:  nothing; it is handed the Studies of data/plots/results.py
-Writes: nothing
 Paper:  Tables 2, 3, 4, 9, 10 and 11, Figures 2 to 7, the section on limitations
 
-Notes are lists of (condition, sentence): a sentence stands where its condition holds.
+Notes are lists of `condition and sentence`: a sentence stands where its condition holds.
 """
 
 import re
@@ -23,6 +22,7 @@ STRATEGIES = {
     "distilbert": "DistilBERT",
     "bert": "BERT",
     "llm": "LLM",
+    "encoder": "Dist. into an encoder",
 }
 METRICS = {
     "entity_f1": "an entity counts if its text and its label are right; micro",
@@ -43,9 +43,15 @@ SAMPLE = (
 )
 
 
-def keep(pairs):
-    """The sentences whose condition holds, each once."""
-    return list(dict.fromkeys(sentence for condition, sentence in pairs if condition))
+SIZES = (
+    "The counts are T5 v1.1's: 77M, 248M, 783M, 2.9B and 11.1B, which the paper rounds to 60M, "
+    "220M, 770M, 3B and 11B."
+)
+
+
+def keep(notes):
+    """The sentences that are there, each once."""
+    return list(dict.fromkeys(filter(None, notes)))
 
 
 # --- of tables and figures -----------------------------------------------------------------
@@ -93,10 +99,8 @@ def note_signatures(studies):
         found = sorted({metrics["signature"] for metrics in study.read.values() if metrics})
         # An encoder's output is a class, a T5's token ids: the released rule reads each as it is.
         if len({re.sub(r"released_side:[^|]*", "", signature) for signature in found}) > 1:
-            yield (
-                f"{study.title}: scored with {len(found)} different settings, so these numbers "
-                "can't be compared; run evaluate.py again"
-            )
+            text = f"{study.title}: scored with {len(found)} different settings, so these numbers"
+            yield f"{text} can't be compared; run evaluate.py again"
         yield from (f"Scorer, {study.title}: {signature}" for signature in found)
 
 
@@ -119,25 +123,24 @@ def note_table(args, studies, own):
     """The notes of a table of scores; `own` are those of its layout."""
     seeds, mini = parse_seeds(args.seeds), args.scale != "paper"
     spread = f"mean ± standard deviation over {len(seeds)} seeds; (1/{len(seeds)}): of one of them"
-    printed = any(study.printed for study in studies)
+    spread = f"one seed ({seeds[0]}), so no spread" if len(seeds) == 1 else spread
     scale = tell_scale(args.scale, all(study.own for study in studies))
+    scale += f" {SAMPLE}" * any(study.printed for study in studies)
     scores = [study.score(c, s) for study in studies for c in study.cells for s in c.runs]
     real = ": small models of invented text on real text" * mini
     return keep(
         [
-            (len(seeds) > 1, f"In percent; {spread}."),
-            (len(seeds) == 1, f"In percent; one seed ({seeds[0]}), so no spread."),
-            (any(score.has_released() for score in scores), RULES),
-            *((True, note) for note in note_metrics(studies)),
-            (any(s.is_below_constant() for s in scores), "↓: below the constant predictor."),
-            *((True, note) for note in own),
-            *((True, note) for note in note_missing(studies)),
-            (mini and printed, f"{scale} {SAMPLE}"),
-            (mini and not printed, scale),
-            (args.data, f"Text and labels from {args.data}{real}."),
-            *((True, note) for note in list_plans(studies)),
-            *((True, note) for study in studies for note in note_printed(study)),
-            *((True, note) for note in note_signatures(studies)),
+            f"In percent; {spread}.",
+            any(score.has_released() for score in scores) and RULES,
+            *note_metrics(studies),
+            any(s.is_below_constant() for s in scores) and "↓: below the constant predictor.",
+            *own,
+            *note_missing(studies),
+            mini and scale,
+            args.data and f"Text and labels from {args.data}{real}.",
+            *list_plans(studies),
+            *(note for study in studies for note in note_printed(study)),
+            *note_signatures(studies),
         ]
     )
 
@@ -166,12 +169,12 @@ CAPTIONS = {
 
 def write_caption(figure, studies):
     """What is drawn, with the counts and the dollars of these cells."""
-    cells = [(study, cell) for study in studies for cell in study.cells]
-    counts = dict.fromkeys(cell.labels for _, cell in cells if "small" in cell.runs)
+    cells = [cell for study in studies for cell in study.cells]
+    counts = dict.fromkeys(cell.labels for cell in cells if "small" in cell.runs)
     dollars = {study.title: max(c.budget_usd or 0 for c in study.cells) for study in studies}
     several = len(set(dollars.values())) > 1
-    shown = {t: show_dollars(usd) + f" ({t})" * several for t, usd in dollars.items() if usd}
-    budgets = ", ".join(dict.fromkeys(shown.values()))
+    shown = [show_dollars(usd) + f" ({t})" * several for t, usd in dollars.items() if usd]
+    budgets = ", ".join(dict.fromkeys(shown))
     figure = "own" if figure == "fig2" and all(study.own for study in studies) else figure
     return CAPTIONS[figure].format(counts=", ".join(map(show_count, counts)), budgets=budgets)
 
@@ -184,20 +187,17 @@ def note_annotators(study):
         name = f"{study.title}: {study.name_annotator()}"
         yield f"{name}; {valid:,} of {asked:,} answers were labels."
     bought = next(filter(None, map(study.count_llm_labels, study.cells)), {})
-    counts = [f"{count:,} ({name})" for name, count in bought.items()]
+    counts = ", ".join(f"{count:,} ({name})" for name, count in bought.items())
     if bought:
         budget = show_dollars(max(cell.budget_usd or 0 for cell in study.cells))
-        yield (
-            f"{study.title}: {budget} buys {', '.join(counts)} LLM labels; the first is drawn, the "
-            "others may be more than the unlabeled rows."
-        )
+        text = f"{study.title}: {budget} buys {counts} LLM labels; the first is drawn, the others"
+        yield f"{text} may be more than the unlabeled rows."
 
 
 def note_dollars(args):
     if args.dollars == "planned":
-        return (
-            "Dollars: initial labels and what the plan spends beside them, at the paper's prices."
-        )
+        what = "initial labels and what the plan spends beside them"
+        return f"Dollars: {what}, at the paper's prices."
     gpu = f", hours on a CPU as those of one {args.gpu}" if args.gpu else ""
     mine = "labels and measured GPU time, the compact model's own included"
     return f"Dollars: {mine}, at the paper's prices{gpu}."
@@ -217,64 +217,44 @@ def note_rows(scores):
 def note_figure(args, studies, scores, missing):
     """The notes of a figure whose points are `scores`; `missing` are runs, TASK/RUN."""
     figure, seeds, mini = args.command, parse_seeds(args.seeds), args.scale != "paper"
-    rule = "the released rule" if args.rule == "released" else "the strict rule"
     names = dict.fromkeys(
         s.study.released if args.rule == "released" and s.has_released() else s.study.metric
         for s in scores
         if s.there
     )
-    scored = f"Scores: {', '.join(names)} on test, by {rule}"
+    bars = f"mean over {len(seeds)} seeds, bars: a standard deviation"
+    if len(seeds) == 1:
+        bars = f"one seed ({seeds[0]}), so no spread; bars: 95% interval over test rows, where "
+        bars += "metrics.json has one"
     own = all(study.own for study in studies)
-    scale = tell_scale(args.scale, own)
     theirs = " The paper's points are not drawn: they are T5 on real text, at other dollars."
     plans = list_plans(studies)
     short = [s for s in scores if any(note.endswith(" exist") for note in s.cell.notes)]
     runs = {(s.study.task.name, run.name) for s in scores for run in s.runs}
-    llm = [(True, note) for study in studies for note in note_annotators(study)]
+    by_llm = figure in ("fig6", "fig7")
     return keep(
         [
-            (
-                len(seeds) > 1,
-                f"{scored}; mean over {len(seeds)} seeds, bars: a standard deviation.",
-            ),
-            (
-                len(seeds) == 1,
-                f"{scored}; one seed ({seeds[0]}), so no spread; bars: 95% interval over test "
-                "rows, where metrics.json has one.",
-            ),
-            (True, note_dollars(args)),
-            (mini, scale + theirs * (not own)),
-            (
-                not mini and any(study.printed for study in studies),
-                "Hollow and grey: printed in the paper at these counts, scored by its rule.",
-            ),
-            (
-                figure not in ("fig2", "fig7"),
-                "Dots of one N stand side by side where they would hide each other.",
-            ),
-            (args.data, f"Text and labels from {args.data}."),
-            *(llm if figure in ("fig6", "fig7") else ()),
-            (
-                figure in ("fig6", "fig7"),
-                f"An LLM's prompts draw on {LLM_EXAMPLES} labeled rows, which are in its dollars.",
-            ),
-            (figure == "fig7", note_rows(scores)),
-            (plans, "Plans: " + "; ".join(dict.fromkeys(plans)) + "."),
-            (
-                any("parameter counts" in note for note in plans),
-                "The counts are T5 v1.1's: 77M, 248M, 783M, 2.9B and 11.1B, which the paper rounds "
-                "to 60M, 220M, 770M, 3B and 11B.",
-            ),
-            (
-                short,
-                f"{len(short)} of {len(scores)} points have fewer labels or unlabeled rows than "
-                "planned, all that exist (column Note of the CSV file).",
-            ),
-            (
-                missing,
-                f"{len(missing)} of {len(runs)} runs missing: points are means of the others, "
-                "lines stop where there are none.",
-            ),
-            (True, LIMITS),
+            f"Scores: {', '.join(names)} on test, by the {args.rule} rule; {bars}.",
+            note_dollars(args),
+            mini and tell_scale(args.scale, own) + theirs * (not own),
+            not mini
+            and any(study.printed for study in studies)
+            and "Hollow and grey: printed in the paper at these counts, scored by its rule.",
+            figure not in ("fig2", "fig7")
+            and "Dots of one N stand side by side where they would hide each other.",
+            args.data and f"Text and labels from {args.data}.",
+            *(note for study in studies if by_llm for note in note_annotators(study)),
+            by_llm
+            and f"An LLM's prompts draw on {LLM_EXAMPLES} labeled rows, which are in its dollars.",
+            figure == "fig7" and note_rows(scores),
+            plans and "Plans: " + "; ".join(dict.fromkeys(plans)) + ".",
+            any("parameter counts" in note for note in plans) and SIZES,
+            short
+            and f"{len(short)} of {len(scores)} points have fewer labels or unlabeled rows than "
+            "planned, all that exist (column Note of the CSV file).",
+            missing
+            and f"{len(missing)} of {len(runs)} runs missing: points are means of the others, "
+            "lines stop where there are none.",
+            LIMITS,
         ]
     )

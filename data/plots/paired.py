@@ -3,8 +3,6 @@
 Usage:
     pairs = [Pair([3, 5, 4], 1.44), Pair([-1, 1, 3], 1.44)]    # differences by seed, points
     compare(pairs)[0]       # mean 4.0 [-0.19, 8.19], p 0.057, 0.114 by Holm's rule: no difference
-Reads:  nothing
-Writes: nothing
 Paper:  Tables 2 and 11, which print single runs and no test
 
 A seed draws the same labels for both arms, and both are scored on the same test rows; so their

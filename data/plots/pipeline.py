@@ -2,7 +2,6 @@
 
 Usage:
     python plots.py pipeline --output out       # out/pipeline.png and out/pipeline.svg
-Reads:  nothing
 Writes: pipeline.png and pipeline.svg
 Paper:  Figure 1 and section 2: Ann., Dist.; section 5: labels by an LLM
 """
@@ -49,7 +48,7 @@ def draw_pipeline():
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
-    with matplotlib.style.context(["default", LOOK]):
+    with matplotlib.style.context(LOOK):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))

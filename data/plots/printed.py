@@ -12,16 +12,11 @@ import math
 import re
 from pathlib import Path
 
-from data.costs.budget import (
-    count_teacher_hours,
-    make_terms,
-    plan,
-    price_distilling,
-)
+from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.grid import make_flags
 from data.costs.prices import load_prices, show_usd
-from data.files import DATA, parse_amount, read_jsonl
-from data.plots.results import load_scores, read_csv, read_tasks
+from data.files import DATA, parse_amount, read_csv, read_jsonl
+from data.plots.results import load_scores, read_tasks
 from data.plots.tables import Table, show_dollars
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
@@ -30,7 +25,7 @@ from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
 def load_printed(table, path=DATA / "paper" / "tables.csv"):
     """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
-    rows = read_csv(path, ("table", "task", "item", "printed"))
+    rows = read_csv(path, ("table", "task", "item", "printed")).values()
     return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
 
 
@@ -67,11 +62,9 @@ APPENDIX_A = {  # task -> (how the paper comes to the price of a label, that in 
 
 def derive_price(name, price):
     """A note on appendix A's derivation of a price, and whether it comes to it; None without."""
-    if name not in APPENDIX_A:
-        return None
-    text, usd = APPENDIX_A[name]
+    text, usd = APPENDIX_A.get(name, (None, 0))
     same = abs(usd - float(price)) < 0.0005
-    return f"{text} = ${usd:.4f}" + ("" if same else f"; the paper takes ${float(price):.3f}")
+    return text and f"{text} = ${usd:.4f}" + ("" if same else f"; the paper takes ${price:.3f}")
 
 
 def build_table1(args):
@@ -80,33 +73,27 @@ def build_table1(args):
     totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
     for task in read_tasks(args):
         name, price = task.name, make_terms(task, prices).usd_per_label
-        train = task.rows.get("train")
+        train, theirs, mark, each = task.rows.get("train"), totals.get(name), "", float(price)
         total = None if train is None else f"${round(train * price):,}"
-        theirs, mark = totals.get(name), ""
         if theirs and total != theirs:
-            text = f"{train:,} labels at ${float(price):.3f} are {total}; the paper prints {theirs}"
+            text = f"{train:,} labels at ${each:.3f} are {total}; the paper prints {theirs}"
             same = [t for t, value in totals.items() if value == theirs and t != name]
             also = ", the total of " + load_task(same[0]).title if same else ""
             mark = notes.mark(text + also)
-        derived = derive_price(name, price)
-        mark += notes.mark(derived) if derived else ""
-        kind, count = task.kind, None if train is None else f"{train:,}"
-        rows.append([task.title, kind, count, f"${float(price):.3f}", total, theirs, mark])
+        if derived := derive_price(name, each):
+            mark += notes.mark(derived)
         n, usd = read_table4("small-full", name) or (0, None)
         if usd and abs((train - n) * price - usd) > 1:
-            rows[-1][-1] += notes.mark(
+            mark += notes.mark(
                 f"Table 4's upper bound, ${usd:,}, pays {math.floor(usd / price):,} labels; the "
                 f"{train - n:,} there are beyond N = {n:,} cost ${round((train - n) * price):,}"
             )
+        count = None if train is None else f"{train:,}"
+        rows.append([task.title, task.kind, count, f"${each:.3f}", total, theirs, mark])
     notes.append("#Train and $/Label are the paper's, in data/tasks.json and data/prices.csv.")
     columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
     title = "Table 1. What it costs to annotate each training set"
     return Table("table1", title, columns, rows, tuple(notes), left=2)
-
-
-def count_rows(path):
-    """Rows of a prepared file, None where there is none."""
-    return len(read_jsonl(path, ("source",))) if path.exists() else None
 
 
 def find_most_unlabeled(table, task, args):
@@ -114,10 +101,9 @@ def find_most_unlabeled(table, task, args):
 
     The paper's tasks take whole thousands, as Table 2 prints them.
     """
-    terms = make_terms(task, load_prices(args.prices))
-    few = table == "table11"
-    labels = [task.few_shot_n] if few else task.labels_n
-    budgets = task.few_shot_budgets if few else task.budgets
+    terms, labels, budgets = make_terms(task, load_prices(args.prices)), task.labels_n, task.budgets
+    if table == "table11":
+        labels, budgets = [task.few_shot_n], task.few_shot_budgets
     plans = [plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
     most = max((bought["unlabeled"] for bought in plans if bought), default=0)
     return most if task.own else most // 1000 * 1000
@@ -138,12 +124,11 @@ def build_table5(args):
                 mark = notes.mark(f"the released file has {released:,} rows, the paper {theirs}")
             elif read_number(theirs) not in (None, count):
                 mark = notes.mark(f"{count:,} here; the paper prints {theirs}")
-            cells = [None if n is None else f"{n:,}" for n in (count, released)]
-            row = [task.title, split, cells[0], theirs, cells[1]]
+            path, counts = Path(args.prepared or "", name, f"{split}.jsonl"), [count, released]
             if args.prepared:
-                found = count_rows(Path(args.prepared) / name / f"{split}.jsonl")
-                row.append(None if found is None else f"{found:,}")
-            rows.append([*row, mark])
+                counts.append(len(read_jsonl(path, ("source",))) if path.exists() else None)
+            count, *others = (None if n is None else f"{n:,}" for n in counts)
+            rows.append([task.title, split, count, theirs, *others, mark])
     notes.append(
         "tasks.json: the paper's counts, copied, as they limit the runs; but unlabeled is worked "
         "out: the most that a cell of Table 2 buys at the paper's rates."
@@ -156,30 +141,27 @@ def build_table5(args):
     return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
 
 
-def add_table5_flags(parser):
-    text = "also count a prepared world, e.g. data/prepared/mini (default: no)"
-    parser.add_argument("--prepared", metavar="DIR", help=text)
-
-
 def count_fitted(tasks, printed):
     """How many of the paper's tasks' GPU rates Table 6 does not print."""
     count = 0
     for task in (task for task in tasks if not task.own):
-        teacher = [hours * PAPER_USD_PER_GPU_HOUR for hours in task.teacher_hours.values()]
-        rows = [hours * PAPER_USD_PER_GPU_HOUR * 100_000 for hours in task.distill_hours.values()]
-        known = [printed.get((task.name, item)) for item in ("teacher_usd", "distill_100k_usd")]
-        pairs = zip((teacher, rows), map(read_number, known), strict=True)
-        count += sum(1 for rates, usd in pairs for rate in rates if abs(rate - (usd or 0)) > 0.05)
+        table6 = {
+            "teacher_usd": (task.teacher_hours, 1),
+            "distill_100k_usd": (task.distill_hours, 10**5),
+        }
+        for item, (hours, rows) in table6.items():
+            usd = read_number(printed.get((task.name, item))) or 0
+            known = [each * PAPER_USD_PER_GPU_HOUR * rows for each in hours.values()]
+            count += sum(abs(rate - usd) > 0.05 for rate in known)
     return count
 
 
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
-    tasks, teachers = read_tasks(args), []
-    prices = load_prices(args.prices)
+    tasks, teachers, prices = read_tasks(args), [], load_prices(args.prices)
     for task in tasks:
         name, terms = task.name, make_terms(task, prices)
-        teacher = price_distilling(terms, n, 0)
+        teacher, hours = price_distilling(terms, n, 0), float(count_teacher_hours(terms, n))
         ours = {
             "initial_usd": n * terms.usd_per_label,
             "annotate_1k_usd": 1000 * terms.usd_per_label,
@@ -192,10 +174,7 @@ def build_table6(args):
             theirs = printed.get((name, item))
             row += [show_dollars(usd), theirs]
             if theirs and abs(usd - parse_amount(theirs.replace(",", ""), item)) >= 0.05:
-                hours = count_teacher_hours(terms, n)
-                counts = (
-                    f"the unlabeled counts of Table 2 follow from {float(hours):g} h of teacher"
-                )
+                counts = f"the unlabeled counts of Table 2 follow from {hours:g} h of teacher"
                 what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
                 mark += notes.mark(f"{what}; the paper prints {theirs} here")
         usd = price_distilling(terms, at, 100_000)
@@ -203,25 +182,23 @@ def build_table6(args):
             parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
             mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
         rows.append([*row, mark])
-        teachers.append(f"{task.title} {float(count_teacher_hours(terms, n)):.4g}")
+        teachers.append(f"{task.title} {hours:.4g}")
     notes.append(
         f"Teacher, in A40-hours at $1.875: {', '.join(teachers)}. The paper measured them, in "
         "fp32 and with all that a run takes; an estimate from FLOPs, as `costs.py memory` makes, "
         "is lower."
     )
-    fitted = count_fitted(tasks, printed)
-    if fitted:
+    if fitted := count_fitted(tasks, printed):
         notes.append(
             f"Of the rates behind the counts of Tables 2 and 11, {fitted} are printed nowhere "
             "(hours of a teacher on other N than 5K, MultiPIT-Id's at 5K, NQ's rows up to 1K "
             "labels): they were solved from these counts. That Dist.'s counts come out is then a "
             "check of arithmetic; what is predicted are the labels bought, and Dist. at N = 5K."
         )
-    columns = ["Dataset"]
-    for head in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K"):
-        columns += [head, f"{head}, paper"]
+    heads = [[h, f"{h}, paper"] for h in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K")]
+    columns = ["Dataset", *(text for pair in heads for text in pair), "Note"]
     title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
-    return Table("table6", title, [*columns, "Note"], rows, tuple(notes))
+    return Table("table6", title, columns, rows, tuple(notes))
 
 
 def show_rate(rate):
@@ -231,23 +208,15 @@ def show_rate(rate):
 
 
 def build_table8(args):
-    printed, notes, tasks = load_printed(8), Notes(), read_tasks(args)
-    heads = {
-        "max_source_length": "Max source length",
-        "max_target_length": "Max target length",
-        "batch_size": "Batch size",
-        "epochs": "Epochs",
-        "learning_rate": "Learning rate",
-    }
-    rows = []
-    for item, head in heads.items():
-        ours, theirs = [], []
+    printed, notes, tasks, rows = load_printed(8), Notes(), read_tasks(args), []
+    kinds = ("small", "dist", "teacher")
+    flags = {task.name: [make_flags(task, "paper", kind) for kind in kinds] for task in tasks}
+    for item in ("max_source_length", "max_target_length", "batch_size", "epochs", "learning_rate"):
+        head, ours, theirs = item.replace("_", " ").capitalize(), [], []
+        show = show_rate if item == "learning_rate" else str
         for task in tasks:
-            flags = [
-                make_flags(task, "paper", strategy)[item.replace("_", "-")]
-                for strategy in ("small", "dist", "teacher")
-            ]
-            small, dist, teacher = map(show_rate if item == "learning_rate" else str, flags)
+            found = (show(each[item.replace("_", "-")]) for each in flags[task.name])
+            small, dist, teacher = found
             ours.append(small if small == teacher else f"{small} ({teacher})")
             theirs.append(printed.get((task.name, item)))
             if dist != small:
@@ -262,30 +231,21 @@ def build_table8(args):
     return Table("table8", title, columns, rows, tuple(notes), left=2)
 
 
-def read_example(folder):
-    """(source, target) of the first labeled row of a prepared task, (None, None) without one."""
-    path = Path(folder) / "train.jsonl"
-    rows = read_jsonl(path) if path.exists() else []
-    row = next((row for row in rows if row["target"]), {})
-    return row.get("source"), row.get("target")
-
-
 def build_table7(args):
     rows, missing = [], []
     for task in read_tasks(args):
-        source, target = read_example(Path(args.prepared) / task.name)
-        if source is None:
+        path = Path(args.prepared, task.name, "train.jsonl")
+        labeled = read_jsonl(path) if path.exists() else []
+        row = next((row for row in labeled if row["target"]), None)
+        if row is None:
             missing.append(task.title)
-        else:
-            source = task.prefix + source
+        target = row and row["target"]
         kept = "; ".join(target) if isinstance(target, list) else target
-        parts = {"Source": source, "Target": kept}
+        parts = {"Source": row and task.prefix + row["source"], "Target": kept}
         if task.metric == "classes":
             parts["Target is one of"] = ", ".join(task.labels)
-        heads = [task.title, task.kind]
-        for part, text in parts.items():
-            rows.append([*heads, part, text])
-            heads = ["", ""]
+        heads = [[task.title, task.kind], *[["", ""]] * len(parts)]
+        rows += [[*head, *part] for head, part in zip(heads, parts.items(), strict=False)]
     notes = [f"The first labeled row of {args.prepared}; the source as a model reads it, prefixed."]
     if missing:
         notes.append(f"Not prepared, `make data` does it: {', '.join(missing)}")
@@ -294,17 +254,19 @@ def build_table7(args):
     return Table("table7", title, columns, rows, tuple(notes), left=4, wide=3)
 
 
-def add_table7_flags(parser):
-    text = "folder of prepared tasks (default: data/prepared/mini)"
-    parser.add_argument("--prepared", metavar="DIR", default="data/prepared/mini", help=text)
+def add_prepared(default):
+    """A function that adds the flag --prepared to a parser."""
+    text = "folder of prepared tasks, e.g. data/prepared/mini (default: %(default)s)"
+    about = {"metavar": "DIR", "default": default, "help": text}
+    return lambda parser: parser.add_argument("--prepared", **about)
 
 
 # Command -> (one line of help, function of the parsed flags that returns a Table or several,
 # function that adds flags of its own to the parser or None).
 TABLES = {
     "table1": ("annotation price of each data set", build_table1, None),
-    "table5": ("rows of each data set", build_table5, add_table5_flags),
+    "table5": ("rows of each data set", build_table5, add_prepared(None)),
     "table6": ("dollars of 1K labels and of a distillation", build_table6, None),
-    "table7": ("an example of each task", build_table7, add_table7_flags),
+    "table7": ("an example of each task", build_table7, add_prepared("data/prepared/mini")),
     "table8": ("hyperparameters of each task", build_table8, None),
 }

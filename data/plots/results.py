@@ -7,13 +7,11 @@ Usage:
     score.usd(), score.price("today")                   # planned or measured dollars
 Reads:  of each run metrics.json, training.json, row_scores.json and predictions.jsonl, of an LLM's
         labels annotation.json; data/tasks.json, data/scales.json, data/paper/scores.csv
-Writes: nothing
 Paper:  section 4, Tables 2, 3, 4, 9, 10 and 11
 
 Two rules score each run: strict, ours, which is right, and released, that of the authors' code.
 """
 
-import csv
 import statistics
 from collections import defaultdict
 from fractions import Fraction
@@ -23,27 +21,12 @@ from data.costs.budget import count_llm_labels, load_scale, make_terms
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.runs import find_annotation, read_record
 from data.costs.stale import METRICS
-from data.files import DATA, UserError, need, read_json, read_jsonl
+from data.files import DATA, UserError, need, read_csv, read_json, read_jsonl
 from data.tasks import load_tasks
 
 # --- the paper's scores --------------------------------------------------------------------
 
 COUNTS = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
-
-
-def read_csv(path, columns):
-    """The rows of a CSV file as dicts; a UserError where it has no rows or lacks a column."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    lacking = [name for name in columns if not rows or rows[0].get(name) is None]
-    if lacking:
-        raise UserError(
-            f"{path}: no rows with a column {lacking[0]!r}; take back the file as it was"
-        )
-    return rows
 
 
 def load_scores(path=DATA / "paper" / "scores.csv"):
@@ -55,25 +38,20 @@ def load_scores(path=DATA / "paper" / "scores.csv"):
     ints and scores floats; None where nothing or N/A, as `text` then says, is printed.
     """
     rows = read_csv(path, (*COUNTS, "task", "strategy", "metric", "score", "note"))
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         try:
             row.update({key: int(row[key]) if row[key] else None for key in COUNTS})
             row["text"] = row["score"]
             row["score"] = float(row["score"]) if row["score"] not in ("", "N/A") else None
-        except (TypeError, ValueError):
-            raise UserError(f"{path} line {number}: not a number where one is due") from None
-    return rows
+        except ValueError:
+            raise UserError(f"{path} line {line}: not a number where one is due") from None
+    return list(rows.values())
 
 
 # --- one finished run ----------------------------------------------------------------------
 
-TITLES = {
-    "entity_f1": "Entity F1",
-    "f1": "F1",
-    "micro_f1": "Micro F1",
-    "accuracy": "Accuracy",
-    "bert_ibleu": "BERT-iBLEU",
-}
+TITLES = {"entity_f1": "Entity F1", "f1": "F1", "micro_f1": "Micro F1", "accuracy": "Accuracy"}
+TITLES |= {"bert_ibleu": "BERT-iBLEU"}
 
 
 def read_metrics(path, task):
@@ -262,13 +240,17 @@ class Score:
         """Whether all finished runs are scored on the rows of `part`."""
         return bool(self.part) and None not in self.part.values()
 
-    def values(self, key="score"):
-        """One value for each finished run that has it."""
+    def name_keys(self, key):
+        """The keys of metrics.json that `key` stands for, the first that is there."""
         metric = self.study.metric
         key = {"score": "strict", "rule": self.study.rule}.get(key, key)
-        if key == "strict" and self.is_part():
+        return {"strict": [metric], "released": [self.study.released, metric]}.get(key, [key])
+
+    def values(self, key="score"):
+        """One value for each finished run that has it."""
+        names = self.name_keys(key)
+        if names == [self.study.metric] and self.is_part():
             return list(self.part.values())
-        names = {"strict": [metric], "released": [self.study.released, metric]}.get(key, [key])
         found = [[m["metrics"].get(name) for name in names] for m in self.found]
         found = [next((v for v in each if v is not None), None) for each in found]
         return [value for value in found if value is not None]
@@ -288,9 +270,8 @@ class Score:
         if self.spread("rule") is not None:
             return tuple(self.mean("rule") + sign * self.spread("rule") for sign in (-1, 1))
         known = self.found[0].get("intervals") if self.found and not self.part else None
-        metric, known = self.study.metric, known if isinstance(known, dict) else {}
-        strict = known.get(metric)
-        found = known.get(self.study.released, strict) if self.study.rule == "released" else strict
+        known = known if isinstance(known, dict) else {}
+        found = next((known[name] for name in self.name_keys("rule") if name in known), None)
         good = isinstance(found, list) and [type(each) for each in found] == [float, float]
         return tuple(found) if good else None
 
@@ -304,10 +285,8 @@ class Score:
 
     def show(self, key="score"):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""
-        if not self.runs:
-            return "N/A"
         if not self.found:
-            return "missing"
+            return "missing" if self.runs else "N/A"
         values, spread = self.values(key), self.spread(key)
         if not values:
             return None
@@ -352,8 +331,9 @@ class Score:
         cell, spent = self.cell, self.cell.annotate_usd
         if spent and self.runs:  # for as many labels as there are
             spent = min(spent, self.count_bought() * self.study.usd_per_label)
-        plans = {"dist": cell.distill_usd, "teacher": cell.teacher_usd, "self": None}
-        plans |= {"llm": cell.llm_usd, "prompted": cell.llm_usd}
+        plans = {"teacher": cell.teacher_usd, "self": None}
+        plans |= dict.fromkeys(("dist", "encoder"), cell.distill_usd)
+        plans |= dict.fromkeys(("llm", "prompted"), cell.llm_usd)
         return plans.get(self.strategy, spent)
 
     def count_bought(self):
@@ -362,9 +342,8 @@ class Score:
 
     def initial_usd(self):
         """Dollars of the labels there are; the rows in an LLM's prompts are paid for as well."""
-        labels = self.cell.labels
-        shown = max(labels, LLM_EXAMPLES) if self.strategy in ("llm", "prompted") else labels
-        return shown * self.study.usd_per_label
+        shown = LLM_EXAMPLES if self.strategy in ("llm", "prompted") else 0
+        return max(self.cell.labels, shown) * self.study.usd_per_label
 
     def usd(self):
         """The dollars at which a figure draws the cell: planned, or measured."""
@@ -384,9 +363,8 @@ class Score:
 def find_frontier(points):
     """The (usd, mean, ...) tuples that no other one beats at the same dollars or fewer, by dollars
     (Figure 2)."""
-    best, kept = None, []
+    kept = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if best is None or point[1] > best:
-            best = point[1]
+        if not kept or point[1] > kept[-1][1]:
             kept.append(point)
     return kept

@@ -3,7 +3,6 @@
 Usage:
     table = Table("table1", "Table 1. Prices", ["Task", "$"], [["WLP", "$0.26"]], ["kept below"])
     render([table], "out")        # writes out/table1.md, .csv and .tex, then prints the Markdown
-Reads:  nothing
 Writes: stdout; NAME.md, NAME.csv and NAME.tex in a folder
 Paper:  Tables 1 to 11
 """
@@ -87,12 +86,12 @@ def join(head, lines):
 
 def drop_empty(table):
     """A compact table without the columns of numbers that hold no value in any row."""
-    keep = [
-        i < table.left or any(row[i] not in (None, "") for row in table.rows)
-        for i in range(len(table.columns))
-    ]
-    if not table.compact or all(keep):
+    if not table.compact:
         return table
+    filled = [
+        any(cell not in (None, "") for cell in column) for column in zip(*table.rows, strict=True)
+    ]
+    keep = [True] * table.left + filled[table.left :]
     lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
     return table._replace(columns=lines[0], rows=lines[1:])
 
@@ -131,17 +130,15 @@ def to_markdown(table):
     lines = [table.columns, *(table.rows if table.wide is None else wrap_rows(table))]
     cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *map(measure, column)) for column in zip(*cells, strict=True)]
-    sides = list(find_sides(table))
+    form = list(zip(find_sides(table), widths, strict=True))
 
     def pad(line):
-        gaps = (" " * (w - measure(c)) for c, w in zip(line, widths, strict=True))
-        pairs = zip(line, sides, gaps, strict=True)
-        return "| " + " | ".join(c + g if s == "<" else g + c for c, s, g in pairs) + " |"
+        gaps = [" " * (width - measure(cell)) for cell, (_, width) in zip(line, form, strict=True)]
+        trios = zip(line, gaps, form, strict=True)
+        return "| " + " | ".join(c + g if s == "<" else g + c for c, g, (s, _) in trios) + " |"
 
-    rule = [
-        "-" * w if s == "<" else "-" * (w - 1) + ":" for s, w in zip(sides, widths, strict=True)
-    ]
-    body = [pad(cells[0]), "| " + " | ".join(rule) + " |", *map(pad, cells[1:])]
+    rule = pad(["-" * width if side == "<" else "-" * (width - 1) + ":" for side, width in form])
+    body = [pad(cells[0]), rule, *map(pad, cells[1:])]
     notes = "\n" * bool(table.notes) + wrap_notes(table.notes)
     return "\n".join([f"**{show_cell(table.title)}**", "", *body]) + "\n" + notes
 
@@ -158,8 +155,9 @@ def guard_cell(cell):
 def write_csv(columns, rows):
     """Comma-separated values as text."""
     text = io.StringIO()
-    lines = [list(map(guard_cell, line)) for line in [columns, *rows]]
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows(
+        map(guard_cell, line) for line in [columns, *rows]
+    )
     return text.getvalue()
 
 
@@ -167,25 +165,11 @@ def to_csv(table):
     return write_csv(table.columns, table.rows)
 
 
-TEX = {
-    "\\": r"\textbackslash{}",
-    **{mark: "\\" + mark for mark in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "⇒": r"$\Rightarrow$",
-    "→": r"$\rightarrow$",
-    "↓": r"$\downarrow$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "−": "$-$",
-    "–": "--",
-    "§": r"\S{}",
-}
+TEX = {"\\": r"\textbackslash{}", **{mark: "\\" + mark for mark in "&%$#_{}"}, "–": "--"}
+TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "−": "$-$"}
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "⇒": r"$\Rightarrow$"}
+TEX |= {"→": r"$\rightarrow$", "↓": r"$\downarrow$", "×": r"$\times$", "≤": r"$\leq$"}
+TEX |= {"≥": r"$\geq$", "§": r"\S{}"}
 
 
 def escape(cell):
@@ -210,27 +194,20 @@ def to_tex(table):
     tabular += [r"\bottomrule", r"\end{tabular}"]
     if size > PAGE and table.wide is None:
         tabular = [rf"\resizebox{{{fit}}}{{!}}{{%", *tabular, "}"]
-    notes = [escape(note) + r"\par" for note in table.notes]
-    notes = [r"\par\smallskip", rf"\begin{{minipage}}{{{fit}}}\footnotesize", *notes] * bool(notes)
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs,graphicx}",
-            *(rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{caption}}}"),
-            *(rf"\label{{tab:{table.name}}}", *tabular, *notes),
-            *([r"\end{minipage}"] * bool(notes)),
-            rf"\end{{{kind}}}" + "\n",
-        ]
-    )
+    lines = [r"% needs \usepackage{booktabs,graphicx}", rf"\begin{{{kind}}}", r"\centering"]
+    lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", *tabular]
+    if table.notes:
+        lines += [r"\par\smallskip", rf"\begin{{minipage}}{{{fit}}}\footnotesize"]
+        lines += [*(escape(note) + r"\par" for note in table.notes), r"\end{minipage}"]
+    return "\n".join([*lines, rf"\end{{{kind}}}", ""])
 
 
 def render(tables, output=None):
     """Write each table in the folder `output`, if one is given, as .md, .csv and .tex; then, when
     all files are there, print them as Markdown, of a long one after the first its path alone."""
     for table in tables:
-        for row in table.rows:
-            if len(row) != len(table.columns):  # our own mistake
-                text = f"{len(row)} cells under {len(table.columns)} columns"
-                raise ValueError(f"{table.name}: {text}")
+        if any(len(row) != len(table.columns) for row in table.rows):  # our own mistake
+            raise ValueError(f"{table.name}: not each row has a cell for each column")
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
     for table in tables if output else ():
         for suffix, convert in formats.items():
