@@ -77,14 +77,7 @@ from pathlib import Path
 import numpy as np
 
 from data.evaluate import report
-from data.evaluate.scores import (
-    compare_runs,
-    make_rows,
-    read_data,
-    read_rows,
-    score_rows,
-    summarize,
-)
+from data.evaluate.scores import compare_runs, read_data, read_rows, summarize
 from data.files import (
     UserError,
     check_overwrite,
@@ -206,9 +199,7 @@ def score_into(options, task, rows):
     their sums give the score of any part of the rows, and of two runs on the same rows the
     sampling error of a difference (data/plots/paired.py).
     """
-    made = make_rows(rows)
-    scores = score_rows(made, task, options)
-    result = summarize(scores, task, options, made)
+    result, scores = summarize(rows, task, options)
     if options.output:
         parts = [[round(float(value), 6) for value in column] for column in scores.parts.T]
         told = {"task": task.name, "n": len(rows), "numerators": parts[0], "denominators": parts[1]}

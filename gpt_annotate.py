@@ -249,35 +249,6 @@ def prepare_job(args):
     return Job(args, task, prompter, Reader(task), money, prices, labeled, rows, calls, gold)
 
 
-def annotate(args):
-    """Everything between the command line and the exit code."""
-    job = prepare_job(args)
-    settings = list_settings(args, job.prompter)
-    store = Store(args.store, settings, Wallet(job.money), write=False)
-    check_context(job, store)
-    if args.dry_run:
-        structured = args.structured == "on" or bool(store.structured)
-        print(job.prompter.show_request(job.rows[0]["source"], structured))
-        lines = [*estimate_cost(job, store), count_paper(args, job.task, job.prices)]
-        print(*filter(None, lines), sep="\n")
-        return 0
-    pending = any(call.key not in store.answers for call in job.calls.values())
-    if pending and not args.replay:
-        url, key = args.base_url, os.environ.get("OPENAI_API_KEY")
-        url, key = check_server(url, key) if args.simulate is None else (None, None)
-        store = Store(args.store, settings, Wallet(job.money, args.budget))
-        try:
-            with open_server(job, url) as url:
-                todo = asyncio.run(make_calls_left(job, store, url, key))
-        finally:
-            store.close()
-        if todo:
-            print(*todo, sep="\n")
-            return 0 if args.batch == "submit" and not args.complete else 1
-    print(*show_result(args, write_results(job, store)), sep="\n")
-    return 0
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -410,7 +381,32 @@ def settle_args(args, task, prices):
 
 
 def main(argv=None):
-    return annotate(parse_args(argv))
+    args = parse_args(argv)
+    job = prepare_job(args)
+    settings = list_settings(args, job.prompter)
+    store = Store(args.store, settings, Wallet(job.money), write=False)
+    check_context(job, store)
+    if args.dry_run:
+        structured = args.structured == "on" or bool(store.structured)
+        print(job.prompter.show_request(job.rows[0]["source"], structured))
+        lines = [*estimate_cost(job, store), count_paper(args, job.task, job.prices)]
+        print(*filter(None, lines), sep="\n")
+        return 0
+    pending = any(call.key not in store.answers for call in job.calls.values())
+    if pending and not args.replay:
+        url, key = args.base_url, os.environ.get("OPENAI_API_KEY")
+        url, key = check_server(url, key) if args.simulate is None else (None, None)
+        store = Store(args.store, settings, Wallet(job.money, args.budget))
+        try:
+            with open_server(job, url) as url:
+                todo = asyncio.run(make_calls_left(job, store, url, key))
+        finally:
+            store.close()
+        if todo:
+            print(*todo, sep="\n")
+            return 0 if args.batch == "submit" and not args.complete else 1
+    print(*show_result(args, write_results(job, store)), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -49,8 +49,7 @@ def make(pairs, source=None):
 def score(task, rows, rule="strict", bootstrap=0, **options):
     """evaluate.py's result for rows, without a process of its own."""
     options = SimpleNamespace(task=task, rule=rule, bootstrap=bootstrap, seed=0, **options)
-    entry, rows = load_task(task), evaluate.make_rows(rows)
-    return evaluate.summarize(evaluate.score_rows(rows, entry, options), entry, options, rows)
+    return evaluate.summarize(rows, load_task(task), options)[0]
 
 
 def write(path, rows):
@@ -182,8 +181,7 @@ def read_wlp():
 def score_own(task, rows, rule="strict", **options):
     """As score, of a task that is no entry of data/tasks.json."""
     options = SimpleNamespace(task="mine", rule=rule, bootstrap=0, seed=0, **options)
-    rows = evaluate.make_rows(rows)
-    return evaluate.summarize(evaluate.score_rows(rows, task, options), task, options, rows)
+    return evaluate.summarize(rows, task, options)[0]
 
 
 @pytest.mark.parametrize(
@@ -933,9 +931,7 @@ def test_task_of_ones_own():
     """A new entry needs its labels and a metric; what decides is the entry, never its name."""
     task = replace(load_task("fever"), labels=("up", "down"), report="f1", paper_default_label=None)
     options = SimpleNamespace(task="mine", rule="released", bootstrap=0, seed=0)
-    rows = evaluate.make_rows(make([("up", "?"), ("down", "down")]))
-    scores = evaluate.score_rows(rows, task, options)
-    found = evaluate.summarize(scores, task, options, rows)
+    found, _ = evaluate.summarize(make([("up", "?"), ("down", "down")]), task, options)
     assert (found["metric"], found["score"]) == ("micro_f1_released", 100)
 
 

@@ -65,23 +65,20 @@ def compose(text):
     return text and unicodedata.normalize("NFC", text)
 
 
-def make_rows(rows):
-    """Rows for the scorers."""
-    made = []
-    for row in rows:
-        texts = (compose(row.get(key)) for key in ("source", "target", "prediction", "generated"))
-        decoded = (row.get(f"{key}_decoded", row[key]) for key in ("source", "target"))
-        output = row.get("generated", row["prediction"])
-        made.append(Row(*texts, *decoded, output, row.get("half")))
-    return made
+def make_row(row):
+    """A row of predictions as the scorers take it."""
+    texts = (compose(row.get(key)) for key in ("source", "target", "prediction", "generated"))
+    decoded = (row.get(f"{key}_decoded", row[key]) for key in ("source", "target"))
+    return Row(*texts, *decoded, row.get("generated", row["prediction"]), row.get("half"))
 
 
 # --- scores ----------------------------------------------------------------------------------
 
 
 def score_rows(rows, task, options):
-    """The Scores of Rows by the task's metric family."""
-    return METRICS[task.metric](rows, task, options)
+    """(Rows, their Scores by the task's metric family) of rows of predictions."""
+    made = [make_row(row) for row in rows]
+    return made, METRICS[task.metric](made, task, options)
 
 
 def bootstrap_sums(columns, samples, seed):
@@ -120,8 +117,9 @@ def score_halves(scores, rows, headline):
     return found
 
 
-def summarize(scores, task, options, rows):
-    """The result of one set of predictions, as in metrics.json."""
+def summarize(rows, task, options):
+    """(the result of rows of predictions, as in metrics.json; their Scores)."""
+    rows, scores = score_rows(rows, task, options)
     (values,) = draw_scores([scores], options)
     metrics = {key: float(value[0]) for key, value in values.items()}
     bad = [key for key, value in metrics.items() if not np.isfinite(value)]
@@ -143,7 +141,7 @@ def summarize(scores, task, options, rows):
         result["by"] = {"half": halves}
     if options.bootstrap:
         result["intervals"] = {key: find_interval(value[1:]) for key, value in values.items()}
-    return result | scores.details | {"signature": show_signature(scores, options, rows)}
+    return result | scores.details | {"signature": show_signature(scores, options, rows)}, scores
 
 
 def show_signature(scores, options, rows):
@@ -194,8 +192,7 @@ def compare_runs(options, task):
         if mine != keys[0]:
             sizes = f"{len(keys[0]):,} and {len(mine):,} rows"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
-    made = [make_rows(rows) for rows in read]
-    scored = [score_rows(rows, task, options) for rows in made]
+    made, scored = zip(*(score_rows(rows, task, options) for rows in read), strict=True)
     values, metrics = draw_scores(scored, options), {}
     for key in (key for key in values[0] if all(key in value for value in values)):
         pairs = zip(options.compare, values, strict=True)
