@@ -375,9 +375,9 @@ def settle_args(args, task, prices):
             raise UserError("--budget paper: needs --num, and a task whose price the paper states")
         args.budget = args.num * price
     elif args.budget is not None:
-        if args.budget.strip().startswith("-") or not parse_amount(args.budget, "--budget"):
-            raise UserError(f"--budget {args.budget}: buys nothing; give USD above 0, such as 20")
         args.budget = parse_amount(args.budget, "--budget")
+        if not args.budget:
+            raise UserError("--budget 0: buys nothing; give USD above 0, such as 20")
 
 
 def main(argv=None):

@@ -64,6 +64,8 @@ def test_a_wrapped_label_is_the_label(task, wrapped):
         ("wlp", '{"entities": [{"text": "Add", "label": "Action"}]}', "Add [Action]"),
         ("wlp", '[{"text": "Add", "label": "Action"}]', "Add [Action]"),
         *(("wlp", text, "") for text in ("none", "Output: None.", "**none**\n\nIt has no entity.")),
+        *(("wlp", text, "") for text in ("Output:\nnone", "None\nThere is no entity here.")),
+        ("wlp", "none\nAdd [Action]", None),
         *(("wlp", text, "") for text in ('{"entities": []}', "```json\n[]\n```")),
         ("wlp", "none of it", None),
     ],

@@ -1087,7 +1087,7 @@ def test_a_batch_is_taken_in_whole(tmp_path):
         (["--budget", "1"], "no key and no server: set OPENAI_API_KEY"),
         ([], "no --budget"),
         (["--budget", "0"], "--budget 0: buys nothing"),
-        (["--budget", "-3"], "--budget -3: buys nothing"),
+        (["--budget", "-3"], "--budget: '-3' is not a number of 0 or more"),
         (["--budget", "much"], "--budget: 'much' is not a number"),
         (["--budget", "1", "--shots", "101"], r"101 examples go into a prompt, and 100 labeled"),
         (["--budget", "1", "--num", "11"], r"unlabeled.jsonl: 11 rows asked for, 10 are there"),

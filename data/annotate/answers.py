@@ -129,10 +129,11 @@ class Reader:
         blocks = re.split(r"\n\s*\n", text.strip())
         while blocks[1:] and not self.entity.search(blocks[-1]):  # an explanation
             blocks.pop()
+        first = next(filter(None, map(peel, split_lines(text))), "")
         text, source = (" ".join(each.split()) for each in (" ".join(blocks), source))
-        if peel(text).strip(EDGES).casefold() == NOTHING:
-            return "", None
         pairs = self.entity.findall(text)
+        if not pairs and first.strip(EDGES).casefold() == NOTHING:
+            return "", None
         if not pairs or self.entity.sub("", text).strip(" .,;*`-"):
             return None, "unparseable"
         found = [(find_entity(entity, source), self.find_label(label)) for entity, label in pairs]
