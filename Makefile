@@ -63,8 +63,11 @@ STEPS :=
 # a folder of runs or splits is never named by anything else.
 PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T \
   U V W X Y Z 0 1 2 3 4 5 6 7 8 9 _ . -
-# $(call odd,TEXT): what is left of TEXT without its plain characters and spaces.
-odd = $(eval left := $$(1))$(strip $(foreach c,$(PLAIN) $(2),$(eval left := $$(subst $(c),,$$(left))))$(left))
+# What is left of a text without the characters of a list and spaces, without plain ones and those of
+# a list, and of what is not one number.
+left = $(eval rest := $$(1))$(strip $(foreach c,$(2),$(eval rest := $$(subst $(c),,$$(rest))))$(rest))
+odd = $(call left,$(1),$(PLAIN) $(2))
+no_number = $(call left,$(1),0 1 2 3 4 5 6 7 8 9 .)$(word 2,$(1))$(if $(strip $(1)),,none)
 odd_path = $(call odd,$(1),/ : @ + = ~)$(word 2,$(1))
 check = $(if $(strip $(2)),$(error error: $(1)=$($(1)): $(3)))
 quote = '$(subst ','\'',$(1))'
@@ -86,7 +89,9 @@ $(foreach v,TASK STRATEGY RATES STEPS SEEDS LLM_ACCURACY,$(call check,$(v),$(cal
   letters and digits and _ . - alone))
 $(foreach v,RECIPE MODEL DATA,$(call check,$(v),$(call odd_path,$($(v))),take letters and digits and\
   / : @ + = ~ _ . - alone; of a path with others make a link))
-$(call check,LLM_ACCURACY,$(word 2,$(LLM_ACCURACY)),one share from 0 to 1 is needed)
+$(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY)),one share from 0 to 1 is needed)
+$(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))),dollars such as 20 are needed)
+$(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=1 or leave it out))
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
 $(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
   such folder)

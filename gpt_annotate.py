@@ -328,8 +328,10 @@ def check_args(parser, args):
     above = "pool concurrency attempts num context max_tokens rpm tpm timeout".split()
     for name in [*above, "shots", "backoff", "add_labeled", "brake", "temperature"]:
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is not None and not (0 <= value < math.inf and (value or name not in above)):
-            parser.error(f"{flag} must be {'above 0' if name in above else '0 or more'}: {value:g}")
+        most = 1000 if name == "concurrency" else 10**9
+        if value is not None and not (0 <= value <= most and (value or name not in above)):
+            least = "above 0" if name in above else "0 or more"
+            parser.error(f"{flag} must be {least} and at most {most:,}: {value:g}")
     if not isinstance(args.extra, dict) or set(args.extra) & RESERVED:
         parser.error(f"--extra must be a JSON object without {', '.join(sorted(RESERVED))}")
     if (args.price_in is None) != (args.price_out is None):

@@ -492,6 +492,7 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
     "output_dir num_train_epochs per_device_train_batch_size resume_from_checkpoint push_to_hub"
     " fp16 fp16_full_eval train_sampling_strategy label_smoothing_factor auto_find_batch_size"
+    " remove_unused_columns"
 ).split()
 BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
 PAUSE = 600
@@ -510,7 +511,7 @@ MADE = "model", "checkpoints", "config.json", "log.jsonl", "training.json"  # in
 
 def fail(message):
     """Stop with one `error:` line on stderr and exit code 1."""
-    sys.exit(f"error: {message}")
+    sys.exit("error: " + message.replace("\n", "\\n"))
 
 
 def say(text):
@@ -575,6 +576,9 @@ def read_training(args, rest):
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
+        schedule, weight = training.lr_scheduler_kwargs or {}, torch.zeros(1)
+        optimizer = torch.optim.SGD([weight])
+        transformers.get_scheduler(training.lr_scheduler_type, optimizer, 1, 2, schedule)
     except Exception as error:  # each flag's library has its own
         parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
@@ -707,7 +711,7 @@ def load(kind, name, what="model", **kwargs):
     try:
         return kind.from_pretrained(name, **kwargs)
     except Exception as error:
-        text = str(error).partition("\n")[0]
+        text = str(error).partition("\n")[0][:300]  # some list a vocabulary
         fail(f"{name}: no {what} can be loaded ({text})")
 
 
@@ -723,6 +727,8 @@ def load_parts(model, dropout=None):
     for key in ("decoder_start_token_id", "pad_token_id", "eos_token_id") if t5 else ():
         if (value := getattr(config, key, None)) not in range(config.vocab_size):
             fail(f"{model}: {key} {value!r} in its config.json is none of its ids")
+    if t5 and tokenizer("a").input_ids[-1:] != [config.eos_token_id]:
+        fail(f"{model}: its tokenizer puts no end token, {config.eos_token_id}, behind a text")
     pieces, size = len(tokenizer), config.vocab_size
     if not size / 2 < pieces <= size:  # where files are missing, transformers makes up a few pieces
         fail(f"{model}: no tokenizer of its own: {pieces:,} pieces, but {size:,} embeddings")

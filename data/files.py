@@ -37,7 +37,7 @@ def run_cli(main):
         sys.stdout.flush()
         sys.exit(code or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + str(error).replace("\n", "\\n"), file=sys.stderr)  # one line in any case
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

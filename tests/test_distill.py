@@ -1253,9 +1253,16 @@ def test_scores_of_classes_can_be_imported(classes, tmp_path):
     run = ["--teacher", str(tmp_path / "labels"), "--output", str(tmp_path / "run")]
     distill.main([*run, *flags, "--max-steps", "2", "--logging-steps", "1"])
     assert read_log(tmp_path / "run")[-1]["loss"] > 0
-    (tmp_path / "l.jsonl").write_text('{"source": "a", "logprobs": [0, -1]}\n')
-    with fails("line 1: logprobs: not 5 numbers"):
-        imports.main([str(tmp_path / "l.jsonl"), *flags, *folder[:1], str(tmp_path / "x")])
+    for text, said in {
+        b'{"source": "a", "logprobs": [0, -1]}\n': "line 1: logprobs: not 5 numbers",
+        b'{"source": 5, "logprobs": [0, -1]}\n': "line 1: not as `Reads` in --help has a row",
+        b"5\n": "line 1: not as `Reads` in --help has a row",
+        b"[" * 50_000: "line 1: maximum recursion depth",
+        b"\xff\xfe{\x00": "l.jsonl after line 0: not UTF-8",
+    }.items():
+        (tmp_path / "l.jsonl").write_bytes(text)
+        with fails(said):
+            imports.main([str(tmp_path / "l.jsonl"), *flags, *folder[:1], str(tmp_path / "x")])
 
 
 def test_encoders_and_classes_belong_together(world, classes, tmp_path):

@@ -332,9 +332,12 @@ def spoil_weights(folder):
     change_weights(folder, lambda weights: weights["shared.weight"].fill_(float("nan")))
 
 
-def add_layers(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
+def edit_json(name, **changes):
+    def edit(folder):
+        record = json.loads((folder / name).read_text()) if changes else {}
+        (folder / name).write_text(json.dumps({**record, **changes}))
+
+    return edit
 
 
 def drop_tokenizer(folder):
@@ -361,7 +364,10 @@ def drop_head(folder):
     [
         (drop_weights, "5 weights are missing or never trained"),
         (spoil_weights, "weights hold NaN"),
-        (add_layers, "weights are missing"),
+        (edit_json("config.json", num_layers=3), "weights are missing"),
+        (edit_json("config.json", num_layers=0), "weights are not in its config.json"),
+        (edit_json("config.json", pad_token_id=10**9), "pad_token_id 1000000000 of its config"),
+        (edit_json("generation_config.json"), "decoder_start_token_id None of its config"),
         (drop_tokenizer, "tokenizer"),
         (grow_tokenizer, "its tokenizer has"),
         (drop_head, "1 weights are missing or never trained (classifier.weight)"),

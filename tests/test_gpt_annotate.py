@@ -1122,6 +1122,7 @@ def test_bad_input_is_one_line(tmp_path, flags, text):
     [
         *(["--concurrency", "0"], ["--simulate", "0.5"], ["--extra", "[]"], ["--rpm", "nan"]),
         *(["--temperature", "nan"], ["--temperature", "-1"], ["--timeout", "inf"]),
+        *(["--concurrency", "9" * 25], ["--brake", "9" * 25], ["--attempts", "9" * 25]),
         *(["--brake", "-1"], ["--backoff", "nan"], ["--simulate", "nan", "--gold", "x"]),
     ],
 )

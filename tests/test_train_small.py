@@ -456,9 +456,9 @@ def edit_weights(folder, change):
     safetensors.torch.save_file(weights, file, {"format": "pt"})
 
 
-def edit_config(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+def edit_config(folder, name="config.json", **changes):
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**config, **changes}))
 
 
 def drop_tokenizer(folder):
@@ -491,6 +491,10 @@ MODELS = {  # name: (damage to a copy of the student, what is said)
     "mute start": (
         lambda folder: edit_config(folder, decoder_start_token_id=None),
         "decoder_start_token_id None in its config.json is none of its ids",
+    ),
+    "endless": (
+        lambda folder: edit_config(folder, name="tokenizer.json", post_processor=None),
+        "puts no end token, 1, behind a text",
     ),
     "pad": (lambda folder: edit_config(folder, pad_token_id=10**9), "pad_token_id 1000000000 in"),
     "eos": (lambda folder: edit_config(folder, eos_token_id=[1, 2]), r"eos_token_id \[1, 2\] in"),

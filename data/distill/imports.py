@@ -78,10 +78,14 @@ def read_answers(path):
         rows = (row for batch in ParquetFile(path).iter_batches(64) for row in batch.to_pylist())
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, 1))
     else:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path} line {number}", line
+        number = 0
+        try:
+            with open(path, encoding="utf-8-sig") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield f"{path} line {number}", line
+        except UnicodeDecodeError as error:
+            distill.fail(f"{path} after line {number}: not UTF-8 ({error.reason})")
 
 
 def read_answer(where, row, key, tokenizer):
@@ -96,7 +100,9 @@ def read_answer(where, row, key, tokenizer):
             soft = read_tokens(row, scores, key, tokenizer)
     except KeyError as error:
         distill.fail(f"{where}: no field {error}; `Reads` in --help says what a row has")
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
+        distill.fail(f"{where}: not as `Reads` in --help has a row ({str(error).splitlines()[0]})")
+    except (ValueError, RecursionError) as error:
         distill.fail(f"{where}: {str(error).splitlines()[0]}")
     (ids,) = distill.cut_rows([whole], key["max_source_length"])
     return {"source": text, "input_ids": ids, "cut_source": len(ids) < len(whole), **soft}

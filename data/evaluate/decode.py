@@ -122,7 +122,7 @@ def load_model(name, bf16, batch_size):
         place |= {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
         model, info = kind.from_pretrained(name, **place)
     except Exception as error:  # whatever a broken folder or an unreachable hub raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{name}: no model can be loaded ({reason})") from None
     check_model(name, model, tokenizer, info)
     return Loaded(model.eval(), tokenizer, classifier, batch_size)
@@ -140,6 +140,8 @@ def check_model(name, model, tokenizer, info):
     lost = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     if lost:
         raise UserError(f"{name}: {len(lost):,} weights are missing or never trained ({lost[0]})")
+    if model.config.model_type == "t5" and (more := sorted(info["unexpected_keys"])):
+        raise UserError(f"{name}: {len(more):,} weights are not in its config.json ({more[0]})")
     bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
         raise UserError(f"{name}: {len(bad):,} weights hold NaN or infinity ({bad[0]})")
@@ -149,6 +151,15 @@ def check_model(name, model, tokenizer, info):
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} pieces, the model {size:,}")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no token to pad with")
+    t5, own = model.config.model_type == "t5", model.generation_config
+    for config in filter(None, (own, model.config if t5 else None)):
+        for key in ("decoder_start_token_id", "pad_token_id"):
+            value = getattr(config, key, None)
+            value = own.bos_token_id if value is None and not t5 else value
+            if value not in range(size):
+                raise UserError(f"{name}: {key} {value!r} of its configuration is none of its ids")
 
 
 def describe_machine():

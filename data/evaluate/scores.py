@@ -30,7 +30,7 @@ def check_rows(rows, path, task):
             several = task.metric == "answers" and key in ("target", "target_decoded")
             values = row[key] if several and isinstance(row[key], list) else [row[key]]
             if not values or not all(isinstance(value, str) for value in values):
-                raise UserError(f"{path} row {number}: {key!r} is no text but {row[key]!r}")
+                raise UserError(f"{path} row {number}: {key!r} is no text but {row[key]!r:.60}")
         if task.metric == "classes" and row.get("target", "").strip().upper() not in labels:
             known = f"is no label of this task; known: {', '.join(task.labels)}"
             raise UserError(f"{path} row {number}: target {row['target']!r} {known}")
