@@ -294,7 +294,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "redo": (None, "make again what is out of date (default: refuse)"),
     "dry": (None, "remove and prepare nothing, only write the rules (default: no)"),
     "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
-    "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert or bert"),
+    "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert, bert or dist-bert"),
     "run": ("NAME", "name of a run: its strategy, counts and seed"),
     "real-text": (None, 'data of one\'s own: flags of "real-text" too (default: no)'),
     "json": (None, "print JSON (default: a table)"),

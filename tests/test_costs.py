@@ -319,6 +319,9 @@ def test_names_of_distilled_encoders():
             f"dist-{kind}",
             ("teacher-n100-s0",),
         )
+        flags = costs.make_flags(load_task("fever"), "paper", f"dist-{kind}")
+        assert flags["student"] == f"{kind}-base-uncased" and "model" not in flags
+        assert flags["classes"] == ["REFUTES", "SUPPORTS"] and flags["prefix"] == "fever: "
         assert costs.parse_run(f"{kind}-n100-s0").encoder == kind
         assert costs.parse_run("dist-n100-u1000-s0").encoder is None
         for name in (f"small-{kind}-n100-s0", f"{kind}-{kind}-n1-s0", f"teacher-{kind}-n1-s0"):
@@ -726,6 +729,18 @@ def test_a_broken_price_row_is_named(tmp_path, rows, line, named):
     path = write(tmp_path / "prices.csv", HEAD + rows)
     text = fail("prices", "--prices", path)
     assert f"{path} line {line}" in text and named in text
+
+
+def test_a_price_that_was_not_read_at_the_vendor_says_so(capsys):
+    """Lists of other people's are named behind "secondary source", and nothing else is."""
+    lists = (
+        r"data-receipts|silybench|evangelist|deploybase|factualminds|privum|autolabel|collective"
+    )
+    for price in PRICES:
+        _, _, second = price.source.partition("secondary source")
+        assert bool(second) == bool(re.search(lists, price.source)), price
+        assert bool(second) == bool(re.search(lists, second)), price
+    assert "check it before you spend" in run("prices", capsys=capsys)
 
 
 def test_a_missing_price_is_named(tmp_path):

@@ -439,7 +439,8 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
     in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
     released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
     """
-    settings, run = load_scale(scale), run or make_run(strategy, 0, 0)
+    kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
+    settings, run = load_scale(scale), run or make_run(kind, 0, 0, student=student or "small")
     known, own = settings["flags"], task.scales.get(scale, {})
     if recipe:
         paper = load_scale("paper")
