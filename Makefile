@@ -187,7 +187,7 @@ table2: ## annotation against distillation at equal dollars (main results)
 table3: ## self-distillation against distillation on equal unlabeled data
 table4: ## budgets at which annotation catches up with distillation
 table9: ## teacher on all labels beside published scores
-table10: ## DistilBERT and BERT against annotation and distillation
+table10: ## DistilBERT and BERT on labels, and one of them distilled, beside Ann. and Dist.
 table11: ## table2 from N=100
 fig2: ## score against dollars, Pareto frontier
 fig3: ## score against N at equal dollars

@@ -44,15 +44,6 @@ from data.world import lab, town
 SPLITS = ("train", "dev", "test", "unlabeled")
 HIDDEN = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")  # controls that T5's vocabulary reads over
 SPACES = re.compile(r"[\u200b-\u200f\ufeff]")  # what it takes for a space, as it does white space
-NO_OWN_UNLABELED = (
-    "no unlabeled rows of {task} in {folder}; put unlabeled.jsonl there, give --unlabeled "
-    "FILE, or rest (half of train without its targets, which leaves fewer labels)"
-)
-NO_UNLABELED = (
-    "no unlabeled rows of {task} in {folder}; give --unlabeled FILE.jsonl, or the authors' archive "
-    "(download {archive} in a browser, then --unlabeled ARCHIVE), {public}or rest "
-    "(half of train without its targets, which leaves fewer labels)"
-)
 
 
 def find_files(folder, task, sources):
@@ -239,10 +230,16 @@ def open_data(args, sources):
 
 def refuse_unlabeled(args, entry, sources):
     """At scale paper unlabeled rows must be named."""
-    public = [f"hub:{k}, " for k, v in sources["public"].items() if v.get("task") == args.task]
-    text = NO_OWN_UNLABELED if entry.own else NO_UNLABELED
-    more = {"archive": sources["archive"], "public": "".join(public)}
-    raise UserError(text.format(task=args.task, folder=args.data or args.downloads, **more))
+    ways = "put unlabeled.jsonl there, give --unlabeled FILE, "
+    if not entry.own:
+        ways = "give --unlabeled FILE.jsonl, or the authors' archive (download "
+        ways += f"{sources['archive']} in a browser, then --unlabeled ARCHIVE), "
+        public = sources["public"].items()
+        ways += "".join(f"hub:{name}, " for name, v in public if v.get("task") == args.task)
+    raise UserError(
+        f"no unlabeled rows of {args.task} in {args.data or args.downloads}; {ways}or rest (half "
+        "of train without its targets, which leaves fewer labels)"
+    )
 
 
 def read_data(args, entry, sources):

@@ -70,15 +70,13 @@ def quietly(function, *args):
 def hold_cores(threads):
     """As many threads, and where the system can, kept to as many of its cores."""
     torch.set_num_threads(threads)
-    pin = getattr(os, "sched_setaffinity", None)
-    cores = os.sched_getaffinity(0) if pin else ()
-    if pin:
-        pin(0, sorted(cores)[-threads:])
+    pin = getattr(os, "sched_setaffinity", lambda *cores: None)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    pin(0, sorted(cores)[-threads:])
     try:
         yield
     finally:
-        if pin:
-            pin(0, cores)
+        pin(0, cores)
 
 
 def say(text):
