@@ -38,7 +38,7 @@ DIST_FLAGS :=
 # PARTIAL=1 shows what is finished and trains nothing; REDO=1 makes again what is out of date.
 PARTIAL :=
 REDO :=
-# Labels by an LLM (fig6, fig7; table2 with LLM=1). MODEL=gpt-4o-mini calls that model, with
+# Labels by an LLM (fig6, fig7; table2 with LLM=1). MODEL=gpt-6-luna calls that model, with
 # OPENAI_API_KEY at OpenAI or, by OPENAI_BASE_URL, at any other server. BUDGET: the most USD that
 # the answers of one task and seed may ever cost; paper: what they cost in the paper. Without MODEL
 # a key is never used: a local server plays an annotator that is right so often (LLM_ACCURACY).
@@ -93,6 +93,10 @@ $(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY)),one share from 0 to 
 $(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))),dollars such as 20 are needed)
 $(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=1 or leave it out))
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
+# Dollars, before a pilot is trained for them: digits and a point.
+not_usd = $(eval left := $$(1))$(strip $(foreach c,0 1 2 3 4 5 6 7 8 9 .,$(eval left := $$(subst $(c),,$$(left))))$(left))
+$(call check,BUDGET,$(if $(filter-out paper,$(BUDGET)),$(call not_usd,$(BUDGET))$(word 2,$(BUDGET))),dollars are\
+  needed such as 500)
 $(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
   such folder)
 OF := $(if $(DATA),-$(notdir $(abspath $(DATA))))
@@ -152,7 +156,9 @@ $(INSTALLED):
 launch = $(if $(LAUNCH),PATH="$(abspath $(VENV))/bin:$$PATH" $(LAUNCH))
 several = $(filter torchrun accelerate,$(LAUNCH))
 queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
-llm = $(if $(MODEL),--model '$(MODEL)' --budget $(call quote,$(BUDGET)),--simulate $(LLM_ACCURACY) --budget 1000000)
+# For advice BUDGET is a question, so the few answers to dev rows are bought under one of their own.
+spend = $(if $(filter $(ADVICE),$(MAKECMDGOALS)),5,$(BUDGET))
+llm = $(if $(MODEL),--model '$(MODEL)' --budget $(call quote,$(spend)),--simulate $(LLM_ACCURACY) --budget 1000000)
 ANSWERS := data/answers/$(WORLD)
 told = $(PYTHON) -m data.costs.rules $(RULES:.mk=.json)
 ASKED :=
@@ -214,15 +220,16 @@ table5 table7: | $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 $(PRINTED):
 	@$(PYTHON) $(show) $(if $(filter table5 table7,$@),--prepared $(PREPARED)) --output $(MADE)
 
-## Advice for a task before the money is spent (BUDGET=500, PILOT=students|teacher|distilled)
-pilot: ## train the few runs that advice needs, scored on dev
-advise: ## annotate or distil: scores that each budget will buy, who wins, how sure
+## Advice for a task before the money is spent (BUDGET=500 ADVISE_FLAGS="--usd-per-label 0.20")
+pilot: ## the few runs that advice needs, scored on dev (PILOT=students|teacher|distilled)
+advise: ## annotate or distil: what each budget scores, who wins, how sure (or an LLM: LLM=1)
 explore: ## the same as a page with a slider for every price, which opens from the disk
 
 # The budget is in dollars; without one, the budgets of the task's entry.
 advice = $(PYTHON) costs.py advise --task '$(1)' --scale $(SCALE) --runs $(RUNS)/$(1) \
   --prepared $(PREPARED) $(LIMITS) $(if $(filter-out paper,$(BUDGET)),--budget $(call quote,$(BUDGET))) \
-  --page $(MADE)/$(1)-explorer.html $(ADVISE_FLAGS) $(if $(filter explore,$@),> /dev/null)
+  --page $(MADE)/$(1)-explorer.html --save $(MADE)/$(1)-advice.json $(ADVISE_FLAGS) $(if \
+  $(filter explore,$@),> /dev/null, && $(PY) plots.py advice --advice $(MADE)/$(1)-advice.json >&2)
 advise explore: pilot
 	@$(foreach t,$(TASKS),$(call advice,$(t));)
 

@@ -53,7 +53,7 @@ from data.costs.grid import (
     show_flags,
 )
 from data.costs.ledger import report
-from data.costs.memory import run_memory
+from data.costs.memory import complete_task, run_memory
 from data.costs.prices import (
     load_prices,
     price_gpu_hour,
@@ -88,6 +88,8 @@ LLM    a large language model labels more, paid by the token"""
 
 def read_terms(task, args):
     """The Terms of `task` that the flags of plan, convert and grid describe."""
+    scale, measured = getattr(args, "scale", "paper"), args.rates == "measured"
+    task = complete_task(task, scale, None, args.gpu, measured)
     asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
     return make_terms(task, load_prices(args.prices), args.price_list, **asked)
 
@@ -301,7 +303,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "prices": ("FILE", "price list (default: data/prices.csv)"),
     "rates": ("KIND", "paper, or measured: GPU time of one's own --runs (default: paper)"),
     "runs": ("DIR", "folder of runs for --rates measured"),
-    "price-list": ("LIST", "paper or today: rows of the price list (default: paper)"),
+    "price-list": ("LIST", "paper's or today's prices (default: paper; today for one's own tasks)"),
     "gpu": ("NAME", "GPU to rent, of the price list (default: the paper's A40; that of --runs)"),
     "gpus": ("LIST", "COUNTxCARD of the price list, or COUNTxGB, e.g. '1xH100-80GB 4x48'"),
     "model": ("NAMES", "T5 folders or hub names (default: the scale's teacher)"),
@@ -310,15 +312,16 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "gpu-speed": ("X", "its speed in multiples of an A100-40GB (default: price list)"),
     "usd-per-label": ("USD", "dollars of a label (default: price list)"),
     "usd-per-1k-tokens": ("USD", "dollars of 1,000 LLM tokens (default: price list)"),
-    "llm-model": ("NAME", "LLM to pay (default: text-davinci-003; of today's list gpt-4o-mini)"),
+    "llm-model": ("NAME", "LLM to pay (default: text-davinci-003; of today's list gpt-6-luna)"),
     "budgets": ("LIST", "additional dollars of each line, e.g. '100 200 500'"),
     "unlabeled": ("N", "unlabeled rows there are (default: those of the splits or the entry)"),
     "llm-score": ("PERCENT", "the LLM's own score on dev rows (default: no advice on it)"),
     "page": ("FILE", "write the advice as a page with a slider for every price too"),
+    "save": ("FILE", "write it as JSON too, from which `plots.py advice` draws"),
     "llm-rows": ("N", "dev rows that it was scored on (default: 100)"),
     "cpu-usd-per-hour": ("USD", "dollars of an hour of the CPU that served (default: no price)"),
 }
-DEFAULTS = "scale=mini seeds=0 rates=paper price-list=paper accuracy=0.7 pilot=distilled jobs=1"
+DEFAULTS = "scale=mini seeds=0 rates=paper accuracy=0.7 pilot=distilled jobs=1"
 DEFAULTS = dict(pair.split("=") for pair in f"{DEFAULTS} utilisation=0.4 llm-rows=100".split())
 DEFAULTS |= {"prices": DATA / "prices.csv", "memory task": "wlp", "memory scale": "paper"}
 CHOICES = {"pilot": tuple(PILOTS), "rates": ("paper", "measured"), "price-list": ("paper", "today")}
@@ -328,7 +331,7 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
     "advise": (
         run_advise,
         "!task data scale prepared labels unlabeled budget budgets llm-score llm-rows "
-        f"cpu-usd-per-hour page json {TERMS}",
+        f"cpu-usd-per-hour page save json {TERMS}",
     ),
     "convert": (run_convert, f"!task at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),

@@ -15,8 +15,8 @@ Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw o
         OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it.
         With --predict: rows of {"source", ..., "text", "confidence", "scores" or "spans"} to
         OUTPUT or stdout, as data/evaluate/predict.py says
-Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/spans.py data/evaluate/
-        data/plots/paired.py data/tasks.json
+Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/columns.py data/spans.py
+        data/evaluate/ data/plots/paired.py data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _released is the released scorer's rule, every other
@@ -120,8 +120,18 @@ def choose_settings(options, task):
     return settings
 
 
+def check_paths(options):
+    """Refuse a model folder and a file that are not there, before libraries load for seconds."""
+    name = options.model
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
+        raise UserError(f"{name}: no such model folder")
+    if options.predict not in (None, "-") and not Path(options.predict).is_file():
+        raise UserError(f"{options.predict}: no such file")
+
+
 def load_parts(options, task):
     """(loaded model, reader of its outputs, settings)."""
+    check_paths(options)
     settings = choose_settings(options, task)
     from data.evaluate import decode
 
@@ -222,7 +232,9 @@ def parse_args(argv=None):
     what.add_argument("--predictions", help="JSONL file of source, target, prediction")
     compared = "run folders, or their predictions.jsonl, on the same rows; the first is compared to"
     what.add_argument("--compare", nargs="+", metavar="RUN", help=compared)
-    add("--predict", metavar="FILE", help="label rows of {source} by --model; - is stdin")
+    add("--predict", metavar="FILE", help="label the rows of a file by --model; - is stdin")
+    guess = "the entry's source_column, else source, text, sentence, question or input"
+    add("--source-column", help=f"the text in --predict's file (default: {guess})")
     add("--data", type=Path, help="JSONL file of source and target; predictions must match it")
     output = "folder to write (default: with --model its run folder); with --predict, the JSONL "
     add("--output", type=Path, help=output + "file (default: stdout; a file can be continued)")
@@ -284,6 +296,7 @@ def main(argv=None):
     options = parse_args(argv)
     task = load_task(options.task)
     if options.predict:
+        check_paths(options)
         from data.evaluate.predict import predict_file
 
         return predict_file(options, *load_parts(options, task))

@@ -2,7 +2,7 @@
 
 Usage:
     python gpt_annotate.py --task wlp --labeled data/prepared/paper/wlp/train.jsonl \\
-        --unlabeled data/prepared/paper/wlp/unlabeled.jsonl --num 4347 --model gpt-4o-mini \\
+        --unlabeled data/prepared/paper/wlp/unlabeled.jsonl --num 4347 --model gpt-6-luna \\
         --budget 20 --output runs/paper/wlp/llm        # first with --dry-run: what it would cost
     python gpt_annotate.py --task wlp --labeled data/prepared/mini/wlp/train.jsonl \\
         --unlabeled data/prepared/mini/wlp/test.jsonl --num 100 --budget 20 --output /tmp/llm \\

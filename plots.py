@@ -5,6 +5,7 @@ Usage:
     python plots.py table11 --task all --scale paper --runs runs/paper --output out
     python plots.py table6 --task wlp --output out/  one row; also out/table6.md, .csv and .tex
     python plots.py fig2 --task wlp --output out/    out/fig2.png, .pdf, .csv and notes in .md
+    python plots.py advice --advice FILE.json        beside it .png and .pdf of make advise
     python plots.py pipeline --output out/           a picture of the method: .png and .svg
 
 Reads:  of runs metrics.json, training.json, row_scores.json and predictions.jsonl; data/tasks.json,
@@ -22,7 +23,7 @@ from data.costs.ledger import Ledger
 from data.costs.prices import load_prices
 from data.costs.runs import ENCODERS
 from data.files import DATA, run_cli
-from data.plots import pipeline, printed
+from data.plots import advice, pipeline, printed
 from data.plots.budgets import lay_budgets
 from data.plots.cells import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
@@ -205,7 +206,7 @@ def add_score_flags(parser):
 # --- command line --------------------------------------------------------------------------
 
 TABLES = {name: (text, build_scores, add_score_flags) for name, (text, *_) in SCORES.items()}
-COMMANDS = {**printed.TABLES, **TABLES, **FIGURES, **pipeline.COMMANDS}
+COMMANDS = {**printed.TABLES, **TABLES, **FIGURES, **advice.COMMANDS, **pipeline.COMMANDS}
 
 
 def parse_args(argv=None):

@@ -4,10 +4,12 @@ Reads:  data/tasks.json, scales.json, prices.csv; the tokenizers of the scale's 
 Paper:  Table 2 (what N labels and a budget buy)
 """
 
+import textwrap
 from collections import Counter
 
 from data.costs.budget import load_scale, make_terms
 from data.costs.grid import TABLES, grid, make_flags
+from data.costs.memory import complete_task
 from data.costs.prices import load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
 from data.files import DATA, UserError, read_json
@@ -155,7 +157,7 @@ def describe_targets(task, scale, rows, real_text):
     """Lines on what the entry gives: prices, which tables and figures, and why not the others."""
     terms = make_terms(task, load_prices())
     gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
-    lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}"]
+    lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}", *task.estimates]
     most, scales, made, lacking = max(task.labels_n), read_json(DATA / "scales.json"), {}, {}
     if task.own and most > rows["train"]:
         lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
@@ -182,11 +184,12 @@ def check_task(task, scale, splits, real_text):
     if task.metric in ("classes", "entities"):
         lines += describe_classes(splits, task) + find_contradictions(splits)
     found, more = read_vocabularies(task, scale, real_text)
+    task = complete_task(task, scale, splits["train"])
     for model, (tokenizer, flags) in found.items():
         told, wrong = check_lengths(task, splits, model, tokenizer, flags)
         lines, refused = lines + told, refused + wrong
     rows = {split: len(splits[split]) for split in splits}
-    print("\n".join([*lines, *more]))
-    print("\n".join(describe_targets(task, scale, rows, real_text)))
+    lines += [*more, *describe_targets(task, scale, rows, real_text)]
+    print("\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines))
     if refused:
         raise UserError("; ".join(refused))

@@ -163,9 +163,12 @@ def choose_columns(table, task, labeled, columns):
         name = asked[key] or next((guess for guess in guesses[key] if guess in names), None)
         if rows and (not name or name not in names):
             what = f"no column {asked[key]!r}" if asked[key] else f"no {key!r}"
+            wanted = list(guesses)[: 1 + labeled]
+            fields = " and ".join(f"'{key}_column'" for key in wanted)
+            flags = " ".join(f"--{key}-column NAME" for key in wanted)
             raise UserError(
                 f"{table.name}: {what}; it has {', '.join(map(repr, names))}: name the right one "
-                f"by --{key}-column"
+                f"by {fields} in the task's entry, or {flags}"
             )
         found[key] = name
     if all(key == name for key, name in found.items()) or not rows:

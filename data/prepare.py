@@ -207,7 +207,10 @@ def size_splits(args, entry, rows, divide_by):
     """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
     table = {} if entry.own else {key: n // divide_by for key, n in entry.rows.items() if n}
     count = len(name_sources(r for r in rows["train"] if r["target"] or entry.keeps_empty))
-    dev = min(table.get("dev", 500), count // 10) if args.dev_rows is None else args.dev_rows
+    dev = min(table.get("dev", 500), count // 10)
+    if entry.own:  # advice is read off these rows: 200, but half of what is beyond N at the most
+        dev = min(max(200, count // 5), max(dev, (count - max(entry.labels_n)) // 2))
+    dev = dev if args.dev_rows is None else args.dev_rows
     train = args.train_rows
     if train is None and "unlabeled" not in rows:
         train = min(table.get("train", count), (count - dev) // 2)
@@ -351,6 +354,10 @@ def prepare(args):
     """Make the splits, or with --check look at them, and print what they are."""
     entry, sources = load_task(args.task, args.data), fetch.read_sources(args.sources)
     args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
+    for name in ("source_column", "target_column"):
+        if getattr(args, name) is None and getattr(entry, name):
+            setattr(args, name, getattr(entry, name))
+            args.asked += [f"--{name.replace('_', '-')}", getattr(entry, name)]
     if args.keep and keep_splits(args, sources):
         return print(f"{args.output}: as its data stands there")
     notes = {split: [] for split in SPLITS}
@@ -382,8 +389,10 @@ def parse_args(argv=None):
     add("--task", required=True, help="entry of data/tasks.json, or DATA/task.json, or FILE.json")
     add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")
     add("--data", type=Path, help="folder or hub:NAME[:CONFIG] (default: mini world, or download)")
-    add("--source-column", help="the text (default: source, text, sentence, question or input)")
-    add("--target-column", help="default: target, spans, label(s), answer(s), entities or output")
+    guess = "default: the entry's source_column, else source, text, sentence, question or input"
+    add("--source-column", help=f"the text ({guess})")
+    guess = "target_column, else target, spans, label(s), answer(s), entities or output"
+    add("--target-column", help=f"default: the entry's {guess}")
     add(
         "--unlabeled",
         action="append",
@@ -396,7 +405,12 @@ def parse_args(argv=None):
     add("--keep", action="store_true", help="splits of this data stay, those of other are refused")
     add("--redo", action="store_true", help="with --keep: those of other data are made again")
     add("--train-rows", type=int, help="labeled rows (default: all, or Table 5's / the scale's 10)")
-    add("--dev-rows", type=int, help="rows drawn as dev where no dev file is (a tenth at most)")
+    add(
+        "--dev-rows",
+        type=int,
+        help="rows drawn as dev where no dev file is (default: a tenth at "
+        "most; for one's own task a fifth or 200, of those beyond N half)",
+    )
     add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
     add("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
     add("--base", help="address of the authors' files (default: their repository)")

@@ -173,6 +173,8 @@ class Task:
     own: bool = True  # a task that the paper has not
     kind: Annotated[str, read_words] = None
     report: Annotated[str, read_choice("accuracy", "f1")] = "f1"
+    source_column: Annotated[str, read_words] = None  # of files with other columns
+    target_column: Annotated[str, read_words] = None
     instruction: Annotated[str, lambda value, where: check_kind(value, str, where)] = None
     # label -> text, for an LLM's prompt
     label_descriptions: Annotated[dict, read_map(read_words)] = field(default_factory=dict)
@@ -193,6 +195,7 @@ class Task:
     # the paper's, as published
     released_rows: Annotated[dict, read_map(read_rows)] = field(default_factory=dict)
     scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
+    estimates: tuple = ()  # what costs/memory.py filled in where the entry lacks it
     word: str = None  # by which scripts that know no folder of data find it
 
     def hash_rules(self):

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,17 @@ from pathlib import Path
 import pytest
 
 import costs
+import plots
 from data.costs import curves
-from data.costs.advise import choose_word
+from data.costs.advise import CURVE, choose_word
 from data.costs.budget import make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
 from data.costs.grid import grid
 from data.costs.memory import estimate_rates
 from data.costs.prices import load_prices
 from data.costs.serving import find_payback, price_predictions
-from data.files import UserError
+from data.files import UserError, read_json, write_json
+from data.plots.advice import make_panel
 from data.tasks import load_task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,14 +203,56 @@ def test_advice_on_wlp_from_five_runs(capsys, tmp_path):
     assert {each["run"][0] for each in found["next_runs"]} == {"small", "dist"}
     gains = [each["points"] for each in found["next_runs"]]
     assert gains == sorted(gains, reverse=True) and gains[0] >= 0
-    for words in ("Dist. leads from $", "Best split of $", "Next run: ", "Serving, $ per million"):
+    for words in ("Dist. leads from $", "Best split of $", " next run: ", "Serving, $ per million"):
         assert words in text
     serving = {each["model"]: each for each in found["serving"]}
     assert serving["student"]["usd_per_million"] == pytest.approx(0.21, abs=0.01)
     assert serving["teacher"]["usd_per_million"] == pytest.approx(15.62, abs=0.01)
     assert serving["LLM"]["usd_per_million"] == pytest.approx(367, abs=1)
     assert serving["LLM"]["paid_back_after"] == pytest.approx(817_903, rel=0.001)
-    assert "817," in text
+    assert "818,000 against the LLM" in text
+
+
+def test_rows_that_run_out_leave_dollars_for_labels(capsys, tmp_path, few_draws):
+    """2,000 rows cost less than any budget, so the best split buys labels first, and is said."""
+    runs = write_pilot(tmp_path, WLP)
+    words = ("--runs", runs, "--unlabeled", 2000, "--budgets", "300 500 1000")
+    found, text = ask_json(capsys, *words), ask(capsys, *words)
+    best = found["split"]["best"]
+    assert best["rows"] == 2000 and best["labels"] > 500 and best["usd"] <= 500
+    low, middle, high = best["band"]
+    assert low < middle < high and 0 <= best["p"] <= 1
+    assert "all 2,000 rows are distilled for $" in text
+    assert "buy 1,346 labels, train it on 6,346" in text.replace("\n", " ")
+
+
+def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_path, few_draws):
+    runs, saved = write_pilot(tmp_path, WLP), tmp_path / "made" / "wlp-advice.json"
+    scored = tmp_path / "small-n5000-s0" / "dev" / "metrics.json"
+    write_json(tmp_path / "small-n6153-s0" / "metrics.json", read_json(scored))
+    ask(capsys, "--runs", runs, "--budgets", "100 1300", "--save", saved, "--llm-score", 60)
+    advice = read_json(saved)
+    budgets = [row["budget"] for row in advice["curve"]]
+    assert len(budgets) == CURVE and budgets == sorted(budgets)
+    assert all(len(row["bands"]) == 3 and row["split"] for row in advice["curve"][1:])
+    (measured,) = advice["measured"]
+    assert (measured["labels"], measured["usd"]) == (6153, pytest.approx(1153 * 0.26))
+    assert {run["strategy"]: run["usd"] for run in advice["tried"]} == {
+        "small": 0,
+        "teacher": 67.5,
+        "dist": pytest.approx(67.5 + 0.07 * 435),  # Table 6: $435 for 100K rows
+    }
+    plots.main(["advice", "--advice", str(saved)])
+    assert capsys.readouterr().out.split() == [f"{saved.with_suffix(e)}" for e in (".png", ".pdf")]
+    assert saved.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    panel = make_panel(advice)
+    assert [line.label for line in panel.lines if line.list_seen()] == [
+        "Ann., predicted", "Dist., predicted", "LLM, predicted",
+        "best split of both", "Ann., pilot (dev)", "Dist., pilot (dev)",
+        "Ann., measured",
+    ]  # fmt: skip
+    assert panel.span and len(panel.bands) == 3
+    assert [text for text, *_ in panel.levels][:2] == ["constant predictor", "teacher on N"]
 
 
 def test_prices_and_budget_times_ten_are_the_same_advice(capsys, tmp_path, few_draws):
@@ -337,6 +382,26 @@ def test_a_pilot_is_scored_on_dev_alone(tmp_path, kind, count):
     assert done.stdout.splitlines()[-1].count("costs.py advise ") == 1
 
 
+def test_an_llm_in_the_pilot_answers_dev_rows_alone(tmp_path):
+    words = ["make", "-n", "advise", f"RUNS={tmp_path}", "BUDGET=500", "LLM=1", "MODEL=m"]
+    setting = {**os.environ, "OPENAI_API_KEY": "x"}
+    done = subprocess.run(
+        [*words, f"PYTHON={sys.executable}"], cwd=ROOT, env=setting, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    (asked,) = [line for line in done.stdout.splitlines() if " gpt_annotate.py " in line]
+    assert "/dev.jsonl" in asked and "--num 100 " in asked and "test.jsonl" not in done.stdout
+    assert "--budget '5'" in asked  # not the budget that the advice is about
+
+
+def test_a_simulated_llm_in_the_pilot_is_an_arm_and_called_so(capsys, tmp_path, few_draws):
+    write_run(tmp_path, "prompted-n100-g100-s0", 70, 9.2, "wlp")
+    write_json(tmp_path / "prompted-n100-g100-s0/dev/simulated-0.7/annotation.json", {})
+    text = ask(capsys, "--runs", write_pilot(tmp_path, WLP), "--budgets", "100 300")
+    assert "P(the advised arm is best)" in text and "--llm-score" not in text
+    assert "the LLM is simulated-0.7, right as often" in text
+
+
 def test_a_run_of_table_and_pilot_is_trained_once_at_a_time(tmp_path):
     """The pilot's rule waits for the table's, so that two makes of one run never meet."""
     args = costs.parse_args(
@@ -379,7 +444,7 @@ def test_the_managers_question_has_one_command(capsys, tmp_path, few_draws):
     assert found["budgets"][2]["buys"] == {"ann": [3500, 0], "dist": [1000, 50_000]}
     assert 0.05 < found["teacher_usd"] < 5  # minutes of one or two H100s
     notes = " ".join(found["notes"])
-    assert "are planned (arithmetic at 40% of the peak), not measured" in notes
+    assert "are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured" in notes
     assert "rows have about 51 + 1 tokens" in notes and "takes about 1,708 tokens" in notes
     serving = {each["model"]: each["usd_per_million"] for each in found["serving"]}
     assert serving["LLM"] == pytest.approx(
@@ -393,11 +458,13 @@ WLP_SMALL = [("small", 500, 0, 47.6), ("small", 1000, 0, 57.8), ("teacher", 1000
 
 def test_planned_hours_rise_with_rows_and_fall_with_the_card():
     task = make_task("mine", MINE)
-    (slow, row_slow, _), (fast, row_fast, _) = (
+    (_, slow, row_slow, _), (_, fast, row_fast, _) = (
         estimate_rates(task, "paper", gpu, {1000, 10_000}, (50.0, 2.0))
         for gpu in ("A100-80GB", "H100-80GB")
     )
-    assert 9 < slow[10_000] / slow[1000] < 11 and slow[1000] > fast[1000] > 0.01
+    loading = 11.14e9 * 4 / 0.25e9 / 3600  # hours; the rest rises with the labels
+    assert 9 < (slow[10_000] - loading) / (slow[1000] - loading) < 11
+    assert slow[1000] > fast[1000] > loading
     assert row_slow[0] >= row_fast[0] > 0
     assert 1 < 100_000 * row_fast[0] < 3  # 156,250 steps of 35 ms are 1.5 hours
     with pytest.raises(UserError, match="no memory and speed"):

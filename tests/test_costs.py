@@ -576,7 +576,7 @@ def test_a_fault_in_an_entry_is_named(tmp_path, change, named):
 
 
 @pytest.mark.parametrize(
-    "field", ["metric", "prefix", "budgets", "usd_per_label", "teacher_gpu_hours"]
+    "field", ["metric", "prefix", "budgets", "usd_per_label", "max_source_length"]
 )
 def test_a_missing_field_is_named(tmp_path, field):
     entry = {key: value for key, value in OWN.items() if key != field}
@@ -879,7 +879,7 @@ def test_report_of_part_of_a_table_and_of_llm_labels(tmp_path, capsys):
     assert any("teacher-n100-s0 is not there" in note for note in found["notes"])
     llm = models["llm-n0-g434-s0"]
     assert llm["paper"]["llm_usd"] == 20
-    assert llm["today"]["llm_usd"] == pytest.approx(0.9 * 0.15 + 0.1 * 0.6)
+    assert llm["today"]["llm_usd"] == pytest.approx(0.9 * 0.125 + 0.1 * 0.5)
     assert "1 of 20" in run("report", tmp_path, "--for", "table2", capsys=capsys)
 
 

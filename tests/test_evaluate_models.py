@@ -532,6 +532,15 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path, capsys):
     write(tmp_path / "new.jsonl", [{"source": "other"}])
     assert run(*flags) == 1
     assert "not of this file" in capsys.readouterr().err and out.read_bytes() == whole
+    cells = "".join(f'{i},"{text}"\n' for i, (text, _) in enumerate(TRAINED))
+    table, out = tmp_path / "new.csv", tmp_path / "cells.jsonl"
+    table.write_text("id,text\n" + cells)
+    assert run(*flags[:4], "--predict", table, "--output", out) == 0
+    assert "source from 'text' (guessed" in capsys.readouterr().err
+    (first, *_), row = read_lines(whole.decode()), read_lines(out.read_text())[0]
+    assert row == {"id": "0", **first}
+    assert run(*flags[:4], "--predict", table, "--source-column", "body") == 1
+    assert "no column 'body'; it has 'id', 'text'" in capsys.readouterr().err
     write(tmp_path / "new.jsonl", [{"source": "a", "text": "mine"}])
     assert run(*flags) == 1
     assert "has a key 'text'" in capsys.readouterr().err

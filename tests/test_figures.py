@@ -205,8 +205,8 @@ def test_labels_of_an_llm_at_equal_dollars(tmp_path):
         (f"{name} alone", "0", "434"),
     ]
     assert {row["LLM labels by price"] for row in rows} == {
-        "434 (text-davinci-003, paper); 54488 (gpt-4o-mini, today); "
-        "108976 (gpt-4o-mini, today in batches)"
+        "434 (text-davinci-003, paper); 65386 (gpt-6-luna, today); "
+        "130772 (gpt-6-luna, today in batches)"
     }
     assert [float(row["Total $"]) for row in rows] == pytest.approx(
         [45.964, 45.964, 149.964, 45.964]

@@ -76,8 +76,8 @@ def test_no_target_and_no_cleaning_touches_what_was_paid(make):
 @pytest.mark.parametrize(
     ("args", "environment", "text"),
     [
-        (["fig6", "SCALE=paper"], {}, "say MODEL=gpt-4o-mini"),
-        (["table2", "LLM=1", "SCALE=paper"], {"OPENAI_API_KEY": "x"}, "say MODEL=gpt-4o-mini"),
+        (["fig6", "SCALE=paper"], {}, "say MODEL=gpt-6-luna"),
+        (["table2", "LLM=1", "SCALE=paper"], {"OPENAI_API_KEY": "x"}, "say MODEL=gpt-6-luna"),
         (["fig7", "SCALE=paper", "MODEL=gpt-4o-mini"], {}, "set OPENAI_API_KEY"),
         (["fig6", "MODEL=gpt-4o-mini"], {}, "set OPENAI_API_KEY"),
     ],

@@ -10,6 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ def project(tmp_path_factory):
     (folder / "data" / "world" / "models").symlink_to(ROOT / "data" / "world" / "models")
     for name in ("Makefile", "requirements.txt", *(path.name for path in ROOT.glob("*.py"))):
         shutil.copy(ROOT / name, folder)
-    write_remarks(folder / "remarks", {"train": 240, "test": 40, "unlabeled": 90})
+    write_remarks(folder / "remarks", {"train": 400, "test": 40, "unlabeled": 90})
     (folder / "remarks" / "task.json").write_text(json.dumps(read_entry()["mine"]))
     return folder
 
@@ -100,7 +102,8 @@ def make(project, *words):
 def test_from_the_folder_to_table_2(project):
     checked = call(project, *"python3 -m data.prepare --task mine --data remarks --check".split())
     assert checked.returncode == 0, checked.stderr
-    assert "prices: $0.10 a label, $3.75 an hour of A100-40GB" in checked.stdout
+    assert "prices: $0.10 a label, $0.995 an hour of A40" in checked.stdout
+    assert "are planned (arithmetic at 40% of the peak" in checked.stdout
     assert "make can make: table2, table3, table4" in checked.stdout
     assert not (project / "data" / "prepared").exists()
 
@@ -118,15 +121,15 @@ def test_from_the_folder_to_table_2(project):
     assert "+$20" in heading and "N (initial $)" in heading
     ann = next(row for row in rows if "| Ann." in row)
     assert "100 ($10)" in ann
-    assert "90 of 333" in made.stdout and "only x exist" in made.stdout
-    assert "+116 of 200" in made.stdout  # a tenth of train's 240 is dev
+    assert re.search(r"90 of [\d,.]+[KM]?\b", made.stdout) and "only x exist" in made.stdout
+    assert "+150 of 200" in made.stdout  # half of train's rows beyond N = 100 is dev
     assert "as the task's entry has them" in made.stdout and "divided by" not in made.stdout
     scores = {
         path.parent.name: json.loads(path.read_text())
         for path in (project / "runs" / "mini-remarks" / "mine").glob("*/metrics.json")
     }
     assert set(scores) == {
-        *("small-n100-s0", "small-n200-s0", "small-n216-s0"),
+        *("small-n100-s0", "small-n200-s0", "small-n250-s0"),
         *("teacher-n100-s0", "dist-n100-u90-s0"),
     }
     assert all(score["n"] == 40 and score["metric"] == "accuracy" for score in scores.values())
@@ -140,15 +143,33 @@ def test_every_other_target_is_planned_or_says_what_the_entry_lacks(project, sca
     for name in there:
         done = make(project, "-n", name, f"SCALE={scale}", "RUNS=none")
         if done.returncode:
-            lacks = {"fig6": "no field 'llm_tokens_per_label'", "fig7": "say MODEL=gpt-4o-mini"}
-            assert done.stderr.count("error:") == 1 and lacks[name] in done.stderr, done.stderr
-            assert (name, scale) != ("fig7", "mini")
+            assert name == "fig6" or (name, scale) == ("fig7", "paper"), done.stderr
+            assert done.stderr.count("error:") == 1 and "say MODEL=" in done.stderr, done.stderr
         else:
             assert f"plots.py {name} " in done.stdout
 
 
+def test_hours_that_an_entry_lacks_are_planned_and_said():
+    task, rows = make_task("mine", read_entry()["mine"]), {"train": 300, "unlabeled": 5000}
+    made = cells("table2", task, llm=True, rows=rows)
+    assert [cell.unlabeled for cell in made] == [None, 5000, 5000]  # cheap on today's cards
+    assert all(cell.runs["dist"] and cell.llm_labels for cell in made[1:])
+    assert "planned (arithmetic at 40% of the peak" in made[0].notes[0]
+    assert made[0].notes[1].startswith("an LLM's label takes about")
+    few = replace(task, teacher_hours={0: Fraction(1, 2)})  # what is stated is kept
+    assert cells("table2", few, rows=rows)[1].teacher_usd == Fraction("0.995") / 2
+
+
+def test_own_tasks_pay_prices_of_today_and_the_papers_those_of_the_paper():
+    prices = load_prices()
+    own = make_terms(make_task("mine", {**read_entry()["mine"], "gpu": "A100-40GB"}), prices)
+    assert own.usd_per_gpu_hour == Fraction("1.99")
+    assert make_terms(load_task("wlp"), prices).usd_per_gpu_hour == Fraction("1.875")
+
+
 def test_what_an_entry_lacks_is_one_line_that_names_it():
-    entry = read_entry()["mine"]
+    hours = {"teacher_gpu_hours": {"100": 2}, "distill_gpu_hours_per_100k": 200}
+    entry = {**read_entry()["mine"], **hours}
     faults = {
         "title": (None, "field 'title' is missing"),
         "metric": ("f1", "field 'metric' must be one of entities, classes, answers"),
@@ -242,7 +263,7 @@ def test_files_of_a_windows_program_are_read(project):
     (folder / "test.jsonl").write_text(train)
     done = call(project, sys.executable, *flags)
     assert done.returncode == 1
-    assert "no rows are left for train (240 rows dropped: their source is in test)" in done.stderr
+    assert "no rows are left for train (400 rows dropped: their source is in test)" in done.stderr
 
 
 # --- results that are out of date -----------------------------------------------------------
@@ -294,7 +315,7 @@ def test_results_out_of_date_are_refused_and_exactly_those_made_again(project):
     shutil.rmtree(project / "data" / "prepared", ignore_errors=True)
     kept = {path: path.read_bytes() for path in folder.iterdir()}
     finish_runs(project)
-    everything = ["dist-n100-u90-s0", "small-n100-s0", "small-n200-s0", "small-n216-s0"]
+    everything = ["dist-n100-u90-s0", "small-n100-s0", "small-n200-s0", "small-n250-s0"]
     everything.append("teacher-n100-s0")
 
     def edit(**change):

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import plots
 from data.costs.prices import parse_amount
 from data.plots import printed, tables
+from data.plots.notes import note_weak_teachers
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = tables.Table(
@@ -286,3 +288,17 @@ def test_tables_need_the_standard_library_only():
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_teacher_below_its_student_is_said():
+    """A Dist. that learns from such a teacher says nothing of distilling."""
+    means = {("small", 100): 75.0, ("teacher", 100): 60.0, ("small", 500): 80, ("teacher", 500): 90}
+    cells = [
+        SimpleNamespace(labels=n, budget_usd=usd, runs={"teacher": ("t",) if usd else None})
+        for n in (100, 500)
+        for usd in (0, 10)
+    ]
+    score = lambda cell, kind: SimpleNamespace(mean=lambda: means[kind, cell.labels])  # noqa: E731
+    study = SimpleNamespace(title="Tickets", cells=cells, score=score)
+    (note,) = note_weak_teachers([study])
+    assert note.startswith("Tickets, N=100: the teacher is below the compact model")

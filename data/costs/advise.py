@@ -13,25 +13,33 @@ import math
 import shlex
 import sys
 import textwrap
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from data.costs import serving
-from data.costs.budget import count_distill_hours, load_scale, make_terms, plan, price_distilling
+from data.costs.budget import (
+    choose_list,
+    count_distill_hours,
+    load_scale,
+    make_terms,
+    plan,
+    price_distilling,
+)
 from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.grid import read_rows
-from data.costs.memory import estimate_rates
-from data.costs.pilot import make_posterior, read_pilot
-from data.costs.prices import load_prices, name_llm, show_columns, show_usd, to_json
-from data.files import DATA, UserError, parse_amount, read_csv, read_jsonl
+from data.costs.memory import complete_task
+from data.costs.pilot import make_posterior, read_pilot, read_score
+from data.costs.prices import load_prices, name_llm, show_columns, show_price, show_usd, to_json
+from data.costs.runs import find_run
+from data.files import DATA, UserError, parse_amount, read_csv, write_json
 from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
 ARMS = {"ann": "Ann.", "dist": "Dist.", "llm": "LLM"}
-SPLITS = (0, 0.1, 0.2, 0.35, 0.5, 0.7)  # shares of a budget spent on labels before distilling
+# Shares of a budget spent on labels before distilling.
+SPLITS = (0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.98)
 FAR_LABELS, FAR_ROWS = 10, 30  # times what the pilot saw, from where a score is a guess
 
 
@@ -47,8 +55,8 @@ class Market(NamedTuple):
     def price_teacher(self, labels):
         return price_distilling(self.terms, labels * self.unit, 0) / self.unit
 
-    def price_rows(self, rows):
-        hours = rows * count_distill_hours(self.terms, self.labels * self.unit)
+    def price_rows(self, rows, labels=None):
+        hours = rows * count_distill_hours(self.terms, (labels or self.labels) * self.unit)
         return hours * self.terms.usd_per_gpu_hour
 
     def buy(self, budget, extra=0):
@@ -131,6 +139,22 @@ def find_split(posterior, market, budget):
         return None
     score, extra, rows = max(found, key=lambda split: (split[0], -split[1]))
     return extra, rows, score
+
+
+def describe_split(posterior, market, budget):
+    """The best split of `budget` with its band, dollars and probability of beating labels alone."""
+    split = find_split(posterior, market, budget)
+    if not split:
+        return {"budget": budget, "best": None}
+    extra, rows, _ = split
+    labels = market.labels + extra
+    usd = extra * market.terms.usd_per_label + market.price_teacher(labels)
+    alone = market.buy(budget)["ann"]
+    best = name_fields(split, "labels rows score")
+    best["band"] = band(posterior.dist(labels, rows))
+    best["usd"] = min(budget, usd + market.price_rows(rows, labels))
+    best["p"] = share_above(posterior.dist(labels, rows, 0), posterior.ann(alone[0], 0))
+    return {"budget": budget, "best": best}
 
 
 def find_turns(posterior, market, low=1, high=100_000, steps=160):
@@ -218,6 +242,9 @@ def list_notes(pilot, posterior, market, rows):
             for run in misfits
         ),
         f"scored on {pilot.rows:,} dev rows: scoring rows cost {usd}, not in the budget",
+        (pilot.annotator or "").startswith("simulated-")
+        and f"the LLM is {pilot.annotator}, right as often as it was told to be; MODEL=... asks a "
+        "real one",
     ]
     return list(filter(None, said))
 
@@ -246,10 +273,7 @@ def advise(pilot, market, budgets, ways=(), unit=1):
     sure = not pilot.runs or explains(posterior)  # whether some curve goes through all runs
     rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
     middle = budgets[len(budgets) // 2]
-    split, ranked = (
-        find_split(posterior, market, middle),
-        rank_next_runs(posterior, market, budgets),
-    )
+    ranked = rank_next_runs(posterior, market, budgets)
     terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
     if terms.usd_per_llm_label is not None and not pilot.llm:
         why = "as its own score on dev rows is not known: --llm-score"
@@ -260,10 +284,12 @@ def advise(pilot, market, budgets, ways=(), unit=1):
     found["pilot"] = [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs]
     found |= {"prior": list(pilot.like), "sure": sure, "budgets": rows}
     found["turns"] = find_turns(posterior, market)
-    found["split"] = {"budget": middle, "best": split and name_fields(split, "labels rows score")}
+    found["llm"] = pilot.llm and {"score": 100 * pilot.llm[0], "rows": pilot.llm[1]}
+    found["split"] = describe_split(posterior, market, middle)
     found["next_runs"] = [name_fields(each, "points changed usd run") for each in ranked]
     found["serving"] = list_serving(ways, market, middle)
     found["teacher_usd"] = market.price_teacher(market.labels)
+    found["rows_usd"] = market.price_rows(1000)
     return posterior, {**found, "notes": [*notes, *note_tests(pilot), *terms.notes]}
 
 
@@ -294,7 +320,7 @@ HEADS += ("loss",)
 def lay_row(row, market):
     """One budget as the cells of a line."""
     counts, bands, p = row["buys"], row["bands"], f"{row['p']:.2f}"
-    cells = [show_usd(row["budget"]), f"+{counts['ann'][0] - market.labels:,}"]
+    cells = [show_whole(row["budget"]), f"+{counts['ann'][0] - market.labels:,}"]
     dist = ["N/A", "the teacher's price", None]
     if "dist" in counts:
         dist = [f"{counts['dist'][1]:,}", show_band(bands["dist"]), p]
@@ -306,7 +332,7 @@ def show_llm(rows):
     lines = []
     for row in (row for row in rows if "llm" in row["buys"]):
         count, scores = row["buys"]["llm"][1], show_band(row["bands"]["llm"])
-        lines.append((show_usd(row["budget"]), f"+{count:,}", scores, f"{row['p_best']:.2f}"))
+        lines.append((show_whole(row["budget"]), f"+{count:,}", scores, f"{row['p_best']:.2f}"))
     heads = ("Budget", "LLM labels", "score, 80%", "P(the advised arm is best)")
     return [show_columns(heads, lines)] if lines else []
 
@@ -314,35 +340,59 @@ def show_llm(rows):
 def show_turns(turns, unit):
     """The sentence on first lead and catch-up."""
     low, middle, high = map(show_budget, turns["first"])
+    text = f"Dist. leads from {middle}"
+    if low != high or turns["never"] >= 0.005:
+        text += f" (80%: {low} to {high}; never in {turns['never']:.0%})"
     if turns["first"][1] == math.inf:
         early = "" if low == "never" else f"; at the earliest from {low} (10%)"
         return f"Dist. leads at no budget in {turns['never']:.0%}{early}"
-    text = f"Dist. leads from {middle} (80%: {low} to {high}; never in {turns['never']:.0%}); where"
-    most = f"within {show_usd(Fraction(100_000, unit))} or all labels"
+    most = f"within {show_budget(100_000 / unit)} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
-        return f"{text} it does, Ann. does not catch up {most} {early}"
+        return f"{text}; where it does, Ann. does not catch up {most} {early}"
     early, last = map(show_budget, turns["last"])
-    text += f" it does, Ann. catches up at {last}, not before {early} (90%), and not {most} in"
-    return f"{text} {turns['open']:.0%}"
+    text += f"; where it does, Ann. catches up at {last}"
+    text += f", not before {early} (90%)" * (early != last)
+    return text + f", not {most} in {turns['open']:.0%}" * (turns["open"] >= 0.01)
 
 
 def show_split(split, market):
-    text = f"Best split of {show_usd(split['budget'])}"
-    if not split["best"]:
-        return f"{text}: labels alone, no teacher is affordable"
-    extra, rows, score = split["best"].values()
-    buy = f"buy {extra:,} labels, teacher on {market.labels + extra:,}"
-    return f"{text}, if it goes into Dist.: {buy}, {rows:,} rows: {score:.1f}"
+    """The sentence on the best split between labels and rows."""
+    usd, best = show_whole(split["budget"]), split["best"]
+    if not best:
+        return f"Best split of {usd}: labels alone, no teacher is affordable"
+    extra, unspent = best["labels"], split["budget"] - best["usd"]
+    labels = f"buy {extra:,} labels" if extra else "buy no label"
+    left = f"; {show_budget(unspent)} are left" * (50 * unspent >= split["budget"])
+    return (
+        f"Best split of {usd} with a teacher: {labels}, train it on {market.labels + extra:,}, "
+        f"distil {best['rows']:,} rows: {show_band(best['band'])}, better than labels alone in "
+        f"{best['p']:.0%}{left}"
+    )
+
+
+def show_prices(found, market):
+    """The line on what things cost."""
+    label, teacher = market.terms.usd_per_label, show_budget(found["teacher_usd"])
+    return (
+        f"Prices: {show_price(label)} a label; {teacher} a teacher on {found['labels']:,} labels; "
+        f"{show_budget(found['rows_usd'])} for 1,000 rows distilled"
+    )
 
 
 def show_next(ranked):
     said = []
-    for gain, changed, usd, run in (each.values() for each in ranked[:2]):
-        price = show_usd(usd) if usd else "a student's own hours"
-        price += f" (changes the choice in {changed:.0%})"
-        said.append(f"{name_run(run)}: +{gain:.2f} points for {price}")
-    return f"Next run: {'; '.join(said) or 'none, as no teacher is affordable'}"
+    useful = [each for each in ranked if each["points"] >= 0.005]
+    for gain, changed, usd, run in (each.values() for each in useful[:2]):
+        price = show_budget(usd) if usd else "a student's own hours"
+        said.append(
+            f"{name_run(run)}, worth {gain:.2f} points, for {price} (changes the choice in "
+            f"{changed:.0%})"
+        )
+    if said:
+        return f"Most useful next run: {'; '.join(said)}"
+    why = "none changes the choice" if ranked else "no teacher is affordable"
+    return f"Next run: none, as {why}"
 
 
 def show_costs(ways, budget):
@@ -353,19 +403,37 @@ def show_costs(ways, budget):
     for entry in ways:
         after, against = entry["paid_back_after"], f"against the {entry['model']}"
         if after is not None:
-            paid.append(f"{after:,.0f} {against}" if after < math.inf else f"never {against}")
+            told = show_count(after) if after < math.inf else "never"
+            paid.append(f"{told} {against}")
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
-    back = f". {show_usd(budget)} of distilling paid back after (predictions) "
+    back = f". {show_whole(budget)} of distilling paid back after (predictions) "
     return text + (back if paid else "") + ", ".join(paid)
+
+
+NAMES = {"small": "student", "teacher": "teacher", "dist": "student distilled from a teacher"}
 
 
 def name_run(run):
     rows = f", {run[2]:,} rows" if run[2] else ""
-    return f"{run[0]} on {run[1]:,} labels{rows}"
+    return f"{NAMES[run[0]]} on {run[1]:,} labels{rows}"
 
 
 def show_budget(usd):
-    return "never" if usd == math.inf else show_usd(Fraction(round(usd, 2)).limit_denominator(100))
+    """Dollars to three digits; a quantile of draws is not known better."""
+    if usd == math.inf:
+        return "never"
+    digits = 2 - math.floor(math.log10(max(usd, 0.01)))
+    return f"${round(float(usd), digits):,.{min(max(digits, 0), 2)}f}"
+
+
+def show_count(value):
+    """A count of predictions to three digits."""
+    return f"{round(value, 2 - math.floor(math.log10(max(value, 1)))):,.0f}"
+
+
+def show_whole(usd):
+    """Dollars, without cents where there are none."""
+    return f"${int(usd):,}" if usd == int(usd) else show_usd(usd)
 
 
 def show_band(scores):
@@ -378,12 +446,20 @@ def show_advice(task, found, market):
     rows = "any number of" if found["unlabeled"] == ANY else f"{found['unlabeled']:,}"
     known = "no run: the paper's cells as a prior"
     if found["pilot"]:
-        known = f"{len(found['pilot'])} pilot runs; {found['metric']} on {found['dev_rows']:,} dev "
-        known += f"rows, constant predictor {found['constant']:.1f}"
+        known = f"{len(found['pilot'])} pilot runs; {found['metric'].replace('_', ' ')} on "
+        known += f"{found['dev_rows']:,} dev rows, constant predictor {found['constant']:.1f}"
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
-    said = [show_turns(found["turns"], market.unit), show_split(found["split"], market)]
+    said = [show_split(found["split"], market), show_turns(found["turns"], market.unit)]
     said += [show_next(found["next_runs"]), show_costs(found["serving"], found["split"]["budget"])]
     notes = list(found["notes"])
+    last = found["budgets"][-1]
+    spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
+    if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
+        notes.insert(
+            0,
+            f"all {found['unlabeled']:,} rows are distilled for {show_budget(spent)}; Dist. leaves "
+            "what a budget has beyond that, and only the best split spends it on labels",
+        )
     if any("dist" not in row["buys"] for row in found["budgets"]):
         notes.insert(0, f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
 
@@ -391,10 +467,15 @@ def show_advice(task, found, market):
         return textwrap.fill(text, 100, subsequent_indent=indent)
 
     table = show_columns(HEADS, [lay_row(row, market) for row in found["budgets"]])
-    parts = [fill(head), table, *show_llm(found["budgets"]), *map(fill, said), ""]
+    parts = [fill(head), fill(show_prices(found, market)), "", table, *show_llm(found["budgets"])]
+    parts += [*map(fill, ("", LEGEND, "", *said)), ""]
     return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes)])
 
 
+LEGEND = (
+    "Four of five runs fall into the brackets. P(Dist.): that Dist. beats Ann.; loss: points that "
+    "the advice costs on average where it is wrong. Dist. stays at the N labels."
+)
 ANY = 10**9  # unlabeled rows, where nobody says how many there are
 SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
 
@@ -445,40 +526,10 @@ def price_ways(args, servings, terms):
     return ways
 
 
-def complete_task(task, args, gpu):
-    """(`task` with hours from the planner and an LLM's tokens where its entry has none, notes)."""
-    no_hours = not task.teacher_hours and args.rates == "paper"
-    if not task.own or (task.llm_tokens_per_label and not no_hours):
-        return task, []
-    mean, said = tuple(map(float, task.mean_tokens.values())), []
-    rows = Path(args.prepared or args.data or "", task.name if args.prepared else "", "train.jsonl")
-    if len(mean) < 2 and rows.is_file():
-        mean = measure_tokens(rows)
-        sizes = f"about {mean[0]:.0f} + {mean[1]:.0f} tokens"
-        said.append(f"rows have {sizes}, a fourth of their letters")
-    mean = mean if len(mean) == 2 else (task.max_source_length, task.max_target_length)
-    if no_hours:
-        gpu = gpu or task.gpu
-        teacher, row, note = estimate_rates(task, args.scale, gpu, {100, 1000, 10_000}, mean)
-        task = replace(task, gpu=gpu, teacher_hours=teacher, distill_hours=row)
-        said.append(note)
-    if task.llm_tokens_per_label is None:
-        tokens = Fraction(round((EXAMPLES + 1) * sum(mean)))
-        known = dict(zip(("source", "target"), mean, strict=True))
-        task = replace(task, llm_tokens_per_label=tokens, mean_tokens=known)
-        text = f"{int(tokens):,} tokens: {EXAMPLES} examples and the row"
-        said.append(f"an LLM's label takes about {text}")
-    return task, said
-
-
-def measure_tokens(path):
-    """(source, target) tokens of a row on average: about a fourth of its characters."""
-    rows = read_jsonl(path)
-    sizes = ([len(str(row[key])) for row in rows] for key in ("source", "target"))
-    return tuple(max(1.0, sum(each) / len(rows) / 4) for each in sizes)
-
-
-EXAMPLES = 32  # in a prompt, as in Appendix E
+def find_train(args, name):
+    """The labeled rows that flags lead to, from which an entry's missing numbers are estimated."""
+    folder = Path(args.prepared, name) if args.prepared else Path(args.data or "")
+    return folder / "train.jsonl"
 
 
 def read_llm(args, pilot):
@@ -505,9 +556,9 @@ def run_advise(args):
     task, prices = load_task(args.task, args.data), load_prices(args.prices)
     pilot = read_llm(args, read_pilot(args.runs, task))
     asked = {name: getattr(args, name) for name in ASKED}
-    task, said = complete_task(task, args, asked["gpu"])
+    args.price_list, measured = choose_list(task, args.price_list), args.rates == "measured"
+    task = complete_task(task, args.scale, find_train(args, task.name), asked["gpu"], measured)
     terms = make_terms(task, prices, args.price_list, args.rates, args.runs, **asked)
-    terms = terms._replace(notes=(*terms.notes, *said))
     market = read_market(task, args, terms, pilot)
     unit = 1 if task.own else load_scale(args.scale)["divide_by"]
     servings = read_servings(args, prices)
@@ -517,10 +568,60 @@ def run_advise(args):
         words = (found, servings, show_command(args), task.llm_tokens_per_label)
         write_page(args.page, make_state(task.title, posterior, market, *words))
         print(f"page: {args.page}", file=sys.stderr)
+    found = {"task": task.name, "title": task.title, **found}
+    if args.save:
+        save_advice(args, posterior, market, found)
     if args.json:
-        print(json.dumps(to_json({"task": task.name, **found}), indent=2))
+        print(json.dumps(to_json(found), indent=2))
     else:
         print(show_advice(task, found, market))
 
 
+def save_advice(args, posterior, market, found):
+    """Write the advice for `plots.py advice`: beside it each arm's band on a grid of budgets, and
+    the cells that are measured by now."""
+    low, high = found["budgets"][0]["budget"], found["budgets"][-1]["budget"]
+    tried = [run["usd"] for run in list_tried(found["pilot"], market) if run["usd"]]
+    low = min([low, *(usd for usd in tried if usd > low / 20)])
+    sure, arms = found["sure"], found["budgets"][0]["buys"]
+    curve = [judge(posterior, market, usd, sure, arms) for usd in list_budgets(low, high, CURVE)]
+    splits = [find_split(posterior, market, row["budget"]) for row in curve]
+    more = {
+        "curve": [
+            {"budget": row["budget"], "bands": row["bands"], "split": split and split[-1]}
+            for row, split in zip(curve, splits, strict=True)
+        ],
+        "tried": list_tried(found["pilot"], market),
+        "measured": list_tried(read_cells(args.runs, found["task"]), market),
+    }
+    write_json(args.save, to_json({**found, **more}))
+
+
+def list_tried(runs, market):
+    """Runs with the dollars beside the N labels in hand that such a model costs; those on fewer
+    labels, or of a teacher on more, have no place there."""
+    found = []
+    for run in runs:
+        extra = run["labels"] - market.labels
+        usd = extra * market.terms.usd_per_label
+        if run["strategy"] != "small":
+            usd = market.price_teacher(run["labels"]) + market.price_rows(run["unlabeled"])
+        if extra == 0 or (extra > 0 and run["strategy"] == "small"):
+            found.append({**run, "usd": usd})
+    return found
+
+
+def read_cells(folder, task):
+    """The finished runs below a folder with their score on test, as the pilot's have it on dev."""
+    found = []
+    for path in sorted(Path(folder or "").glob("*/metrics.json")) if folder else ():
+        run = find_run(path.parent.name)
+        usual = run and (run.student, run.teacher) == ("small", "xxl")
+        if usual and run.strategy in STRATEGIES:
+            counts = {key: getattr(run, key) for key in ("strategy", "labels", "unlabeled")}
+            found.append({**counts, "score": read_score(path, task)["score"]})
+    return found
+
+
+CURVE = 24  # budgets at which the figure draws a band
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()

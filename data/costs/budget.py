@@ -99,15 +99,20 @@ def price_llm_label(task, usd):
     return (tokens - answer) * usd["in"] + answer * usd["out"]
 
 
-def make_terms(task, prices, which="paper", rates="paper", runs=None, **asked):
+def choose_list(task, which=None):
+    """The list of prices that a task pays: `which`, else the paper's, today's for one's own."""
+    return which or ("today" if task.own else "paper")
+
+
+def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     """The Terms of a Task: rates of the paper, or "measured" in the folder `runs`, at the
-    prices of list `which`.
+    prices of list `which`, by default that of choose_list().
 
     What is `asked` overrides the price list: gpu, gpu_usd_per_hour, gpu_speed, usd_per_label,
     usd_per_1k_tokens and llm_model, as the command-line flags of these names.
     """
     asked = {key: value for key, value in asked.items() if value is not None}
-    gpu, notes = asked.get("gpu"), []
+    gpu, notes, which = asked.get("gpu"), list(task.estimates), choose_list(task, which)
     gpu = next((known for known in list_gpus(prices) if known.lower() == str(gpu).lower()), gpu)
     if "usd_per_label" in asked:
         label = parse_price(asked["usd_per_label"], "--usd-per-label")

@@ -170,6 +170,10 @@ class Layout:
         plans = {"llm_labels": count, "llm_usd": count * terms.usd_per_llm_label}
         return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
+    def count_scored(self, split, most):
+        """Rows of test or dev that an LLM answers: `most`, or those a task of one's own has."""
+        return min(most, self.task.rows.get(split) or most) if self.task.own else most
+
     def at_counts(self, labels, unlabeled, strategies):
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
         n, note = self.cap(labels // self.unit, self.train_rows, "labels")
@@ -198,7 +202,7 @@ FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print 
 FIGURE_U = (10_000, 100_000)
 # Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
 # scale divides these: the prompt is the paper's, and a price of a label stands on its length.
-LLM_EXAMPLES, LLM_TEST_ROWS = 100, 200
+LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
 
 
 def lay_table2(at):
@@ -279,17 +283,18 @@ def lay_labels(at):
 
 
 def lay_fig7(at):
-    usd = LLM_EXAMPLES * at.terms.usd_per_label
-    runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=LLM_TEST_ROWS)}
-    level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=LLM_TEST_ROWS)
+    usd, rows = LLM_EXAMPLES * at.terms.usd_per_label, at.count_scored("test", LLM_TEST_ROWS)
+    runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=rows)}
+    level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=rows)
     if at.terms.usd_per_llm_label is not None:
-        level = level._replace(llm_usd=LLM_TEST_ROWS * at.terms.usd_per_llm_label)
+        level = level._replace(llm_usd=rows * at.terms.usd_per_llm_label)
     return [*lay_labels(at), level]
 
 
 def lay_pilot(at):
     """What data/costs/advise.py learns from: students on N/4, N/2 and N (the latter two with three
-    seeds), a teacher on N, students distilled on few rows and on four times as many."""
+    seeds), a teacher on N, students distilled on few rows and on four times as many; an LLM's own
+    answers to dev rows where it is an arm."""
     n, _ = at.cap(at.task.labels_n[-1] // at.unit, at.train_rows, "labels")
     few = max(1, min(10_000, (at.unlabeled_rows or 10_000 * at.unit) // at.unit) // 10)
     students = {max(1, n // 4): (0,), max(1, n // 2): range(3), n: range(3)}
@@ -299,6 +304,9 @@ def lay_pilot(at):
     ]
     groups.append({"teacher": (make_run("teacher", n, 0),)})
     groups += [{"dist": (make_run("dist", n, 0, unlabeled=u),)} for u in (few, 4 * few)]
+    if at.llm:
+        rows = at.count_scored("dev", LLM_DEV_ROWS)
+        groups.append({"prompted": (make_run("prompted", LLM_EXAMPLES, 0, llm_labels=rows),)})
     return [Cell(at.terms.task, n, n * at.terms.usd_per_label, runs) for runs in groups]
 
 
@@ -369,7 +377,15 @@ def read_rows(prepared, name):
     """{split: how many rows} of a task in a folder of data/prepare.py."""
     path = Path(prepared) / name / "about.json"
     rows = need(read_json(path), "rows", dict, path)
-    return {split: need(rows, split, int, path) for split in ("train", "unlabeled")}
+    found = {split: need(rows, split, int, path) for split in ("train", "unlabeled")}
+    return found | {split: rows[split] for split in ("dev", "test") if split in rows}
+
+
+def complete_entry(task, scale, prepared=None):
+    """`task` with what its entry lacks by arithmetic on the splits in `prepared`."""
+    from data.costs.memory import complete_task  # which imports this module
+
+    return complete_task(task, scale, prepared and Path(prepared, task.name, "train.jsonl"))
 
 
 def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared=None, rows=None):
@@ -380,14 +396,17 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
     data/prepare.py, whose row counts then limit what can be bought, or `rows` has them by split.
     """
     shows(table, task.name)
-    settings, notes = load_scale(scale), ()
-    terms = terms or make_terms(task, load_prices())
+    settings = load_scale(scale)
+    if not terms:
+        task = complete_entry(task, scale, prepared)
+        terms = make_terms(task, load_prices())
+    notes = task.estimates
     paper = load_scale("paper")["million_parameters"]
     sizes = {**paper, **settings.get("million_parameters", {})}
     if sizes != paper and terms.rates == "paper" and not task.own:
         priced, wanted = ((each["small"], each["xxl"]) for each in (paper, sizes))
         terms = scale_terms(terms, priced, wanted)
-        notes = (
+        notes += (
             f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
             "paper's for XXL, scaled by parameter counts, not measured",
         )
@@ -396,8 +415,9 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
     if rows:
         unit = 1 if task.own else settings["divide_by"]
         held = {split: rows[split] * unit for split in ("train", "unlabeled")}
-        task = replace(task, rows={**task.rows, **held})
-    llm = llm and table in ("table2", "table11")
+        scored = {split: rows[split] for split in ("dev", "test") if split in rows and task.own}
+        task = replace(task, rows={**task.rows, **held, **scored})
+    llm = llm and table in ("table2", "table11", "pilot")
     layout = Layout(task, terms, tuple(seeds), settings["divide_by"], sizes, llm, missing)
     first, *others = TABLES[table][0](layout)
     return [first._replace(notes=(*first.notes, *notes, *layout.notes)), *others]

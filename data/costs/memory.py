@@ -12,6 +12,7 @@ Paper:  section 2.3: an 11B teacher in fp32 with AdamW, its layers split over se
 import math
 import operator
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from data.costs.budget import load_scale
 from data.costs.grid import make_flags
 from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd
-from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json
+from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
 from data.tasks import load_task
 
 # Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
@@ -33,6 +34,7 @@ TIGHT = 0.97  # what needs a larger share of a card is taken only if nothing els
 # Estimated seconds that launching takes on any card: a step of a compact student, and one position
 # of a large teacher's greedy decoding of so many rows.
 STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 64
+LOADED = 0.25e9  # bytes a second of the published fp32 weights, fetched and loaded; assumed
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
 
 # Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
@@ -262,13 +264,14 @@ def choose_plan(plans, card):
 
 
 def estimate_teacher(task, flags, card, labels, mean):
-    """GPU-hours that fine-tune the teacher, all of its weights, on the fewest such cards."""
+    """GPU-hours that fetch, load and fine-tune the teacher, all weights, on the fewest cards."""
     model, work = make_work(task, flags, labels, mean)
     ways = ["fp32", "bf16"] if card.bf16 else ["fp32"]
     for count in (1, 2, 4, 8, 16):
         plans = [plan_way(read_shape(model), card, count, way, work) for way in ways]
         if plan := choose_plan(plans, card):
-            return plan.hours * plan.cards
+            weights = 4 * read_shape(model).count_weights()[-1]
+            return (plan.hours + weights / LOADED / 3600) * plan.cards
     raise UserError(f"{model} does not fit 16 x {card.name}; state hours in the task's entry")
 
 
@@ -290,8 +293,8 @@ def estimate_distilling(task, flags, card, teacher, mean):
 
 
 def estimate_rates(task, scale, gpu, counts, mean):
-    """(labels -> teacher hours, labels -> hours of one row, a note) for a task without GPU hours,
-    as Terms have them; the mini models stand for the paper's, so hours are those of the paper's."""
+    """(GPU, labels -> teacher hours, labels -> hours of one row, a note) for a task without GPU
+    hours, as Terms have them; the mini models stand for the paper's, whose hours these then are."""
     scale = "paper" if scale == "mini" else scale
     known = {card.name.lower(): card for card in read_cards()}
     if gpu.lower() not in known:
@@ -303,10 +306,59 @@ def estimate_rates(task, scale, gpu, counts, mean):
     hours = {n: Fraction(each).limit_denominator(10**12) for n, each in hours.items()}
     note = (
         f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
-        f"{card.name} are planned (arithmetic at 40% of the peak), not measured"
+        f"{card.name} are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured"
     )
     row = hours.pop(0)
-    return hours, {0: row}, note
+    return card.name, hours, {0: row}, note
+
+
+EXAMPLES = 32  # in an LLM's prompt, as in Appendix E
+
+
+def complete_task(task, scale, rows=None, gpu=None, measured=False):
+    """A Task of one's own with GPU hours and an LLM's tokens by arithmetic where its entry has
+    none, which `estimates` then say; any other Task as it is.
+
+    rows: labeled rows or their JSONL file, whose length is taken if it is there; gpu: whose hours;
+    measured: whether hours come from runs.
+    """
+    timed = measured or (task.teacher_hours and task.distill_hours)
+    if not task.own or (timed and task.llm_tokens_per_label):
+        return task
+    mean, said = measure_tokens(task, rows)
+    if not timed:
+        gpu = task.gpu if task.teacher_hours or task.distill_hours else gpu or task.gpu
+        gpu, teacher, row, note = estimate_rates(task, scale, gpu, (100, 1000, 10_000), mean)
+        known = {"teacher_hours": task.teacher_hours or teacher}
+        task = replace(task, gpu=gpu, distill_hours=task.distill_hours or row, **known)
+        said.append(note)
+    if task.llm_tokens_per_label is None:
+        tokens = round((EXAMPLES + 1) * sum(mean))
+        known = {"mean_tokens": dict(zip(("source", "target"), mean, strict=True))}
+        task = replace(task, llm_tokens_per_label=Fraction(tokens), **known)
+        said.append(f"an LLM's label takes about {tokens:,} tokens: {EXAMPLES} examples and a row")
+    return replace(task, estimates=(*task.estimates, *said))
+
+
+def measure_tokens(task, rows):
+    """((source, target) tokens of a row on average, [how that is known if it is a guess]).
+
+    The entry's word, else a fourth of the characters of `rows`, else the most that is read.
+    """
+    if len(task.mean_tokens) == 2:
+        return tuple(map(float, task.mean_tokens.values())), []
+    if isinstance(rows, Path):
+        rows = read_jsonl(rows) if rows.is_file() else None
+    if not rows:
+        return (task.max_source_length, task.max_target_length), []
+    first = lambda text: str(text[0] if isinstance(text, list) else text)  # noqa: E731
+    mean = [
+        max(1.0, sum(len(first(row[key])) for row in rows) / len(rows) / 4)
+        for key in ("source", "target")
+    ]
+    return tuple(mean), [
+        f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
+    ]
 
 
 HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"

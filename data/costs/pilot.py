@@ -30,12 +30,13 @@ class Pilot(NamedTuple):
     metric: str
     rows: int  # of dev that they were scored on
     llm: tuple = None  # (an LLM's own score, rows it was scored on)
+    annotator: str = None  # whose score that is, as its run names it
     like: tuple = ()
 
 
 def read_pilot(folder, task):
     """The Pilot of all runs in `folder` that have a dev score; without one, the prior's."""
-    runs, errors, seen, llm = [], [], {}, None
+    runs, errors, seen, llm, annotator = [], [], {}, None, None
     for path in sorted(Path(folder).glob("*/dev/metrics.json")) if folder else ():
         run = parse_run(path.parents[1].name)
         usual = (run.student, run.teacher) == ("small", "xxl")
@@ -44,6 +45,7 @@ def read_pilot(folder, task):
         found = read_score(path, task.name)
         if run.strategy == "prompted":  # each of its answers is paid, so it has fewer rows
             llm = found["score"] / 100, found["n"]
+            annotator = next((p.parent.name for p in path.parent.glob("*/annotation.json")), None)
             continue
         data = (found.get("provenance") or {}).get("data_sha256")
         seen.setdefault((found["metric"], found["n"], data), path)
@@ -55,9 +57,10 @@ def read_pilot(folder, task):
         runs.append(Run(run.strategy, run.labels, run.unlabeled, found["score"] / 100))
     if not runs:
         like = PAPER_TASKS if task.own else (task.name,)
-        return Pilot([], None, 0.0, "score", 0, llm, like)
+        return Pilot([], None, 0.0, "score", 0, llm, annotator, like)
     constant = found["constant"]["score"] / 100
-    return Pilot(runs, constant, sum(errors) / len(errors), *next(iter(seen))[:2], llm)
+    error = sum(errors) / len(errors)
+    return Pilot(runs, constant, error, *next(iter(seen))[:2], llm, annotator)
 
 
 def read_score(path, task):

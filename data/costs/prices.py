@@ -218,4 +218,4 @@ def price_label(prices, name, task=None, which="paper"):
 
 def name_llm(which):
     """The LLM that list `which` pays: the paper's, or a successor as that one was shut down."""
-    return "text-davinci-003" if which == "paper" else "gpt-4o-mini"
+    return "text-davinci-003" if which == "paper" else "gpt-6-luna"

@@ -188,14 +188,15 @@ class Rules:
         needs = [answers, "gpt_annotate.py"]
         return write_rule(f"{folder}/annotation.json", needs, f"{line} > /dev/null")
 
-    def write_prompted(self, run):
-        """An LLM's own answers to test rows, scored as a model's."""
-        store = f"$(ANSWERS)/{self.task.name}/{self.annotator}-s{run.seed}-test/answers.jsonl"
+    def write_prompted(self, run, dev=False):
+        """An LLM's own answers to test or dev rows, scored as a model's."""
+        split = "dev" if dev else "test"
+        store = f"$(ANSWERS)/{self.task.name}/{self.annotator}-s{run.seed}-{split}/answers.jsonl"
         flags = f"--num {run.llm_labels} --seed {run.seed} --predictions --store {store}"
-        ask = self.annotate("test", "test", f"{flags} --output $(@D)/{self.annotator}")
+        ask = self.annotate(split, split, f"{flags} --output $(@D)/{self.annotator}")
         score = self.score(f"--predictions $(@D)/{self.annotator}/predictions.jsonl")
         needs = [*self.first, "gpt_annotate.py", "evaluate.py"]
-        target = f"{self.place}/{run.name}/metrics.json"
+        target = f"{self.place}/{name_stamp(run.name, dev)}"
         return write_rule(target, needs, f"{ask} >&2", f"{score} > /dev/null", "$(told)")
 
     def write_all(self):
@@ -210,7 +211,10 @@ class Rules:
                 rules.append(self.write_labels(run, answers[run.seed]))
             prompted = run.strategy == "prompted"
             rules.append(self.write_prompted(run) if prompted else self.write_run(run))
-        return rules + [self.write_run(run, dev=True) for run in self.pilot]
+        for run in self.pilot:
+            write = self.write_prompted if run.strategy == "prompted" else self.write_run
+            rules.append(write(run, dev=True))
+        return rules
 
 
 # --- labels by an LLM: checked before anything is made --------------------------------------
@@ -241,7 +245,7 @@ def check_annotator(task, runs, args):
         raise UserError(f"MODEL={args.model}: {what}")
     if args.scale == "paper" and not args.model:
         raise UserError(
-            f"{unlabeled[0]} needs labels by an LLM: say MODEL=gpt-4o-mini (any of data/prices.csv)"
+            f"{unlabeled[0]} needs labels by an LLM: say MODEL=gpt-6-luna (any of data/prices.csv)"
             " and the most that a task and seed may cost, BUDGET=20"
         )
     splits = Path(args.prepared, task.name)
@@ -249,7 +253,7 @@ def check_annotator(task, runs, args):
     if not args.model and not known and any(run.strategy == "llm" for run in runs):
         raise UserError(
             f"a simulated annotator needs {splits}/unlabeled_gold.jsonl, the right answers, which"
-            " data/prepare.py writes where they are known; for other rows say MODEL=gpt-4o-mini"
+            " data/prepare.py writes where they are known; for other rows say MODEL=gpt-6-luna"
         )
 
 
@@ -340,18 +344,22 @@ def estimate(rules, args):
         steps = count_steps(run, list_asked(run, rules, args)) if run.strategy != "prompted" else 0
         known[stamp] = run.recipe, steps
         if (home / stamp).exists() and steps:
-            metrics = read_json(home / stamp, METRICS)
-            training = read_if_there(home / run.name / "training.json", TRAINING)
-            training = training or metrics.get("training") or {}
-            spent = {**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}
             seconds, before = used.get(run.recipe, (0, 0))
-            used[run.recipe] = seconds + sum(spent.values()), before + steps
-    rates = dict(load_scale(args.scale).get("seconds_a_step") or {})
+            used[run.recipe] = seconds + read_spent(home / stamp), before + steps
+    rates = {"prompted": 0, **(load_scale(args.scale).get("seconds_a_step") or {})}
     rates |= {kind: seconds / steps for kind, (seconds, steps) in used.items() if seconds}
     return {
         f"{rules.task.name}/{stamp}": steps * rates[kind] if kind in rates else None
         for stamp, (kind, steps) in known.items()
     }
+
+
+def read_spent(stamp):
+    """Seconds that a finished run took, by its metrics.json."""
+    metrics = read_json(stamp, METRICS)
+    home = stamp.parents[1] if stamp.parent.name == "dev" else stamp.parent
+    training = read_if_there(home / "training.json", TRAINING) or metrics.get("training") or {}
+    return sum({**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}.values())
 
 
 def tell_work(seconds, args):
@@ -387,7 +395,7 @@ def write_rules(tasks, seeds, args):
         for task in choose_tasks(table, tasks):
             runs = grid(table, task, args.scale, seeds, None, args.llm, prepared)
             if table == "pilot":
-                runs = [run for run in runs if run.strategy in PILOTS[args.pilot]]
+                runs = [run for run in runs if run.strategy in (*PILOTS[args.pilot], "prompted")]
             needed.setdefault(table, {})[task.name] = runs
             kind = every.setdefault(task.name, ({}, {}))[table == "pilot"]
             kind.update({run.name: run for run in runs})
@@ -424,15 +432,20 @@ def write_rules(tasks, seeds, args):
 
 
 def tell_progress(path):
-    """How many runs of a make are done, and about how long the others take."""
+    """How many runs of a make are done, and about how long the others take: as much longer than
+    estimated as those that are done did."""
     shape = {"runs": str, "seconds": {None: float}, "jobs": int}
     record = read_json(path, shape, "runs seconds jobs")
     runs, seconds, jobs = (record[key] for key in shape)
-    left = [each for stamp, each in seconds.items() if not Path(runs, stamp).exists()]
-    total = len(seconds)
-    text = f"{total - len(left)} of {total} runs done"
+    stamps = {Path(runs, stamp): each for stamp, each in seconds.items()}
+    done = {stamp: each for stamp, each in stamps.items() if stamp.exists()}
+    left = [each for stamp, each in stamps.items() if stamp not in done]
+    text = f"{len(done)} of {len(stamps)} runs done"
     if left and None not in left:
-        text += f", {tell_duration(sum(left) / max(1, min(jobs, len(left))))} left"
+        known = [(each, read_spent(stamp)) for stamp, each in done.items() if each] or [(1, 1)]
+        guessed, spent = map(sum, zip(*known, strict=True))
+        duration = tell_duration(sum(left) * spent / guessed / max(1, min(jobs, len(left))))
+        text += f", {duration} left"
     print(text, file=sys.stderr)
 
 

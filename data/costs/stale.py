@@ -185,4 +185,5 @@ def tell(changed, scored):
     names = [*changed, *scored]
     more = f" and {len(reasons) - 1} more changes" if reasons[1:] else ""
     shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-    return f"{first}{more} since {len(names)} runs were made ({shown}): {REDO}"
+    made = "1 run was made" if len(names) == 1 else f"{len(names)} runs were made"
+    return f"{first}{more} since {made} ({shown}): {REDO}"

@@ -109,8 +109,6 @@ def load_model(name, bf16, batch_size):
 
     fp16 is not offered: T5's activations overflow in it.
     """
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
-        raise UserError(f"{name}: no such model folder")
     device = choose_device()
     place = {"device_map": {"": device}} if device == "cuda" else {}
     try:

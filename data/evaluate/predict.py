@@ -7,6 +7,7 @@ Each row is written as soon as its part of the file is done, with its own keys a
   scores      for classes: the probability of each, over the classes of the task (by forced
               decoding of each label; an encoder's softmax)
   spans       for entities: [start, end, label] of each that stands in the source, in characters
+A file may be JSONL, CSV, TSV or Parquet; its column of texts becomes "source", stdin is JSONL.
 A killed run goes on after the last whole line; other settings than the file was begun with, which
 stand beside it in OUTPUT.settings.json, are refused.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from data.columns import Columns, choose_columns, read_table
 from data.evaluate import decode
 from data.files import (
     UserError,
@@ -28,10 +30,9 @@ from data.files import (
     check_overwrite,
     parse_json,
     read_json,
-    read_jsonl,
     write_json,
 )
-from data.spans import find_spans
+from data.spans import Wrong, find_spans
 
 ADDED = ("text", "confidence", "scores", "spans")
 
@@ -39,8 +40,7 @@ ADDED = ("text", "confidence", "scores", "spans")
 def predict_file(options, loaded, reader, settings):
     """Label the rows of a file or of stdin; prints how fast, and the cost of a million rows."""
     path = "/dev/stdin" if options.predict == "-" else options.predict
-    rows = read_jsonl(path, ("source",))
-    check_sources(rows, path)
+    rows = read_rows(Path(path), reader.task, options.source_column)
     check_overwrite(filter(None, [options.output]), [path])
     loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
     told = {"model": name_weights(options.model), "task": reader.task.name, **settings}
@@ -56,15 +56,28 @@ def predict_file(options, loaded, reader, settings):
         tell_speed(len(rows) - done, time.monotonic() - start, done, options.usd_per_hour)
 
 
-def check_sources(rows, path):
-    """Refuse sources that are no text, and keys that the output adds."""
-    for number, row in enumerate(rows, 1):
-        check_kind(row["source"], str, f"{path} row {number}: 'source'")
-        taken = [key for key in ADDED if key in row]
-        if taken:
-            raise UserError(
-                f"{path} row {number}: has a key {taken[0]!r}, as the output; rename it"
-            )
+def read_rows(path, task, column):
+    """The rows of a file with the texts of a column as their source; a guessed one is said."""
+    table = read_table(path)
+    if not table.rows:
+        raise UserError(f"{path}: no rows")
+    (name, _), told = choose_columns(table, task, False, Columns(column or task.source_column))
+    if told:
+        print(told, file=sys.stderr)
+    return [check_row(row, name, f"{path} {place}") for place, row in table.rows]
+
+
+def check_row(row, name, where):
+    """A row with its source first, which must be a text, and without a key that the output adds."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: {row if isinstance(row, Wrong) else 'not a JSON object'}")
+    if name not in row:
+        raise UserError(f"{where}: no {name!r} in this row")
+    check_kind(row[name], str, f"{where}: {name!r}")
+    row = {"source": row[name], **{key: value for key, value in row.items() if key != name}}
+    if taken := [key for key in ADDED if key in row]:
+        raise UserError(f"{where}: has a key {taken[0]!r}, as the output; rename it")
+    return row
 
 
 def name_weights(model):

@@ -48,9 +48,16 @@ def show_classes(result):
         lines.append(f"  {label:<{width}} {values} {row['support']:9,}")
     if "confusion" in result:
         labels = [label or "no label" for label in result["confusion"]["labels"]]
-        lines.append("  targets in rows, outputs in columns: " + " | ".join(labels))
-        for label, counts in zip(labels, result["confusion"]["counts"], strict=False):
-            lines.append(f"  {label:<{width}} " + " ".join(f"{count:7,}" for count in counts))
+        counts, end = result["confusion"]["counts"], len(str(len(labels)))
+        wide = 1 + max(len(f"{count:,}") for row in (*counts, [len(labels)]) for count in row)
+        heads = "".join(f"{number:>{wide}}" for number in range(1, len(labels) + 1))
+        lines.append("  targets in rows, outputs in columns:")
+        lines.append(f"  {'':<{width + end + 1}}{heads}")
+        for number, (label, row) in enumerate(zip(labels, counts, strict=False), 1):
+            shown = "".join(f"{format(count, ',') if count else '.':>{wide}}" for count in row)
+            lines.append(f"  {number:>{end}} {label:<{width}}{shown}")
+        if len(labels) > len(counts):
+            lines.append(f"  {len(labels):>{end}} {labels[-1]}")
     return lines
 
 
@@ -99,7 +106,7 @@ CARD = """---
 library_name: transformers
 {base}tags: [{mark}]
 ---
-# {title}: a compact model
+# {title}: {model_kind}
 
 {origin}
 
@@ -181,11 +188,15 @@ def show_card(folder, task, result, config):
     scores = (
         f"| {key} | {value:.1f} | {show_spread(result, key, '{:.1f} to {:.1f}')} |"
         for key, value in result["metrics"].items()
+        if not (task.own and "_released" in key)  # a rule of the paper's tasks
     )
     return CARD.format(
         **{**result, **settings},
         base=f"base_model: {base}\n" if hub else "",
         mark=MARK,
+        model_kind="a teacher"
+        if result["training"].get("strategy") == "teacher"
+        else "a compact model",
         title=task.title,
         origin=show_origin(result["training"], config),
         scores="\n".join(scores),

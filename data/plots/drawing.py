@@ -86,6 +86,13 @@ class Panel(NamedTuple):
     gaps: tuple = ()
     row: str = ""
     dodge: bool = False
+    bands: tuple = ()  # [(colour, [(x, low, high)])]: a shade behind the lines
+    levels: tuple = ()  # [(text in the legend, colour, y)]: a score all along
+    span: tuple = ()  # (text in the legend, colour, low x, high x)
+
+    def list_levels(self):
+        """The legend's texts of what is no line."""
+        return [label for label, *_ in (*self.levels, *[self.span] * bool(self.span))]
 
 
 # --- drawing -------------------------------------------------------------------------------
@@ -126,6 +133,9 @@ def find_range(panels):
     values = [y for dot in dots for y in (dot.y, *(dot.bar or ()))]
     if not dots:
         return None
+    for panel in panels:
+        values += [y for _, points in panel.bands for _, *ends in points for y in ends]
+        values += [y for *_, y in panel.levels]
     low, high = min(values), max(values)
     lacking = max(LEAST_SPAN - (high - low), 0) / 2
     low, high = low - lacking, high + lacking
@@ -186,6 +196,19 @@ def draw_x(axes, panel, inches):
     axes.spines["top"].set_visible(bool(panel.top))
 
 
+def draw_behind(axes, panel):
+    """Bands, levels and the span of a Panel; returns {label: handle} for the legend."""
+    shown = {}
+    for color, points in panel.bands:
+        axes.fill_between(*zip(*points, strict=True), color=color, alpha=0.15, linewidth=0)
+    for label, color, y in panel.levels:
+        shown[label] = axes.axhline(y, color=color, linestyle=(0, (1, 2)), linewidth=1)
+    if panel.span:
+        label, color, low, high = panel.span
+        shown[label] = axes.axvspan(low, high, color=color, alpha=0.25, linewidth=0, zorder=0)
+    return shown
+
+
 def draw_panel(axes, panel, limits, inches):
     """One Panel, its axes about `inches` wide; returns {label: handle} for the legend."""
     axes.set_title(panel.title)
@@ -196,7 +219,7 @@ def draw_panel(axes, panel, limits, inches):
         return {}
     axes.set_xscale("log")
     axes.set_ylim(*limits)
-    shown = {}
+    shown = draw_behind(axes, panel)
     for i, (line, shift) in enumerate(zip(panel.lines, find_shifts(panel, inches), strict=True)):
         # What is drawn later is smaller, so that dots in one place show all the same.
         size = 5.5 if panel.dodge else max(7 - i, 4.5)
@@ -219,18 +242,21 @@ def count_legend_columns(labels, width):
     return math.ceil(len(labels) / rows) if rows else 1
 
 
-def draw(panels, columns=None):
-    """A matplotlib Figure of `panels`, in rows of `columns` (default: one row, at most three)."""
+def draw(panels, columns=None, width=None):
+    """A matplotlib Figure of `panels`, in rows of `columns` (default: one row, at most three),
+    `width` inches wide."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
     columns = columns or min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    width = WIDTHS.get(columns, 2.4 * columns)
+    width = width or WIDTHS.get(columns, 2.4 * columns)
     inner = 2.6 if columns < 3 else 2.1 if rows < 4 else 1.5
     inner += 0.2 if any(panel.top for panel in panels) else 0
     lines = itertools.chain(*(panel.lines for panel in panels))
-    labels = list(dict.fromkeys(line.label for line in lines if line.list_seen()))
+    labels = [line.label for line in lines if line.list_seen()]
+    labels += [label for panel in panels for label in panel.list_levels()]
+    labels = list(dict.fromkeys(labels))
     in_row = count_legend_columns(labels, width)
     height = inner * rows + LEGEND_LINE * math.ceil(len(labels) / in_row) + 0.1
     with matplotlib.style.context(LOOK):

@@ -119,6 +119,28 @@ def list_plans(studies):
     return [note for note in notes if not note.endswith(" exist")]  # the cells show those
 
 
+REAL_TEXT = (
+    "The models of scale mini know a made-up world alone: here they show that all fits together, "
+    "not which strategy wins; SCALE=middle tells that."
+)
+
+
+def note_weak_teachers(studies):
+    """Where the teacher scores below the compact model on the same labels, in Tables 2 and 11."""
+    for study in studies:
+        plain = {cell.labels: cell for cell in study.cells if cell.budget_usd == 0}
+        teachers = {cell.labels: cell for cell in study.cells if cell.runs.get("teacher")}
+        for n in plain.keys() & teachers.keys():
+            student = study.score(plain[n], "small").mean()
+            teacher = study.score(teachers[n], "teacher").mean()
+            if None not in (student, teacher) and teacher < student:
+                yield (
+                    f"{study.title}, N={n:,}: the teacher is below the compact model on the same "
+                    "labels, so it has nothing to hand on: its training falls short "
+                    "(TEACHER_FLAGS, make sweep STRATEGY=teacher), or it does not fit this text."
+                )
+
+
 def note_table(args, studies, own):
     """The notes of a table of scores; `own` are those of its layout."""
     seeds, mini = parse_seeds(args.seeds), args.scale != "paper"
@@ -127,7 +149,7 @@ def note_table(args, studies, own):
     scale = tell_scale(args.scale, all(study.own for study in studies))
     scale += f" {SAMPLE}" * any(study.printed for study in studies)
     scores = [study.score(c, s) for study in studies for c in study.cells for s in c.runs]
-    real = ": small models of invented text on real text" * mini
+    real = f"Text and labels from {args.data}." + f" {REAL_TEXT}" * (args.scale == "mini")
     return keep(
         [
             f"In percent; {spread}.",
@@ -137,7 +159,8 @@ def note_table(args, studies, own):
             *own,
             *note_missing(studies),
             mini and scale,
-            args.data and f"Text and labels from {args.data}{real}.",
+            *note_weak_teachers(studies),
+            args.data and real,
             *list_plans(studies),
             *(note for study in studies for note in note_printed(study)),
             *note_signatures(studies),

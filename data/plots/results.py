@@ -18,7 +18,15 @@ from fractions import Fraction
 from pathlib import Path
 
 from data.costs.budget import count_llm_labels, load_scale, make_terms
-from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
+from data.costs.grid import (
+    LLM_EXAMPLES,
+    LLM_TEST_ROWS,
+    TABLES,
+    cells,
+    choose_tasks,
+    complete_entry,
+    parse_seeds,
+)
 from data.costs.runs import find_annotation, read_record
 from data.costs.stale import METRICS
 from data.files import DATA, UserError, need, read_csv, read_json, read_jsonl
@@ -110,6 +118,7 @@ class Study:
         self.folder = Path(args.runs) / task.name
         self.rule = getattr(args, "rule", "strict")
         self.measured = getattr(args, "dollars", "planned") == "measured"
+        task = self.task = complete_entry(task, args.scale, args.prepared)
         terms = make_terms(task, books["paper"].prices)
         self.usd_per_label, seeds = terms.usd_per_label, parse_seeds(args.seeds)
         self.gpu, self.usd_per_gpu_hour = terms.gpu, terms.usd_per_gpu_hour
@@ -280,8 +289,8 @@ class Score:
         return LLM_TEST_ROWS if self.is_part() else self.found[0]["n"] if self.found else None
 
     def has_released(self):
-        """Whether the released rule gives these runs a score of its own."""
-        return any(self.study.released in m["metrics"] for m in self.found)
+        """Whether the released rule, which knows no own tasks, gives these runs a score."""
+        return not self.study.own and any(self.study.released in m["metrics"] for m in self.found)
 
     def show(self, key="score"):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""

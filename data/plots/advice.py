@@ -1,0 +1,90 @@
+"""The advice as a picture: what each budget will score by annotation and by distillation, how sure.
+
+Usage:
+    python costs.py advise --task mine --data DIR --runs RUNS --budget 500 --save out/advice.json
+    python plots.py advice --advice out/advice.json --output out     # out/advice.png and .pdf
+Reads:  the JSON of `costs.py advise --save`
+Writes: NAME.png and NAME.pdf, NAME as that file's
+Paper:  none; Figure 2's question for scores that were not measured
+"""
+
+from pathlib import Path
+
+from data.files import UserError, need, read_json
+from data.plots import drawing
+from data.plots.drawing import ANN, DIST, GREY, LLM, Dot, Line, Panel, Style
+from data.plots.results import TITLES
+
+ARMS = {"ann": ("Ann.", ANN), "dist": ("Dist.", DIST), "llm": ("LLM", LLM)}
+SPLIT = Style(drawing.PURPLE, "", (0, (4, 2)))
+RUNS = {"small": ("Ann.", ANN), "dist": ("Dist.", DIST)}
+
+
+def make_panel(advice):
+    """The Panel of one task's advice; medians as lines, where four of five runs fall as bands."""
+    curve = advice["curve"]
+    low, high = curve[0]["budget"], curve[-1]["budget"]
+    zero = low / 1.6  # where a logarithmic axis shows $0
+    lines, bands = [], []
+    for arm, (name, style) in ARMS.items():
+        points = [(row["budget"], *row["bands"][arm]) for row in curve if arm in row["bands"]]
+        if points:
+            line = Style(style.color, "", style.line)
+            lines.append(Line(f"{name}, predicted", line, [Dot(x, y) for x, _, y, _ in points]))
+            bands.append((style.color, [(x, below, above) for x, below, _, above in points]))
+    splits = [Dot(row["budget"], row["split"]) for row in curve]
+    lines.append(Line("best split of both", SPLIT, splits))
+    for key, what, filled in (("tried", "pilot (dev)", True), ("measured", "measured", False)):
+        for arm, (name, style) in RUNS.items():
+            runs = [run for run in advice[key] if run["strategy"] == arm and run["usd"] <= high]
+            dots = [Dot(run["usd"] if run["usd"] >= low else zero, run["score"]) for run in runs]
+            look = Style(style.color, style.marker, "none", filled)
+            lines.append(Line(f"{name}, {what}", look, dots))
+    ticks = drawing.make_dollar_ticks(low, high, inches=4)
+    edge = [run["usd"] for key in ("tried", "measured") for run in advice[key] if run["usd"] < low]
+    if edge:  # what costs less than the axis shows
+        ticks = [(zero, f"under {drawing.show_dollars(low)}" if any(edge) else "$0"), *ticks]
+    title = f"{advice['title']}, N = {advice['labels']:,}; bands hold four of five runs"
+    return Panel(
+        title, lines, f"{TITLES.get(advice['metric'], 'score')} (%)",
+        "dollars beside the N labels", ticks=tuple(ticks), bands=tuple(bands),
+        levels=tuple(list_levels(advice)), span=find_span(advice, low, high),
+    )  # fmt: skip
+
+
+def list_levels(advice):
+    """Scores that no budget changes: of the constant predictor, the teacher, the LLM itself."""
+    if advice["constant"] is not None:
+        yield "constant predictor", GREY, advice["constant"]
+    teachers = [run["score"] for run in advice["tried"] if run["strategy"] == "teacher"]
+    if teachers:
+        yield "teacher on N", DIST.color, sum(teachers) / len(teachers)
+    if advice["llm"]:
+        yield "LLM's own answers", LLM.color, advice["llm"]["score"]
+
+
+def find_span(advice, low, high):
+    """The budgets among which Dist. first leads, with 80%, as far as they are in sight."""
+    first, _, last = (high if usd is None else usd for usd in advice["turns"]["first"])
+    first, last = max(first, low), min(last, high)
+    return ("Dist. first leads (80%)", drawing.SKY, first, last) if first < last else ()
+
+
+def write_advice(args):
+    """Draw one advice; prints the paths."""
+    advice = read_json(args.advice)
+    need(advice, "curve", list, args.advice)
+    if not drawing.can_draw(advice["title"]):
+        advice["title"] = advice["task"]
+    place = Path(args.output or Path(args.advice).parent, Path(args.advice).stem)
+    if not advice["curve"]:
+        raise UserError(f"{args.advice}: no budgets; costs.py advise --save writes them")
+    print(*drawing.write(drawing.draw([make_panel(advice)], width=6.3), place), sep="\n")
+
+
+def add_flags(parser):
+    said = "what `costs.py advise --save` wrote"
+    parser.add_argument("--advice", required=True, metavar="FILE", help=said)
+
+
+COMMANDS = {"advice": ("what each budget will score, from make advise", write_advice, add_flags)}
