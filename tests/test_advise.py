@@ -213,6 +213,23 @@ def test_advice_on_wlp_from_five_runs(capsys, tmp_path):
     assert "818,000 against the LLM" in text
 
 
+def test_few_dev_rows_are_no_contradiction(capsys, tmp_path, few_draws):
+    """Six runs on 48 rows, ±13 points each: scores 10 points off are noise, advice is told."""
+    runs = [("small", 100, 0, 68.8), ("small", 150, 0, 81.2), ("small", 200, 0, 85.4)]
+    runs += [("teacher", 100, 0, 52.1), ("dist", 100, 333, 50.0), ("dist", 100, 1666, 62.5)]
+    write_pilot(tmp_path, runs, 16.7)
+    told = {}
+    for half in (13.0, 1.5):  # of the interval of a score, in points
+        for path in tmp_path.glob("*/dev/metrics.json"):
+            found = read_json(path)
+            ends = [found["score"] - half, found["score"] + half]
+            write_json(path, {**found, "intervals": {found["metric"]: ends}})
+        told[half] = ask_json(capsys, "--runs", tmp_path, "--labels", 100, "--budgets", "100")
+    assert told[13.0]["sure"] and told[13.0]["budgets"][0]["advice"] == "Ann."
+    assert not told[1.5]["sure"] and told[1.5]["budgets"][0]["advice"] == "can't tell"
+    assert any("each score is ±13 by its" in note for note in told[13.0]["notes"])
+
+
 def test_rows_that_run_out_leave_dollars_for_labels(capsys, tmp_path, few_draws):
     """2,000 rows cost less than any budget, so the best split buys labels first, and is said."""
     runs = write_pilot(tmp_path, WLP)
@@ -297,8 +314,8 @@ def test_a_task_of_ones_own_without_a_run_is_like_the_papers_six(capsys, tmp_pat
     [
         (WLP[:3], 9.2, "no teacher run, so Dist. is a guess (in tests off by 15 points); next: "
          "teacher on 5,000 labels"),
-        (FALLS, 10, "can't tell: small on 100 labels scored 80.0, which no curve through the other "
-         "runs explains; another seed?"),
+        (FALLS, 10, "can't tell: student on 100 labels scored 80.0, which no curve through the "
+         "other runs explains; another seed?"),
         (FEVER, 50.3, "the student is still at the constant predictor; where learning starts is a "
          "guess. Try --learning-rate 3e-4, or buy in rounds"),
         ([*WLP[:3], ("teacher", 5000, 0, 50.0)], 9.2, "the teacher is below the student; its "

@@ -241,7 +241,8 @@ def list_notes(pilot, posterior, market, rows):
             "other runs explains; another seed?"
             for run in misfits
         ),
-        f"scored on {pilot.rows:,} dev rows: scoring rows cost {usd}, not in the budget",
+        f"each score is ±{196 * pilot.error:.0f} by its {pilot.rows:,} dev rows alone; "
+        f"scoring rows cost {usd}, not in the budget",
         (pilot.annotator or "").startswith("simulated-")
         and f"the LLM is {pilot.annotator}, right as often as it was told to be; MODEL=... asks a "
         "real one",
@@ -345,7 +346,8 @@ def show_turns(turns, unit):
         text += f" (80%: {low} to {high}; never in {turns['never']:.0%})"
     if turns["first"][1] == math.inf:
         early = "" if low == "never" else f"; at the earliest from {low} (10%)"
-        return f"Dist. leads at no budget in {turns['never']:.0%}{early}"
+        share = f" in {turns['never']:.0%}" * (turns["never"] < 0.995)
+        return f"Dist. leads at no budget{share}{early}"
     most = f"within {show_budget(100_000 / unit)} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
@@ -568,6 +570,8 @@ def run_advise(args):
         words = (found, servings, show_command(args), task.llm_tokens_per_label)
         write_page(args.page, make_state(task.title, posterior, market, *words))
         print(f"page: {args.page}", file=sys.stderr)
+    if task.own and args.scale == "mini" and pilot.runs:
+        found["notes"].insert(0, MINI)
     found = {"task": task.name, "title": task.title, **found}
     if args.save:
         save_advice(args, posterior, market, found)
@@ -623,5 +627,9 @@ def read_cells(folder, task):
     return found
 
 
+MINI = (
+    "scale mini: its models know a made-up world alone, so scores and costs of serving show the "
+    "way and not the answer; SCALE=middle tells that"
+)
 CURVE = 24  # budgets at which the figure draws a band
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()

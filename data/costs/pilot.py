@@ -4,6 +4,7 @@ Reads:  RUNS/NAME/dev/metrics.json; for the prior data/paper/scores.csv
 Paper:  the prior is its Tables 2, 3, 4, 9 and 11
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,10 @@ def read_pilot(folder, task):
         return Pilot([], None, 0.0, "score", 0, llm, annotator, like)
     constant = found["constant"]["score"] / 100
     error = sum(errors) / len(errors)
+    # Runs share their rows, so half of the variance by rows is a run's own; of many rows the noise
+    # of seeds covers it.
+    own = math.sqrt(max(0, error**2 / 2 - 0.01**2))
+    runs = [run._replace(error=own) for run in runs]
     return Pilot(runs, constant, error, *next(iter(seen))[:2], llm, annotator)
 
 
