@@ -93,10 +93,6 @@ $(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY)),one share from 0 to 
 $(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))),dollars such as 20 are needed)
 $(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=1 or leave it out))
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
-# Dollars, before a pilot is trained for them: digits and a point.
-not_usd = $(eval left := $$(1))$(strip $(foreach c,0 1 2 3 4 5 6 7 8 9 .,$(eval left := $$(subst $(c),,$$(left))))$(left))
-$(call check,BUDGET,$(if $(filter-out paper,$(BUDGET)),$(call not_usd,$(BUDGET))$(word 2,$(BUDGET))),dollars are\
-  needed such as 500)
 $(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
   such folder)
 OF := $(if $(DATA),-$(notdir $(abspath $(DATA))))
@@ -238,6 +234,7 @@ advise explore: pilot
 ## Set-up and data
 venv: $(INSTALLED) ## install requirements.txt into .venv (each target does so where needed)
 data: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## prepare the splits of TASK
+	@printf '%s\n' $(^D)
 mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/world/models/work (hours)
 	@$(PY) -m data.world.pretrain
 

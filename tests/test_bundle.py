@@ -405,7 +405,6 @@ def test_readme_names_every_target_and_script():
         (["PYTHON=nosuch", "table1"], "PYTHON=nosuch: no such program"),
         (["table1", "task=wlp"], "task=: no such variable; did you mean TASK?"),
         (["table2", "BUDGETS=5"], "BUDGETS=: no such variable; did you mean BUDGET?"),
-        (["advise", "BUDGET=many"], "BUDGET=many: dollars are needed such as 500"),
         (["tabel2"], "tabel2: no such target; did you mean table2?"),
         (["table2", "RECIPE=nosuch"], "no recipe 'nosuch'"),
         (["table2", "TASK=wpl"], "unknown task 'wpl'; did you mean wlp?"),

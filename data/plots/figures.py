@@ -13,6 +13,7 @@ Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 
 import itertools
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -295,7 +296,10 @@ def render(drawn, output=None):
         return print(to_csv(drawn), end="")
     place = Path(output) / drawn.name
     write_atomic(place.with_suffix(".csv"), to_csv(drawn))
-    write_atomic(place.with_suffix(".md"), f"{drawn.caption}\n\n{wrap_notes(drawn.notes)}")
+    write_atomic(
+        place.with_suffix(".md"),
+        f"{textwrap.fill(drawn.caption, 100)}\n\n{wrap_notes(drawn.notes)}",
+    )
     pictures = drawing.write(drawing.draw(drawn.panels, drawn.columns), place)
     for path in [*pictures, place.with_suffix(".md"), place.with_suffix(".csv")]:
         print(path)

@@ -217,10 +217,10 @@ def note_annotators(study):
         yield f"{text} may be more than the unlabeled rows."
 
 
-def note_dollars(args):
+def note_dollars(args, own):
     if args.dollars == "planned":
         what = "initial labels and what the plan spends beside them"
-        return f"Dollars: {what}, at the paper's prices."
+        return f"Dollars: {what}, at {'today' if own else 'the paper'}'s prices."
     gpu = f", hours on a CPU as those of one {args.gpu}" if args.gpu else ""
     mine = "labels and measured GPU time, the compact model's own included"
     return f"Dollars: {mine}, at the paper's prices{gpu}."
@@ -251,6 +251,7 @@ def note_figure(args, studies, scores, missing):
         bars += "metrics.json has one"
     own = all(study.own for study in studies)
     theirs = " The paper's points are not drawn: they are T5 on real text, at other dollars."
+    real = f"Text and labels from {args.data}." + f" {REAL_TEXT}" * (args.scale == "mini")
     plans = list_plans(studies)
     short = [s for s in scores if any(note.endswith(" exist") for note in s.cell.notes)]
     runs = {(s.study.task.name, run.name) for s in scores for run in s.runs}
@@ -258,14 +259,14 @@ def note_figure(args, studies, scores, missing):
     return keep(
         [
             f"Scores: {', '.join(names)} on test, by the {args.rule} rule; {bars}.",
-            note_dollars(args),
+            note_dollars(args, own),
             mini and tell_scale(args.scale, own) + theirs * (not own),
             not mini
             and any(study.printed for study in studies)
             and "Hollow and grey: printed in the paper at these counts, scored by its rule.",
             figure not in ("fig2", "fig7")
             and "Dots of one N stand side by side where they would hide each other.",
-            args.data and f"Text and labels from {args.data}.",
+            args.data and real,
             *(note for study in studies if by_llm for note in note_annotators(study)),
             by_llm
             and f"An LLM's prompts draw on {LLM_EXAMPLES} labeled rows, which are in its dollars.",
