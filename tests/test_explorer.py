@@ -186,6 +186,7 @@ addEventListener("load", () => {
       told.faults = faults;
       told.spoken = knobs.every(knob => knob.getAttribute("aria-valuetext"));
       told.drawn = document.querySelectorAll("svg path").length;
+      told.notes = [...document.querySelectorAll("#notes li")].map(line => line.textContent);
       told.command = document.getElementById("command").textContent;
       const result = document.createElement("pre");
       result.id = "result";
@@ -218,4 +219,5 @@ def test_a_moved_slider_changes_the_sentence_in_a_browser(page, tmp_path):
     said = [told[name] for name in ("start", "budget", "label_usd", "gpu_usd", "labels")]
     assert len(set(said)) == len(said), said
     assert re.match(r"\$300: .* leads from \$", said[0])
+    assert told["notes"] == ["one", "two </script>"]
     assert re.search(r"--labels 13\d\d\d ", told["command"])  # 5,000 times e, to a hundredth

@@ -566,12 +566,12 @@ def run_advise(args):
     servings = read_servings(args, prices)
     ways = price_ways(args, servings, terms)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
+    if task.own and args.scale == "mini" and pilot.runs:
+        found["notes"].insert(0, MINI)
     if args.page:
         words = (found, servings, show_command(args), task.llm_tokens_per_label)
         write_page(args.page, make_state(task.title, posterior, market, *words))
         print(f"page: {args.page}", file=sys.stderr)
-    if task.own and args.scale == "mini" and pilot.runs:
-        found["notes"].insert(0, MINI)
     found = {"task": task.name, "title": task.title, **found}
     if args.save:
         save_advice(args, posterior, market, found)
