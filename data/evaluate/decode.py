@@ -151,7 +151,7 @@ def check_model(name, model, tokenizer, info):
         raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} pieces, the model {size:,}")
     if tokenizer.pad_token_id is None:
         raise UserError(f"{name}: its tokenizer has no token to pad with")
-    t5, own = model.config.model_type == "t5", model.generation_config
+    t5, own = model.config.model_type == "t5", getattr(model, "generation_config", None)
     for config in filter(None, (own, model.config if t5 else None)):
         for key in ("decoder_start_token_id", "pad_token_id"):
             value = getattr(config, key, None)
