@@ -14,11 +14,11 @@ Paper:  Table 6: $67.5 to fine-tune T5-XXL on 5K labels, $435 to distill with 10
 Parts, the most important first: `tune`, train_teacher.py's Trainer by the way that it chooses, then
 a step of the longest rows, whose memory costs.py memory plans; `pass`, distill.py's greedy decoding
 with soft labels, each row stopped at its real length, at its default batch (which is priced) and at
-a larger one; `student`, distill.py's Trainer on kept soft labels; on request `released`, the same
-student with the teacher run in fp32 in every step, as the released code does. The disk is timed
-too: loading, checkpoints and saving are in the price, scoring is not. Speed does not depend on the
-weights' values, so they are random. Each part is a process of its own with a share of --minutes:
-one that fails or hangs takes no other part's figures along.
+a larger one; `student`, distill.py's Trainer on kept soft labels, as it is, which is priced, then
+by --compiled; on request `released`, the same student with the teacher run in fp32 in every step,
+as the released code does. The disk is timed too: loading, checkpoints and saving are in the price,
+scoring is not. Speed does not depend on the weights' values, so they are random. Each part is a
+process of its own with a share of --minutes: one that fails or hangs takes no other along.
 """
 
 import contextlib
