@@ -192,12 +192,12 @@ def test_labels_by_an_llm_on_request(tmp_path):
     name = "Human + simulated annotator (70% correct)"
     assert find_row(table, name)[2:4] == [None, "33.5 ±0.7"]
     assert find_row(table, f"{name}, released")[3] == "50.0 ±0.0"
-    assert find_row(table, "labels bought / today")[2:4] == [None, "+217 / 27,244"]
+    assert find_row(table, "labels bought / today")[2:4] == [None, "+217 / 32,693"]
     assert any("100, are not in the dollars" in note for note in table.notes)
     (cell,) = find_cells(cells, N="100", Budget="+$10", Strategy="LLM")
     assert (cell["LLM labels"], cell["At today's price"], cell["Labels"]) == (
         "217",
-        "27,244",
+        "32,693",
         "317",
     )
     assert cell["Planned $"] == "$9.98"  # 217 at $0.046
@@ -424,7 +424,7 @@ def test_cells_that_were_never_bought_say_so_themselves(tmp_path):
     entry = {"title": "Mine", "metric": "classes", "report": "accuracy", "prefix": "mine: "}
     entry |= {"labels": ["a", "b"], "max_source_length": 32, "max_target_length": 8}
     entry |= {"usd_per_label": 0.1, "labels_n": [30], "budgets": [2, 4, 8]}
-    entry |= {"teacher_gpu_hours": 0.1, "distill_gpu_hours_per_100k": 500}
+    entry |= {"teacher_gpu_hours": 0.1, "distill_gpu_hours_per_100k": 500, "gpu": "A100-40GB"}
     entry |= {"rows": {"train": 54, "unlabeled": 300}}
     (tmp_path / "task.json").write_text(json.dumps(entry))
     METRICS["mine"] = METRICS["fever"]
@@ -439,8 +439,8 @@ def test_cells_that_were_never_bought_say_so_themselves(tmp_path):
     assert find_row(table, "Ann.")[2:] == ["75.0", "75.0", "75.0", "as +$4"]
     assert find_row(table, "labels bought")[2:] == ["+0", "+20", "+24 of 40", "+24 of 80"]
     assert find_row(table, "Dist. from")[2:] == ["N/A", "65.0", "65.0", "as +$4"]
-    bought = find_row(table, "A40-h /")[2:]
-    assert bought[1:] == ["2h / 193", "3h / 300 of 406", "5h / 300 of 833"]
+    bought = find_row(table, "A100-40GB-h /")[2:]  # today's $1.99: 20 cents, then a cent a row
+    assert bought[1:] == ["2h / 181", "3h / 300 of 382", "5h / 300 of 784"]
     assert find_row(table, "Dist. - Ann.")[3] == "-10.0 (n=20)"
     text = "\n".join(table.notes)
     assert "only x exist" in text and "so few test rows" in text
