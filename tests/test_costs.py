@@ -20,7 +20,7 @@ import costs
 from data.costs.budget import load_scale
 from data.costs.grid import make_flags, pick_nearest
 from data.costs.prices import match_gpu
-from data.costs.runs import make_run, measure_rates
+from data.costs.runs import make_run, measure_rates, read_llm_use
 from data.files import UserError
 from data.plots.printed import load_printed
 from data.plots.results import load_scores
@@ -1114,3 +1114,11 @@ def test_one_word_restores_table_8_or_the_released_protocol(scale):
     assert make_flags(wlp, scale, "teacher", recipe="released")["memory"] == "fp32"
     with pytest.raises(UserError, match="known: paper, released"):
         make_flags(wlp, scale, "dist", recipe="fair")
+
+
+def test_an_annotation_as_it_is_written_is_read(tmp_path):
+    """Its seconds are one number, where those of a run are an object."""
+    found = {"annotator": "simulated annotator (70% correct)", "llm_model": "text-davinci-003"}
+    found |= {"llm_tokens": {"in": 9, "cached": 0, "out": 1}, "seconds": 1.341}
+    write(tmp_path / "annotation.json", found)
+    assert read_llm_use(tmp_path, {}) == (found["llm_tokens"], None)

@@ -204,7 +204,8 @@ def show_result(args, summary):
         f"{tokens['out']:,} answer tokens"
     )
     more = f"; up to {possible} more may have been billed for lost answers"
-    yield f"{usd} spent, {paper} at the paper's price" + (more if summary["usd_possible"] else "")
+    spent = "that real answers would cost, none spent" if args.simulate is not None else "spent"
+    yield f"{usd} {spent}, {paper} at the paper's price" + more * bool(summary["usd_possible"])
     if "confidence" in summary:
         yield f"probability of an answer's tokens: {summary['confidence']['mean']:.3f} in the mean"
     for key, share in (summary.get("accuracy") or {}).items():

@@ -153,7 +153,8 @@ def read_llm_use(folder, training):
     """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
     its annotation.json. A simulated annotator has no model."""
     path = find_annotation(folder)
-    used = training if training.get("llm_tokens") or path is None else read_json(path, TRAINING)
+    shape = {"annotator": str, "llm_model": str}
+    used = training if training.get("llm_tokens") or path is None else read_json(path, shape)
     tokens = used.get("llm_tokens") or {}
     tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
     tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()}
