@@ -82,7 +82,8 @@ def try_recipe(args, run, rate, steps):
     names = ["--task", args.task, "--strategy", run.strategy]
     call(SCRIPTS.get(run.strategy, "train_small"), *names, *flags, *inputs, "--output", output)
     dev = ["--data", args.splits / "dev.jsonl", "--output", output]
-    call("evaluate", "--task", args.task, "--model", output / "model", *dev)
+    scorer = shlex.split(show_flags(load_task(args.task).at(args.scale, "evaluate")))
+    call("evaluate", "--task", args.task, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
     shutil.rmtree(output / "model")
     values = [args.scale, args.task, run.strategy, run.labels, run.unlabeled, rate, steps, 0]
