@@ -208,8 +208,10 @@ def size_splits(args, entry, rows, divide_by):
     table = {} if entry.own else {key: n // divide_by for key, n in entry.rows.items() if n}
     count = len(name_sources(r for r in rows["train"] if r["target"] or entry.keeps_empty))
     dev = min(table.get("dev", 500), count // 10)
-    if entry.own:  # advice is read off these rows: 200, but half of what is beyond N at the most
-        dev = min(max(200, count // 5), max(dev, (count - max(entry.labels_n)) // 2))
+    if entry.own:  # advice is read off these rows: 200, but of what is beyond N half at the most
+        share = 2 if "unlabeled" in rows else 4  # or a quarter, where that is to be unlabeled too
+        beyond = count - max(*entry.labels_n, args.train_rows or 0)
+        dev = min(max(200, count // 5), max(dev, beyond // share))
     dev = dev if args.dev_rows is None else args.dev_rows
     train = args.train_rows
     if train is None and "unlabeled" not in rows:
@@ -409,7 +411,7 @@ def parse_args(argv=None):
         "--dev-rows",
         type=int,
         help="rows drawn as dev where no dev file is (default: a tenth at "
-        "most; for one's own task a fifth or 200, of those beyond N half)",
+        "most; for one's own task a fifth or 200, of those beyond N half or a quarter)",
     )
     add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
     add("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")

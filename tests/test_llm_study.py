@@ -140,7 +140,7 @@ def test_counts_of_an_llm(tmp_path):
     """Appendix E's counts, those of today's prices, and what a small unlabeled set limits."""
     prices = load_prices()
     found = count_llm_labels(load_task("wlp"), Fraction(200), prices)
-    each = 2251 * Fraction("0.15") / 10**6 + 49 * Fraction("0.60") / 10**6
+    each = 2251 * Fraction("0.125") / 10**6 + 49 * Fraction("0.50") / 10**6
     assert list(found.values()) == [4347, 200 // each, 200 // (each / 2)]
     with pytest.raises(UserError, match="llm_tokens_per_label"):
         count_llm_labels(load_task("fever"), Fraction(200), prices)

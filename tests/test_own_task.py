@@ -103,7 +103,7 @@ def test_from_the_folder_to_table_2(project):
     checked = call(project, *"python3 -m data.prepare --task mine --data remarks --check".split())
     assert checked.returncode == 0, checked.stderr
     assert "prices: $0.10 a label, $0.995 an hour of A40" in checked.stdout
-    assert "are planned (arithmetic at 40% of the peak" in checked.stdout
+    assert "are planned (arithmetic at 40% of the peak" in " ".join(checked.stdout.split())
     assert "make can make: table2, table3, table4" in checked.stdout
     assert not (project / "data" / "prepared").exists()
 
