@@ -92,7 +92,9 @@ def run(script, *args):
 def hash_bytes(*parts):
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        # str() of a long array shows its ends alone.
+        whole = part.tobytes() if hasattr(part, "tobytes") else part
+        digest.update(whole if isinstance(whole, bytes) else str(whole).encode())
     return digest.hexdigest()[:16]
 
 
