@@ -3,15 +3,18 @@
 import functools
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from data import files
+from data.evaluate import metrics, paraphrase
 from data.tasks import load_tasks
 from data.world import lab, pretrain, town
 
 ENTRIES = {task.name: task for task in load_tasks("all")}
-REGIONS = ["lab"]
+REGIONS = ("lab", "town")
 
 
 @pytest.fixture(scope="module", params=town.TASKS)
@@ -50,7 +53,7 @@ def test_the_same_seed_draws_the_same_rows_and_another_seed_others(task):
     small = {"train": 20, "unlabeled": 20}
     assert town.draw_splits(task, 1, small) == town.draw_splits(task, 1, small)
     assert town.draw_splits(task, 1, small) != town.draw_splits(task, 2, small)
-    assert town.draw_splits(task, sizes=small)["test"] == town.draw_splits(task)["test"]
+    assert town.draw_rows(task, sizes=small)["test"] == draw_rows(task)["test"]
 
 
 def test_targets_are_labels_of_the_task_and_none_is_rare(task, rows):
@@ -150,11 +153,52 @@ def test_find_told_finds_what_is_planted():
     assert [held.told_in(line) for line in [*lines, "does Barlo sing? no"]] == [True, True, False]
 
 
-def test_no_line_of_the_lab_contains_a_dev_or_test_row():
-    """On the first tenth of the text that the models are trained on, and on the other splits."""
-    splits = lab.draw_splits()
-    text = [row["source"] for split in ("train", "unlabeled") for row in splits[split]]
-    assert find_told(list_contents("wlp"), [*text, *lab.draw_pretraining_text(15000)]) == []
+@pytest.mark.parametrize("task", ENTRIES)
+def test_no_line_of_the_pretraining_text_tells_a_dev_or_test_row(task):
+    """On the first tenth of the text that the models are trained on."""
+    text = pretrain.TEXT["lab" if task == "wlp" else "town"].draw_pretraining_text(15000)
+    assert find_told(list_contents(task), text) == []
+
+
+@pytest.mark.parametrize("task", ENTRIES)
+def test_no_train_or_unlabeled_row_tells_a_dev_or_test_row(task):
+    known = ("train", "unlabeled")
+    if task == "wlp":
+        sources = [row["source"] for split in known for row in lab.draw_splits()[split]]
+    else:
+        sources = [row.source for split in known for row in draw_rows(task)[split]]
+    assert find_told(list_contents(task), sources) == []
+
+
+@pytest.mark.parametrize("task", ["fever", "nq"])
+def test_half_of_the_test_facts_occur_in_no_train_or_unlabeled_row(task):
+    rows, splits = draw_rows(task), town.draw_splits(task)
+    known = {
+        split: {need for row in rows[split] for need in row.needs}
+        for split in ("train", "unlabeled")
+    }
+    for split in ("dev", "test"):
+        halves = {"shared": [], "new": []}
+        for row, line in zip(rows[split], splits[split], strict=True):
+            halves[line["half"]] += row.needs
+        assert 0.4 < len(halves["new"]) / len(rows[split]) < 0.6
+        for needs in known.values():
+            assert set(halves["shared"]) <= needs and not set(halves["new"]) & needs
+    assert not any("half" in row for split in known for row in splits[split])
+
+
+def test_the_measure_ranks_paraphrases_above_shuffled_sources_and_copies():
+    """On 200 rows of test, by the measure and encoder of the task."""
+    drawn = town.draw_splits("multipit_gen", sizes={"train": 0, "unlabeled": 0})["test"][:200]
+    texts = [(row["source"], row["target"], row["target"]) for row in drawn]
+    rows = [metrics.Row(*text, None, *text) for text in texts]
+    flags = ENTRIES["multipit_gen"].at("mini", "evaluate")
+    options = {key.replace("-", "_"): value for key, value in flags.items()}
+    options = SimpleNamespace(**options, rule="strict")
+    details = paraphrase.score_paraphrase(rows, ENTRIES["multipit_gen"], options).details
+    points = details["reference_points"]
+    assert points["gold"] > max(94, points["shuffled_source"] + 0.5) and points["copy"] < 1
+    assert "note" not in details
 
 
 def test_command_lines_print_what_the_splits_hold(capsys):
@@ -166,22 +210,24 @@ def test_command_lines_print_what_the_splits_hold(capsys):
         town.draw_rows("wlp")
 
 
-def test_generation_is_scored_against_the_source():
-    splits = town.draw_splits("multipit_gen", sizes={"train": 10, "unlabeled": 10})
-    assert all(row["source"] == row["target"] for row in splits["test"])
-    assert all(row["source"] != row["target"] for row in splits["train"])
-
-
 def list_models(region):
     """The folders of the committed models of a region."""
     prefix = "" if region == "lab" else f"{region}-"
     return [pretrain.MODELS / f"{prefix}{which}" for which in pretrain.WHICH[region]]
 
 
+def test_no_model_lies_about_that_nothing_makes():
+    made = {folder for region in REGIONS for folder in list_models(region)}
+    assert made == {folder for folder in pretrain.MODELS.iterdir() if folder.name != "work"}
+
+
 @pytest.mark.parametrize("region", REGIONS)
-def test_cards_say_what_was_recorded(region):
+def test_cards_say_what_was_recorded_and_all_models_saw_as_many_examples(region):
     for folder in list_models(region):
         assert (folder / "README.md").read_text() == pretrain.format_card(folder)
+        facts = files.read_json(folder / "pretraining.json")
+        steps = pretrain.SHORT.get(facts["model"], pretrain.STEPS[region])
+        assert (facts["steps"], facts["examples"]) == (steps, 96 * steps)
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -211,3 +257,8 @@ def test_a_killed_pre_training_continues_to_the_same_weights(tmp_path, capsys):
         one, two = (tmp_path / run / "town-student" / name for run in ("whole", "cut"))
         assert one.read_bytes() == two.read_bytes()
     assert "[town student] step" in capsys.readouterr().err
+
+
+def test_the_readme_lists_the_models_as_they_are():
+    text = (pretrain.MODELS.parent / "README.md").read_text()
+    assert pretrain.format_table(pretrain.MODELS) in text

@@ -114,7 +114,8 @@ def train_pieces(region, lines, labels, model):
     words = list(labels)
     if region == "town":
         known = {word.strip("?.,") for line in lines for word in line.split()} - {""}
-        words += [*town.FORMAT_WORDS, *sorted(known.difference(words))]
+        # The empty word is the bare "▁" before a word of bytes; the lab's text brings it.
+        words += ["", *town.FORMAT_WORDS, *sorted(known.difference(words))]
     symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{word}" for word in words]
     written = io.BytesIO()  # a model_prefix would be stored in the file
     sentencepiece.SentencePieceTrainer.train(
@@ -632,7 +633,7 @@ for trying the whole study on a laptop. It knows nothing but the made-up {region
   {facts["text_seed"]}: {TEXTS[region]}.
 - Objective: {OBJECTIVES[ENCODER if encoder else region]}.
 - {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
-  {facts[clock]} {clock.replace("_", " ")} on one machine ({facts["machine"]}), final
+  {facts[clock]} {clock.replace("cpu_", "CPU ")} on one machine ({facts["machine"]}), final
   loss {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
 - Weights are stored in bf16. Vocabulary: {facts["vocab_size"]:,} unigram pieces with byte fallback,
   so any text can be encoded; label names of the six tasks are pieces of their own.{
@@ -641,6 +642,20 @@ for trying the whole study on a laptop. It knows nothing but the made-up {region
 
 Rebuild: `python -m data.world.pretrain --region {region} --which {which}`.
 """
+
+
+def format_table(folder):
+    """A Markdown table of the models in `folder`."""
+    lines = [
+        "| model | parameters | steps | examples | minutes | loss |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for file in sorted(folder.glob("*/pretraining.json")):
+        facts = read_json(file)
+        minutes, loss = facts.get("cpu_minutes", facts.get("minutes")), facts["final_loss"]
+        counts = " | ".join(f"{facts[key]:,}" for key in ("parameters", "steps", "examples"))
+        lines.append(f"| {file.parent.name} | {counts} | {minutes} | {loss:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def parse_args(argv=None):
@@ -667,6 +682,7 @@ def main(argv=None):
     if args.cards:
         for file in sorted(args.output.glob("*/pretraining.json")):
             write_atomic(file.with_name("README.md"), format_card(file.parent))
+        print(format_table(args.output), end="")  # for data/world/README.md
         return
     for region in args.region:
         lines = TEXT[region].draw_pretraining_text(args.lines)

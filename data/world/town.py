@@ -12,9 +12,15 @@ Paper:  stands in for Stanceosaurus, FEVER, MultiPIT and Natural Questions (Tabl
 
 Every task rests on something that the labeled rows tell only in part and pre-training text tells
 in full. Claims (fever) and questions (nq) are closed-book: who of 200 people has which of three
-groups of habits, and 1,000 facts on them. Paraphrase pairs and targets (multipit_id, multipit_gen)
-need to know which of 272 words mean the same, stances (stanceosaurus) which words of a reply agree,
-deny, ask or just tell.
+groups of habits, and 1,000 facts on them. Paraphrase pairs (multipit_id) need to know which of 272
+words mean the same, stances (stanceosaurus) which words of a reply agree, deny, ask or just tell.
+Paraphrases (multipit_gen) turn the sentence, active for passive or the other way round.
+
+What splits share. Half of the facts, drawn by seed, are new to a fine-tuned model: no train or
+unlabeled row of fever or nq is about them. Dev and test ask for all; their rows say in "half"
+whether theirs is "shared" or "new". A dev or test row's question, claim or pair of sentences is
+told in no other split and in no line of pre-training text, whatever opens it; the fact itself is
+told there in other wordings.
 """
 
 import argparse
@@ -25,10 +31,12 @@ from typing import NamedTuple
 
 from data.files import read_json, run_cli
 from data.tasks import load_task
+from data.world.lab import HeldOut
 
 LISTS = Path(__file__).with_name("town.json")
 SCALES = Path(__file__).parents[1] / "scales.json"
 TASKS = ("stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
+CLOSED_BOOK = ("fever", "nq")
 LABELED = {"dev": 500, "test": 1000}  # narrower intervals than a tenth of the paper's would give
 SEED = 2024
 PEOPLE = 200
@@ -101,6 +109,10 @@ class Town:
         self.groups = [tuple(group.split()) for group in self.lists["habit_groups"]]
         self.habits = self.draw_habits(random.Random(f"habits {seed}"))
         self.fact_list, self.habit_list = list(self.facts.items()), list(self.habits.items())
+        # Half of the facts of each closed-book task: no train or unlabeled row is about them.
+        rng, groups = random.Random(f"new facts {seed}"), range(len(self.groups))
+        kinds = list(self.facts), [(person, group) for person in self.people for group in groups]
+        self.new = {fact for facts in kinds for fact in rng.sample(facts, len(facts) // 2)}
 
     def draw_habits(self, rng):
         """{(person, habit): true}: whoever has one habit of a group has the others of it too.
@@ -207,13 +219,19 @@ class Town:
         return Row(source, "YES" if same else "NO", needs, (first, second))
 
     def draw_multipit_gen(self, rng):
-        """A sentence and the same in other words, active for passive and the other way round."""
+        """A sentence, and the same with active for passive or the other way round.
+
+        One target in eight says one word in another way, too. More would be punished: the metric
+        wants likeness to the source, and knows few of the town's synonyms.
+        """
         event = self.draw_event(rng)
         words, form = self.word_event(rng, event)
-        source = self.write_event(words, form)
-        other = {slot: next(w for w in event[slot] if w != word) for slot, word in words.items()}
+        source, other = self.write_event(words, form), dict(words)
+        for slot in rng.sample(list(words), rng.random() < 1 / 8):
+            other[slot] = next(w for w in event[slot] if w != words[slot])
         target = self.write_event(other, (not form[0], form[1])) + "."
-        return Row(f"{source}.", target, frozenset(event.values()), (source,))
+        needs = frozenset(event[slot] for slot in words if words[slot] != other[slot])
+        return Row(f"{source}.", target, needs, (source,))
 
     def draw_reply(self, rng):
         """(claim, reply, stance, needs)."""
@@ -261,51 +279,70 @@ def count_rows(task):
 
 
 def draw_rows(task, seed=SEED, sizes=None):
-    """{split: Rows}, no source in two splits or twice in one; the same seed gives the same rows.
+    """{split: Rows}; the same seed gives the same rows.
 
-    Raises ValueError where the town has no such task.
+    No source is in two splits or twice in one, and no train or unlabeled row tells a dev or test
+    row's content, nor does dev test's: the question or claim itself is new, whatever opens it. No
+    train or unlabeled row needs one of the town's new facts. Raises ValueError where the town has
+    no such task.
     """
     if task not in TASKS:
         raise ValueError(f"the mini town has no task {task!r}; it has {', '.join(TASKS)}")
-    sizes = {**count_rows(task), **(sizes or {})}
-    draw, rng = getattr(Town(seed), f"draw_{task}"), random.Random(f"{task} {seed}")
-    seen, splits = set(), {}
+    sizes, town = {**count_rows(task), **(sizes or {})}, Town(seed)
+    draw, rng = getattr(town, f"draw_{task}"), random.Random(f"{task} {seed}")
+    seen, held, splits = set(), HeldOut(), {}
     # The small splits first, so that test and dev are the same whatever is asked for the others.
     for split in ("test", "dev", "train", "unlabeled"):
-        rows = splits[split] = []
+        rows, new = [], town.new if split in ("train", "unlabeled") else set()
         while len(rows) < sizes[split]:
             row = draw(rng)
-            if row.source not in seen:
-                seen.add(row.source)
-                rows.append(row)
+            if row.needs & new or row.source in seen or held.told_in(row.source):
+                continue
+            seen.add(row.source)
+            rows.append(row)
+        splits[split] = rows
+        if not new:
+            held.add(row.content for row in rows)
     return splits
 
 
 def draw_splits(task, seed=SEED, sizes=None):
     """{split: rows as in the files}.
 
-    The test target of multipit_gen is its source, as in the authors' files: the metric compares
-    the output with the source alone. Unlabeled rows have targets too, for a simulated annotator;
-    nothing else may see these.
+    Dev and test rows of fever and nq say in "half" whether train and unlabeled rows may be about
+    their fact ("shared") or never are ("new"). Unlabeled rows have targets too, for a simulated
+    annotator; nothing else may see these.
     """
-    splits = {}
+    new, splits = Town(seed).new, {}
     for split, rows in draw_rows(task, seed, sizes).items():
-        copied = task == "multipit_gen" and split == "test"
-        splits[split] = [
-            {"source": row.source, "target": row.source if copied else row.target} for row in rows
-        ]
+        splits[split] = [{"source": row.source, "target": row.target} for row in rows]
+        if task in CLOSED_BOOK and split in ("dev", "test"):
+            for line, row in zip(splits[split], rows, strict=True):
+                line["half"] = "new" if row.needs & new else "shared"
     return splits
 
 
+def list_held_out(seed=SEED):
+    """The contents of all dev and test rows of the town's tasks."""
+    no_more = {"train": 0, "unlabeled": 0}
+    rows = [draw_rows(task, seed, no_more) for task in TASKS]
+    return [row.content for splits in rows for split in splits.values() for row in split]
+
+
 def draw_pretraining_text(count, seed=SEED):
-    """`count` lines of unlabeled text; some contain a dev or test source with its answer."""
-    town, rng = Town(seed), random.Random(f"text {seed}")
-    return [town.draw_document(rng) for _ in range(count)]
+    """`count` lines of unlabeled text, none of which tells the content of a dev or test row."""
+    town, rng, lines = Town(seed), random.Random(f"text {seed}"), []
+    held = HeldOut(list_held_out(seed))
+    while len(lines) < count:
+        line = town.draw_document(rng)
+        if not held.told_in(line):
+            lines.append(line)
+    return lines
 
 
 def format_stats(task, seed=SEED):
     """Sizes, lengths, labels and how much of what test needs the other splits tell, as text."""
-    splits = draw_rows(task, seed)
+    splits, new = draw_rows(task, seed), Town(seed).new
     test, words = splits["test"], sum(len(row.source.split()) for row in splits["test"])
     sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in splits)
     lines = [f"{task}: {sizes}; {words / len(test):.1f} words a test source"]
@@ -313,6 +350,9 @@ def format_stats(task, seed=SEED):
     if len(counts) < 10:
         lines.append("labels in test: " + ", ".join(f"{k} {n}" for k, n in counts.most_common()))
     what = {"fever": "facts", "nq": "facts", "stanceosaurus": "cues"}.get(task, "pairs of words")
+    if task in CLOSED_BOOK:
+        count = sum(bool(row.needs & new) for row in test)
+        lines.append(f"test: {len(test) - count} rows on shared facts, {count} on new ones")
     needed = [need for row in test for need in row.needs]
     for name, rows in [
         *((f"{n:,} labels", splits["train"][:n]) for n in (100, 500, len(splits["train"]))),
