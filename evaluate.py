@@ -296,10 +296,10 @@ def main(argv=None):
     options = parse_args(argv)
     task = load_task(options.task)
     if options.predict:
-        check_paths(options)
+        parts = load_parts(options, task)
         from data.evaluate.predict import predict_file
 
-        return predict_file(options, *load_parts(options, task))
+        return predict_file(options, *parts)
     if options.compare:
         result = compare_runs(options, task)
     elif options.model:

@@ -44,7 +44,7 @@ def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
 def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     args, tried = make_args(tmp_path, "--labels", "100", "--rates", "1e-3", "2e-3"), []
 
-    def try_recipe(args, run, rate, steps):
+    def try_recipe(args, run, inputs, rate, steps):
         tried.append((rate, steps))
         if len(tried) == 3:
             raise UserError("stopped")

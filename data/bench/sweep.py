@@ -68,17 +68,20 @@ def make_teacher(args, labels, most):
     return output / "labels"
 
 
-def try_recipe(args, run, rate, steps):
+def find_inputs(args, run):
+    """The flags that say what a run learns from; of a distilled one its teacher's labels, made."""
+    if run.strategy not in DISTILLED:
+        return ["--train", args.splits / "train.jsonl"]
+    labels = make_teacher(args, run.labels, args.most)
+    return ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
+
+
+def try_recipe(args, run, inputs, rate, steps):
     """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
     output = args.runs / f"{run.name}-r{rate:g}-x{steps}"
     flags = list_flags(
         args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
     )
-    if run.strategy in DISTILLED:
-        labels = make_teacher(args, run.labels, args.most)
-        inputs = ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
-    else:
-        inputs = ["--train", args.splits / "train.jsonl"]
     names = ["--task", args.task, "--strategy", run.strategy]
     call(SCRIPTS.get(run.strategy, "train_small"), *names, *flags, *inputs, "--output", output)
     dev = ["--data", args.splits / "dev.jsonl", "--output", output]
@@ -168,12 +171,15 @@ def main(argv=None):
     if not runs:
         raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
     args.most = max(run.unlabeled for run in runs)
+    known = read_trials(args.output)
     for run in runs:
         rows, place = [], (args.scale, args.task, run.strategy, run.labels, run.unlabeled)
+        inputs = None  # of a run without a trial left they are not made
         for rate, steps in itertools.product(args.rates, args.steps):
-            row = read_trials(args.output).get(tuple(map(str, (*place, rate, steps, 0))))
+            row = known.get(tuple(map(str, (*place, rate, steps, 0))))
             if row is None:
-                row = try_recipe(args, run, rate, steps)
+                inputs = inputs or find_inputs(args, run)
+                row = try_recipe(args, run, inputs, rate, steps)
                 write_trial(args.output, row)
             rows.append(row)
             print(f"{run.name} rate {rate:g} steps {steps}: {float(row['score_dev']):.1f}")

@@ -203,6 +203,7 @@ FIGURE_U = (10_000, 100_000)
 # Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
 # scale divides these: the prompt is the paper's, and a price of a label stands on its length.
 LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
+LLM_SHOTS = 32  # of these examples in each prompt
 
 
 def lay_table2(at):

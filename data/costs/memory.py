@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.budget import load_scale
-from data.costs.grid import make_flags
+from data.costs.grid import LLM_SHOTS, make_flags
 from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd
 from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
 from data.tasks import load_task
@@ -312,9 +312,6 @@ def estimate_rates(task, scale, gpu, counts, mean):
     return card.name, hours, {0: row}, note
 
 
-EXAMPLES = 32  # in an LLM's prompt, as in Appendix E
-
-
 def complete_task(task, scale, rows=None, gpu=None, measured=False):
     """A Task of one's own with GPU hours and an LLM's tokens by arithmetic where its entry has
     none, which `estimates` then say; any other Task as it is.
@@ -333,10 +330,10 @@ def complete_task(task, scale, rows=None, gpu=None, measured=False):
         task = replace(task, gpu=gpu, distill_hours=task.distill_hours or row, **known)
         said.append(note)
     if task.llm_tokens_per_label is None:
-        tokens = round((EXAMPLES + 1) * sum(mean))
+        tokens = round((LLM_SHOTS + 1) * sum(mean))
         known = {"mean_tokens": dict(zip(("source", "target"), mean, strict=True))}
         task = replace(task, llm_tokens_per_label=Fraction(tokens), **known)
-        said.append(f"an LLM's label takes about {tokens:,} tokens: {EXAMPLES} examples and a row")
+        said.append(f"an LLM's label takes about {tokens:,} tokens: {LLM_SHOTS} examples and a row")
     return replace(task, estimates=(*task.estimates, *said))
 
 

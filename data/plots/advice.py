@@ -17,7 +17,7 @@ from data.plots.results import TITLES
 
 ARMS = {"ann": ("Ann.", ANN), "dist": ("Dist.", DIST), "llm": ("LLM", LLM)}
 SPLIT = Style(drawing.PURPLE, "", (0, (4, 2)))
-RUNS = {"small": ("Ann.", ANN), "dist": ("Dist.", DIST)}
+RUNS = {"small": ARMS["ann"], "dist": ARMS["dist"]}  # by the strategy of a run
 
 
 def make_panel(advice):
