@@ -16,7 +16,6 @@ in a test sentence never occur in a hundred labeled ones, but do occur in the un
 is of the test's own kind (much of the paper's is of another: Appendix D).
 """
 
-import argparse
 import bisect
 import itertools
 import random
@@ -24,7 +23,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data.files import read_json, run_cli
+from data.files import make_parser, read_json, run_cli
 
 LEXICON = Path(__file__).with_name("lab.json")
 SIZES = {"train": 1200, "dev": 500, "test": 1000, "unlabeled": 11100}
@@ -40,9 +39,9 @@ class Lab:
     Word i of a class has weight (i + 5) ** -0.4: a few words are common, none dominates.
     """
 
-    def __init__(self, seed=SEED):
+    def __init__(self):
         lists = read_json(LEXICON)
-        order = random.Random(seed)
+        order = random.Random(SEED)
         self.words, self.cumulative = {}, {}
         for label, lines in lists["words"].items():
             words = self.words[label] = " ".join(lines).split()
@@ -158,13 +157,13 @@ def split_words(text):
     return [word.rstrip(".,?") for word in text.split()]
 
 
-def draw_splits(seed=SEED, sizes=None):
-    """{split: rows}, no source in two splits or twice in one; the same seed gives the same rows.
+def draw_splits(sizes=SIZES):
+    """{split: rows}, no source in two splits or twice in one, the same ones each time.
 
     Unlabeled rows have targets too, for a simulated annotator; nothing else may see these.
     """
-    lab, rng, seen, splits = Lab(seed), random.Random(f"splits {seed}"), set(), {}
-    for split, size in {**SIZES, **(sizes or {})}.items():
+    lab, rng, seen, splits = Lab(), random.Random(f"splits {SEED}"), set(), {}
+    for split, size in sizes.items():
         rows = splits[split] = []
         while len(rows) < size:
             source, target = lab.draw_labeled(rng)
@@ -174,11 +173,11 @@ def draw_splits(seed=SEED, sizes=None):
     return splits
 
 
-def draw_pretraining_text(count, seed=SEED):
+def draw_pretraining_text(count):
     """`count` lines of unlabeled text, none of which contains a dev or test source."""
-    splits = draw_splits(seed)
+    splits = draw_splits()
     held = HeldOut((row["source"],) for split in ("dev", "test") for row in splits[split])
-    lab, rng, lines = Lab(seed), random.Random(f"text {seed}"), []
+    lab, rng, lines = Lab(), random.Random(f"text {SEED}"), []
     while len(lines) < count:
         line = lab.draw_document(rng)
         if not held.told_in(line):
@@ -191,9 +190,9 @@ def read_entities(target):
     return re.findall(r"(\S.*?) \[([A-Za-z-]+)\]", target)
 
 
-def format_stats(seed=SEED):
+def format_stats():
     """Sizes, lengths, labels and what of the test entities other splits hold, as text."""
-    splits = draw_splits(seed)
+    splits = draw_splits()
     test = [read_entities(row["target"]) for row in splits["test"]]
     flat = [pair for row in test for pair in row]
     words = sum(len(row["source"].split()) for row in splits["test"]) / len(test)
@@ -221,16 +220,9 @@ def share_known(entities, rows):
     return sum(all(word in known for word in text.split()) for text, _ in entities) / len(entities)
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=SEED, help="world (default %(default)s)")
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
-    print(format_stats(parse_args(argv).seed))
+    make_parser(__doc__).parse_args(argv)
+    print(format_stats())
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ are masked, 10% replaced, 10% left. Whole words, as the pieces of a short vocabu
 away. There are no sentence pairs. In the town 85% of the examples mask one salient word instead.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -54,11 +53,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from data.files import read_json, run_cli, write_atomic, write_json
+from data.files import make_parser, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_tasks
 from data.world import lab, town
 
 MODELS = Path(__file__).with_name("models")
+CARDS = Path(__file__).with_name("cards.json")  # what they say
 TEXT = {"lab": lab, "town": town}
 VOCABULARY_SIZE = 1792
 SENTINELS = 32
@@ -256,11 +256,7 @@ class Denoising(Examples):
 
     def corrupt(self, words, rng):
         """One {"input_ids", "labels"} by one of the region's objectives."""
-        kind, draw = None, rng.random()
-        for kind, share in self.mix.items():  # noqa: B007 (the last one takes what is left)
-            draw -= share
-            if draw < 0:
-                break
+        (kind,) = rng.choices(list(self.mix), self.mix.values())
         source, target = getattr(self, f"make_{kind}")(words, rng)
         return {"input_ids": [*source, 1], "labels": [*target, 1]}
 
@@ -348,18 +344,6 @@ class MaskedText(Examples):
 def flatten(words):
     """The pieces of words."""
     return [piece for word in words for piece in word]
-
-
-def collate(rows):
-    """Pad to the longest row of the batch; label padding is -100, as the loss expects."""
-    longest = {key: max(len(row[key]) for row in rows) for key in rows[0]}
-    pad = {"input_ids": 0, "labels": -100}
-    batch = {
-        key: torch.tensor([row[key] + [pad[key]] * (longest[key] - len(row[key])) for row in rows])
-        for key in longest
-    }
-    batch["attention_mask"] = (batch["input_ids"] != 0).long()
-    return batch
 
 
 # --- models ---------------------------------------------------------------------------------
@@ -451,32 +435,22 @@ def assert_tied(model):
 
 
 class Progress(transformers.TrainerCallback):
-    """A line every half minute, and the CPU seconds so far beside each checkpoint."""
+    """Loss and CPU minutes left on stderr; the CPU seconds so far beside each checkpoint."""
 
     def __init__(self, name, work):
-        self.name, self.file, self.shown = name, work / "seconds.json", 0.0
+        self.name, self.file = name, work / "seconds.json"
         before = read_json(self.file, float) if self.file.exists() else 0.0  # of interrupted runs
         self.clock = before - time.process_time()
 
     def count_seconds(self):
         return self.clock + time.process_time()
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.first = time.monotonic(), state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        now = time.monotonic()
-        if "loss" not in (logs or {}) or now - self.shown < 30:
-            return
-        self.shown = now
-        done = max(1, state.global_step - self.first)
-        left = (now - self.start) / done * (state.max_steps - state.global_step)
-        print(
-            f"[{self.name}] step {state.global_step}/{state.max_steps} "
-            f"loss {float(logs['loss']):.3f}, {left / 60:.1f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
+    def on_log(self, args, state, control, logs, **kwargs):
+        done, steps = state.global_step, state.max_steps
+        if "loss" in logs:
+            left = self.count_seconds() / done * (steps - done) / 60
+            told = f"step {done}/{steps}, loss {logs['loss']:.3f}, {left:.1f} CPU minutes left"
+            print(f"[{self.name}] {told}", file=sys.stderr, flush=True)
 
     def on_save(self, args, state, control, **kwargs):
         write_json(self.file, self.count_seconds())
@@ -522,7 +496,7 @@ def train(region, which, steps, tokenizer, lines, args):
         train_dataset=make(
             region, tokenizer, lines, steps * args.batch_size, args.batch_size, args.seed
         ),
-        data_collator=collate,
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[progress],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
@@ -581,67 +555,16 @@ def save(folder, model, tokenizer, facts, files):
     os.replace(temporary, folder)
 
 
-TEXTS = {
-    "lab": """lab sentences and short general remarks such as "X is a machine";
-  none contains a dev or test sentence, and there are no labels anywhere""",
-    "town": """a quarter each facts about people, told or asked and
-  answered; claims about them that "they say rightly" or "wrongly"; pairs of sentences joined by
-  "meaning" or "unlike"; claims with a reply and a verb for it ("so they objected"); none tells a
-  dev or test row's question, claim or pair of sentences, whatever opens it; the facts behind them
-  are told in other wordings; no label of a task among them""",
-}
-OBJECTIVES = {
-    "lab": """30% restore a masked line, 40% list the line's rarer words in order, 30% span
-  corruption as in T5. The second resembles the listing of entities, and some remarks name the
-  kind of a word: without them a model this small needs far more text to be of use. It started
-  from weights in which one head already copies (`set_copying_heads`)""",
-    "town": """85% salient spans (a fact's value, a word that joins or judges, or the whole
-  sentence after "meaning"), 10% span corruption as in T5, 5% restore a masked line; the first tenth
-  of the examples are joined pairs only. Such words tell what the tasks ask for under other names:
-  without them a model this small needs far more text. It started from weights in which one head
-  already copies (`set_copying_heads`) and one finds like words (`set_matching_head`)""",
-    ENCODER: """guess 15% of the words (whole words; 80% masked, 10% replaced, 10% left); in the
-  town 85% of the examples mask one salient word instead: a fact's value, or a word that joins or
-  judges sentences. Such words tell what the tasks ask for under other names""",
-}
-T5_IS = """T5 v1.1-architecture model of {parameters:,} parameters (d_model {d_model},
-{num_heads} heads of {d_kv}, d_ff {d_ff}, {num_layers} encoder and {num_decoder_layers} decoder
-layer(s), gated GELU, output head **tied** to the embeddings)"""
-ENCODER_IS = """BERT-architecture masked language model of {parameters:,} parameters
-({num_hidden_layers} layers of {hidden_size}, {num_attention_heads} heads, feed-forward
-{intermediate_size}, {max_position_embeddings} positions; no copy of BERT, not distilled)"""
-SHORT_IS = """
-It is the student on fewer examples, kept to show what pre-training does."""
-
-
 def format_card(folder):
     """The card of the model in `folder`, from its pretraining.json and config.json."""
     facts = {**read_json(folder / "config.json"), **read_json(folder / "pretraining.json")}
-    region, which, encoder = facts["region"], facts["model"], facts["model"] == ENCODER
     clock = "cpu_minutes" if "cpu_minutes" in facts else "minutes"
-    return f"""---
-license: mit
-library_name: transformers
----
-# Mini {which} of the {region}
-
-A {(ENCODER_IS if encoder else T5_IS).format(**facts)},
-for trying the whole study on a laptop. It knows nothing but the made-up {region}.\
-{SHORT_IS if which in SHORT else ""}
-
-- Text: {facts["text_lines"]:,} unlabeled lines of `data/world/{region}.py`, seed
-  {facts["text_seed"]}: {TEXTS[region]}.
-- Objective: {OBJECTIVES[ENCODER if encoder else region]}.
-- {facts["steps"]:,} steps of {facts["batch_size"]} examples ({facts["examples"]:,} in all),
-  {facts[clock]} {clock.replace("cpu_", "CPU ")} on one machine ({facts["machine"]}), final
-  loss {facts["final_loss"]:.3f}; torch {facts["torch"]}, transformers {facts["transformers"]}.
-- Weights are stored in bf16. Vocabulary: {facts["vocab_size"]:,} unigram pieces with byte fallback,
-  so any text can be encoded; label names of the six tasks are pieces of their own.{
-        f" `{START}` stands for [CLS], `{MASK}` for [MASK]." if encoder else ""
-    }
-
-Rebuild: `python -m data.world.pretrain --region {region} --which {which}`.
-"""
+    facts["time"] = f"{facts[clock]} {clock.replace('cpu_', 'CPU ')}"
+    cards, names = read_json(CARDS), (facts["model"], facts["region"], "t5")
+    for part, texts in cards["parts"].items():  # each by the model's name, else a wider one
+        lines = next((texts[name] for name in names if name in texts), [])
+        facts[part] = "\n".join(lines).format(**facts)
+    return "\n".join(cards["card"]).format(**facts)
 
 
 def format_table(folder):
@@ -659,9 +582,7 @@ def format_table(folder):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--region", nargs="+", choices=TEXT, default=list(TEXT), help="(default both)")
     add("--which", nargs="+", choices=SIZES, help="models (default: all of the region)")

@@ -23,13 +23,12 @@ told in no other split and in no line of pre-training text, whatever opens it; t
 told there in other wordings.
 """
 
-import argparse
 import random
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import read_json, run_cli
+from data.files import make_parser, read_json, run_cli
 from data.tasks import load_task
 from data.world.lab import HeldOut
 
@@ -40,27 +39,18 @@ CLOSED_BOOK = ("fever", "nq")
 LABELED = {"dev": 500, "test": 1000}  # narrower intervals than a tenth of the paper's would give
 SEED = 2024
 PEOPLE = 200
-# Shares of the stances: those of the paper's test set, less uneven.
-STANCES = {
-    "Discussing": 0.36,
-    "Irrelevant": 0.28,
-    "Supporting": 0.16,
-    "Refuting": 0.13,
-    "Querying": 0.07,
+STANCES = {  # their shares, those of the paper's test set, less uneven; the word that follows such
+    "Discussing": (0.36, "told"),  # a reply in pre-training text
+    "Irrelevant": (0.28, "strayed"),
+    "Supporting": (0.16, "agreed"),
+    "Refuting": (0.13, "objected"),
+    "Querying": (0.07, "asked"),
 }
 # Which cue words make a stance; nothing else tells it.
 CUES = {"Supporting": "agree", "Refuting": "deny", "Querying": "ask", "Discussing": "discuss"}
-# What pre-training text calls those stances; a reply is followed by one of these words.
-VERDICTS = {
-    "Supporting": "agreed",
-    "Refuting": "objected",
-    "Querying": "asked",
-    "Discussing": "told",
-    "Irrelevant": "strayed",
-}
 SAME, OTHER = "meaning", "unlike"  # between two sentences of pre-training text
 RIGHT, WRONG = "rightly", "wrongly"  # before a statement of pre-training text
-SALIENT = {SAME, OTHER, RIGHT, WRONG, *VERDICTS.values()}
+SALIENT = {SAME, OTHER, RIGHT, WRONG, *(verdict for _, verdict in STANCES.values())}
 FORMAT_WORDS = "claim: tweet: sentence1: sentence2:".split() + [f"{task}:" for task in TASKS]
 
 
@@ -237,7 +227,7 @@ class Town:
         """(claim, reply, stance, needs)."""
         event = self.draw_event(rng)
         words, form = self.word_event(rng, event)
-        stance = rng.choices(list(STANCES), STANCES.values())[0]
+        stance = rng.choices(list(STANCES), [share for share, _ in STANCES.values()])[0]
         topic, said = rng.choice(event[rng.choice(["agent", "object"])]), stance
         if stance == "Irrelevant":
             held = set(event["agent"] + event["object"])
@@ -269,7 +259,7 @@ class Town:
             first, second, same, _ = self.draw_pair(rng)
             return f"{first} {SAME if same else OTHER} {second}"
         claim, reply, stance, _ = self.draw_reply(rng)
-        return f"{claim}. {reply}. so they {VERDICTS[stance]}"
+        return f"{claim}. {reply}. so they {STANCES[stance][1]}"
 
 
 def count_rows(task):
@@ -322,17 +312,11 @@ def draw_splits(task, seed=SEED, sizes=None):
     return splits
 
 
-def list_held_out(seed=SEED):
-    """The contents of all dev and test rows of the town's tasks."""
-    no_more = {"train": 0, "unlabeled": 0}
-    rows = [draw_rows(task, seed, no_more) for task in TASKS]
-    return [row.content for splits in rows for split in splits.values() for row in split]
-
-
-def draw_pretraining_text(count, seed=SEED):
+def draw_pretraining_text(count):
     """`count` lines of unlabeled text, none of which tells the content of a dev or test row."""
-    town, rng, lines = Town(seed), random.Random(f"text {seed}"), []
-    held = HeldOut(list_held_out(seed))
+    town, rng, lines = Town(), random.Random(f"text {SEED}"), []
+    scored = [draw_rows(task, sizes={"train": 0, "unlabeled": 0}) for task in TASKS]
+    held = HeldOut(row.content for rows in scored for split in rows.values() for row in split)
     while len(lines) < count:
         line = town.draw_document(rng)
         if not held.told_in(line):
@@ -340,9 +324,9 @@ def draw_pretraining_text(count, seed=SEED):
     return lines
 
 
-def format_stats(task, seed=SEED):
+def format_stats(task):
     """Sizes, lengths, labels and how much of what test needs the other splits tell, as text."""
-    splits, new = draw_rows(task, seed), Town(seed).new
+    splits, new = draw_rows(task), Town().new
     test, words = splits["test"], sum(len(row.source.split()) for row in splits["test"])
     sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in splits)
     lines = [f"{task}: {sizes}; {words / len(test):.1f} words a test source"]
@@ -364,19 +348,10 @@ def format_stats(task, seed=SEED):
     return "\n".join(lines)
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--task", nargs="+", choices=TASKS, default=list(TASKS), help="(default: all five)")
-    add("--seed", type=int, default=SEED, help="town (default %(default)s)")
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
-    args = parse_args(argv)
-    print("\n\n".join(format_stats(task, args.seed) for task in args.task))
+    parser, tasks = make_parser(__doc__), {"choices": TASKS, "default": list(TASKS)}
+    parser.add_argument("--task", nargs="+", help="(default: all five)", **tasks)
+    print("\n\n".join(format_stats(task) for task in parser.parse_args(argv).task))
 
 
 if __name__ == "__main__":
