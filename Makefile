@@ -152,6 +152,9 @@ $(INSTALLED):
 launch = $(if $(LAUNCH),PATH="$(abspath $(VENV))/bin:$$PATH" $(LAUNCH))
 several = $(filter torchrun accelerate,$(LAUNCH))
 queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
+# Loading torch takes longer than scoring with a mini model, so there one process does both.
+in_one = $(if $(filter mini,$(SCALE)$(LAUNCH)),-m data.costs.in_one)
+then = $(if $(in_one),--,&& $(queue) $(PY))
 # For advice BUDGET is a question, so the few answers to dev rows are bought under one of their own.
 spend = $(if $(filter $(ADVICE),$(MAKECMDGOALS)),5,$(BUDGET))
 llm = $(if $(MODEL),--model '$(MODEL)' --budget $(call quote,$(spend)),--simulate $(LLM_ACCURACY) --budget 1000000)

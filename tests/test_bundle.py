@@ -177,10 +177,10 @@ def test_clean_runs_removes_one_world_of_runs_and_splits_alone(data):
 
 
 def list_commands(runs, *args):
-    """Command lines of `make -n ARGS`, each on one line; `runs` is a folder without runs."""
+    """Commands of `make -n ARGS`, each on one line; `runs` is a folder without runs."""
     done = run_make("-n", f"RUNS={runs}", *args)
     assert done.returncode == 0, done.stderr
-    return done.stdout.replace("\\\n", " ").splitlines()
+    return re.split(r"\n| && | -- ", done.stdout.replace("\\\n", " "))
 
 
 def find_trained(commands, runs):
@@ -237,7 +237,7 @@ def test_a_run_of_several_tables_is_trained_and_labeled_once(tmp_path):
         for run in grid(table, load_task(task), "mini")
     }
     assert set(trained) == every
-    scored = [line for line in lines if " evaluate.py " in line]
+    scored = [line for line in lines if "evaluate.py " in line]
     assert len(scored) == len(every)
     passes = [re.search(r"--labels (\S+)", x)[1] for x in lines if "--labels-only" in x]
     assert len(passes) == len(set(passes)) >= 10
@@ -259,7 +259,7 @@ def test_a_run_is_scored_before_the_next_one_is_trained(tmp_path):
     lines = list_commands(tmp_path, "table2", "-j1")
     kinds = []
     for line in lines:
-        if " evaluate.py " in line:
+        if "evaluate.py " in line:
             kinds.append("score")
         elif " --strategy " in line:
             kinds.append("train")
@@ -319,9 +319,9 @@ def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
 def test_launch_stands_before_training_and_a_queue_before_scoring_too(launch, scored):
     text = run_make("-n", "table2", "SCALE=paper", f"LAUNCH={launch}").stdout
     for script in ("train_small.py", "train_teacher.py", "distill.py"):
-        commands = [line for line in text.splitlines() if f"python {script} " in line]
+        commands = [line for line in text.splitlines() if f"python  {script} " in line]
         assert commands and all(f" {launch} " in line for line in commands)
-    scores = [line for line in text.splitlines() if "evaluate.py" in line]
+    scores = [line for line in re.split(r"\n|&& ", text) if "evaluate.py" in line]
     assert scores and all(line.startswith(launch) == scored for line in scores)
 
 
@@ -464,6 +464,6 @@ def test_two_makes_at_once_each_do_their_own_work(tmp_path):
     makes = [subprocess.Popen([*line, f"SEEDS={seed}"], **pipes) for seed in seeds]
     for process, seed in zip(makes, seeds, strict=True):
         text, errors = process.communicate(timeout=120)
-        trained = re.findall(r"--strategy .* --output \S+-s(\d)$", text, re.MULTILINE)
+        trained = re.findall(r"--strategy .* --output \S+-s(\d) -- evaluate.py ", text)
         assert process.returncode == 0 and sorted(set(trained)) == seed.split(), errors
         assert len(trained) == 20 * len(seed.split())

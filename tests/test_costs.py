@@ -475,7 +475,8 @@ def test_rules_have_a_tasks_flags_of_evaluation(tmp_path, capsys):
 def test_rules_are_quoted_for_make_and_the_shell(tmp_path, capsys):
     path = write(tmp_path / "mine.json", {**OWN, "prefix": "it's #1 for $5: "})
     _, rules = write_rules(tmp_path, capsys, "--for", "table2", "--task", path)
-    text = f"PY := printf '%s\\n'\nRUNS := {tmp_path}/none\ntold := true\ninclude {rules}\n"
+    text = f"PY := printf '%s\\n'\nRUNS := {tmp_path}/none\nthen := && true\n"
+    text += f"told := true\ninclude {rules}\n"
     text += "%/about.json %.py:\n\t@:\n%.labels:\n\t@:\n"
     made = ["make", "-s", "-f", write(tmp_path / "Makefile", text)]
     target = f"{tmp_path}/none/mine/small-n200-s0/metrics.json"

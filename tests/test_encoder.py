@@ -246,14 +246,15 @@ def test_table_10_distils_the_towns_encoder(tmp_path, capsys):
     rules = Path(capsys.readouterr().out.strip()).read_text()
     values = {"$(RUNS)": str(runs.parent), "$(PREPARED)": str(splits.parent), "> /dev/null": ""}
     values |= {"$(TRAIN_FLAGS)": "--max-steps 2", "$(DIST_FLAGS)": "--num-unlabeled 12"}
-    values |= {"$(launch)": "", "$(queue)": "", "$(PY)": "", "@": ""}
+    values |= {"$(launch)": "", "$(in_one)": "", "$(then)": "\n", "$(PY)": "", "@": ""}
     scripts = {"distill.py": distill.main, "evaluate.py": evaluate.main}
     name = "dist-bert-n100-u12600-s0"
     for target in ("teacher-n100-s0/12600.classes", f"{name}/metrics.json"):
         recipe = re.search(rf"^\S*/{re.escape(target)}: (.*\n)((?:\t.*\n)+)", rules, re.M)[2]
-        for line in recipe.replace("$(@D)", str((runs / target).parent)).splitlines():
-            for variable, value in values.items():
-                line = line.replace(variable, value)
+        recipe = recipe.replace("$(@D)", str((runs / target).parent))
+        for variable, value in values.items():
+            recipe = recipe.replace(variable, value)
+        for line in recipe.splitlines():
             script, *words = shlex.split(line)
             if script in scripts:
                 scripts[script](words)

@@ -133,19 +133,20 @@ class Rules:
             reads += f" --teacher {teacher}/model --labels" if released else " --teacher"
             reads += f" {teacher}/{'classes' if run.encoder else 'labels'}"
         own = USERS.get(run.strategy, "small_flags").upper()
-        train = f"$(launch) $(PY) {script} --task {self.task.name} --strategy {run.strategy}"
+        train = f"{script} --task {self.task.name} --strategy {run.strategy}"
         train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output {folder}"
-        score = f"$(queue) {self.score(f'--model {folder}/model')}"
-        score += f" --data {self.splits}/{'dev' if dev else 'test'}.jsonl"
+        score = self.score(f"--model {folder}/model")
+        score += f" --data {self.splits}/{'dev' if dev else 'test'}.jsonl > /dev/null"
         needs += [script, "evaluate.py"]
         if dev and run in self.tables:
             needs.append(f"{folder}/metrics.json")
         target = f"{self.place}/{name_stamp(run.name, dev)}"
-        return write_rule(target, needs, train, f"{score} > /dev/null", "$(told)")
+        both = f"$(launch) $(PY) $(in_one) {train} $(then) {score}"
+        return write_rule(target, needs, both, "$(told)")
 
     def score(self, what):
         flags = show_flags(self.task.at(self.scale, "evaluate")).replace("$", "$$")
-        return f"$(PY) evaluate.py --task {self.word} {what} --output $(@D) {flags}".rstrip()
+        return f"evaluate.py --task {self.word} {what} --output $(@D) {flags}".rstrip()
 
     def write_pass(self, file):
         """The teacher's pass, once for all runs that learn from it."""
@@ -197,7 +198,7 @@ class Rules:
         score = self.score(f"--predictions $(@D)/{self.annotator}/predictions.jsonl")
         needs = [*self.first, "gpt_annotate.py", "evaluate.py"]
         target = f"{self.place}/{name_stamp(run.name, dev)}"
-        return write_rule(target, needs, f"{ask} >&2", f"{score} > /dev/null", "$(told)")
+        return write_rule(target, needs, f"{ask} >&2", f"$(PY) {score} > /dev/null", "$(told)")
 
     def write_all(self):
         learners = [run for run in self.runs if run.needs]
