@@ -1,9 +1,10 @@
-"""data/costs/in_one.py: two scripts in one process write what each writes alone; an error ends it."""
+"""data/costs/in_one.py: what scripts write in one process; after an error nothing is begun."""
 
 import subprocess
 import sys
 
 import pytest
+
 from tests.copied import ROOT
 
 TRAIN = f"""{ROOT}/train_small.py --model {ROOT}/data/world/models/student --train rows.jsonl
