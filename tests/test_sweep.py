@@ -48,7 +48,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         tried.append((rate, steps))
         if len(tried) == 3:
             raise UserError("stopped")
-        values = ["mini", "wlp", run.strategy, 100, 0, rate, steps, 0, 50 + steps, "f1", 1, 2, None]
+        place = sweep.find_place(args, run)
+        assert place == ("mini", "wlp", "small", 100, 0, 16)
+        values = [*place, rate, steps, 0, 50 + steps, "f1", 1, 2, None]
         return dict(zip(sweep.COLUMNS, values, strict=True))
 
     monkeypatch.setattr(sweep, "parse_args", lambda argv: args)

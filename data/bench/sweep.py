@@ -28,10 +28,10 @@ from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cl
 from data.tasks import load_task
 
 COLUMNS = (
-    "scale task strategy labels unlabeled learning_rate steps seed score_dev metric train_loss "
-    "seconds git_commit"
+    "scale task strategy labels unlabeled batch_size learning_rate steps seed score_dev metric "
+    "train_loss seconds git_commit"
 ).split()
-KEY = COLUMNS[:8]
+KEY = COLUMNS[:9]
 DISTILLED = ("dist", "self")
 TABLES = ("table2", "table11", "table3", "table4")
 SCRIPTS = {"teacher": "train_teacher", "dist": "distill", "self": "distill"}
@@ -53,6 +53,12 @@ def list_flags(args, run, **changed):
     return shlex.split(
         show_flags({**make_flags(load_task(args.task), args.scale, run=run), **changed})
     )
+
+
+def find_place(args, run):
+    """The first values of a trial's CSV row: what no trial of the run changes."""
+    batch = make_flags(load_task(args.task), args.scale, run=run)["batch-size"]
+    return args.scale, args.task, run.strategy, run.labels, run.unlabeled, batch
 
 
 def make_teacher(args, labels, most):
@@ -78,7 +84,8 @@ def find_inputs(args, run):
 
 def try_recipe(args, run, inputs, rate, steps):
     """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
-    output = args.runs / f"{run.name}-r{rate:g}-x{steps}"
+    *_, batch = find_place(args, run)
+    output = args.runs / f"{run.name}-b{batch}-r{rate:g}-x{steps}"
     flags = list_flags(
         args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
     )
@@ -89,9 +96,8 @@ def try_recipe(args, run, inputs, rate, steps):
     call("evaluate", "--task", args.task, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
     shutil.rmtree(output / "model")
-    values = [args.scale, args.task, run.strategy, run.labels, run.unlabeled, rate, steps, 0]
-    values += [metrics["score"], metrics["metric"], record["train_loss"]]
-    values += [record["seconds"]["train"], record["git_commit"]]
+    values = [*find_place(args, run), rate, steps, 0, metrics["score"], metrics["metric"]]
+    values += [record["train_loss"], record["seconds"]["train"], record["git_commit"]]
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -173,7 +179,7 @@ def main(argv=None):
     args.most = max(run.unlabeled for run in runs)
     known = read_trials(args.output)
     for run in runs:
-        rows, place = [], (args.scale, args.task, run.strategy, run.labels, run.unlabeled)
+        rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made
         for rate, steps in itertools.product(args.rates, args.steps):
             row = known.get(tuple(map(str, (*place, rate, steps, 0))))
