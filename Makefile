@@ -41,7 +41,7 @@ REDO :=
 # Labels by an LLM (fig6, fig7; table2 with LLM=1). MODEL=gpt-6-luna calls that model, with
 # OPENAI_API_KEY at OpenAI or, by OPENAI_BASE_URL, at any other server. BUDGET: the most USD that
 # the answers of one task and seed may ever cost; paper: what they cost in the paper. Without MODEL
-# a key is never used: a local server plays an annotator that is right so often (LLM_ACCURACY).
+# a key is never used: a simulated annotator that is right so often (LLM_ACCURACY) answers.
 LLM :=
 MODEL :=
 BUDGET := paper

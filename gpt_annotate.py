@@ -6,7 +6,7 @@ Usage:
         --budget 20 --output runs/paper/wlp/llm        # first with --dry-run: what it would cost
     python gpt_annotate.py --task wlp --labeled data/prepared/mini/wlp/train.jsonl \\
         --unlabeled data/prepared/mini/wlp/test.jsonl --num 100 --budget 20 --output /tmp/llm \\
-        --simulate 0.85 --gold data/prepared/mini/wlp/test.jsonl   # no key: a server of ours
+        --simulate 0.85 --gold data/prepared/mini/wlp/test.jsonl   # no key, no server
 
 Reads:  LABELED, a JSONL file of {"source", "target"}; UNLABELED, one of {"source"}; the task's
         entry in data/tasks.json ("label_descriptions": {label: text} go into the prompt);
@@ -35,22 +35,21 @@ import os
 import random
 import re
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 from data.annotate import batches
 from data.annotate.answers import Reader
 from data.annotate.calls import Client, Run, check_server
-from data.annotate.prompts import FORMATS, Prompter
+from data.annotate.prompts import ESTIMATE, FORMATS, Prompter, estimate_tokens
 from data.annotate.results import FILES, PAPER_MODEL, Job, show_result, write_results
-from data.annotate.server import Annotator, AnnotatorServer
+from data.annotate.simulator import Annotator
 from data.annotate.store import Money, Store, Wallet
 from data.costs.prices import load_prices, price_tokens, show_price, show_usd
 from data.files import (
     DATA,
     UserError,
-    check_kind,
     check_overwrite,
+    make_parser,
     parse_amount,
     read_jsonl,
     run_cli,
@@ -61,23 +60,8 @@ DEFAULT_MODEL = "gpt-6-luna"  # of the model pages on 2026-11: small, for many c
 NEW_MODELS = re.compile(r"gpt-([5-9]|\d\d)|o\d")  # know max_completion_tokens alone
 FIELDS = {DEFAULT_MODEL: {"reasoning_effort": "none"}}  # with which alone it takes a temperature
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
-CONTEXTS = {PAPER_MODEL: 4097, "gpt-4o-mini": 128_000, DEFAULT_MODEL: 1_050_000}  # tokens
 
 # --- what it would cost --------------------------------------------------------------------
-
-
-def check_context(job, store):
-    """Stop before anything is paid for if a prompt and its answer do not fit the context."""
-    args = job.args
-    context = args.context or CONTEXTS.get(args.model)
-    for call in job.calls.values() if context else ():
-        tokens = round(call.estimate * store.calibration)
-        if call.key not in store.answers and tokens + args.max_tokens > context:
-            raise UserError(
-                f"{call.name}: a prompt of about {tokens:,} tokens and an answer of "
-                f"{args.max_tokens:,} pass the context of {context:,} tokens of {args.model}; use "
-                "fewer --shots, or give its true --context"
-            )
 
 
 def estimate_cost(job, store):
@@ -85,16 +69,15 @@ def estimate_cost(job, store):
     args, money, prompter, calls = job.args, job.money, job.prompter, job.calls.values()
     left = [call for call in calls if call.key not in store.answers]
     n, prompt = len(left), sum(call.estimate for call in calls) * store.calibration / len(calls)
-    targets = [prompter.count_tokens(row["target"]) for row in prompter.pool]
+    targets = [estimate_tokens(row["target"]) for row in prompter.pool]
     answer = sum(targets) / len(targets) + 1
-    same = prompter.count_tokens(prompter.instruction) + sum(
-        prompter.count_tokens(part) for part in prompter.write_parts("", fixed=True)[1:-1]
-    )
+    parts = prompter.instruction, *prompter.write_parts("", fixed=True)[1:-1]
+    same = sum(map(estimate_tokens, parts))
     each = money.cost((prompt, 0, answer))
     cached = money.cost((prompt, min(prompt, same) if same >= 1024 else 0, answer))
     worst = sum(money.cost(call.worst) for call in left)
     paper = Money(PAPER_MODEL, job.prices).cost((prompt, 0, answer))
-    basis = prompter.tokenizer
+    basis = ESTIMATE
     if store.estimated[1]:
         basis += f" times {store.calibration:.3f}, as the answers so far were counted"
     now = "the same for all" if args.fixed_examples else "drawn anew for each"
@@ -144,7 +127,7 @@ def draw_rows(rows, count, seed):
 def read_labeled(args, task):
     """Rows with a target in the order in which train_small.py draws them with the same seed; the
     first --pool of them are the examples."""
-    rows = read_texts(args.labeled)
+    rows = read_jsonl(args.labeled, kind=str)
     rows = [row for row in rows if row["target"].strip() or task.keeps_empty]
     rows = draw_rows(rows, None, args.seed)
     pool = rows[: args.pool]
@@ -167,19 +150,11 @@ def read_inputs(args):
     task = load_task(args.task)
     args.task = task.name
     labeled = read_labeled(args, task)
-    rows = read_texts(args.unlabeled, ("source", "target") if args.predictions else ("source",))
+    keys = ("source", "target") if args.predictions else ("source",)
+    rows = read_jsonl(args.unlabeled, keys, str)
     if args.num and args.num > len(rows):
         raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
-    return task, labeled, rows, read_texts(args.gold) if args.gold else None
-
-
-def read_texts(path, keys=("source", "target")):
-    """The rows of a file, all of whose `keys` are texts."""
-    rows = read_jsonl(path, keys)
-    for number, row in enumerate(rows, 1):
-        for key in keys:
-            check_kind(row[key], str, f"{path} row {number}: {key!r}")
-    return rows
+    return task, labeled, rows, read_jsonl(args.gold, kind=str) if args.gold else None
 
 
 def make_calls(args, prompter, rows):
@@ -203,24 +178,24 @@ def list_settings(args, prompter):
     return {**settings, "instruction": prompter.instruction, "examples_sha256": sha256}
 
 
-@contextmanager
-def open_server(job, url):
-    """The address to call: the user's, OpenAI's (None), or that of our own simulated annotator."""
+def open_client(job):
+    """What answers: the user's server, OpenAI's, or a simulated annotator."""
     args, task = job.args, job.task
     if args.simulate is None:
-        yield url
-        return
+        url, key = check_server(args.base_url, os.environ.get("OPENAI_API_KEY"))
+        return Client(url, key, args.endpoint)
+    print(f"no key is used: the answers of {args.model} are simulated", file=sys.stderr)
     annotator = Annotator(job.gold, task.metric, list(task.labels), args.simulate, args.seed)
-    with AnnotatorServer(annotator, args.model) as server:
-        print(f"no key is used: {server.url} simulates {args.model}", file=sys.stderr)
-        yield server.url
+    for source in job.calls:  # one without is refused before the first call
+        annotator.answer(" ".join(source.split()))
+    return annotator
 
 
-async def make_calls_left(job, store, url, key):
+async def make_calls_left(job, store, client):
     """Ask for what the store lacks; lines to tell where that does not finish the job."""
     args, calls = job.args, list(job.calls.values())
-    run = Run(store, Client(url, key, args.endpoint), job.prompter, job.reader, args)
-    async with run.client.api:
+    run = Run(store, client, job.prompter, job.reader, args)
+    async with client.api:
         if args.batch == "submit":
             return await batches.submit(run, calls)
         if args.batch == "collect":
@@ -250,9 +225,7 @@ def prepare_job(args):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
     add("--labeled", required=True, type=Path, help="JSONL file to draw the examples from")
@@ -289,9 +262,6 @@ def parse_args(argv=None):
     add("--price-in", metavar="USD", help="per million prompt tokens (default: price list)")
     add("--price-out", metavar="USD", help="per million answer tokens (default: price list)")
     add("--price-cached", metavar="USD", help="per million cached ones (default: as --price-in)")
-    add("--context", type=int, help="tokens that the model can take (default: known for a few)")
-    add("--tiktoken", action=switch, default=True,
-        help="count OpenAI's tokens by tiktoken where it can be had, else estimate (default: yes)")
     add("--concurrency", type=int, default=8, help="calls at a time (%(default)s)")
     add("--rpm", type=float, help="requests per minute (default: no limit)")
     add("--tpm", type=float, help="tokens per minute (default: no limit)")
@@ -311,13 +281,11 @@ def parse_args(argv=None):
         "label's confidence (default: no, as some servers refuse)")
     add("--brake", type=int, default=20, metavar="N",
         help="stop where the first N answers hold no label, 0: never (%(default)s)")
-    add("--keep-invalid", action=switch, default=False,
-        help="keep answers that are no label, as their raw text (default: leave them out)")
     add("--replay", action=switch, default=False,
         help="write the results again from the store alone, without any call (default: no)")
     add("--dry-run", action=switch, default=False, help="estimate tokens and dollars only (no)")
     add("--simulate", type=float, metavar="ACCURACY",
-        help="label by a local server that is right so often, 0..1; needs --gold")
+        help="label by a simulated annotator that is right so often, 0..1; needs --gold")
     add("--gold", type=Path, help="JSONL file with the right answers of UNLABELED's sources")
     # fmt: on
     return check_args(parser, parser.parse_args(argv))
@@ -325,7 +293,7 @@ def parse_args(argv=None):
 
 def check_args(parser, args):
     """Refuse flags that cannot be meant, and fill in defaults that depend on others."""
-    above = "pool concurrency attempts num context max_tokens rpm tpm timeout".split()
+    above = "pool concurrency attempts num max_tokens rpm tpm timeout".split()
     for name in [*above, "shots", "backoff", "add_labeled", "brake", "temperature"]:
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         most = 1000 if name == "concurrency" else 10**9
@@ -387,28 +355,25 @@ def main(argv=None):
     job = prepare_job(args)
     settings = list_settings(args, job.prompter)
     store = Store(args.store, settings, Wallet(job.money), write=False)
-    check_context(job, store)
     if args.dry_run:
         structured = args.structured == "on" or bool(store.structured)
         print(job.prompter.show_request(job.rows[0]["source"], structured))
         lines = [*estimate_cost(job, store), count_paper(args, job.task, job.prices)]
-        print(*filter(None, lines), sep="\n")
-        return 0
+        return print(*filter(None, lines), sep="\n")
     pending = any(call.key not in store.answers for call in job.calls.values())
     if pending and not args.replay:
-        url, key = args.base_url, os.environ.get("OPENAI_API_KEY")
-        url, key = check_server(url, key) if args.simulate is None else (None, None)
+        client = open_client(job)
         store = Store(args.store, settings, Wallet(job.money, args.budget))
         try:
-            with open_server(job, url) as url:
-                todo = asyncio.run(make_calls_left(job, store, url, key))
+            todo = asyncio.run(make_calls_left(job, store, client))
         finally:
             store.close()
+        if todo and args.batch == "submit" and not args.complete:
+            return print(*todo, sep="\n")
         if todo:
-            print(*todo, sep="\n")
-            return 0 if args.batch == "submit" and not args.complete else 1
+            print(*todo[:-1], sep="\n", end="\n" * (len(todo) > 1))
+            raise UserError(todo[-1])
     print(*show_result(args, write_results(job, store)), sep="\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -181,8 +181,9 @@ def read_if_there(path, shape=dict):
     return read_json(path, shape) if Path(path).exists() else {}
 
 
-def read_jsonl(path, keys=("source", "target")):
-    """The rows of a JSONL file, each an object that has `keys`; a UserError names file and line."""
+def read_jsonl(path, keys=("source", "target"), kind=None):
+    """The rows of a JSONL file, each an object that has `keys`, each of `kind` where one is given;
+    a UserError names file and line."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -190,6 +191,8 @@ def read_jsonl(path, keys=("source", "target")):
             for key in keys:
                 if not isinstance(rows[-1], dict) or key not in rows[-1]:
                     raise UserError(f"{path} line {number}: no {key!r} in this row")
+                if kind:
+                    check_kind(rows[-1][key], kind, f"{path} line {number}: {key!r}")
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows

@@ -1,13 +1,17 @@
-"""The simulated annotator made unreliable: faults on demand, other habits, the Batch API."""
+"""The simulated annotator as a server: faults on demand, other habits, the Batch API."""
 
 import hashlib
 import json
 import random
+import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data.annotate.server import AnnotatorServer, count_tokens, refuse
+from data.annotate.simulator import Annotator, count_tokens
+from data.files import UserError
 
 UNBILLED = ["429", "429-after", "500", "503", "drop"]
 LOST = ["error-after", "drop-after", "truncated", "cut", "not-json", "slow"]  # billed, and lost
@@ -21,7 +25,35 @@ WRONG = {
 }
 
 
-class FaultyServer(AnnotatorServer):
+class Handler(BaseHTTPRequestHandler):
+    """One connection; what is asked goes to the FaultyServer."""
+
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
+    def do_POST(self):
+        self.server.serve(self, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    do_GET = do_POST
+
+    def reply(self, status, value, headers=(), cut=False):
+        """Send one response, JSON or bytes; `cut` leaves half of the announced body out."""
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", **dict(headers)}.items():
+            self.send_header(name, text)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+
+    def handle(self):
+        with suppress(ConnectionError):  # the client has hung up
+            super().handle()
+
+    def log_message(self, *_):
+        pass
+
+
+class FaultyServer(Annotator, ThreadingHTTPServer):
     """`prices` are USD per million tokens: prompt, cached, completion; `usd` its own books.
 
     `faults(n)` names the fault of the n-th completion request (from 0), or None.
@@ -31,11 +63,18 @@ class FaultyServer(AnnotatorServer):
     changes a reply, `edit_file(bytes)` a batch's output; `batch_fails(custom_id)` names its fault.
     """
 
-    def __init__(self, annotator, *args, prices=("0", "0", "0"), faults=None, structured="yes",
-                 slow=5.0, latency=0.0, retry_after="1", context=None, api_key=None, batch_delay=0,
-                 batch_fails=None, edit=None, edit_file=None, **options):  # fmt: skip
-        super().__init__(annotator, *args, **options)
-        self.latency = latency
+    request_queue_size, daemon_threads = 512, True
+
+    def __init__(self, *annotator, model="simulated", prices=("0", "0", "0"), faults=None,
+                 structured="yes", slow=5.0, latency=0.0, retry_after="1", context=None,
+                 api_key=None, batch_delay=0, batch_fails=None, edit=None,
+                 edit_file=None):  # fmt: skip
+        Annotator.__init__(self, *annotator)
+        ThreadingHTTPServer.__init__(self, ("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.model, self.latency = model, latency
+        self.requests, self.lock = 0, threading.Lock()
+        self.charges = []  # one (source, prompt, cached, completion tokens, share of the price)
         self.prices = [Decimal(price) for price in prices]
         self.faults, self.structured, self.slow = faults or (lambda n: None), structured, slow
         self.retry_after, self.context, self.api_key = retry_after, context, api_key
@@ -43,6 +82,14 @@ class FaultyServer(AnnotatorServer):
         self.edit, self.edit_file = edit or (lambda reply: reply), edit_file or (lambda file: file)
         self.fired, self.times, self.bodies, self.charged_and_lost = Counter(), [], [], []
         self.files, self.batches, self.prefixes = {}, {}, set()
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        super().__exit__(*error)
 
     @property
     def usd(self):
@@ -75,7 +122,7 @@ class FaultyServer(AnnotatorServer):
             return hang_up(handler)
         time.sleep(self.latency)
         with self.lock:
-            status, reply = self.complete(handler.path, json.loads(body))
+            status, reply = self.charge(json.loads(body))
             if fault in LOST and status == 200:
                 self.charged_and_lost.append(self.charges[-1])
         self.deliver(handler, fault, status, reply)
@@ -101,19 +148,32 @@ class FaultyServer(AnnotatorServer):
         if fault == "twice":  # a stray second copy on the same connection
             handler.reply(status, reply)
 
-    def complete(self, path, body, share=1):
-        chat, schema = "messages" in body, "response_format" in body
-        if schema and self.structured.startswith("reject"):
+    def charge(self, body, share=1):
+        """Answer one request body and charge it, at a share of the price: (status, reply).
+
+        That is when an answer has been produced, whether or not the client gets to see it.
+        """
+        if body.get("model") != self.model:
+            return refuse(404, f"The model {body.get('model')!r} does not exist", "model_not_found")
+        if "response_format" in body and self.structured.startswith("reject"):
             status = int(self.structured[7:] or 400)
             return refuse(status, "response_format: no json_schema here", "invalid")
-        text = "\n".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
+        text = "\n".join(m["content"] for m in body.get("messages", ())) or body.get("prompt")
         if self.context and len(text) / 4 > self.context:
             text = f"maximum context length is {self.context}"
             return refuse(400, text, "context_length_exceeded")
         if self.structured == "ignore":
             body = {key: value for key, value in body.items() if key != "response_format"}
-        status, reply = super().complete(path, body, share)
-        return status, self.edit(reply) if status == 200 else reply
+        try:
+            reply = self.complete(body)
+        except UserError as error:
+            return refuse(400, str(error), "no_gold")
+        usage, cached = reply["usage"], self.count_cached(text)
+        usage["prompt_tokens_details"]["cached_tokens"] = cached
+        source = " ".join(text.rpartition("Input: ")[2].rpartition("Output:")[0].split())
+        tokens = usage["prompt_tokens"], cached, usage["completion_tokens"]
+        self.charges.append((source, *tokens, share))
+        return 200, self.edit(reply)
 
     def count_cached(self, text, step=512):
         """Tokens of the longest start of `text` seen before, in steps of 128, from 1,024 up."""
@@ -171,7 +231,7 @@ class FaultyServer(AnnotatorServer):
                 continue
             status, reply = (500, {"error": {"message": "failed"}}) if fault else (0, None)
             if not fault:
-                status, reply = self.complete(line["url"], line["body"], Decimal("0.5"))
+                status, reply = self.charge(line["body"], Decimal("0.5"))
             row = {"id": "r", "custom_id": line["custom_id"], "error": None}
             row["response"] = {"status_code": status, "request_id": "q", "body": reply}
             text = json.dumps(row, ensure_ascii=False)
@@ -185,6 +245,10 @@ class FaultyServer(AnnotatorServer):
         done = {"completed": len(output), "failed": len(errors)}
         batch |= {"status": "completed" if len(output) + len(errors) == len(lines) else "expired"}
         batch["request_counts"] |= done
+
+
+def refuse(status, message, code):
+    return status, {"error": {"message": message, "type": "error", "code": code}}
 
 
 def hang_up(handler):

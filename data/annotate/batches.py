@@ -65,7 +65,7 @@ async def collect(run, calls):
                 counts = [getattr(batch.request_counts, key, 0) for key in ("completed", "total")]
                 known = all(type(count) is int for count in counts) and counts[1]
                 done = f", {counts[0]:,} of {counts[1]:,} done" if known else ""
-                told.append(f"batch {batch.id} is {batch.status}{done}")
+                told.append(f"batch {batch.id} is {batch.status}{done}; collect it later")
                 waiting = True
                 continue
             lines = []
@@ -79,7 +79,8 @@ async def collect(run, calls):
     left = sum(call.key not in store.answers for call in calls)
     if left and not waiting:
         why = next(reversed(store.faults), "none is under way")
-        told.append(f"{left:,} calls have no answer ({why}); --batch submit sends them")
+        ways = "--batch submit sends them, --replay does without"
+        told.append(f"{left:,} calls have no answer ({why}); {ways}")
     return told
 
 

@@ -63,8 +63,8 @@ def check_server(url, key):
     key, url = (key or "").strip(), url and url.strip()
     if not key and not url:
         raise UserError(
-            "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or let a local "
-            "server play the annotator by --simulate 0.85 --gold FILE"
+            "no key and no server: set OPENAI_API_KEY, or give --base-url URL, or simulate the "
+            "annotator by --simulate 0.85 --gold FILE"
         )
     odd = next((c for c in key if not "!" <= c <= "~"), None)
     if odd:

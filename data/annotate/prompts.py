@@ -1,13 +1,10 @@
 """Prompts for a task: instruction, examples, input (section 5 and Appendix E), and their tokens."""
 
+import functools
 import hashlib
 import json
-import math
 import random
 import re
-import threading
-from contextlib import suppress
-from functools import partial
 
 from data.annotate.answers import NOTHING
 from data.annotate.store import Call
@@ -26,6 +23,7 @@ FORMATS = {  # plain, JSON
     ),
 }
 EMPTY = f"Answer {NOTHING} where there are no entities.", "The list may be empty."
+ESTIMATE = "built-in estimate"  # what tokens are counted by
 WORDS = re.compile(r"([^\W\d_]+)|(\d{1,3}|\n+|_)|([^\w\s]+)")
 
 
@@ -37,8 +35,6 @@ class Prompter:
         self.labels, self.metric = list(task.labels), task.metric
         self.instruction = write_instruction(task)
         self.fixed = random.Random(f"{args.seed} fixed").sample(pool, len(pool))
-        self.encode, self.tokenizer = load_tokenizer(args)
-        self.known = {}  # tokens of a part of a prompt
 
     def draw_examples(self, source, fixed):
         """The examples of one source, by (seed, source) alone; never the source itself."""
@@ -92,26 +88,14 @@ class Prompter:
         """The Call of one source; `name` is for messages."""
         body = json.dumps([self.args.structured, self.write_body(source)], sort_keys=True)
         parts = self.write_parts(source)
-        tokens = sum(map(self.count_tokens, parts)) + 8
-        # No byte-level tokenizer makes more tokens than there are bytes. A count by the model's own
-        # can be off by the seams between parts and what the chat format adds.
-        most = tokens if self.encode else len("".join(parts).encode())
-        most += 64 + 4 * len(parts)
+        tokens = sum(map(estimate_tokens, parts)) + 8
+        # No byte-level tokenizer makes more tokens than there are bytes; some are for the seams
+        # between parts and what the chat format adds.
+        most = len("".join(parts).encode()) + 64 + 4 * len(parts)
         if self.args.structured != "off":
             most += len(json.dumps(self.make_schema()))
-        return Call(
-            hashlib.sha256(body.encode()).hexdigest()[:32],
-            name,
-            source,
-            tokens,
-            [math.ceil(most), 0, self.args.max_tokens],
-        )
-
-    def count_tokens(self, part):
-        """Tokens of `part`: by tiktoken, or an estimate that follows cl100k_base within 3%."""
-        if part not in self.known:
-            self.known[part] = len(self.encode(part)) if self.encode else estimate_tokens(part)
-        return self.known[part]
+        key = hashlib.sha256(body.encode()).hexdigest()[:32]
+        return Call(key, name, source, tokens, [most, 0, self.args.max_tokens])
 
     def make_schema(self):
         """The JSON schema of an answer, with the task's label set."""
@@ -142,32 +126,12 @@ def make_object(fields):
     }
 
 
+@functools.cache
 def estimate_tokens(text):
-    """Estimated tokens of `text`: words, more for long ones and capitals, symbols, rare letters."""
+    """Estimated tokens of `text`, within 3% of cl100k_base: words, more for long ones and capitals,
+    symbols, rare letters."""
     count = len(text.encode()) - len(text)
     for word, number, symbols in WORDS.findall(text):
         count += 1 if number else 1.3 if symbols else 0.88 + 0.16 * max(0, len(word) - 6)
         count += 0.1 * len(word) if len(word) > 1 and word.isupper() else 0
     return count
-
-
-def load_tokenizer(args):
-    """(function from text to token ids, its name); None where only an estimate can be had.
-
-    tiktoken fetches a vocabulary on first use, and knows OpenAI's only.
-    """
-    found = []
-
-    def load():
-        with suppress(Exception):  # no package, no network, no such model: estimate instead
-            import tiktoken
-
-            found.append(tiktoken.encoding_for_model(args.model))
-
-    if args.tiktoken and not args.base_url and args.simulate is None:
-        thread = threading.Thread(target=load, daemon=True)
-        thread.start()
-        thread.join(15)  # seconds: behind some firewalls a download hangs
-    if not found:
-        return None, "built-in estimate"
-    return partial(found[0].encode, disallowed_special=()), f"tiktoken {found[0].name}"

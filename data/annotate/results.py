@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from data.annotate.answers import Reader
 from data.annotate.calls import SECRET, clean_url
-from data.annotate.prompts import Prompter
+from data.annotate.prompts import ESTIMATE, Prompter
 from data.annotate.store import Money
 from data.costs.prices import price_tokens, show_usd, to_json
 from data.files import (
@@ -59,8 +59,6 @@ def read_answers(job, store):
         told = {} if reply["confidence"] is None else {"confidence": reply["confidence"]}
         if target is not None:
             labels.append({"source": source, "target": target, **told})
-        elif job.args.keep_invalid:
-            labels.append({"source": source, "target": reply["text"], "invalid": reason, **told})
     return labels, counts
 
 
@@ -121,7 +119,7 @@ def summarize(job, store):
         "prices": money.rows or ["given by flag"],
         "prompt_tokens": {
             "estimated": round(store.estimated[0]), "counted": store.estimated[1],
-            "estimate_by": job.prompter.tokenizer,
+            "estimate_by": ESTIMATE,
         },
         "structured": args.structured == "on" or bool(store.structured),
         "settings": store.header["settings"], "seconds": round(store.seconds, 3),
@@ -194,8 +192,7 @@ def show_result(args, summary):
     )
     yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
     if summary["invalid"]:
-        kept = "kept with their raw text" if args.keep_invalid else "left out"
-        yield f"{summary['invalid']:,} answers are no label ({show_reasons(summary)}); {kept}"
+        yield f"{summary['invalid']:,} answers are no label ({show_reasons(summary)}); left out"
     if summary["missing"]:
         yield f"{summary['missing']:,} rows have no answer"
     tokens = summary["llm_tokens"]

@@ -208,7 +208,7 @@ class Store:
             before = self.header["settings"].get(key)
             if before != value:
                 what = "by model" if key == "model" else f"with {key}"
-                old, new = (show_setting(setting) for setting in (before, value))
+                old, new = (json.dumps(each, ensure_ascii=False)[:60] for each in (before, value))
                 raise UserError(
                     f"{self.path}: written {what} {old}, not {new}; go on with the former or name "
                     "another --output"
@@ -289,11 +289,6 @@ class Store:
     def calibration(self):
         """Tokens counted by the server per token of our estimate, from the answers so far."""
         return self.estimated[1] / self.estimated[0] if self.estimated[0] else 1.0
-
-
-def show_setting(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def hash_reply(raw):
