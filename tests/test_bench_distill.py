@@ -1,16 +1,14 @@
 """data/bench/distill.py: what it compares is what it says; its parts run."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-from data.bench import distill as bench  # noqa: E402
+from data.bench import distill as bench
 
-MODELS = ROOT / "data" / "world" / "models"
+MODELS = Path(__file__).resolve().parents[1] / "data" / "world" / "models"
 ROWS = [f"add {i} ml of buffer and mix for {i} minutes" for i in range(1, 41)]
 
 
@@ -53,20 +51,12 @@ def test_released_loop_and_ours_decode_the_same_targets(tmp_path, data):
     assert sorted((row["input_ids"].tolist(), row["labels"].tolist()) for row in rows) == sorted(
         cached
     )
-    plain = bench.write_plain(args, unlabeled).read_text(encoding="utf-8").splitlines()
+    plain = bench.write_plain(args).read_text(encoding="utf-8").splitlines()
     assert sorted(json.loads(line)["source"] for line in plain) == sorted(ROWS)
     assert clock.seconds["student"] > clock.seconds["train"] > 0 < clock.seconds["teacher, once"]
     loop = bench.Clock()
     bench.run_loop(args, loop)
     assert loop.seconds["train"] > 0
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins nothing")
-def test_cores_are_held_and_given_back():
-    before = os.sched_getaffinity(0)
-    with bench.hold_cores(1):
-        assert len(os.sched_getaffinity(0)) == 1
-    assert os.sched_getaffinity(0) == before
 
 
 def test_every_mode_runs(tmp_path, data, capsys):

@@ -16,16 +16,14 @@ plain loop without the Trainer; for the same epochs, batches, threads and fp32, 
 that each ratio is of neighbours in time. (a) has no Trainer either: targets decoded once, then in
 every step of every epoch the teacher again, T^2 KL over the whole vocabulary, averaged over padding
 too, rows in random order. The teacher is the mini teacher made larger by feed-forward units that
-add exactly nothing: its outputs stay those of a real teacher, its cost is that of its size. The
-process keeps to as many cores as threads (--threads), which steadies the times.
+add exactly nothing: its outputs stay those of a real teacher, its cost is that of its size.
+`taskset -c 0 python -m data.bench.distill` keeps to one core, which steadies the times.
 """
 
 import argparse
 import contextlib
-import io
 import json
 import math
-import os
 import random
 import shlex
 import shutil
@@ -37,15 +35,11 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-import distill  # noqa: E402
-import evaluate  # noqa: E402
-import train_small  # noqa: E402
-import train_teacher  # noqa: E402
-from data.costs.grid import make_flags, show_flags  # noqa: E402
-from data.tasks import load_task  # noqa: E402
+import distill
+from data.bench.sweep import call
+from data.costs.grid import make_flags, show_flags
+from data.files import ROOT, UserError, make_parser, read_json, run_cli
+from data.tasks import load_task
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
 
@@ -53,30 +47,6 @@ LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-lengt
 def read_recipe(strategy):
     """Table 2's settings at mini scale for "teacher" or "dist", as command-line words."""
     return shlex.split(show_flags(make_flags(load_task("wlp"), "mini", strategy)))
-
-
-def quietly(function, *args):
-    """Call a script's main with its progress kept back; shown only where it stops."""
-    text = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-            return function([str(arg) for arg in args])
-    except SystemExit as stop:
-        if stop.code:
-            sys.exit(f"{text.getvalue()}{stop.code}")
-
-
-@contextlib.contextmanager
-def hold_cores(threads):
-    """As many threads, and where the system can, kept to as many of its cores."""
-    torch.set_num_threads(threads)
-    pin = getattr(os, "sched_setaffinity", lambda *cores: None)
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
-    pin(0, sorted(cores)[-threads:])
-    try:
-        yield
-    finally:
-        pin(0, cores)
 
 
 def say(text):
@@ -98,7 +68,7 @@ def make_teacher(args):
     flags = [*read_recipe("teacher"), "--model", args.models / "teacher"]
     flags += ["--num-labels", args.labels]
     flags += ["--max-steps", args.teacher_steps] if args.teacher_steps else []
-    quietly(train_teacher.main, *flags, "--train", args.data / "train.jsonl", "--output", output)
+    call("train_teacher", *flags, "--train", args.data / "train.jsonl", "--output", output)
     return output / "model"
 
 
@@ -126,37 +96,21 @@ def enlarge(folder, parameters, output):
 
 
 class Clock:
-    """Seconds by phase, of the machine's clock and of the processor's, which a busy machine leaves
-    alone. A phase ends what runs on the device, if any, before it reads the time."""
+    """Seconds by phase, which ends what runs on the device, if any, before it reads the time."""
 
     def __init__(self):
         self.seconds = defaultdict(float)
 
     @contextlib.contextmanager
     def phase(self, name):
-        start, used = self.read(), time.process_time()
+        start = self.read()
         yield
         self.seconds[name] += self.read() - start
-        self.seconds[f"{name}, processor"] += time.process_time() - used
 
     def read(self):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-@contextlib.contextmanager
-def time_training(script, clock):
-    """Count what a script's Trainer.train() takes as the phase "train"."""
-    train = script.Trainer.train
-
-    def timed(*args, **kwargs):
-        with clock.phase("train"):
-            return train(*args, **kwargs)
-
-    script.Trainer.train = timed
-    yield
-    script.Trainer.train = train
 
 
 def run_released(args, teacher_folder, rows, clock):
@@ -205,25 +159,30 @@ def decode_once(args, teacher, tokenizer, rows):
 
 def run_ours(args, teacher_folder, unlabeled, clock):
     """(b): both halves of distill.py."""
-    labels, output = args.output / "labels", args.output / "ours"
-    for folder in (labels, output):
-        shutil.rmtree(folder, ignore_errors=True)
-    common = ["--unlabeled", unlabeled, *LENGTHS, "--teacher-dtype", "float32", "--no-bf16"]
-    teacher = ["--teacher", teacher_folder, "--labels", labels, "--labels-only"]
-    student = ["--teacher", labels, "--student", args.models / "student", "--output", output]
+    labels = args.output / "labels"
+    shutil.rmtree(labels, ignore_errors=True)
+    common = ["--unlabeled", unlabeled, "--teacher-dtype", "float32"]
+    teacher = ["--teacher", teacher_folder, "--labels", labels, "--labels-only", "--no-bf16"]
     with clock.phase("teacher, once"):
-        quietly(distill.main, *teacher, *common)
-    with clock.phase("student"), time_training(distill, clock):
-        quietly(distill.main, *student, *training(args), *common)
+        call("distill", *teacher, *common, *LENGTHS)
+    student = ["--teacher", labels, "--student", args.models / "student"]
+    train(args, "distill", args.output / "ours", clock, *student, *common)
 
 
-def run_plain(args, train, clock):
+def run_plain(args, rows, clock):
     """(c): fine-tuning on the same rows with the teacher's targets as if they were labels."""
-    output = args.output / "plain"
+    files = ["--model", args.models / "student", "--train", rows]
+    train(args, "train_small", args.output / "plain", clock, *files)
+
+
+def train(args, script, output, clock, *flags):
+    """Train anew by a script, from its start to its end and, as it records it, the steps alone."""
     shutil.rmtree(output, ignore_errors=True)
-    files = ["--model", args.models / "student", "--train", train, "--output", output]
-    with clock.phase("student"), time_training(train_small, clock):
-        quietly(train_small.main, *files, *training(args), *LENGTHS, "--no-bf16")
+    flags += ("--epochs", args.epochs, "--batch-size", args.batch_size, "--save-steps", 0)
+    flags += ("--learning-rate", args.learning_rate, "--no-bf16", *LENGTHS, "--output", output)
+    with clock.phase("student"):
+        call(script, *flags)
+    clock.seconds["train"] = read_json(output / "training.json")["seconds"]["train"]
 
 
 def run_loop(args, clock):
@@ -245,11 +204,6 @@ def run_loop(args, clock):
                 torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-
-
-def training(args):
-    flags = ["--epochs", args.epochs, "--batch-size", args.batch_size]
-    return [*flags, "--learning-rate", args.learning_rate, "--save-steps", 0]
 
 
 def measure_speed(args):
@@ -283,15 +237,15 @@ def run_all(args, teacher, rows, unlabeled):
         run_released(args, teacher, rows, clocks["a"])
     with clocks["b"].phase("whole"):
         run_ours(args, teacher, unlabeled, clocks["b"])
-    train = write_plain(args, unlabeled)
+    plain = write_plain(args)
     with clocks["c"].phase("whole"):
-        run_plain(args, train, clocks["c"])
+        run_plain(args, plain, clocks["c"])
     with clocks["d"].phase("whole"):
         run_loop(args, clocks["d"])
     return {name: dict(clock.seconds) for name, clock in clocks.items()}
 
 
-def write_plain(args, unlabeled):
+def write_plain(args):
     """A file of the rows with the teacher's targets as text."""
     path, labels = args.output / "plain.jsonl", open_labels(args.output / "labels")
     with open(path, "w", encoding="utf-8") as file:
@@ -336,9 +290,7 @@ def show_speed(args, results):
             for phase in phases:
                 print_row(f"      {phase}", [run[letter][phase] for run in runs])
         for name, (one, phase, other, its) in RATIOS.items():
-            for clock in ("", ", processor"):
-                values = [run[one][phase + clock] / run[other][its + clock] for run in runs]
-                print_row(name + clock, values)
+            print_row(name, [run[one][phase] / run[other][its] for run in runs])
         print()
     print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
 
@@ -379,7 +331,7 @@ def label_rows(args, teacher, k, seed=0):
     folder = args.output / f"labels-k{k}-s{seed}"
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
-    quietly(distill.main, "--teacher", teacher, *flags, "--seed", seed)
+    call("distill", "--teacher", teacher, *flags, "--seed", seed)
     return folder
 
 
@@ -441,12 +393,11 @@ def train_and_score(args, name, teacher, seed, flags):
     files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
     train = ["--max-steps", args.steps] if args.steps else []
-    quietly(distill.main, *read_recipe("dist"), *files, *rows, *train, "--seed", seed, *flags)
+    call("distill", *read_recipe("dist"), *files, *rows, *train, "--seed", seed, *flags)
     if not (output / "metrics.json").exists():
         score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
-        quietly(evaluate.main, "--task", "wlp", *score, "--output", output)
-    score = json.loads((output / "metrics.json").read_text())["score"]
-    record = json.loads((output / "training.json").read_text())
+        call("evaluate", "--task", "wlp", *score, "--output", output)
+    score, record = read_json(output / "metrics.json")["score"], read_json(output / "training.json")
     return {"score": score, "steps": record["steps"], "seconds": record["seconds"]["train"]}
 
 
@@ -492,8 +443,7 @@ MODES = {"speed": measure_speed, "exactness": measure_exactness, "losses": measu
 
 
 def parse_args(argv=None):
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     for name in ("exactness", "losses"):
         text, store = MODES[name].__doc__.splitlines()[0], {"const": name, "default": "speed"}
@@ -514,20 +464,20 @@ def parse_args(argv=None):
     add("--teacher-steps", type=int, help="of its fine-tuning (default: Table 2's)")
     add("--batch-size", type=int, default=32, help="rows, speed (%(default)s)")
     add("--learning-rate", type=float, default=3e-3, help="the students', speed (%(default)s)")
-    add("--threads", type=int, default=1, help="and cores (%(default)s)")
+    add("--threads", type=int, default=1, help="of torch (%(default)s)")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     if args.seeds < (args.mode != "exactness"):
-        sys.exit(f"error: --seeds {args.seeds}: at least one is needed")
+        raise UserError(f"--seeds {args.seeds}: at least one is needed")
     for path in (args.models / "teacher", args.models / "student", args.data / "unlabeled.jsonl"):
         if not path.exists():
-            sys.exit(f"error: {path}: not there; run `make mini-models` and `make data`")
+            raise UserError(f"{path}: not there; run `make mini-models` and `make data`")
     args.output.mkdir(parents=True, exist_ok=True)
-    with hold_cores(args.threads):
-        results = MODES[args.mode](args)
+    torch.set_num_threads(args.threads)
+    results = MODES[args.mode](args)
     settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     here = argparse.Namespace(device=torch.empty(0).device, world_size=1)
     facts = {"settings": settings, "results": results, "machine": distill.describe_run(here)}
@@ -535,4 +485,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

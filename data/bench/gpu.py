@@ -15,22 +15,19 @@ Parts, the most important first: `tune`, train_teacher.py's Trainer by the way t
 a step of the longest rows, whose memory costs.py memory plans; `pass`, distill.py's greedy decoding
 with soft labels, each row stopped at its real length, at its default batch (which is priced) and at
 a larger one; `student`, distill.py's Trainer on kept soft labels, as it is, which is priced, then
-by --compiled; on request `released`, the same student with the teacher run in fp32 in every step,
-as the released code does. The disk is timed too: loading, checkpoints and saving are in the price,
-scoring is not. Speed does not depend on the weights' values, so they are random. Each part is a
-process of its own with a share of --minutes: one that fails or hangs takes no other along.
+by --compiled. The disk is timed too: loading, checkpoints and saving are in the price, scoring is
+not. Speed does not depend on the weights' values, so they are random. Each part is a process of its
+own with a share of --minutes: one that fails or hangs takes no other along.
 """
 
+import argparse
 import contextlib
-import copy
 import datetime
 import functools
 import gc
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -50,6 +47,7 @@ LENGTHS = json.loads(Path(__file__).with_name("wlp_lengths.json").read_text())["
 SIZES = {**memory.SIZES, "mini": memory.Shape(64, 128, 4, 2, 2, 16)}  # mini: to try it on a CPU
 CARDS = memory.read_cards()
 PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
+BATCH = 32  # rows of a step
 SPARE = 10  # seconds before its end at which a part stops measuring
 
 
@@ -64,7 +62,7 @@ def make_config(size, vocabulary):
 
 def make_model(config, dtype, device):
     """A model of random weights, made on the device, with a head of its own as T5 v1.1 has."""
-    config, before = copy.deepcopy(config), torch.get_default_dtype()
+    before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
@@ -130,14 +128,14 @@ class Clock(transformers.TrainerCallback):
         if self.times[-1] > self.until or measured > self.seconds:
             control.should_training_stop = True
 
-    def report(self, rows):
+    def report(self):
         """Steps timed, seconds a step (mean, fastest and slowest tenth), rows a second, GiB."""
         steps = np.diff(self.times[self.skip :])
         if not len(steps):
             raise RuntimeError(f"time was up after {len(self.times)} steps of warm-up")
         found = {"steps": len(steps), "seconds_a_step": float(steps.mean())}
         found["seconds_a_step_10_90"] = np.quantile(steps, [0.1, 0.9]).tolist()
-        found |= {"batch": rows, "rows_a_second": float(rows / steps.mean())}
+        found |= {"batch": BATCH, "rows_a_second": float(BATCH / steps.mean())}
         return {**found, **measure_peak(self.device)}
 
 
@@ -152,7 +150,7 @@ def collate(model, rows):
     return {**batch, "decoder_input_ids": decoder, "labels": labels}
 
 
-def time_steps(trainer, clock, rows):
+def time_steps(trainer, clock):
     """Train until the clock stops it; the clock's report."""
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.remove_callback(Clock)
@@ -160,13 +158,13 @@ def time_steps(trainer, clock, rows):
     trainer.args.logging_strategy = transformers.trainer_utils.IntervalStrategy.NO
     trainer.add_callback(clock)
     trainer.train()
-    return clock.report(rows)
+    return clock.report()
 
 
 def bench_tune(args, device):
     """Fine-tuning the teacher by the way that train_teacher.py chooses on this machine."""
     flags = ["--train", __file__, "--output", args.scratch, "--memory", args.memory]
-    settings, rest = train_teacher.parse_args([*flags, "--batch-size", "32"])
+    settings, rest = train_teacher.parse_args([*flags, "--batch-size", str(BATCH)])
     training = train_teacher.read_training(settings, [*rest, "--max-steps", "100000"])
     shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
     weights, peak = shape.count_weights()[-1], find_card(device)
@@ -177,7 +175,7 @@ def bench_tune(args, device):
     known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, LENGTHS)}
     known |= {"peak_tflops": peak and (peak.bf16 or peak.fp32), "out_of_memory": []}
     known |= time_disk(Path(args.scratch))
-    passes = {"rows": 32, "recompute": share > 0.5 and device == "cuda"}
+    passes = {"rows": BATCH, "recompute": share > 0.5 and device == "cuda"}
     while True:
         try:
             return tune_in_passes(args, settings, training, shape, passes, known, device)
@@ -201,19 +199,19 @@ def tune_in_passes(args, settings, training, shape, passes, known, device):
     trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes)
     trainer.data_collator = functools.partial(collate, model)
     found = {**known, **passes}
-    found |= time_steps(trainer, Clock(args.seconds, args.until, device), 32)
+    found |= time_steps(trainer, Clock(args.seconds, args.until, device))
     if known["peak_tflops"]:
         reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
         found["utilisation"] = reached / known["peak_tflops"]
     args.save(found)
     longest, mean = (tuple(map(float, f(LENGTHS, axis=0))) for f in (np.max, np.mean))
     trainer.train_dataset = make_rows([tuple(map(int, longest))], args.vocabulary, 96)
-    work, card = memory.Work(longest, mean, 1, 32, 0.4), memory.find_cards("1x80", CARDS)[1]
+    work, card = memory.Work(longest, mean, 1, BATCH, 0.4), memory.find_cards("1x80", CARDS)[1]
     planned = memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work)
     found["planned_gib"] = planned.most
     try:
         clock = Clock(0, args.until + SPARE / 2, device, skip=1)
-        found["longest"] = time_steps(trainer, clock, 32)
+        found["longest"] = time_steps(trainer, clock)
     except torch.OutOfMemoryError as error:
         found["longest"] = {"failed": str(error)}
     return found
@@ -313,7 +311,7 @@ def time_shard(model, rows, size, args, device):
     return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak(device)}
 
 
-def make_soft_rows(args, count=4096):
+def make_soft_rows(args):
     """Rows as distill.py's Labels has them: random ids and logits of WLP's lengths."""
     key, rng = make_key(args), np.random.default_rng(0)
     longest, top_k = int(np.max(LENGTHS)), key["top_k"]
@@ -324,19 +322,18 @@ def make_soft_rows(args, count=4096):
     soft["logits"] = -np.sort(rng.exponential(3, (longest, top_k)), 1).astype(np.float16)
     return [
         {"input_ids": ids[:source], **{name: values[:target] for name, values in soft.items()}}
-        for source, target in np.array(LENGTHS)[np.arange(count) % len(LENGTHS)]
+        for source, target in [*LENGTHS, *LENGTHS]
     ]
 
 
-def build_student(args, rows, device, batch=32, teacher=None, flags=""):
-    """distill.py's Trainer, with the teacher in every step if there is one."""
+def build_student(args, rows, device, flags):
+    """distill.py's Trainer."""
     import distill
 
     words = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
-    words += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(batch)]
-    words += ["--loss", "paper"] if teacher else []
-    words += ["--bf16" if device == "cuda" and not teacher else "--no-bf16"]
-    settings, rest = distill.parse_args([*words, *args.student_flags.split(), *flags.split()])
+    words += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(BATCH)]
+    words += ["--bf16" if device == "cuda" else "--no-bf16"]
+    settings, rest = distill.parse_args([*words, *flags.split()])
     training = distill.read_training(settings, rest)
     model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
     return distill.Trainer(
@@ -344,34 +341,22 @@ def build_student(args, rows, device, batch=32, teacher=None, flags=""):
         args=training,
         train_dataset=rows,
         data_collator=distill.Collator(model, make_key(args), 2.0, settings.pad_to),
-        compute_loss_func=distill.SoftLoss(model, settings, training, teacher),
+        compute_loss_func=distill.SoftLoss(model, settings, training),
     )
 
 
 def bench_student(args, device):
-    """The student's training on kept soft labels; larger batches show what launching costs, and
-    then the same step compiled, whose shapes are all met in the first 60 steps."""
+    """The student's training on kept soft labels, then the same step compiled, whose shapes are
+    all met in the first 60 steps."""
     rows, found = make_soft_rows(args), {}
-    for name, batch, flags in (("", 32, ""), ("larger", 128, ""), ("compiled", 32, args.compiled)):
-        if found and (time.monotonic() > args.until or (name == "compiled" and not flags)):
+    for flags, skip in (("", 10 if device == "cuda" else 1), (args.compiled, 60)):
+        if found and (time.monotonic() > args.until or not flags):
             break
-        skip = 60 if flags else 10 if device == "cuda" else 1
         clock = Clock(args.seconds / 2, args.until, device, skip=skip)
-        timed = time_steps(build_student(args, rows, device, batch, flags=flags), clock, batch)
-        found |= {name: timed} if name else timed
+        timed = time_steps(build_student(args, rows, device, flags), clock)
+        found |= {"compiled": timed} if flags else timed
         args.save(found)
     return found
-
-
-def bench_released(args, device):
-    """The student's training with the teacher run in fp32 in every step."""
-    shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
-    needed = shape.count_weights()[-1] * 4 / 2**30 + 8
-    if device == "cuda" and needed > torch.cuda.mem_get_info()[0] / 2**30:
-        return {"skipped": f"the fp32 teacher needs {needed:.0f} GiB"}
-    teacher = make_model(make_config(args.teacher, args.vocabulary), torch.float32, device).eval()
-    trainer = build_student(args, make_soft_rows(args), device, teacher=teacher)
-    return time_steps(trainer, Clock(args.seconds, args.until, device), 32)
 
 
 def price_row(parts, usd):
@@ -381,7 +366,6 @@ def price_row(parts, usd):
     was not measured is left out; `usd` needs all three parts of our way.
     """
     counts = {"tune": 5_000 * 20, "pass": 100_000, "student": 100_000 * 50}
-    counts["released"] = counts["student"]
     speeds = {name: parts.get(name, {}).get("rows_a_second") for name in counts}
     hours = {name: counts[name] / speed / 3600 for name, speed in speeds.items() if speed}
     if "tune" in hours and "disk_seconds_a_gb" in parts["tune"]:
@@ -398,23 +382,18 @@ def price_row(parts, usd):
     return row
 
 
-def describe_device(device):
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate"):
-        versions[package] = importlib.metadata.version(package)
-    if device == "cuda":
-        versions["cuda"] = torch.version.cuda
+def describe_machine(device):
+    here = argparse.Namespace(device=torch.device(device), world_size=1)
+    about = train_teacher.describe_run(here)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    threads = torch.get_num_threads()
-    return {"device": name, "date": today, "cpu_threads": threads, "versions": versions}
+    name = about["hardware"]["gpu"] or about["hardware"]["cpu"]
+    return {"device": name, "date": today, **about}
 
 
 PARTS = {  # name -> (what measures it, its share of the time)
     "tune": (bench_tune, 4),
     "pass": (bench_pass, 3),
     "student": (bench_student, 4),
-    "released": (bench_released, 2),
 }
 
 
@@ -422,7 +401,7 @@ def run_part(name, args, stop_at, into):
     """Measure one part in this process until time.time() says `stop_at`; its figures so far are in
     the file `into` at any time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = {"machine": describe_device(device)}
+    machine = {"machine": describe_machine(device)}
     args.until = time.monotonic() + stop_at - time.time() - SPARE
     transformers.utils.logging.set_verbosity_error()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do: it plans for each new shape
@@ -446,12 +425,10 @@ def start_part(name, args, limit, into):
     process.join(limit)
     process.kill()
     process.join()
-    found = {"failed": f"it did not start, or was stopped after {limit:g} s"}
-    return {
-        "machine": {},
-        "found": found,
-        **(json.loads(into.read_text()) if into.exists() else {}),
-    }
+    if into.exists():
+        return json.loads(into.read_text())
+    failed = f"it did not start, or was stopped after {limit:g} s"
+    return {"machine": {}, "found": {"failed": failed}}
 
 
 def run_parts(args):
@@ -468,7 +445,7 @@ def run_parts(args):
         result |= answer["machine"]
         result["parts"][name] = answer["found"]
         result["seconds"][name] = time.monotonic() - start
-        if "cuda" in result.get("versions", {}):  # a CPU has no hourly price here
+        if result.get("hardware", {}).get("gpu"):  # a CPU has no hourly price here
             result["wlp_row"] = price_row(result["parts"], args.usd_per_gpu_hour)
         words = f"{result.get('device', 'unknown')} {args.teacher}".lower()
         file = args.output / f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.json"
@@ -489,7 +466,7 @@ def show(result):
             longest.get("peak_gib")
             and f"{longest['peak_gib']:.1f} GiB with the longest rows "
             f"(planned {part['planned_gib']:.1f})",
-            *(f"{key}: {part[key]}" for key in ("skipped", "failed") if key in part),
+            "failed" in part and f"failed: {part['failed']}",
             measured and not part.get("whole") and "stopped before its end",
         ]
         print(f"{name:<9} {'; '.join(filter(None, said))}")
@@ -509,11 +486,10 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--teacher", choices=SIZES, default="xxl", help="T5 v1.1 size (%(default)s)")
     add("--student", choices=SIZES, default="small", help="T5 v1.1 size (%(default)s)")
-    add("--student-flags", default="", help="flags of distill.py, to measure by, in one text")
     graphs = "--torch-compile-mode reduce-overhead" if torch.cuda.is_available() else ""
-    add("--compiled", default=graphs, help='such flags, for the part "compiled" (%(default)s)')
+    add("--compiled", default=graphs, help="distill.py's flags to compile by (%(default)s)")
     add("--vocabulary", type=int, default=32128, help="ids (%(default)s)")
-    add("--parts", nargs="+", choices=PARTS, default=[*PARTS][:3], help="which (%(default)s)")
+    add("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="which (default: all)")
     add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
     text = "rows at once; the first is priced"
     add("--pass-batch", type=int, nargs="+", default=[64, 256], help=text)

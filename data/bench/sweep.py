@@ -16,6 +16,7 @@ the grid there. One process trains and scores, as loading the libraries takes lo
 
 import contextlib
 import csv
+import importlib
 import itertools
 import shlex
 import shutil
@@ -39,10 +40,10 @@ SCRIPTS = {"teacher": "train_teacher", "dist": "distill", "self": "distill"}
 
 def call(script, *words):
     """Run a script of the bundle in this process; UserError where it ends with an error."""
-    module = __import__(script)
+    main = importlib.import_module(script).main
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            module.main([str(word) for word in words])
+            main([str(word) for word in words])
     except SystemExit as end:
         if end.code:
             raise UserError(f"{script}.py: {end.code}") from None
