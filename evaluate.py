@@ -83,6 +83,7 @@ from data.files import (
     check_overwrite,
     find_commit,
     hash_file,
+    make_parser,
     read_if_there,
     run_cli,
     show_rows,
@@ -194,7 +195,7 @@ def evaluate_model(options, task):
     result = score_into(options, task, rows)
     times.append(time.monotonic())
     seconds = dict(zip(("load", "generate", "score"), np.diff(times).tolist(), strict=True))
-    result |= {"split": options.split or options.data.stem, **counts}
+    result |= {"split": options.data.stem, **counts}
     result["settings"] = {**settings, "batch_size": loaded.batch_size}
     result |= {"seconds": seconds, "training": training, **describe_run(options)}
     report.write_card(options, task, result)
@@ -222,9 +223,7 @@ def score_into(options, task, rows):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--task", required=True, help="entry of data/tasks.json, or FILE.json or NAME=FILE.json")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -254,7 +253,6 @@ def parse_args(argv=None):
 
 def add_decoding_flags(add):
     """The flags that only decoding needs."""
-    add("--split", help="name in metrics.json (default: the data file's, without its ending)")
     trained = "(default: as the model was trained, else the task's)"
     add("--prefix", help=f"put before sources {trained}")
     add("--max-source-length", type=int, help=f"tokens {trained}")

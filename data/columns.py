@@ -155,6 +155,8 @@ def make_table(name, data):
 
 def choose_columns(table, task, labeled, columns):
     """(the Columns of a table, what was found and guessed as a sentence or None)."""
+    if not table.rows:
+        raise UserError(f"{table.name}: no rows")
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     names = list(dict.fromkeys(key for row in rows for key in row))
     guesses = {"source": SOURCES, "target": SPANS if task.metric == "entities" else TARGETS}
@@ -184,8 +186,6 @@ def make_rows(table, task, labeled, columns):
     A target of a task of answers may stay a list of texts.
     """
     rows, faults, left, renamed = [], [], 0, Counter()
-    if not table.rows:
-        raise UserError(f"{table.name}: no rows")
     table = Table(table.name, [(place, unwrap(row)) for place, row in table.rows])
     chosen, told = choose_columns(table, task, labeled, columns)
     names = {label.casefold(): label for label in task.labels}
@@ -229,12 +229,10 @@ def unwrap(row):
 
 
 def read_source(row, key):
-    if not isinstance(row.get(key), str):
-        raise (
-            Wrong(f"no {key!r}")
-            if key not in row
-            else Wrong(f"{key!r} is not a text", repr(row[key]))
-        )
+    if key not in row:
+        raise Wrong(f"no {key!r}")
+    if not isinstance(row[key], str):
+        raise Wrong(f"{key!r} is not a text", repr(row[key]))
     if not row[key].strip():
         raise Wrong("the source is empty")
     return row[key]

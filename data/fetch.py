@@ -62,31 +62,28 @@ def download(url, timeout=60):
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
-        fault = f"the server answers {error.code} {say_first(error)}; check --base, or"
+        fault = f"the server answers {error.code} {say_first(error)}; check data/sources.json, or"
     except (OSError, ValueError, http.client.HTTPException) as error:
         fault = f"{say_first(error)}; run the same command again, or"
     raise UserError(f"{url}: {fault} download the file yourself and give its folder by --data")
 
 
 def check_file(content, name, facts):
-    """Refuse bytes that are not those of the authors' file, of which `facts` are known."""
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "git_blob": blob}
-    wrong = [key for key in found if facts.get(key, found[key]) != found[key]]
-    if wrong:
-        faults = ", ".join(f"{key} {found[key]} where {facts[key]} is known" for key in wrong)
-        raise UserError(f"{name}: not the authors' file ({faults})")
+    """Refuse bytes whose hash is not the one by which git knows the authors' file."""
+    blob, known = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), facts["git_blob"]
+    if blob != known:
+        fault = f"{len(content):,} bytes with the git_blob {blob} where {known} is known"
+        raise UserError(f"{name}: not the authors' file ({fault})")
 
 
-def fetch_task(task, output=DOWNLOADS, base=None, sources=None):
+def fetch_task(task, output, sources):
     """Download what is missing of the authors' files of `task`. Returns the folder `output`."""
-    sources = sources or read_sources()
     for name in list_files(task, sources):
         path, facts = output / name, sources["files"][name]
         if path.exists():
             check_file(path.read_bytes(), f"{path}: remove it to download it again", facts)
             continue
-        url = f"{(base or sources['base']).rstrip('/')}/{name}"
+        url = f"{sources['base'].rstrip('/')}/{name}"
         print(f"downloading {url}", file=sys.stderr)
         content = download(url)
         check_file(content, url, facts)

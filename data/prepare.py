@@ -24,7 +24,6 @@ nobody has labeled yet. No source is in two splits, and sources that are the sam
 one: what test holds is taken out of the others, what dev or train holds out of unlabeled.
 """
 
-import argparse
 import functools
 import random
 import re
@@ -37,7 +36,16 @@ from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
 from data.costs.budget import load_scale
 from data.costs.stale import ABOUT, REDO, find_changed_splits
-from data.files import UserError, hash_file, read_json, run_cli, show_rows, write_atomic, write_json
+from data.files import (
+    UserError,
+    hash_file,
+    make_parser,
+    read_json,
+    run_cli,
+    show_rows,
+    write_atomic,
+    write_json,
+)
 from data.tasks import load_task
 from data.world import lab, town
 
@@ -223,7 +231,7 @@ def open_data(args, sources):
     """({split: Table}, [origins of unlabeled rows]) of a folder, the hub or the download."""
     if str(args.data or "").startswith("hub:"):
         return open_hub(str(args.data)), args.unlabeled or []
-    folder = args.data or fetch.fetch_task(args.task, args.downloads, args.base, sources)
+    folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --data takes one that holds train and test")
     files = find_files(folder, args.task, sources)
@@ -307,12 +315,6 @@ def compare_rows(rows, splits, notes, entry, divide_by):
         notes["unlabeled"].append(f"{fewer}, so budgets that would buy more can't be run in full")
 
 
-def hash_read(name):
-    """The sha256 of a file that was read, or None for what is no single file."""
-    path = Path(name.partition(":")[0])
-    return hash_file(path) if path.is_file() else None
-
-
 def write_splits(output, splits, about):
     """Write the JSONL files, each whole or not at all, and about.json last. Unlabeled rows lose
     their targets, which go to a file of their own if every row has one."""
@@ -321,8 +323,7 @@ def write_splits(output, splits, about):
     unlabeled = splits["unlabeled"]
     files = {**splits, "unlabeled": [{"source": row["source"]} for row in unlabeled]}
     if all(isinstance(row.get("target"), str) for row in unlabeled):
-        pairs = [(row["source"], row["target"]) for row in unlabeled]
-        files["unlabeled_gold"] = [{"source": source, "target": target} for source, target in pairs]
+        files["unlabeled_gold"] = unlabeled
     for name, rows in files.items():
         write_atomic(output / f"{name}.jsonl", show_rows(rows))
     write_json(output / "about.json", about)
@@ -352,8 +353,9 @@ def keep_splits(args, sources):
     return not change
 
 
-def prepare(args):
+def main(argv=None):
     """Make the splits, or with --check look at them, and print what they are."""
+    args = parse_args(argv)
     entry, sources = load_task(args.task, args.data), fetch.read_sources(args.sources)
     args.task, divide_by = entry.name, load_scale(args.scale)["divide_by"]
     for name in ("source_column", "target_column"):
@@ -380,13 +382,13 @@ def prepare(args):
     about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
     about["rows"] = {split: len(splits[split]) for split in SPLITS}
     about["asked"] = args.asked
-    about["files"] = {name: hash_read(name) for name in names}
+    paths = {name: Path(name.partition(":")[0]) for name in names}  # without an archive's member
+    about["files"] = {n: hash_file(path) if path.is_file() else None for n, path in paths.items()}
     write_splits(args.output, splits, about)
 
 
 def parse_args(argv=None):
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--task", required=True, help="entry of data/tasks.json, or DATA/task.json, or FILE.json")
     add("--scale", default="mini", help="entry of data/scales.json (%(default)s)")
@@ -415,7 +417,6 @@ def parse_args(argv=None):
     )
     add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
     add("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
-    add("--base", help="address of the authors' files (default: their repository)")
     add("--downloads", type=Path, default=fetch.DOWNLOADS, help="where they are kept")
     add("--sources", type=Path, default=fetch.SOURCES, help="addresses, counts and hashes")
     args, words = parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv)
@@ -430,10 +431,6 @@ def parse_args(argv=None):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return args
-
-
-def main(argv=None):
-    prepare(parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -689,7 +689,7 @@ def test_paraphrases(capfd, recwarn):
 
 
 @needs_encoder
-def test_copies_of_short_sources_score_nothing(capsys):
+def test_copies_of_short_sources_score_nothing():
     """'Good night !' copied: 100 in the released code, as it has no 4-gram, else 0."""
     texts = ["Good night !", "So true", "Thank you all"] * 2
     rows = make([(f"{text} my friend", text) for text in texts])
@@ -918,7 +918,7 @@ def test_bad_input(tmp_path, capsys):
         ["--task", "wlp", "--predictions", "p", "--rule", "right"],
     ],
 )
-def test_wrong_command_line(argv, capsys):
+def test_wrong_command_line(argv):
     assert run(*argv) == 2
 
 

@@ -754,7 +754,7 @@ def site():
         body = "".join(json.dumps(row) + "\n" for row in rows).encode()
         site.files[name] = body
         blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-        facts[name] = {"rows": len(rows), "bytes": len(body), "git_blob": blob}
+        facts[name] = {"git_blob": blob}
     site.sources = {"folders": {}, "files": facts, "public": {}, "base": site.base, "archive": "A"}
     yield site
     site.server.shutdown()
@@ -765,10 +765,10 @@ TRAIN = "wlp/wlp_train_all.json"
 
 
 def test_download_then_no_second_one(site, tmp_path):
-    fetch.fetch_task("wlp", tmp_path, None, site.sources)
+    fetch.fetch_task("wlp", tmp_path, site.sources)
     assert (tmp_path / TRAIN).read_bytes() == site.files[TRAIN]
     assert len(site.requests) == 2
-    fetch.fetch_task("wlp", tmp_path, None, site.sources)
+    fetch.fetch_task("wlp", tmp_path, site.sources)
     assert len(site.requests) == 2
 
 
@@ -776,47 +776,44 @@ def test_download_then_no_second_one(site, tmp_path):
     ("fault", "message"),
     [
         ("broken", r"IncompleteRead.*run the same command again"),
-        ("silent", r"bytes \d+ where \d+ is known"),
+        ("silent", r"bytes with the git_blob \w+ where \w+ is known"),
         (503, "the server answers 503"),
-        (404, "the server answers 404 Not Found; check --base, or .*--data"),
+        (404, "the server answers 404 Not Found; check data/sources.json, or .*--data"),
         ([302] * 20, "the server answers 302"),
     ],
 )
 def test_what_goes_wrong_on_the_way_is_one_line_and_leaves_no_file(site, tmp_path, fault, message):
     site.script = fault if isinstance(fault, list) else [fault]
     with pytest.raises(UserError, match=message) as stop:
-        fetch.fetch_task("wlp", tmp_path, site.base, site.sources)
+        fetch.fetch_task("wlp", tmp_path, site.sources)
     assert "\n" not in str(stop.value) and site.base in str(stop.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     site.script = []
-    fetch.fetch_task("wlp", tmp_path, site.base, site.sources)
+    fetch.fetch_task("wlp", tmp_path, site.sources)
     assert (tmp_path / TRAIN).read_bytes() == site.files[TRAIN]
 
 
 def test_bytes_of_another_file_are_refused(site, tmp_path):
     good = site.files[TRAIN]
-    for body, message in [
-        (good + b"{}\n", r"bytes \d+ where \d+ is known"),
-        (good.replace(b"sentence 7", b"sentence_7", 1), r"git_blob \w+ where \w+ is known"),
-    ]:
+    for body in (good + b"{}\n", good.replace(b"sentence 7", b"sentence_7", 1)):
         site.files[TRAIN] = body
-        with pytest.raises(UserError, match=f"not the authors' file .*{message}"):
-            fetch.fetch_task("wlp", tmp_path, site.base, site.sources)
+        with pytest.raises(UserError, match=r"not the authors' file .*git_blob \w+ where \w+ is"):
+            fetch.fetch_task("wlp", tmp_path, site.sources)
         assert not list(tmp_path.glob("wlp/*train*"))
     site.files[TRAIN] = good
-    fetch.fetch_task("wlp", tmp_path, site.base, site.sources)
+    fetch.fetch_task("wlp", tmp_path, site.sources)
     (tmp_path / TRAIN).write_bytes(good[:100])
     with pytest.raises(UserError, match="remove it to download it again"):
-        fetch.fetch_task("wlp", tmp_path, site.base, site.sources)
+        fetch.fetch_task("wlp", tmp_path, site.sources)
 
 
 def test_unreachable_and_unknown(site, tmp_path):
     with pytest.raises(UserError, match="Connection refused; run the same command again"):
-        fetch.fetch_task("wlp", tmp_path, "http://127.0.0.1:9", site.sources)
+        fetch.fetch_task("wlp", tmp_path, {**site.sources, "base": "http://127.0.0.1:9"})
     with pytest.raises(UserError, match="unknown url type"):
-        fetch.fetch_task("wlp", tmp_path, "127.0.0.1/x", site.sources)
+        fetch.fetch_task("wlp", tmp_path, {**site.sources, "base": "127.0.0.1/x"})
     with pytest.raises(UserError, match="the authors' repository has no 'mytask'"):
-        fetch.fetch_task("mytask", tmp_path, site.base, site.sources)
+        fetch.fetch_task("mytask", tmp_path, site.sources)
 
 
 def test_paper_scale_from_the_web_to_splits(site, tmp_path):

@@ -119,7 +119,7 @@ def test_it_learns_and_records_what_it_did(world, tmp_path, capsys):
 
     rows = world / "dev100.jsonl"
     rows.write_text("".join((world / "dev.jsonl").read_text().splitlines(True)[:100]))
-    flags = ["--task", "wlp", "--model", str(run / "model"), "--data", str(rows), "--split", "dev"]
+    flags = ["--task", "wlp", "--model", str(run / "model"), "--data", str(rows)]
     flags += ["--output", str(run), "--max-source-length", "64", "--max-target-length", "64"]
     evaluate.main(flags)
     metrics = json.loads((run / "metrics.json").read_text())

@@ -183,11 +183,8 @@ def encode(texts, tokenizer, limit, kind="text"):
     `kind` is "text" of sources and "text_target" of targets.
     """
     ids = tokenizer(**{kind: texts}).input_ids
-    sizes = [len(row) for row in ids]
-    for number in (number for number, size in enumerate(sizes) if size > limit):
-        cut = {kind: texts[number], "truncation": True, "max_length": limit}
-        ids[number] = tokenizer(**cut).input_ids
-    return ids, sizes
+    cut = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
+    return cut, [len(row) for row in ids]
 
 
 def generate_ids(loaded, ids, max_target_length, progress):
@@ -254,20 +251,20 @@ class LabelReader:
     tokens shown. Any other output stays as it is.
     """
 
-    def __init__(self, labels, tokenizer, limit):
-        self.tokenizer = tokenizer
-        targets, _ = encode(list(labels), tokenizer, limit, "text_target")
-        self.targets = dict(zip(labels, targets, strict=True))
-        ids = [strip_ids(target, tokenizer) for target in self.targets.values()]
-        self.by_ids = dict(zip(ids, labels, strict=True))
-        for label, own in zip(labels, ids, strict=True):
-            if not own or self.by_ids[own] != label:
+    def __init__(self, task, tokenizer, limit):
+        self.tokenizer, self.by_ids = tokenizer, {}
+        encoded = encode_labels(task, tokenizer, limit)
+        self.targets = {label: ids for label, (ids, _) in encoded.items()}
+        for label, ids in self.targets.items():
+            own = strip_ids(ids, tokenizer)
+            if not own or own in self.by_ids:
                 raise UserError(
                     f"label {label!r} has no token ids of its own within {limit} tokens, so no "
                     "output can be told to be it; rename it or allow more tokens"
                 )
-        texts = [mark_unknown(row, tokenizer).strip().upper() for row in ids]
-        pairs = zip(texts, labels, strict=True)
+            self.by_ids[own] = label
+        texts = [mark_unknown(ids, tokenizer).strip().upper() for ids in self.targets.values()]
+        pairs = zip(texts, self.targets, strict=True)
         self.by_text = {text: label for text, label in pairs if texts.count(text) == 1}
 
     def read(self, ids, text, marked):
@@ -294,11 +291,6 @@ def collect(loaded, compute, ids, progress=None, **more):
         if progress is not None:
             progress.update()
     return torch.stack(found)
-
-
-def find_logits(model, **inputs):
-    """(B, C) logits on the CPU."""
-    return model(**inputs).logits.float().cpu()
 
 
 def score_targets(model, labels, **inputs):
@@ -345,7 +337,7 @@ class Reader:
                 raise UserError(f"{name}: a classifier cannot do the {self.metric} of a task")
             self.names = name_classes(loaded.model, task.labels, name)
         elif self.metric == "classes":
-            self.labels = LabelReader(task.labels, loaded.tokenizer, self.limit)
+            self.labels = LabelReader(task, loaded.tokenizer, self.limit)
         elif self.metric == "entities":
             self.restorer = Restorer(loaded.tokenizer, task.labels)
 
@@ -356,8 +348,8 @@ class Reader:
         inputs, sizes = encode(texts, loaded.tokenizer, limit)
         cut = sum(size > limit for size in sizes)
         if self.names:
-            compute = functools.partial(find_logits, loaded.model)
-            logits = collect(loaded, compute, inputs, progress)
+            model = loaded.model
+            logits = collect(loaded, lambda **x: model(**x).logits.float().cpu(), inputs, progress)
             texts = [self.names[number] for number in logits.argmax(-1).tolist()]
             return Outputs(texts, texts, inputs, cut, logits=logits)
         ids, unended = generate_ids(loaded, inputs, self.limit, progress)

@@ -59,8 +59,6 @@ def predict_file(options, loaded, reader, settings):
 def read_rows(path, task, column):
     """The rows of a file with the texts of a column as their source; a guessed one is said."""
     table = read_table(path)
-    if not table.rows:
-        raise UserError(f"{path}: no rows")
     (name, _), told = choose_columns(table, task, False, Columns(column or task.source_column))
     if told:
         print(told, file=sys.stderr)

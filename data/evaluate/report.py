@@ -5,6 +5,7 @@ from pathlib import Path
 from data.files import read_if_there, write_atomic
 
 ERRORS = 200  # rows in errors.md
+CARD = Path(__file__).with_name("card.md")
 MARK = "written-by-evaluate.py"  # a card without it is a user's own and is left alone
 
 
@@ -102,43 +103,6 @@ def show_errors(result, rows, scores):
 
 # --- model cards -----------------------------------------------------------------------------
 
-CARD = """---
-library_name: transformers
-{base}tags: [{mark}]
----
-# {title}: {model_kind}
-
-{origin}
-
-Scores in percent on {n:,} rows of {split}, with 95% intervals of the drawing of these rows (not of
-seeds). Keys that end in _released are the rule of the paper's released scorer. The best constant
-output scores {constant[score]:.1f}.
-
-| measure | score | 95% interval |
-|---|---:|---:|
-{scores}
-
-`{signature}`
-
-{told}{form} Sources have the prefix `{prefix}` and at most
-{max_source_length} tokens, outputs at most {max_target_length}. With transformers
-{provenance[versions][transformers]}:
-
-```python
-from transformers import {kind}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = {kind}.from_pretrained("{model}")
-texts = [{prefix!r} + "text to be labeled"]
-limits = {{"truncation": True, "max_length": {max_source_length}}}
-inputs = tokenizer(texts, return_tensors="pt", padding=True, **limits)
-{rest}
-```
-
-What a tokenizer cannot write (`μ` or `<` in T5's) is missing in these raw outputs;
-`python evaluate.py --task TASK --model MODEL --predict FILE` gives it back, with a confidence for
-each row.
-"""
 GENERATE = """greedy = {{"max_new_tokens": {max_target_length}, "num_beams": 1, "do_sample": False}}
 outputs = model.generate(**inputs, **greedy)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
@@ -190,7 +154,7 @@ def show_card(folder, task, result, config):
         for key, value in result["metrics"].items()
         if not (task.own and "_released" in key)  # a rule of the paper's tasks
     )
-    return CARD.format(
+    return CARD.read_text(encoding="utf-8").format(
         **{**result, **settings},
         base=f"base_model: {base}\n" if hub else "",
         mark=MARK,
