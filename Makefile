@@ -141,7 +141,7 @@ $(INSTALLED):
 	  f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; say for example PYTHON=python3.12")'
 	@echo "installing requirements.txt into $(VENV): some minutes, about 1.5 GB" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 
 # --- runs ------------------------------------------------------------------------------------
