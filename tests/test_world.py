@@ -227,8 +227,6 @@ def test_cards_say_what_was_recorded_and_all_models_saw_as_many_examples(region)
         assert (folder / "README.md").read_text() == pretrain.format_card(folder)
         facts = files.read_json(folder / "pretraining.json")
         steps = pretrain.SHORT.get(facts["model"], pretrain.STEPS[region])
-        if (region, facts["model"]) == ("lab", "large"):  # not pre-trained anew yet: world/README
-            steps = 4000
         assert (facts["steps"], facts["examples"]) == (steps, 96 * steps)
 
 
