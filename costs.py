@@ -42,16 +42,8 @@ from pathlib import Path
 
 from data.costs.advise import ASKED, run_advise
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
-from data.costs.grid import (
-    PILOTS,
-    TABLES,
-    cells,
-    choose_tasks,
-    grid,
-    make_flags,
-    parse_seeds,
-    show_flags,
-)
+from data.costs.flags import make_flags, show_flags
+from data.costs.grid import PILOTS, TABLES, cells, choose_tasks, grid, parse_seeds
 from data.costs.ledger import report
 from data.costs.memory import complete_task, run_memory
 from data.costs.prices import (

@@ -7,8 +7,9 @@ Paper:  Table 2 (what N labels and a budget buy)
 import textwrap
 from collections import Counter
 
-from data.costs.budget import load_scale, make_terms
-from data.costs.grid import TABLES, grid, make_flags
+from data.costs.budget import make_terms
+from data.costs.flags import load_scale, make_flags
+from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
 from data.costs.prices import load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
@@ -140,7 +141,7 @@ def check_lengths(task, splits, model, tokenizer, flags):
 def describe_cost(task, scale, runs, real_text):
     """What a table's runs take: how many, their steps and, where the scale knows it, the time."""
     rates, steps = load_scale(scale).get("seconds_a_step", {}), {}
-    for run in (run for run in runs if run.strategy != "prompted"):
+    for run in runs:
         flags = make_flags(task, scale, run=run, real_text=real_text)
         named = {name.replace("-", "_"): value for name, value in flags.items()}
         steps[run.recipe] = steps.get(run.recipe, 0) + count_steps(run, named)

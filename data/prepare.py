@@ -34,7 +34,7 @@ from pathlib import Path
 from data import fetch
 from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
-from data.costs.budget import load_scale
+from data.costs.flags import load_scale
 from data.costs.stale import ABOUT, REDO, find_changed_splits
 from data.files import (
     UserError,

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import costs
-from data.costs.budget import load_scale
-from data.costs.grid import make_flags, pick_nearest
+from data.costs.flags import load_scale, make_flags, pick_nearest
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run, measure_rates, read_llm_use
 from data.files import UserError

@@ -15,7 +15,7 @@ import distill
 import evaluate
 import plots
 import train_small
-from data.costs.grid import make_flags, show_flags
+from data.costs.flags import make_flags, show_flags
 from data.costs.runs import parse_run
 from data.files import UserError
 from data.tasks import load_task

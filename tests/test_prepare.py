@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from data import columns, fetch, prepare
-from data.costs.grid import make_flags
+from data.costs.flags import make_flags
 from data.files import UserError
 from data.spans import find_spans, write_spans
 from data.tasks import load_task, make_task

@@ -37,7 +37,7 @@ import torch
 
 import distill
 from data.bench.sweep import call
-from data.costs.grid import make_flags, show_flags
+from data.costs.flags import make_flags, show_flags
 from data.files import ROOT, UserError, make_parser, read_json, run_cli
 from data.tasks import load_task
 

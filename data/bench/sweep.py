@@ -23,7 +23,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from data.costs.grid import cells, make_flags, show_flags
+from data.costs.flags import make_flags, show_flags
+from data.costs.grid import cells
 from data.costs.runs import make_run
 from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cli
 from data.tasks import load_task

@@ -21,13 +21,13 @@ from data.costs import serving
 from data.costs.budget import (
     choose_list,
     count_distill_hours,
-    load_scale,
     make_terms,
     plan,
     price_distilling,
 )
 from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
+from data.costs.flags import find_unit
 from data.costs.grid import read_rows
 from data.costs.memory import complete_task
 from data.costs.pilot import make_posterior, read_pilot, read_score
@@ -485,7 +485,7 @@ SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
 def read_market(task, args, terms, pilot):
     """The Market that the flags describe; counts that they leave out are those of the splits, the
     pilot's or the entry's."""
-    divide = 1 if task.own else load_scale(args.scale)["divide_by"]
+    divide = find_unit(task, args.scale)
     held = task.rows.get("unlabeled")
     unlabeled, labels = held // divide if held else ANY, task.labels_n[-1] // divide
     if args.prepared and Path(args.prepared, task.name, "about.json").exists():
@@ -562,7 +562,7 @@ def run_advise(args):
     task = complete_task(task, args.scale, find_train(args, task.name), asked["gpu"], measured)
     terms = make_terms(task, prices, args.price_list, args.rates, args.runs, **asked)
     market = read_market(task, args, terms, pilot)
-    unit = 1 if task.own else load_scale(args.scale)["divide_by"]
+    unit = find_unit(task, args.scale)
     servings = read_servings(args, prices)
     ways = price_ways(args, servings, terms)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
@@ -620,8 +620,7 @@ def read_cells(folder, task):
     found = []
     for path in sorted(Path(folder or "").glob("*/metrics.json")) if folder else ():
         run = find_run(path.parent.name)
-        usual = run and (run.student, run.teacher) == ("small", "xxl")
-        if usual and run.strategy in STRATEGIES:
+        if run and run.usual and run.strategy in STRATEGIES:
             counts = {key: getattr(run, key) for key in ("strategy", "labels", "unlabeled")}
             found.append({**counts, "score": read_score(path, task)["score"]})
     return found

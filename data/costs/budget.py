@@ -1,6 +1,6 @@
-"""What a budget buys: a task's entry and a scale, its rates and prices, labels or distillation.
+"""What a budget buys: from a task's rates and prices to labels or distillation.
 
-Reads:  data/tasks.json, data/scales.json, data/prices.csv
+Reads:  data/prices.csv; with measured rates the run folders
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6 and 11, appendices A and E
 """
 
@@ -18,59 +18,7 @@ from data.costs.prices import (
     show_price,
 )
 from data.costs.runs import measure_rates
-from data.files import DATA, UserError, need, parse_count, parse_price, read_json
-from data.tasks import read_map, read_scale
-
-# --- tasks and scales ----------------------------------------------------------------------
-
-
-SCALE = {  # what one may have, as read_json() checks it
-    "title": str,
-    "divide_by": int,
-    "like": str,
-    "seconds_a_step": {None: float},
-    "models": {None: str},
-    "million_parameters": {None: int},
-    "flags": {None: {}},
-    "recipes": {None: {None: {}}},
-}
-
-
-def load_scale(name, path=DATA / "scales.json"):
-    """One entry of data/scales.json, on top of those that it is `like`; a UserError lists the names
-    where `name` is none, or names the key at fault."""
-    scales, scale, seen = read_json(path, {None: SCALE}), {}, set()
-    while name not in seen and (name or not seen):
-        if name not in scales:
-            known = f"known: {', '.join(scales)} (entries of {path})"
-            raise UserError(f"unknown scale {name!r}; {known}")
-        where = f"{path}: scale {name!r}"
-        scale = merge(scales[name] or {}, scale)
-        seen.add(name)
-        name = scale.pop("like", None)
-    for key, kind in (("title", str), ("models", dict)):
-        need(scale, key, kind, where)
-    parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
-    flags = read_scale(scale.get("flags"), f"{where}: 'flags'")
-    recipes = read_map(read_scale)(scale.get("recipes") or {}, f"{where}: 'recipes'")
-    return {**scale, "flags": flags, "recipes": recipes}
-
-
-def merge(below, above):
-    """`below` with the entries of `above` in it, dicts in dicts likewise."""
-    both = {
-        key: merge(below[key], value) if isinstance(below.get(key), dict) and value else value
-        for key, value in above.items()
-    }
-    return {**below, **both}
-
-
-def tell_scale(name, own):
-    """What the counts at scale `name` are, as a note; `own`: those of a task of one's own."""
-    if own:
-        return f"Scale {name}: labels, dollars and unlabeled rows are as the task's entry has them."
-    return f"Scale {name}: {load_scale(name)['title']}."
-
+from data.files import UserError, parse_price
 
 # --- what a budget buys --------------------------------------------------------------------
 

@@ -1,17 +1,20 @@
-"""The grid of experiments: cells of each table and figure, their runs and flags, rules for make.
+"""The grid of experiments: the cells of each table and figure, and the runs that fill them.
 
 Reads:  data/tasks.json, data/scales.json, data/prices.csv
-Paper:  section 4, Tables 2 to 4 and 8 to 11, Figures 2 to 7, appendix E
+Paper:  section 4, Tables 2 to 4 and 9 to 11, Figures 2 to 7, appendix E
 """
 
+import copy
+import functools
 import math
-import shlex
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import load_scale, make_terms, plan, price_distilling
+from data.costs.budget import make_terms, plan, price_distilling
+from data.costs.flags import find_unit, load_scale
+from data.costs.memory import complete_task
 from data.costs.prices import load_prices
 from data.costs.runs import ENCODERS, make_run, parse_run
 from data.files import UserError, need, parse_count, read_json
@@ -31,8 +34,7 @@ class Cell(NamedTuple):
     runs: dict
     notes: tuple = ()
     budget_usd: Fraction = None  # additional dollars; None where the table fixes counts instead
-    extra_labels: int = None  # that the dollars buy; so many of them the data really has:
-    bought_labels: int = None
+    extra_labels: int = None  # that the dollars buy, of which only so many may exist
     annotate_usd: Fraction = None
     gpu_hours: int = None
     unlabeled: int = None
@@ -65,17 +67,32 @@ class Layout:
     has none at this scale; its runs are left out, and `notes` say so.
     """
 
-    def __init__(self, task, terms, seeds, divide_by, parameters, llm=False, missing=None):
+    student, teacher = "small", "xxl"  # sizes of the models
+    about = ()  # notes of each cell with a budget
+
+    def __init__(self, task, terms, seeds, scale, parameters, llm=False):
         self.task, self.terms, self.seeds, self.llm = task, terms, seeds, llm
         self.train_rows, self.unlabeled_rows = task.rows.get("train"), task.rows.get("unlabeled")
         self.parameters = parameters  # size -> million parameters
-        self.missing, self.notes = missing or {}, {}  # in order, each once
-        self.unit = 1 if task.own else divide_by
+        self.missing, self.notes = find_missing(task, scale), {}  # in order, each once
+        self.unit = find_unit(task, scale)
         # The paper's rates are for the paper's N, measured ones for the N of our runs.
         self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
-    def make_runs(self, strategy, labels, **kind):
-        return tuple(make_run(strategy, labels, seed, **kind) for seed in self.seeds)
+    def resize(self, **sizes):
+        """The same for a `student` or a `teacher` of another size."""
+        other, size = copy.copy(self), {"student": self.student, "teacher": self.teacher, **sizes}
+        other.student, other.teacher = size.values()
+        if (other.student, other.teacher) != (self.student, self.teacher):
+            known = self.parameters
+            priced, asked = (known["small"], known["xxl"]), tuple(map(known.get, size.values()))
+            other.terms = scale_terms(self.terms, priced, asked)
+            names = f"{other.teacher} => {other.student}"
+            other.about = (f"hours of {names} are estimated from parameter counts",)
+        return other
+
+    def make_runs(self, strategy, labels, seeds=None, **kind):
+        return tuple(make_run(strategy, labels, seed, **kind) for seed in seeds or self.seeds)
 
     def keep_known(self, kinds):
         """Those of `kinds` that this task has at this scale; a note for each other one."""
@@ -103,71 +120,69 @@ class Layout:
         whole = [count for count in counts if rows is not None and count >= rows]
         return [count for count in counts if count not in whole[1:]]
 
-    def count_unlabeled(self, terms, labels, usd):
+    def count_unlabeled(self, labels, usd):
         """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
 
         For the paper's tasks the count is that of Table 2: whole thousands, rounded down.
         """
-        bought = plan(terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
+        bought = plan(self.terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
         count = bought["unlabeled"] if bought else 0
-        printed = not self.task.own and terms.rates == "paper"
+        printed = not self.task.own and self.terms.rates == "paper"
         return (count // 1000 * 1000 if printed else count) // self.rate_unit
 
-    def price_distilling(self, terms, labels, unlabeled):
-        usd = price_distilling(terms, labels * self.rate_unit, unlabeled * self.rate_unit)
+    def price_distilling(self, labels, unlabeled):
+        usd = price_distilling(self.terms, labels * self.rate_unit, unlabeled * self.rate_unit)
         return usd / self.rate_unit
 
-    def at_budget(self, labels, budget, also=(), student="small", teacher="xxl", encoder=None):
+    def price_labels(self, count):
+        return count * self.terms.usd_per_label
+
+    def at_budget(self, labels, budget, also=(), encoder=None):
         """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also` names
         further strategies that train on the bought labels, `encoder` what learns from the teacher
         too, on the rows of Dist."""
-        usd, size = Fraction(budget) / self.unit, {"student": student, "teacher": teacher}
         n, _ = self.cap(labels // self.unit, self.train_rows, "labels")
-        terms, notes = self.terms, ()
-        if (student, teacher) != ("small", "xxl"):
-            known = self.parameters
-            priced, asked = (known["small"], known["xxl"]), (known[student], known[teacher])
-            terms = scale_terms(terms, priced, asked)
-            notes += (f"hours of {teacher} => {student} are estimated from parameter counts",)
-        cell = Cell(terms.task, n, n * terms.usd_per_label, {}, notes, usd)
-        cell = self.add_labels(cell, terms, labels // self.unit, also, student)
-        cell = self.add_distilling(cell, terms, size, encoder)
-        return self.add_llm(cell, terms) if self.llm and terms.usd_per_llm_label else cell
+        usd = Fraction(budget) / self.unit
+        cell = Cell(self.task.name, n, self.price_labels(n), {}, self.about, usd)
+        cell = self.add_labels(cell, labels // self.unit, also)
+        cell = self.add_distilling(cell, encoder)
+        return self.add_llm(cell) if self.llm and self.terms.usd_per_llm_label else cell
 
-    def add_labels(self, cell, terms, wanted, also, student):
+    def add_labels(self, cell, wanted, also):
         """Ann.: `cell` with the labels that its dollars buy, on top of `wanted`, and their runs."""
-        extra = math.floor(cell.budget_usd / terms.usd_per_label)
+        extra = math.floor(cell.budget_usd / self.terms.usd_per_label)
         total, note = self.cap(wanted + extra, self.train_rows, "labels")
         runs = {each: self.make_runs(each, total) for each in also}
-        runs["small"] = self.make_runs("small", total, student=student)
-        plans = {"extra_labels": extra, "annotate_usd": extra * terms.usd_per_label}
-        plans |= {"bought_labels": total - cell.labels, "notes": (*cell.notes, *note)}
-        return cell._replace(runs={**cell.runs, **runs}, **plans)
+        runs["small"] = self.make_runs("small", total, student=self.student)
+        plans = {"extra_labels": extra, "annotate_usd": self.price_labels(extra)}
+        return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
-    def add_distilling(self, cell, terms, size, encoder):
+    def add_distilling(self, cell, encoder):
         """Dist.: the teacher on N labels and the rows that what is left of the dollars distils."""
         n, usd = cell.labels, cell.budget_usd
-        wanted = self.count_unlabeled(terms, n, usd) if usd else 0
+        wanted = self.count_unlabeled(n, usd) if usd else 0
         rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
-        runs = {"teacher": self.make_runs("teacher", n, teacher=size["teacher"])}
+        size = {"student": self.student, "teacher": self.teacher}
+        runs = {"teacher": self.make_runs("teacher", n, teacher=self.teacher)}
         runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size)
         if encoder:
             runs["encoder"] = self.make_runs("dist", n, unlabeled=rows, student=encoder)
-        plans = {"teacher_usd": self.price_distilling(terms, n, 0), "notes": (*cell.notes, *cut)}
+        plans = {"teacher_usd": self.price_distilling(n, 0), "notes": (*cell.notes, *cut)}
         if rows:
-            plans |= {"gpu_hours": math.ceil(usd / terms.usd_per_gpu_hour), "unlabeled": rows}
-            plans |= {"wanted": wanted, "distill_usd": self.price_distilling(terms, n, rows)}
+            plans |= {"gpu_hours": math.ceil(usd / self.terms.usd_per_gpu_hour), "unlabeled": rows}
+            plans |= {"wanted": wanted, "distill_usd": self.price_distilling(n, rows)}
         runs = runs if rows else dict.fromkeys(runs)
         return cell._replace(runs={**cell.runs, **runs}, **plans)
 
-    def add_llm(self, cell, terms):
+    def add_llm(self, cell):
         """LLM: the labels that the dollars buy of one, beside the N of people."""
         if not cell.budget_usd:
             return cell
-        count = math.floor(cell.budget_usd / terms.usd_per_llm_label)
+        each = self.terms.usd_per_llm_label
+        count = math.floor(cell.budget_usd / each)
         count, note = self.cap(count, self.unlabeled_rows, "rows for an LLM")
         runs = {**cell.runs, "llm": self.make_runs("llm", cell.labels, llm_labels=count)}
-        plans = {"llm_labels": count, "llm_usd": count * terms.usd_per_llm_label}
+        plans = {"llm_labels": count, "llm_usd": count * each}
         return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
     def count_scored(self, split, most):
@@ -182,13 +197,12 @@ class Layout:
         runs = {each: self.make_runs(each, n, unlabeled=use.get(each, 0)) for each in strategies}
         plans = {"annotate_usd": Fraction(0)} if "small" in strategies else {}
         if rows:
-            usd = self.price_distilling(self.terms, n, rows)
+            usd = self.price_distilling(n, rows)
             plans |= {"unlabeled": rows, "distill_usd": usd}
             plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
         if "teacher" in strategies and self.terms.teacher_hours:
-            plans["teacher_usd"] = self.price_distilling(self.terms, n, 0)
-        initial = n * self.terms.usd_per_label
-        return Cell(self.terms.task, n, initial, runs, (*note, *cut), **plans)
+            plans["teacher_usd"] = self.price_distilling(n, 0)
+        return Cell(self.task.name, n, self.price_labels(n), runs, (*note, *cut), **plans)
 
     def at_all_labels(self, strategy):
         """A cell of all labeled rows."""
@@ -203,7 +217,6 @@ FIGURE_U = (10_000, 100_000)
 # Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
 # scale divides these: the prompt is the paper's, and a price of a label stands on its length.
 LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
-LLM_SHOTS = 32  # of these examples in each prompt
 
 
 def lay_table2(at):
@@ -221,7 +234,7 @@ def lay_table4(at):
     bought = [c._replace(runs={"small": c.runs["small"]}, notes=(), **ann_only) for c in bought]
     first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
     extra = whole.labels - first.labels
-    plans = {"extra_labels": extra, "annotate_usd": extra * at.terms.usd_per_label}
+    plans = {"extra_labels": extra, "annotate_usd": at.price_labels(extra)}
     whole = whole._replace(labels=first.labels, initial_usd=first.initial_usd, **plans)
     return [first, *bought, whole]
 
@@ -255,17 +268,10 @@ def lay_fig3(at):
 
 
 def lay_sizes(at, figure, role, sizes):
+    """Figures 4 and 5: the `role` (student or teacher) in several sizes."""
     usd = at.task.figure_usd.get(figure, at.task.budgets[-1])
-    counts, sizes = at.list_study(), at.keep_known(sizes)
-    return [at.at_budget(n, usd, **{role: size}) for size in sizes for n in counts]
-
-
-def lay_fig4(at):
-    return lay_sizes(at, "fig4", "student", ("small", "base", "large"))
-
-
-def lay_fig5(at):
-    return lay_sizes(at, "fig5", "teacher", ("large", "xl", "xxl"))
+    resized = [at.resize(**{role: size}) for size in at.keep_known(sizes)]
+    return [each.at_budget(n, usd) for each in resized for n in at.list_study()]
 
 
 def lay_fig6(at):
@@ -274,9 +280,7 @@ def lay_fig6(at):
     at.llm, usd = True, at.task.figure_usd.get("fig6", at.task.budgets[-1])
     counts = at.list_study()
     cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
-    alone = {"llm": at.make_runs("llm", 0, llm_labels=cells[-1].llm_labels)}
-    only = Cell(at.terms.task, 0, Fraction(0), alone, (), cells[1].budget_usd)
-    return [*cells, only._replace(llm_labels=cells[1].llm_labels, llm_usd=cells[1].llm_usd)]
+    return [*cells, at.add_llm(Cell(at.task.name, 0, Fraction(0), {}, (), cells[1].budget_usd))]
 
 
 def lay_labels(at):
@@ -284,12 +288,14 @@ def lay_labels(at):
 
 
 def lay_fig7(at):
-    usd, rows = LLM_EXAMPLES * at.terms.usd_per_label, at.count_scored("test", LLM_TEST_ROWS)
+    rows = at.count_scored("test", LLM_TEST_ROWS)
     runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=rows)}
-    level = Cell(at.terms.task, LLM_EXAMPLES, usd, runs, llm_labels=rows)
-    if at.terms.usd_per_llm_label is not None:
-        level = level._replace(llm_usd=rows * at.terms.usd_per_llm_label)
-    return [*lay_labels(at), level]
+    each = at.terms.usd_per_llm_label
+    usd = {"llm_labels": rows, "llm_usd": None if each is None else rows * each}
+    return [
+        *lay_labels(at),
+        Cell(at.task.name, LLM_EXAMPLES, at.price_labels(LLM_EXAMPLES), runs, **usd),
+    ]
 
 
 def lay_pilot(at):
@@ -299,19 +305,17 @@ def lay_pilot(at):
     n, _ = at.cap(at.task.labels_n[-1] // at.unit, at.train_rows, "labels")
     few = max(1, min(10_000, (at.unlabeled_rows or 10_000 * at.unit) // at.unit) // 10)
     students = {max(1, n // 4): (0,), max(1, n // 2): range(3), n: range(3)}
-    groups = [
-        {"small": tuple(make_run("small", size, seed) for seed in seeds)}
-        for size, seeds in students.items()
-    ]
-    groups.append({"teacher": (make_run("teacher", n, 0),)})
-    groups += [{"dist": (make_run("dist", n, 0, unlabeled=u),)} for u in (few, 4 * few)]
+    groups = [{"small": at.make_runs("small", size, seeds)} for size, seeds in students.items()]
+    groups.append({"teacher": at.make_runs("teacher", n, (0,))})
+    groups += [{"dist": at.make_runs("dist", n, (0,), unlabeled=u)} for u in (few, 4 * few)]
     if at.llm:
         rows = at.count_scored("dev", LLM_DEV_ROWS)
-        groups.append({"prompted": (make_run("prompted", LLM_EXAMPLES, 0, llm_labels=rows),)})
-    return [Cell(at.terms.task, n, n * at.terms.usd_per_label, runs) for runs in groups]
+        groups.append({"prompted": at.make_runs("prompted", LLM_EXAMPLES, (0,), llm_labels=rows)})
+    return [Cell(at.task.name, n, at.price_labels(n), runs) for runs in groups]
 
 
-ALL = " ".join(PAPER_TASKS)
+ALL, SIZED = " ".join(PAPER_TASKS), "wlp multipit_gen"
+STUDENTS, TEACHERS = ("small", "base", "large"), ("large", "xl", "xxl")
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table2": (lay_table2, ALL),
     "table3": (lay_table3, ALL),
@@ -321,8 +325,8 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table11": (lay_table11, ALL),
     "fig2": (lay_fig2, ALL),
     "fig3": (lay_fig3, ALL),
-    "fig4": (lay_fig4, "wlp multipit_gen"),
-    "fig5": (lay_fig5, "wlp multipit_gen"),
+    "fig4": (functools.partial(lay_sizes, figure="fig4", role="student", sizes=STUDENTS), SIZED),
+    "fig5": (functools.partial(lay_sizes, figure="fig5", role="teacher", sizes=TEACHERS), SIZED),
     "fig6": (lay_fig6, "wlp stanceosaurus"),
     "fig7": (lay_fig7, "wlp stanceosaurus"),
     "pilot": (lay_pilot, ALL),
@@ -334,23 +338,21 @@ PILOTS = {  # how far a pilot goes -> its strategies
 }
 
 
-def find_missing(task, scale, settings):
+def find_missing(task, scale):
     """{kind of model: why there are no runs of it} for one task at one scale."""
-    models, missing = {**settings["models"], **task.at(scale, "models")}, {}
+    settings, missing = load_scale(scale), {}
+    models = {**settings["models"], **task.at(scale, "models")}
     for kind in load_scale("paper")["million_parameters"]:
         if kind not in models:
-            missing[kind] = (
-                f"{task.title}: no T5 of size {kind} at scale {scale}, so it is left out"
-            )
+            missing[kind] = f"no T5 of size {kind} at scale {scale}, so it is left out"
     for kind, name in ENCODERS.items():
         if task.metric != "classes":
-            missing[kind] = f"{task.title}: {name} only tells classes, so it is left out"
+            missing[kind] = f"{name} only tells classes, so it is left out"
         elif kind not in models or kind not in settings["flags"]:
-            missing[kind] = f"{task.title}: no {name} at scale {scale}, so it is left out"
+            missing[kind] = f"no {name} at scale {scale}, so it is left out"
         if f"dist-{kind}" not in settings["flags"]:
-            text = f"{task.title}: no settings that distil {name} at scale {scale}"
-            missing[f"dist-{kind}"] = text
-    return missing
+            missing[f"dist-{kind}"] = f"no settings that distil {name} at scale {scale}"
+    return {kind: f"{task.title}: {why}" for kind, why in missing.items()}
 
 
 def parse_seeds(text):
@@ -382,13 +384,6 @@ def read_rows(prepared, name):
     return found | {split: rows[split] for split in ("dev", "test") if split in rows}
 
 
-def complete_entry(task, scale, prepared=None):
-    """`task` with what its entry lacks by arithmetic on the splits in `prepared`."""
-    from data.costs.memory import complete_task  # which imports this module
-
-    return complete_task(task, scale, prepared and Path(prepared, task.name, "train.jsonl"))
-
-
 def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared=None, rows=None):
     """The Cells of a table or figure for one Task, in reading order.
 
@@ -397,13 +392,11 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
     data/prepare.py, whose row counts then limit what can be bought, or `rows` has them by split.
     """
     shows(table, task.name)
-    settings = load_scale(scale)
     if not terms:
-        task = complete_entry(task, scale, prepared)
+        task = complete_task(task, scale, prepared and Path(prepared, task.name, "train.jsonl"))
         terms = make_terms(task, load_prices())
-    notes = task.estimates
-    paper = load_scale("paper")["million_parameters"]
-    sizes = {**paper, **settings.get("million_parameters", {})}
+    paper, here = (load_scale(each).get("million_parameters", {}) for each in ("paper", scale))
+    notes, sizes = task.estimates, {**paper, **here}
     if sizes != paper and terms.rates == "paper" and not task.own:
         priced, wanted = ((each["small"], each["xxl"]) for each in (paper, sizes))
         terms = scale_terms(terms, priced, wanted)
@@ -411,15 +404,13 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
             f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
             "paper's for XXL, scaled by parameter counts, not measured",
         )
-    rows = read_rows(prepared, task.name) if prepared else rows
-    missing = find_missing(task, scale, settings)
-    if rows:
-        unit = 1 if task.own else settings["divide_by"]
+    if rows := read_rows(prepared, task.name) if prepared else rows:
+        unit = find_unit(task, scale)
         held = {split: rows[split] * unit for split in ("train", "unlabeled")}
         scored = {split: rows[split] for split in ("dev", "test") if split in rows and task.own}
         task = replace(task, rows={**task.rows, **held, **scored})
     llm = llm and table in ("table2", "table11", "pilot")
-    layout = Layout(task, terms, tuple(seeds), settings["divide_by"], sizes, llm, missing)
+    layout = Layout(task, terms, tuple(seeds), scale, sizes, llm)
     first, *others = TABLES[table][0](layout)
     return [first._replace(notes=(*first.notes, *notes, *layout.notes)), *others]
 
@@ -433,87 +424,3 @@ def grid(*args, **options):
                 runs.setdefault(needed.name, needed)
             runs.setdefault(run.name, run)
     return list(runs.values())
-
-
-# --- flags of the training scripts ---------------------------------------------------------
-
-
-def pick_nearest(flags, run):
-    """The flags of a strategy; of a list under "near" those tried at counts nearest to the run's.
-
-    An entry of the list names its counts, "labels" or "labels" and "unlabeled"; near is by ratio.
-    """
-
-    def measure(tried):
-        keys = [key for key in ("labels", "unlabeled") if key in tried]
-        return sum(abs(math.log(max(1, getattr(run, key)) / tried[key])) for key in keys)
-
-    chosen = {**flags, **min(flags.get("near", [{}]), key=measure)}
-    return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
-
-
-def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
-    """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
-
-    The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
-    for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` stands
-    in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
-    released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
-    """
-    kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
-    settings, run = load_scale(scale), run or make_run(kind, 0, 0, student=student or "small")
-    known, own = settings["flags"], task.scales.get(scale, {})
-    if recipe:
-        paper = load_scale("paper")
-        recipes = {"paper": paper["flags"], **paper["recipes"], **settings.get("recipes", {})}
-        if recipe not in recipes:
-            raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
-        known = {**known, **recipes[recipe]}
-        own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
-    if run.recipe not in known:
-        raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
-    models = {**settings["models"], **own.get("models", {})}
-    size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
-    if size not in models:
-        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
-    if run.encoder and task.metric != "classes":
-        fault = f"no classes, so nothing for {run.encoder} to learn"
-        raise UserError(f"task {task.name!r}: {fault}")
-    distilled = run.strategy in ("dist", "self")
-    # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
-    kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
-    rates = task.at("paper" if recipe else scale, "learning_rate")
-    flags = {
-        "student" if distilled else "model": models[size],
-        **pick_nearest(known[run.recipe], run),
-        **({"learning-rate": rates[kind]} if kind in rates and "-" not in run.recipe else {}),
-        "max-source-length": task.max_source_length,
-        "max-target-length": task.max_target_length,
-        "prefix": task.prefix,
-        **own.get("all", {}),
-        **pick_nearest(own.get(run.recipe, {}), run),
-        **(own.get("real-text", {}) if real_text else {}),
-    }
-    if run.encoder and distilled:  # its teacher writes, and scores each class
-        flags["classes"] = list(task.labels)
-    elif run.encoder:  # it has one output a class, so nothing to write and no task to be told
-        flags |= {"max-target-length": None, "prefix": None, "labels": list(task.labels)}
-    if task.keeps_empty and not distilled:
-        flags["keep-empty"] = True
-    if strategy:
-        return flags
-    if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
-        flags["num-unlabeled" if distilled else "num-labels"] = run.unlabeled or run.labels
-    return {**flags, "seed": run.seed}
-
-
-def show_flags(flags):
-    """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out; a list
-    is several values of one flag."""
-    words = []
-    for name, value in flags.items():
-        if value is not None:
-            words.append(f"--no-{name}" if value is False else f"--{name}")
-            values = value if isinstance(value, list) else [value]
-            words += [] if isinstance(value, bool) else map(str, values)
-    return shlex.join(words)

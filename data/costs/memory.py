@@ -17,8 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.budget import load_scale
-from data.costs.grid import LLM_SHOTS, make_flags
+from data.costs.flags import find_unit, make_flags
 from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd
 from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
 from data.tasks import load_task
@@ -35,6 +34,7 @@ TIGHT = 0.97  # what needs a larger share of a card is taken only if nothing els
 # of a large teacher's greedy decoding of so many rows.
 STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 64
 LOADED = 0.25e9  # bytes a second of the published fp32 weights, fetched and loaded; assumed
+LLM_SHOTS = 32  # labeled examples in each prompt of an LLM, as in the paper's appendix E
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
 
 # Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
@@ -410,7 +410,7 @@ def run_memory(args):
     """which way to hold a teacher fits rented GPUs, in how many hours, for how many dollars"""
     prices, cards = load_prices(args.prices), read_cards(args.prices)
     task, labels = load_task(args.task or "wlp"), args.labels
-    labels = labels or task.labels_n[-1] // (1 if task.own else load_scale(args.scale)["divide_by"])
+    labels = labels or task.labels_n[-1] // find_unit(task, args.scale)
     used = float(parse_price(args.utilisation, "--utilisation"))
     flags = make_flags(task, args.scale, "teacher")
     model, work = make_work(task, flags, labels, None, used)

@@ -40,8 +40,7 @@ def read_pilot(folder, task):
     runs, errors, seen, llm, annotator = [], [], {}, None, None
     for path in sorted(Path(folder).glob("*/dev/metrics.json")) if folder else ():
         run = parse_run(path.parents[1].name)
-        usual = (run.student, run.teacher) == ("small", "xxl")
-        if run.strategy not in ("small", "teacher", "dist", "prompted") or not usual:
+        if run.strategy not in ("small", "teacher", "dist", "prompted") or not run.usual:
             continue
         found = read_score(path, task.name)
         if run.strategy == "prompted":  # each of its answers is paid, so it has fewer rows

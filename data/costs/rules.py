@@ -22,8 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.costs.budget import load_scale
-from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, make_flags, show_flags, shows
+from data.costs.flags import load_scale, make_flags, show_flags
+from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, shows
 from data.costs.runs import find_annotation, make_run, parse_run
 from data.costs.stale import (
     METRICS,
@@ -50,72 +50,75 @@ SCRIPTS = {"teacher": "train_teacher.py", "dist": "distill.py", "self": "distill
 USERS = {"teacher": "teacher_flags", "dist": "dist_flags", "self": "dist_flags"}
 
 
-def name_pass(run, runs):
-    """The file that says that enough rows are labeled for `run`, e.g. teacher-n100-s0/1900.labels:
-    as many as any of `runs` needs, so that one pass of the teacher serves them all. An encoder's
-    is 1900.classes, as it learns from scores of the classes."""
-    same = [r for r in runs if (r.needs, bool(r.encoder)) == (run.needs, bool(run.encoder))]
-    kind = "classes" if run.encoder else "labels"
-    return f"{run.needs[0]}/{max(r.unlabeled for r in same)}.{kind}"
-
-
 def name_stamp(name, dev=False):
     """The file that says that a run is scored, on the test set or on dev."""
     return f"{name}/dev/metrics.json" if dev else f"{name}/metrics.json"
 
 
-def order_work(runs, every, dev=False):
-    """Files of the finished `runs` of a task, some of its runs in `every` table asked for, in the
-    order in which make should start them.
-
-    Teachers come first, and then half of what doesn't need them: by then they are done, on two
-    cores too, and a run whose files are not there yet would have to wait for make's next round.
-    """
-    learners = [run for run in runs if run.needs]
-    teachers = dict.fromkeys(name for run in learners for name in run.needs)
-    others = [run.name for run in runs if not run.needs and run.name not in teachers]
-    half = len(others) // 2
-    names = [*teachers, *others[:half], *dict.fromkeys(name_pass(r, every) for r in learners)]
-    names += [*others[half:], *(run.name for run in learners)]
-    return [n if "/" in n else name_stamp(n, dev) for n in names]
+def double(text):
+    """A text of the task's own for make: a dollar sign in it is not make's."""
+    return text.replace("$", "$$")
 
 
 def write_rule(target, needs, *recipe):
     """One rule; its prerequisites are order-only, as a changed comment in a script must not train
-    for hours again. A dollar sign of the task's own must already be doubled."""
+    for hours again."""
     return "\n".join([f"{target}: | {' '.join(needs)}", *(f"\t@{line}" for line in recipe), ""])
 
 
 class Rules:
     """The rules of one task's runs; paths of runs and splits stay make's $(RUNS), $(PREPARED).
 
-    Those of `tables` are scored on the test set, those of the `pilot` on dev and never on test, so
+    asked: {table, figure or pilot: its runs}. The pilot's are scored on dev and never on test, so
     that advice has not seen what tables show.
     """
 
-    def __init__(self, task, tables, pilot, args):
-        self.task, self.scale, self.recipe = task, args.scale, args.recipe
-        self.tables, self.pilot = tables, pilot
-        self.runs = list({run.name: run for run in [*tables, *pilot]}.values())
-        self.word, self.real_text = shlex.quote(task.word).replace("$", "$$"), bool(args.data)
-        self.annotator = name_annotator(args)
+    def __init__(self, task, asked, args):
+        self.task, self.asked, self.args = task, asked, args
+        self.home, self.prepared = Path(args.runs, task.name), Path(args.prepared, task.name)
+        shown = [run for table, runs in asked.items() for run in runs if table != "pilot"]
+        self.stamps = {name_stamp(run.name): run for run in shown}
+        self.stamps |= {name_stamp(run.name, dev=True): run for run in asked.get("pilot", ())}
+        self.runs = list({run.name: run for run in self.stamps.values()}.values())
+        self.word, self.annotator = double(shlex.quote(task.word)), name_annotator(args)
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
         self.first = ["$(INSTALLED)", f"{self.splits}/about.json"]
 
     def make_flags(self, run):
-        return make_flags(self.task, self.scale, None, run, self.real_text, self.recipe)
+        args = self.args
+        return make_flags(self.task, args.scale, None, run, bool(args.data), args.recipe)
 
     def list_flags(self, run):
-        return show_flags(self.make_flags(run)).replace("$", "$$")
+        return double(show_flags(self.make_flags(run)))
 
-    def list_stamps(self):
-        """{file that says that a run is scored: Run}"""
-        stamps = {name_stamp(run.name): run for run in self.tables}
-        return stamps | {name_stamp(run.name, dev=True): run for run in self.pilot}
+    def order_work(self, table):
+        """Files of the finished runs of a table, in the order in which make should start them.
+
+        Teachers come first, and then half of what doesn't need them: by then they are done, on two
+        cores too, and a run whose files are not there yet would have to wait for make's next round.
+        """
+        runs = self.asked.get(table, ())
+        learners = [run for run in runs if run.needs]
+        teachers = dict.fromkeys(name for run in learners for name in run.needs)
+        others = [run.name for run in runs if not run.needs and run.name not in teachers]
+        half = len(others) // 2
+        names = [*teachers, *others[:half], *dict.fromkeys(map(self.name_pass, learners))]
+        names += [*others[half:], *(run.name for run in learners)]
+        return [n if "/" in n else name_stamp(n, table == "pilot") for n in names]
+
+    def name_pass(self, run):
+        """The file that says that enough rows are labeled for `run`, as
+        teacher-n100-s0/1900.labels: as many as any run needs, so that one pass of the teacher
+        serves them all. An encoder's is 1900.classes, as it learns from scores of the classes."""
+        same = [
+            r for r in self.runs if (r.needs, bool(r.encoder)) == (run.needs, bool(run.encoder))
+        ]
+        kind = "classes" if run.encoder else "labels"
+        return f"{run.needs[0]}/{max(r.unlabeled for r in same)}.{kind}"
 
     def find_stamp(self, name):
         """The first file that says that a run is trained: its table's, else its pilot's."""
-        return f"{self.place}/{name_stamp(name, name not in {run.name for run in self.tables})}"
+        return f"{self.place}/{name_stamp(name, name_stamp(name) not in self.stamps)}"
 
     def write_run(self, run, dev=False):
         """Train and score in one recipe, as make would else train all runs before it scores one.
@@ -126,7 +129,7 @@ class Rules:
             needs.append(f"{folder}/{self.annotator}/annotation.json")
             reads = f"--train $(@D)/{self.annotator}/labels.jsonl"
         elif run.needs:
-            needs.append(f"{self.place}/{name_pass(run, self.runs)}")
+            needs.append(f"{self.place}/{self.name_pass(run)}")
             reads = f"--unlabeled {self.splits}/unlabeled.jsonl"
             teacher = f"{self.place}/{run.needs[0]}"
             released = self.make_flags(run).get("loss") == "paper"  # runs the teacher in every step
@@ -138,21 +141,21 @@ class Rules:
         score = self.score(f"--model {folder}/model")
         score += f" --data {self.splits}/{'dev' if dev else 'test'}.jsonl > /dev/null"
         needs += [script, "evaluate.py"]
-        if dev and run in self.tables:
+        if dev and name_stamp(run.name) in self.stamps:
             needs.append(f"{folder}/metrics.json")
         target = f"{self.place}/{name_stamp(run.name, dev)}"
         both = f"$(launch) $(PY) $(in_one) {train} $(then) {score}"
         return write_rule(target, needs, both, "$(told)")
 
     def score(self, what):
-        flags = show_flags(self.task.at(self.scale, "evaluate")).replace("$", "$$")
+        flags = double(show_flags(self.task.at(self.args.scale, "evaluate")))
         return f"evaluate.py --task {self.word} {what} --output $(@D) {flags}".rstrip()
 
     def write_pass(self, file):
         """The teacher's pass, once for all runs that learn from it."""
         teacher, count, kind = re.split(r"[/.]", file)
         made = parse_run(teacher)
-        learners = (r for r in self.runs if r.needs and file == name_pass(r, self.runs))
+        learners = (r for r in self.runs if r.needs and file == self.name_pass(r))
         student = next(learners).student if kind == "classes" else "small"
         plain = make_run("dist", made.labels, made.seed, int(count), student=student)
         label = "$(launch) $(PY) distill.py --labels-only --teacher $(@D)/model"
@@ -201,20 +204,16 @@ class Rules:
         return write_rule(target, needs, f"{ask} >&2", f"$(PY) {score} > /dev/null", "$(told)")
 
     def write_all(self):
-        learners = [run for run in self.runs if run.needs]
-        passes = dict.fromkeys(name_pass(run, self.runs) for run in learners)
+        passes = dict.fromkeys(self.name_pass(run) for run in self.runs if run.needs)
         rules, answers = [self.write_pass(file) for file in passes], {}
-        for run in self.tables:
+        for stamp, run in self.stamps.items():
             if run.strategy == "llm":
                 if run.seed not in answers:
                     answers[run.seed], rule = self.write_answers(run.seed)
                     rules.append(rule)
                 rules.append(self.write_labels(run, answers[run.seed]))
-            prompted = run.strategy == "prompted"
-            rules.append(self.write_prompted(run) if prompted else self.write_run(run))
-        for run in self.pilot:
             write = self.write_prompted if run.strategy == "prompted" else self.write_run
-            rules.append(write(run, dev=True))
+            rules.append(write(run, dev=stamp != name_stamp(run.name)))
         return rules
 
 
@@ -226,19 +225,19 @@ def name_annotator(args):
     return re.sub("[:/]", "_", args.model) if args.model else f"simulated-{args.accuracy}"
 
 
-def check_annotator(task, runs, args):
+def check_annotator(rules):
     """No two annotators in one run folder, no paid run without a model and a key, and no simulated
     one without the right answers."""
-    annotator, home, unlabeled = name_annotator(args), Path(args.runs, task.name), []
-    runs = [run for run in runs if run.strategy in ("llm", "prompted")]
-    for run in runs:
-        found = find_annotation(home / run.name)
-        if found and found.parent.name not in (annotator, run.name):
+    args, annotator, unlabeled = rules.args, rules.annotator, []
+    runs = [run for run in rules.runs if run.strategy in ("llm", "prompted")]
+    for folder in (rules.home / run.name for run in runs):
+        found = find_annotation(folder)
+        if found and found.parent.name not in (annotator, folder.name):
             raise UserError(
                 f"{found.parent}: labels of another annotator than {annotator}; say MODEL=... or "
-                f"LLM_ACCURACY=... as then, or move {home / run.name} away"
+                f"LLM_ACCURACY=... as then, or move {folder} away"
             )
-        unlabeled += [] if found else [home / run.name]
+        unlabeled += [] if found else [folder]
     if not unlabeled or args.partial:
         return
     if args.model and not args.key:
@@ -249,7 +248,7 @@ def check_annotator(task, runs, args):
             f"{unlabeled[0]} needs labels by an LLM: say MODEL=gpt-6-luna (any of data/prices.csv)"
             " and the most that a task and seed may cost, BUDGET=20"
         )
-    splits = Path(args.prepared, task.name)
+    splits = rules.prepared
     known = (splits / "unlabeled_gold.jsonl").exists() or not (splits / "about.json").exists()
     if not args.model and not known and any(run.strategy == "llm" for run in runs):
         raise UserError(
@@ -309,49 +308,50 @@ def prepare_splits(task, args):
         raise UserError((said.partition("error: ")[2] or said) + made)
 
 
-def list_asked(run, rules, args):
+def list_asked(rules, run):
     """{flag: text} of the words that make passes to the script that trains a run."""
-    words = shlex.split(rules.list_flags(run).replace("$$", "$"))
-    own = getattr(args, USERS.get(run.strategy, "small_flags"))
-    return read_words([*words, *args.train_flags, *own])
+    own = getattr(rules.args, USERS.get(run.strategy, "small_flags"))
+    words = shlex.split(show_flags(rules.make_flags(run)))
+    return read_words([*words, *rules.args.train_flags, *own])
 
 
-def check_runs(rules, args):
-    """({run: what changed}, {run: what changed in how it is scored}) of a task's finished runs."""
-    task, changed, scored = rules.task, {}, {}
-    home, splits = Path(args.runs, task.name), Path(args.prepared, task.name)
+def check_runs(rules):
+    """{what is to be made again, as TASK/RUN: what changed since}: finished runs, or where these
+    are only scored otherwise their metrics.json."""
+    changed, splits = {}, rules.prepared
     for run in sorted(rules.runs, key=lambda run: bool(run.needs)):
-        folder, change = home / run.name, None
+        folder, change = rules.home / run.name, None
         if run.strategy != "prompted":
             data = splits / f"{'unlabeled' if run.needs else 'train'}.jsonl"
             if run.strategy == "llm":
-                data = folder / name_annotator(args) / "labels.jsonl"
-            change = find_change(folder, list_asked(run, rules, args), data)
+                data = folder / rules.annotator / "labels.jsonl"
+            change = find_change(folder, list_asked(rules, run), data)
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         if change and folder.exists():
             changed[run.name] = change
             continue
-        for place, split in ((folder, "test"), (folder / "dev", "dev")):
-            if change := find_changed_score(place, task, splits / f"{split}.jsonl"):
-                scored[str(place.relative_to(home))] = change
-    return changed, scored
+        for stamp, split in ((name_stamp(run.name), "test"), (name_stamp(run.name, True), "dev")):
+            place = (rules.home / stamp).parent
+            if change := find_changed_score(place, rules.task, splits / f"{split}.jsonl"):
+                changed[stamp] = change
+    return {f"{rules.task.name}/{name}": change for name, change in changed.items()}
 
 
-def estimate(rules, args):
+def estimate(rules):
     """{stamp of a run: seconds that it may take or None}, from the finished runs of its strategy,
     else from the scale's recorded seconds a step."""
-    known, used, home = {}, {}, Path(args.runs, rules.task.name)
-    for stamp, run in rules.list_stamps().items():
-        steps = count_steps(run, list_asked(run, rules, args)) if run.strategy != "prompted" else 0
-        known[stamp] = run.recipe, steps
-        if (home / stamp).exists() and steps:
+    steps, used = {}, {}
+    for stamp, run in rules.stamps.items():
+        trained = run.strategy != "prompted"
+        steps[stamp] = count_steps(run, list_asked(rules, run)) if trained else 0
+        if (rules.home / stamp).exists() and steps[stamp]:
             seconds, before = used.get(run.recipe, (0, 0))
-            used[run.recipe] = seconds + read_spent(home / stamp), before + steps
-    rates = {"prompted": 0, **(load_scale(args.scale).get("seconds_a_step") or {})}
-    rates |= {kind: seconds / steps for kind, (seconds, steps) in used.items() if seconds}
+            used[run.recipe] = seconds + read_spent(rules.home / stamp), before + steps[stamp]
+    rates = {"prompted": 0, **(load_scale(rules.args.scale).get("seconds_a_step") or {})}
+    rates |= {kind: seconds / count for kind, (seconds, count) in used.items() if seconds}
     return {
-        f"{rules.task.name}/{stamp}": steps * rates[kind] if kind in rates else None
-        for stamp, (kind, steps) in known.items()
+        f"{rules.task.name}/{stamp}": rates.get(run.recipe) and steps[stamp] * rates[run.recipe]
+        for stamp, run in rules.stamps.items()
     }
 
 
@@ -386,44 +386,41 @@ def choose_tables(tasks, args):
     return names
 
 
+def list_runs(table, task, seeds, args):
+    """The runs of a table, of a pilot those that go as far as is asked."""
+    runs = grid(
+        table, task, args.scale, seeds, None, args.llm, args.prepared if args.data else None
+    )
+    kinds = (*PILOTS[args.pilot], "prompted")
+    return [run for run in runs if table != "pilot" or run.strategy in kinds]
+
+
 def write_rules(tasks, seeds, args):
     """Check all that can be wrong, then write the file of rules; its path."""
     for task in tasks:
         prepare_splits(task, args)
-    names, every, needed = choose_tables(tasks, args), {}, {}
-    prepared = args.prepared if args.data else None
+    names, asked = choose_tables(tasks, args), {}
     for table in names:
         for task in choose_tasks(table, tasks):
-            runs = grid(table, task, args.scale, seeds, None, args.llm, prepared)
-            if table == "pilot":
-                runs = [run for run in runs if run.strategy in (*PILOTS[args.pilot], "prompted")]
-            needed.setdefault(table, {})[task.name] = runs
-            kind = every.setdefault(task.name, ({}, {}))[table == "pilot"]
-            kind.update({run.name: run for run in runs})
-    every = {name: [list(kind.values()) for kind in kinds] for name, kinds in every.items()}
-    lines, seconds, changed, scored = [], {}, {}, {}
-    for task in (task for task in tasks if task.name in every):
-        rules, home = Rules(task, *every[task.name], args), Path(args.runs, task.name)
-        check_annotator(task, rules.runs, args)
-        found = check_runs(rules, args)
-        if args.redo and not args.dry:  # whole runs, or of those scored otherwise their scores
-            for path in [*found[0], *(f"{name}/metrics.json" for name in found[1])]:
-                drop(home / path, "runs")
-        changed.update(found[0])
-        scored.update(found[1])
-        seconds |= estimate(rules, args)
+            asked.setdefault(task.name, {})[table] = list_runs(table, task, seeds, args)
+    every, changed, seconds, lines = [], {}, {}, []
+    for task in (task for task in tasks if task.name in asked):
+        every.append(rules := Rules(task, asked[task.name], args))
+        check_annotator(rules)
+        found = check_runs(rules)
+        for name in found if args.redo and not args.dry else ():
+            drop(Path(args.runs, name), "runs")
+        changed |= found
+        seconds |= estimate(rules)
         lines += rules.write_all()
-    if (changed or scored) and not args.redo:
-        raise UserError(tell(changed, scored))
+    if changed and not args.redo:
+        raise UserError(tell(changed))
     if said := tell_work(seconds, args):
         print(said, file=sys.stderr)
     lines.append(f"ASKED := {' '.join(names)}")
-    for table, runs in needed.items():
-        works = []
-        for task, some in runs.items() if not args.partial else ():
-            files = order_work(some, [*every[task][0], *every[task][1]], table == "pilot")
-            works += [f"$(RUNS)/{task}/{file}" for file in files]
-        lines.append(f"{table}: {' '.join(works)}")
+    for table in names:
+        works = [f"{r.place}/{file}" for r in every for file in r.order_work(table)]
+        lines.append(f"{table}: {' '.join(works if not args.partial else ())}")
     text = "\n".join(lines) + "\n"
     path = Path(args.made, f"rules-{hashlib.sha256(text.encode()).hexdigest()[:12]}.mk")
     write_atomic(path, text)

@@ -34,6 +34,12 @@ class Run(NamedTuple):
         return next((kind for kind in (self.strategy, self.student) if kind in ENCODERS), None)
 
     @property
+    def usual(self):
+        """Whether its models are those of the paper's tables, T5-Small and T5-XXL, or in their
+        place at a scale."""
+        return (self.student, self.teacher) == ("small", "xxl")
+
+    @property
     def recipe(self):
         """What names its settings: the strategy, of a distilled encoder dist-bert."""
         return f"dist-{self.student}" if self.student in ENCODERS else self.strategy

@@ -38,7 +38,7 @@ def measure_serving(folder):
         if not run or run.strategy not in ("small", "dist", "self", "llm", "teacher"):
             continue
         metrics = read_json(path, METRICS)
-        if (run.student, run.teacher) == ("small", "xxl") and metrics.get("hardware"):
+        if run.usual and metrics.get("hardware"):
             hardware, rows = metrics["hardware"], need(metrics, "n", int, path)
             gpu = hardware.get("gpu") if hardware.get("device") != "cpu" else None
             seconds = need(metrics, "seconds generate", float, path)

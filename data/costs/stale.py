@@ -178,12 +178,11 @@ def drop(folder, root):
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tell(changed, scored):
-    """The one line of an error: what changed, and which runs it touches."""
-    first = next(iter({**changed, **scored}.values()))
-    reasons = list(dict.fromkeys([*changed.values(), *scored.values()]))
-    names = [*changed, *scored]
-    more = f" and {len(reasons) - 1} more changes" if reasons[1:] else ""
+def tell(changed):
+    """The one line of an error: what changed, and which runs {name: what changed} it touches."""
+    names = [name.removesuffix("/metrics.json") for name in changed]
+    first, *others = dict.fromkeys(changed.values())
+    more = f" and {len(others)} more changes" if others else ""
     shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
     made = "1 run was made" if len(names) == 1 else f"{len(names)} runs were made"
     return f"{first}{more} since {made} ({shown}): {REDO}"

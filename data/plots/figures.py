@@ -66,7 +66,7 @@ class Part:
 
 def find_reported(score):
     """The paper's score of the same models, counts and dollars, None where it prints none."""
-    usual = all((run.student, run.teacher) == ("small", "xxl") for run in score.runs)
+    usual = all(run.usual for run in score.runs)
     return score.study.find_printed(score.cell, score.strategy) if usual else None
 
 

@@ -8,7 +8,7 @@ Notes are lists of `condition and sentence`: a sentence stands where its conditi
 
 import re
 
-from data.costs.budget import tell_scale
+from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.files import need
 from data.plots.results import TITLES

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
-from data.costs.grid import make_flags
+from data.costs.flags import make_flags
 from data.costs.prices import load_prices, show_usd
 from data.files import DATA, parse_amount, read_csv, read_jsonl
 from data.plots.results import load_scores, read_tasks

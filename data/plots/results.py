@@ -17,16 +17,10 @@ from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
 
-from data.costs.budget import count_llm_labels, load_scale, make_terms
-from data.costs.grid import (
-    LLM_EXAMPLES,
-    LLM_TEST_ROWS,
-    TABLES,
-    cells,
-    choose_tasks,
-    complete_entry,
-    parse_seeds,
-)
+from data.costs.budget import count_llm_labels, make_terms
+from data.costs.flags import find_unit
+from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
+from data.costs.memory import complete_task
 from data.costs.runs import find_annotation, read_record
 from data.costs.stale import METRICS
 from data.files import DATA, UserError, need, read_csv, read_json, read_jsonl
@@ -118,13 +112,14 @@ class Study:
         self.folder = Path(args.runs) / task.name
         self.rule = getattr(args, "rule", "strict")
         self.measured = getattr(args, "dollars", "planned") == "measured"
-        task = self.task = complete_entry(task, args.scale, args.prepared)
+        splits = args.prepared and Path(args.prepared, task.name)
+        task = self.task = complete_task(task, args.scale, splits and splits / "train.jsonl")
         terms = make_terms(task, books["paper"].prices)
         self.usd_per_label, seeds = terms.usd_per_label, parse_seeds(args.seeds)
         self.gpu, self.usd_per_gpu_hour = terms.gpu, terms.usd_per_gpu_hour
         limits = {"prepared": args.prepared, "llm": self.llm}
         self.cells = cells(args.command, task, args.scale, seeds, terms, **limits)
-        self.unit = 1 if self.own else load_scale(args.scale)["divide_by"]
+        self.unit = find_unit(task, args.scale)
         self.figure = args.command.startswith("fig")
         self.number = int(args.command.removeprefix("fig").removeprefix("table"))
         # Points of the paper stand in a figure only where counts and dollars are the same.

@@ -1,0 +1,151 @@
+"""A scale's settings, and from them the flags of the training scripts for a task and a run.
+
+Reads:  data/scales.json
+Paper:  Table 8
+"""
+
+import math
+import shlex
+
+from data.costs.runs import make_run
+from data.files import DATA, UserError, need, parse_count, read_json
+from data.tasks import read_map, read_scale
+
+# --- scales ----------------------------------------------------------------------------------
+
+SCALE = {  # what one may have, as read_json() checks it
+    "title": str,
+    "divide_by": int,
+    "like": str,
+    "seconds_a_step": {None: float},
+    "models": {None: str},
+    "million_parameters": {None: int},
+    "flags": {None: {}},
+    "recipes": {None: {None: {}}},
+}
+
+
+def load_scale(name, path=DATA / "scales.json"):
+    """One entry of data/scales.json, on top of those that it is `like`; a UserError lists the names
+    where `name` is none, or names the key at fault."""
+    scales, scale, seen = read_json(path, {None: SCALE}), {}, set()
+    while name not in seen and (name or not seen):
+        if name not in scales:
+            known = f"known: {', '.join(scales)} (entries of {path})"
+            raise UserError(f"unknown scale {name!r}; {known}")
+        where = f"{path}: scale {name!r}"
+        scale = merge(scales[name] or {}, scale)
+        seen.add(name)
+        name = scale.pop("like", None)
+    for key, kind in (("title", str), ("models", dict)):
+        need(scale, key, kind, where)
+    parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
+    flags = read_scale(scale.get("flags"), f"{where}: 'flags'")
+    recipes = read_map(read_scale)(scale.get("recipes") or {}, f"{where}: 'recipes'")
+    return {**scale, "flags": flags, "recipes": recipes}
+
+
+def merge(below, above):
+    """`below` with the entries of `above` in it, dicts in dicts likewise."""
+    both = {
+        key: merge(below[key], value) if isinstance(below.get(key), dict) and value else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
+
+
+def find_unit(task, scale):
+    """What divides the paper's counts and dollars of a Task at a scale; one's own are meant as
+    they stand."""
+    return 1 if task.own else load_scale(scale)["divide_by"]
+
+
+def tell_scale(name, own):
+    """What the counts at scale `name` are, as a note; `own`: those of a task of one's own."""
+    if own:
+        return f"Scale {name}: labels, dollars and unlabeled rows are as the task's entry has them."
+    return f"Scale {name}: {load_scale(name)['title']}."
+
+
+# --- flags of the training scripts ---------------------------------------------------------
+
+
+def pick_nearest(flags, run):
+    """The flags of a strategy; of a list under "near" those tried at counts nearest to the run's.
+
+    An entry of the list names its counts, "labels" or "labels" and "unlabeled"; near is by ratio.
+    """
+
+    def measure(tried):
+        keys = [key for key in ("labels", "unlabeled") if key in tried]
+        return sum(abs(math.log(max(1, getattr(run, key)) / tried[key])) for key in keys)
+
+    chosen = {**flags, **min(flags.get("near", [{}]), key=measure)}
+    return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
+
+
+def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
+    """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
+
+    The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
+    for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` stands
+    in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
+    released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
+    """
+    kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
+    settings, run = load_scale(scale), run or make_run(kind, 0, 0, student=student or "small")
+    known, own = settings["flags"], task.scales.get(scale, {})
+    if recipe:
+        paper = load_scale("paper")
+        recipes = {"paper": paper["flags"], **paper["recipes"], **settings.get("recipes", {})}
+        if recipe not in recipes:
+            raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
+        known = {**known, **recipes[recipe]}
+        own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
+    if run.recipe not in known:
+        raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
+    models = {**settings["models"], **own.get("models", {})}
+    size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
+    if size not in models:
+        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
+    if run.encoder and task.metric != "classes":
+        fault = f"no classes, so nothing for {run.encoder} to learn"
+        raise UserError(f"task {task.name!r}: {fault}")
+    distilled = run.strategy in ("dist", "self")
+    # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
+    kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
+    rates = task.at("paper" if recipe else scale, "learning_rate")
+    flags = {
+        "student" if distilled else "model": models[size],
+        **pick_nearest(known[run.recipe], run),
+        **({"learning-rate": rates[kind]} if kind in rates and "-" not in run.recipe else {}),
+        "max-source-length": task.max_source_length,
+        "max-target-length": task.max_target_length,
+        "prefix": task.prefix,
+        **own.get("all", {}),
+        **pick_nearest(own.get(run.recipe, {}), run),
+        **(own.get("real-text", {}) if real_text else {}),
+    }
+    if run.encoder and distilled:  # its teacher writes, and scores each class
+        flags["classes"] = list(task.labels)
+    elif run.encoder:  # it has one output a class, so nothing to write and no task to be told
+        flags |= {"max-target-length": None, "prefix": None, "labels": list(task.labels)}
+    if task.keeps_empty and not distilled:
+        flags["keep-empty"] = True
+    if strategy:
+        return flags
+    if run.strategy != "llm":  # which trains on every row that gpt_annotate.py wrote
+        flags["num-unlabeled" if distilled else "num-labels"] = run.unlabeled or run.labels
+    return {**flags, "seed": run.seed}
+
+
+def show_flags(flags):
+    """Flags as one shell line: true is --flag, false --no-flag, null leaves a flag out; a list
+    is several values of one flag."""
+    words = []
+    for name, value in flags.items():
+        if value is not None:
+            words.append(f"--no-{name}" if value is False else f"--{name}")
+            values = value if isinstance(value, list) else [value]
+            words += [] if isinstance(value, bool) else map(str, values)
+    return shlex.join(words)
