@@ -20,7 +20,7 @@ import argparse
 import itertools
 
 from data.costs.ledger import Ledger
-from data.costs.prices import load_prices
+from data.costs.prices import load_prices, show_dollars
 from data.costs.runs import ENCODERS
 from data.files import DATA, run_cli
 from data.plots import advice, pipeline, printed
@@ -29,7 +29,7 @@ from data.plots.cells import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
 from data.plots.notes import LIMITS, note_table
 from data.plots.results import Study, read_tasks
-from data.plots.tables import Table, join, render, show_count, show_dollars, show_gap
+from data.plots.tables import Table, join, render, show_count, show_gap
 
 # --- the layouts ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import pytest
 import costs
 import plots
 from data.costs import curves
-from data.costs.advise import CURVE, choose_word
+from data.costs.advise import CURVE, choose_arm, choose_word
 from data.costs.budget import make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
 from data.costs.grid import grid
@@ -357,6 +357,21 @@ def test_a_score_that_cannot_be_is_refused(tmp_path, name, score, more, said):
     with pytest.raises(UserError) as fault:
         costs.main(["advise", "--task", "wlp", "--scale", "paper", "--runs", str(tmp_path)])
     assert said in str(fault.value) and "dev/metrics.json" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("ann", "dist", "llm", "told"),
+    [  # scores, one a draw
+        ([0.1] * 20, [0.5, 0.7] * 10, [0.6] * 20, "can't tell: Dist. or LLM"),
+        ([0.5, 0.7] * 10, [0.1] * 20, [0.6] * 20, "can't tell: Ann. or LLM"),
+        ([0.5, 0.7] * 10, [0.6] * 20, [0.7, 0.5] * 10, "can't tell: Ann., Dist. or LLM"),
+        ([0.5] * 6 + [0.7] * 14, [0.1] * 20, [0.6] * 20, "lean Ann."),
+        ([0.1] * 20, [0.5] * 20, [0.6] * 20, "LLM"),
+    ],
+)
+def test_what_cannot_be_told_is_between_which_arms(ann, dist, llm, told):
+    """P(Dist. > Ann.) is 1 in the first: what cannot be told is the LLM."""
+    assert choose_arm({"ann": ann, "dist": dist, "llm": llm})[2] == told
 
 
 def test_an_llms_own_score_adds_its_arm(capsys, tmp_path, few_draws):

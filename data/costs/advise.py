@@ -31,7 +31,15 @@ from data.costs.flags import find_unit
 from data.costs.grid import read_rows
 from data.costs.memory import complete_task
 from data.costs.pilot import make_posterior, read_pilot, read_score
-from data.costs.prices import load_prices, name_llm, show_columns, show_price, show_usd, to_json
+from data.costs.prices import (
+    load_prices,
+    name_llm,
+    show_columns,
+    show_dollars,
+    show_price,
+    show_usd,
+    to_json,
+)
 from data.costs.runs import find_run
 from data.files import DATA, UserError, parse_amount, read_csv, write_json
 from data.tasks import load_task
@@ -98,23 +106,27 @@ def judge(posterior, market, budget, sure=True, arms=ARMS):
     mean = {arm: posterior.score(arm, c, noise=0) for arm, c in counts.items()}
     bands = {arm: band(posterior.score(arm, c)) for arm, c in counts.items()}
     p = share_above(mean["dist"], mean["ann"]) if "dist" in counts else 0.0
-    row = {"budget": budget, "buys": counts, "bands": bands, "p": p, "loss": 0.0}
-    best, row["advice"] = "dist" if p >= 0.5 else "ann", choose_word(p)
+    best, told = "dist" if p >= 0.5 else "ann", {"advice": choose_word(p)}
     if "llm" in counts:
-        best, row["p_best"], row["advice"] = choose_arm(mean)
+        best, told["p_best"], told["advice"] = choose_arm(mean)
     if not sure and len(counts) > 1:
-        row["advice"] = "can't tell"
-    row["loss"] = measure_loss(mean[best], [v for arm, v in mean.items() if arm != best])
-    return row
+        told["advice"] = "can't tell"
+    loss = measure_loss(mean[best], [v for arm, v in mean.items() if arm != best])
+    return {"budget": budget, "buys": counts, "bands": bands, "p": p, "loss": loss, **told}
 
 
 def choose_arm(mean):
-    """(the arm with the highest mean score, its probability of being best, the advice)."""
+    """(the arm with the highest mean score, its probability of being best, the advice); where that
+    is no better than a guess, the arms between which it is one: the best and those that it beats
+    in less than nine of ten draws."""
     best = max(mean, key=lambda arm: sum(mean[arm]))
-    others = zip(*(scores for arm, scores in mean.items() if arm != best), strict=True)
-    p = share_above(mean[best], list(map(max, others)))
-    lean = "" if p >= 0.8 else "lean "
-    return best, p, f"{lean}{ARMS[best]}" if p >= 0.65 else "can't tell"
+    others = [scores for arm, scores in mean.items() if arm != best]
+    p = share_above(mean[best], list(map(max, *others)) if others[1:] else others[0])
+    if p >= 0.65:
+        return best, p, ("" if p >= 0.8 else "lean ") + ARMS[best]
+    near = [a for a in mean if a == best or share_above(mean[best], mean[a]) < 0.9]
+    *first, last = (ARMS[arm] for arm in near)
+    return best, p, f"can't tell: {', '.join(first)} or {last}"
 
 
 def measure_loss(chosen, others):
@@ -314,28 +326,29 @@ def list_serving(ways, market, budget):
 
 # --- the command ------------------------------------------------------------------------------
 
-HEADS = ("Budget", "Ann. buys", "score, 80%", "Dist. rows", "score, 80%", "P(Dist.)", "advice")
-HEADS += ("loss",)
+HEADS = ["Budget", "Ann. buys", "score, 80%", "Dist. rows", "score, 80%", "P(Dist.)"]
+LLM_HEADS = ["Budget", "LLM labels", "score, 80%", "P(the advised arm is best)"]
 
 
-def lay_row(row, market):
-    """One budget as the cells of a line."""
-    counts, bands, p = row["buys"], row["bands"], f"{row['p']:.2f}"
-    cells = [show_whole(row["budget"]), f"+{counts['ann'][0] - market.labels:,}"]
-    dist = ["N/A", "the teacher's price", None]
-    if "dist" in counts:
-        dist = [f"{counts['dist'][1]:,}", show_band(bands["dist"]), p]
-    return [*cells, show_band(bands["ann"]), *dist, row["advice"], f"{row['loss']:.1f}"]
-
-
-def show_llm(rows):
-    """The LLM's arm, a table of its own where it was judged."""
-    lines = []
-    for row in (row for row in rows if "llm" in row["buys"]):
-        count, scores = row["buys"]["llm"][1], show_band(row["bands"]["llm"])
-        lines.append((show_whole(row["budget"]), f"+{count:,}", scores, f"{row['p_best']:.2f}"))
-    heads = ("Budget", "LLM labels", "score, 80%", "P(the advised arm is best)")
-    return [show_columns(heads, lines)] if lines else []
+def show_budgets(rows, labels):
+    """The table of budgets beside `labels`; an LLM's arm and the advice on all three in a second
+    one, where it was judged."""
+    first, second = [], []
+    for row in rows:
+        counts, bands = row["buys"], {arm: show_band(each) for arm, each in row["bands"].items()}
+        cells = [show_dollars(row["budget"]), f"+{counts['ann'][0] - labels:,}", bands["ann"]]
+        dist = ["N/A", "the teacher's price", None]
+        if "dist" in counts:
+            dist = [f"{counts['dist'][1]:,}", bands["dist"], f"{row['p']:.2f}"]
+        first.append(cells + dist)
+        if "llm" in counts:
+            llm = [f"+{counts['llm'][1]:,}", bands["llm"], f"{row['p_best']:.2f}"]
+            second.append([cells[0], *llm])
+        (second or first)[-1] += [row["advice"], f"{row['loss']:.1f}"]
+    if not second:
+        return show_columns([*HEADS, "advice", "loss"], first)
+    llm = show_columns([*LLM_HEADS, "advice", "loss"], second)
+    return f"{show_columns(HEADS, first)}\n\n{llm}"
 
 
 def show_turns(turns, unit):
@@ -360,7 +373,7 @@ def show_turns(turns, unit):
 
 def show_split(split, market):
     """The sentence on the best split between labels and rows."""
-    usd, best = show_whole(split["budget"]), split["best"]
+    usd, best = show_dollars(split["budget"]), split["best"]
     if not best:
         return f"Best split of {usd}: labels alone, no teacher is affordable"
     extra, unspent = best["labels"], split["budget"] - best["usd"]
@@ -408,7 +421,7 @@ def show_costs(ways, budget):
             told = show_count(after) if after < math.inf else "never"
             paid.append(f"{told} {against}")
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
-    back = f". {show_whole(budget)} of distilling paid back after (predictions) "
+    back = f". {show_dollars(budget)} of distilling paid back after (predictions) "
     return text + (back if paid else "") + ", ".join(paid)
 
 
@@ -431,11 +444,6 @@ def show_budget(usd):
 def show_count(value):
     """A count of predictions to three digits."""
     return f"{round(value, 2 - math.floor(math.log10(max(value, 1)))):,.0f}"
-
-
-def show_whole(usd):
-    """Dollars, without cents where there are none."""
-    return f"${int(usd):,}" if usd == int(usd) else show_usd(usd)
 
 
 def show_band(scores):
@@ -468,8 +476,8 @@ def show_advice(task, found, market):
     def fill(text, indent=""):
         return textwrap.fill(text, 100, subsequent_indent=indent)
 
-    table = show_columns(HEADS, [lay_row(row, market) for row in found["budgets"]])
-    parts = [fill(head), fill(show_prices(found, market)), "", table, *show_llm(found["budgets"])]
+    table = show_budgets(found["budgets"], market.labels)
+    parts = [fill(head), fill(show_prices(found, market)), "", table]
     parts += [*map(fill, ("", LEGEND, "", *said)), ""]
     return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes)])
 

@@ -27,6 +27,11 @@ def show_usd(amount):
     return None if amount is None else f"${round(amount * 100) / 100:,.2f}"
 
 
+def show_dollars(amount):
+    """Dollars without cents where there are none; None stays None."""
+    return None if amount is None else show_usd(amount).removesuffix(".00")
+
+
 def show_price(amount):
     """A price with two to six decimals: $0.26, $0.00435."""
     whole, decimals = f"{round(amount * 10**6) / 10**6:,.6f}".split(".")

@@ -10,6 +10,7 @@ Paper:  none; Figure 2's question for scores that were not measured
 
 from pathlib import Path
 
+from data.costs.prices import show_dollars
 from data.files import UserError, need, read_json
 from data.plots import drawing
 from data.plots.drawing import ANN, DIST, GREY, LLM, Dot, Line, Panel, Style
@@ -43,7 +44,7 @@ def make_panel(advice):
     ticks = drawing.make_dollar_ticks(low, high, inches=4)
     edge = [run["usd"] for key in ("tried", "measured") for run in advice[key] if run["usd"] < low]
     if edge:  # what costs less than the axis shows
-        ticks = [(zero, f"under {drawing.show_dollars(low)}" if any(edge) else "$0"), *ticks]
+        ticks = [(zero, f"under {show_dollars(low)}" if any(edge) else "$0"), *ticks]
     title = f"{advice['title']}, N = {advice['labels']:,}; bands hold four of five runs"
     return Panel(
         title, lines, f"{TITLES.get(advice['metric'], 'score')} (%)",

@@ -5,10 +5,10 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 """
 
 from data.costs.grid import LLM_EXAMPLES
-from data.costs.prices import name_llm, show_price
+from data.costs.prices import name_llm, show_dollars, show_price
 from data.plots.notes import LIMITS, keep, note_halves
 from data.plots.paired import compare, pair_scores
-from data.plots.tables import join, show_count, show_dollars, show_gap
+from data.plots.tables import join, show_count, show_gap
 
 
 def show_constant(scores):

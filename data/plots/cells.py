@@ -4,9 +4,9 @@ Reads:  nothing; it is handed the Studies of data/plots/results.py
 Paper:  Tables 2, 3, 4, 9, 10 and 11
 """
 
+from data.costs.prices import show_dollars
 from data.plots.budgets import count_today
 from data.plots.notes import STRATEGIES
-from data.plots.tables import show_dollars
 
 CELL_COLUMNS = (
     "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,By seed,Released,Also,Invalid %,"

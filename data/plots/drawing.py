@@ -14,8 +14,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from data.costs.prices import show_dollars
 from data.files import write_atomic
-from data.plots.tables import show_dollars
 
 # Okabe and Ito's colours stay apart for colour-blind eyes; a marker and a kind of line of its own
 # keep each series apart in grey print too.

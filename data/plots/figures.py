@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.ledger import Ledger
-from data.costs.prices import load_prices
+from data.costs.prices import load_prices, show_dollars
 from data.files import UserError, write_atomic
 from data.plots import drawing
 from data.plots.drawing import ANN, DIST, LLM, Dot, Line, Panel, Style
 from data.plots.notes import note_figure, write_caption
 from data.plots.results import TITLES, Score, Study, find_frontier, read_tasks
-from data.plots.tables import show_count, show_dollars, wrap_notes, write_csv
+from data.plots.tables import show_count, wrap_notes, write_csv
 
 # --- from scores to panels -----------------------------------------------------------------
 

@@ -10,9 +10,10 @@ import re
 
 from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
+from data.costs.prices import show_dollars
 from data.files import need
 from data.plots.results import TITLES
-from data.plots.tables import show_count, show_dollars
+from data.plots.tables import show_count
 
 STRATEGIES = {
     "small": "Ann.",

@@ -16,7 +16,6 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.prices import show_usd
 from data.files import write_atomic
 
 
@@ -49,11 +48,6 @@ CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among t
 WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
 LONG = 60  # rows
 PAGE = 100  # characters of a LaTeX table before it takes both columns of a page
-
-
-def show_dollars(amount):
-    """Dollars without cents where there are none; None stays None."""
-    return None if amount is None else show_usd(amount).removesuffix(".00")
 
 
 def show_count(count):
