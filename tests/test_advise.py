@@ -430,7 +430,7 @@ def test_a_simulated_llm_in_the_pilot_is_an_arm_and_called_so(capsys, tmp_path, 
     write_run(tmp_path, "prompted-n100-g100-s0", 70, 9.2, "wlp")
     write_json(tmp_path / "prompted-n100-g100-s0/dev/simulated-0.7/annotation.json", {})
     text = ask(capsys, "--runs", write_pilot(tmp_path, WLP), "--budgets", "100 300")
-    assert "P(the advised arm is best)" in text and "--llm-score" not in text
+    assert "P(that arm is best)" in text and "--llm-score" not in text
     assert "the LLM is simulated-0.7, right as often" in text
 
 

@@ -327,7 +327,7 @@ def list_serving(ways, market, budget):
 # --- the command ------------------------------------------------------------------------------
 
 HEADS = ["Budget", "Ann. buys", "score, 80%", "Dist. rows", "score, 80%", "P(Dist.)"]
-LLM_HEADS = ["Budget", "LLM labels", "score, 80%", "P(the advised arm is best)"]
+LLM_HEADS = ["Budget", "LLM labels", "score, 80%", "advice", "P(that arm is best)", "loss"]
 
 
 def show_budgets(rows, labels):
@@ -340,15 +340,14 @@ def show_budgets(rows, labels):
         dist = ["N/A", "the teacher's price", None]
         if "dist" in counts:
             dist = [f"{counts['dist'][1]:,}", bands["dist"], f"{row['p']:.2f}"]
-        first.append(cells + dist)
+        told = [row["advice"], f"{row['loss']:.1f}"]
         if "llm" in counts:
-            llm = [f"+{counts['llm'][1]:,}", bands["llm"], f"{row['p_best']:.2f}"]
-            second.append([cells[0], *llm])
-        (second or first)[-1] += [row["advice"], f"{row['loss']:.1f}"]
-    if not second:
-        return show_columns([*HEADS, "advice", "loss"], first)
-    llm = show_columns([*LLM_HEADS, "advice", "loss"], second)
-    return f"{show_columns(HEADS, first)}\n\n{llm}"
+            llm = [cells[0], f"+{counts['llm'][1]:,}", bands["llm"]]
+            second.append([*llm, told[0], f"{row['p_best']:.2f}", told[1]])
+        first.append([*cells, *dist, *(() if second else told)])
+    tables = [show_columns(HEADS + ([] if second else ["advice", "loss"]), first)]
+    tables += [show_columns(LLM_HEADS, second)] if second else []
+    return "\n\n".join(tables)
 
 
 def show_turns(turns, unit):
