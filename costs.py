@@ -40,12 +40,18 @@ import shlex
 from fractions import Fraction
 from pathlib import Path
 
-from data.costs.advise import ASKED, run_advise
-from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
+from data.costs.advise import run_advise
+from data.costs.budget import (
+    ASKED,
+    count_teacher_hours,
+    plan,
+    price_distilling,
+    read_terms,
+)
 from data.costs.flags import make_flags, show_flags
 from data.costs.grid import PILOTS, TABLES, cells, choose_tasks, grid, parse_seeds
 from data.costs.ledger import report
-from data.costs.memory import complete_task, run_memory
+from data.costs.memory import run_memory
 from data.costs.prices import (
     load_prices,
     price_gpu_hour,
@@ -78,52 +84,37 @@ Both   where the rows are fewer than the dollars could distil
 LLM    a large language model labels more, paid by the token"""
 
 
-def read_terms(task, args):
-    """The Terms of `task` that the flags of plan, convert and grid describe."""
-    scale, measured = getattr(args, "scale", "paper"), args.rates == "measured"
-    task = complete_task(task, scale, None, args.gpu, measured)
-    asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
-    return make_terms(task, load_prices(args.prices), args.price_list, **asked)
-
-
 def run_plan(args):
     """what a budget buys under each strategy"""
-    task = load_task(args.task)
-    terms = read_terms(task, args)
-    budget, labels = args.budget, args.labels
-    result = plan(terms, labels, budget, args.unlabeled)
+    task, terms = read_terms(load_task(args.task), args)
+    labels, result = args.labels, plan(terms, args.labels, args.budget, args.unlabeled)
     if args.json:
         return print_json(result)
     initial, each = show_usd(result["initial_usd"]), show_price(terms.usd_per_label)
     print(f"{task.title}: N = {labels:,} labels ({initial} at {each}).", end=" ")
-    print(f"{show_usd(budget)} more buy one of:\n")
+    print(f"{show_usd(args.budget)} more buy one of:\n")
     hours = count_teacher_hours(terms, labels)
     teacher = f"teacher {float(hours):.4g} h, {show_usd(hours * terms.usd_per_gpu_hour)}"
-    mixed, llm = result["mixed"], result["llm"] or {}
-    each = llm and f"{show_price(llm['usd_per_label'])} each"
-    ways = {  # name -> (what, detail, why nothing is bought)
-        "annotate": ("Ann.", "labels", "", ""),
-        "distill": (
-            "Dist.",
-            "unlabeled examples",
-            teacher,
-            f"nothing left to distil with: {teacher}",
-        ),
-        "mixed": ("Both", "labels beside that", "", ""),
-        "llm": ("LLM", "labels by an LLM", each, "no tokens per label known for this task"),
-    }
-    rows = []
-    for way, (name, what, detail, fault) in ways.items():
-        bought = result[way]
-        if way == "mixed" and mixed:
-            detail = f"distil all {mixed['unlabeled']:,} for {show_usd(mixed['distill_usd'])}, "
-            detail += "labels for the rest"
-        if bought:
-            count = bought["unlabeled"] if way == "distill" else bought["extra_labels"]
-            detail = f"{bought['gpu_hours']} GPU-hours; {detail}" if way == "distill" else detail
-            rows.append([name, f"{count:,}", what, show_usd(bought["usd"]), detail])
-        elif fault:
-            rows.append([name, "N/A", "", None, fault])
+    ann, dist, mixed, llm = (result[way] for way in ("annotate", "distill", "mixed", "llm"))
+
+    def lay(name, count, what, bought, detail):
+        return [name, f"{bought[count]:,}", what, show_usd(bought["usd"]), detail]
+
+    rows = [lay("Ann.", "extra_labels", "labels", ann, "")]
+    if dist:
+        detail = f"{dist['gpu_hours']} GPU-hours; {teacher}"
+        rows.append(lay("Dist.", "unlabeled", "unlabeled examples", dist, detail))
+    else:
+        rows.append(["Dist.", "N/A", "", None, f"nothing left to distil with: {teacher}"])
+    if mixed:
+        whole = f"distil all {mixed['unlabeled']:,} for {show_usd(mixed['distill_usd'])}"
+        detail = f"{whole}, labels for the rest"
+        rows.append(lay("Both", "extra_labels", "labels beside that", mixed, detail))
+    if llm:
+        detail = f"{show_price(llm['usd_per_label'])} each"
+        rows.append(lay("LLM", "extra_labels", "labels by an LLM", llm, detail))
+    else:
+        rows.append(["LLM", "N/A", "", None, "no tokens per label known for this task"])
     print(show_columns(["Strategy", "Buys", "What", "Spends", "Detail"], rows))
     print(WAYS)
     print_notes(result["notes"])
@@ -131,29 +122,25 @@ def run_plan(args):
 
 def run_convert(args):
     """dollars into labels, hours, examples and tokens, and back"""
-    task = load_task(args.task)
-    terms = read_terms(task, args)
-    at, llm = args.at_labels or task.labels_n[0], terms.usd_per_llm_label
+    task, terms = read_terms(load_task(args.task), args)
+    at = args.at_labels or task.labels_n[0]
+    prices = {"gpu_hours": terms.usd_per_gpu_hour, "labels": terms.usd_per_label}
+    prices |= {"llm_labels": terms.usd_per_llm_label, "tokens": terms.usd_per_token}
     result = {"task": task.name, "at_labels": at}
-    prices = {"labels": terms.usd_per_label, "llm_labels": llm, "tokens": terms.usd_per_token}
     if args.usd is not None:
-        result["usd"] = usd = args.usd
-        bought = {name: each and math.floor(usd / each) for name, each in prices.items()}
-        distill = plan(terms, at, usd)["distill"]
-        result.update(gpu_hours=usd / terms.usd_per_gpu_hour, **bought)
-        result["unlabeled"] = distill and distill["unlabeled"]
+        bought = {name: each and args.usd / each for name, each in prices.items()}
+        counts = {name: bought[name] and math.floor(bought[name]) for name in list(prices)[1:]}
+        distill = plan(terms, at, args.usd)["distill"] or {}
+        result |= {"usd": args.usd, **bought, **counts, "unlabeled": distill.get("unlabeled")}
     elif args.unlabeled is not None:
         usd, teacher = (price_distilling(terms, at, count) for count in (args.unlabeled, 0))
         result |= {"unlabeled": args.unlabeled, "usd": usd, "teacher_usd": teacher}
         result["distill_usd"] = usd - teacher
-    elif args.gpu_hours is not None:
-        result |= {"gpu_hours": args.gpu_hours, "usd": args.gpu_hours * terms.usd_per_gpu_hour}
     else:
         name = next(name for name in prices if getattr(args, name) is not None)
-        count = getattr(args, name)
         if prices[name] is None:
             raise UserError(f"task {task.name!r}: no field 'llm_tokens_per_label' in its entry")
-        result |= {name: count, "usd": count * prices[name]}
+        result |= {name: getattr(args, name), "usd": getattr(args, name) * prices[name]}
     if args.json:
         return print_json({**result, "notes": terms.notes})
     for name, value in result.items():
@@ -170,7 +157,7 @@ def run_grid(args):
     seeds, results = parse_seeds(args.seeds), []
     several = args.task == "all" or " " in args.task.strip()
     for task in choose_tasks(args.table, load_tasks(args.task, args.data)):
-        terms = read_terms(task, args)
+        task, terms = read_terms(task, args)
         place = (args.table, task, args.scale, seeds, terms, args.llm, args.prepared)
         runs = grid(*place)
         results.append({"task": task.name, "runs": runs, "cells": cells(*place)})

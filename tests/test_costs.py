@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import costs
+from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags, pick_nearest
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run, measure_rates, read_llm_use
@@ -30,7 +31,7 @@ PRICES = costs.load_prices()
 TASKS = {task.name: task for task in load_tasks("all")}
 SCORES = load_scores()
 PAPER = list(TASKS)
-TERMS = {name: costs.make_terms(TASKS[name], PRICES) for name in PAPER}
+TERMS = {name: make_terms(TASKS[name], PRICES) for name in PAPER}
 OWN = {
     "title": "Mine",
     "metric": "classes",
@@ -272,7 +273,7 @@ def test_cents_do_not_drift(count, price_cents):
 
 
 def test_three_dimes_buy_three_labels():
-    terms = costs.make_terms(TASKS["wlp"], PRICES, usd_per_label=0.1)
+    terms = make_terms(TASKS["wlp"], PRICES, usd_per_label=0.1)
     budget = costs.parse_amount(0.1, "a") + costs.parse_amount(0.2, "b")
     assert math.floor((0.1 + 0.1 + 0.1) / 0.1) == 3 and math.floor(0.3 / 0.1) == 2  # floats
     assert costs.plan(terms, 100, budget)["annotate"]["extra_labels"] == 3

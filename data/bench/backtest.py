@@ -21,7 +21,6 @@ import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
@@ -33,18 +32,15 @@ from data.costs.pilot import PAPER_CONSTANTS, read_paper_runs
 from data.costs.prices import load_prices
 from data.files import DATA, make_parser, read_csv, run_cli
 from data.plots.results import load_scores
-from data.tasks import load_task
+from data.tasks import PAPER_TASKS, load_task
 
-TITLES = {"WLP": "wlp", "Stanceosaurus": "stanceosaurus", "FEVER": "fever"}
-TITLES |= {"MultiPIT-Id": "multipit_id", "MultiPIT-Gen": "multipit_gen", "Natural Questions": "nq"}
-TASKS = tuple(TITLES.values())
 ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}
 HORIZONS = ((1.3, 3, "2x"), (3, 7, "4x"), (7, 16, "10x"), (16, math.inf, ">16x"))
 LEVELS = ("P0", "P1", "P2", "P3", "P4")
 LABEL_PRICES, GPU_PRICES = (1 / 30, 1 / 10, 1 / 3, 1, 3), (1 / 3, 1, 3)
 TIE = 1.5  # points
 DIVIDE = {"mini": 10, "paper": 1}
-BOUNDS = {  # what the method kept when it was designed, on these tables
+MOST = {  # mean absolute errors that the method kept when it was designed, on these tables
     ("labels", "mini"): {"2x": 2.7, "4x": 4, "10x": 7},
     ("labels", "paper"): {"2x": 5.5, "4x": 8, "10x": 12},
     ("rows", "mini"): {"P2": 7, "P4": 4},
@@ -52,32 +48,24 @@ BOUNDS = {  # what the method kept when it was designed, on these tables
 }
 
 
-class Point(NamedTuple):
-    """One measured score, 0 to 100."""
-
-    world: str
-    task: str
-    arm: str
-    labels: int
-    rows: int
-    score: float
-
-
 def load_mini(folder):
-    """(Points, {task: constant predictor}) of the committed mini grid."""
-    found, constants = {}, {}
+    """({(mini, task): Runs}, {(mini, task): constant predictor}) of the committed mini grid."""
+    scores, constants, runs = {}, {}, defaultdict(list)
     for name in ("fig2", "fig3"):
         for row in read_csv(folder / f"mini-all-{name}.csv").values():
             key = row["Task"], row["Strategy"], int(row["Labels"]), int(row["Unlabeled"])
-            found[key] = float(row["Score"])
+            scores[key] = float(row["Score"])
+    names = {load_task(task).title: task for task in PAPER_TASKS}
     for name in ("table2", "table3", "table4", "table9", "table11"):
         for row in read_csv(folder / f"mini-all-{name}-cells.csv").values():
-            task, arm = TITLES[row["Task"]], ARMS.get(row["Strategy"])
-            constants[task] = float(row["Constant"] or constants.get(task, 0))
+            task, arm = names[row["Task"]], ARMS.get(row["Strategy"])
+            constants["mini", task] = float(row["Constant"] or constants.get(("mini", task), 0))
             if arm and row["Score"] not in ("", "N/A", "–"):
                 key = task, arm, int(row["Labels"]), int(row["Unlabeled"] or 0)
-                found.setdefault(key, float(row["Score"]))
-    return [Point("mini", *key, score) for key, score in found.items()], constants
+                scores.setdefault(key, float(row["Score"]))
+    for (task, *run), score in scores.items():
+        runs["mini", task].append(Run(*run, score / 100))
+    return runs, constants
 
 
 @functools.cache
@@ -86,53 +74,60 @@ def get_terms(task):
 
 
 class Measured:
-    """All points, and the pilots and posteriors made from them."""
+    """The scored Runs of each world and task, and the pilots and posteriors made from them."""
 
     def __init__(self, folder):
-        mini, constants = load_mini(folder)
-        paper = [(task, run) for task in TASKS for run in read_paper_runs(load_task(task))]
-        paper = [Point("paper", task, *run[:3], 100 * run.score) for task, run in paper]
-        self.points = mini + paper  # of the paper its Tables 2, 3, 4, 9 and 11
-        self.constants = {("mini", t): c for t, c in constants.items()}
-        self.constants |= {("paper", t): c for t, c in PAPER_CONSTANTS.items()}
+        self.runs, self.constants = load_mini(folder)
+        for task in PAPER_TASKS:  # of the paper its Tables 2, 3, 4, 9 and 11
+            self.runs["paper", task] = read_paper_runs(load_task(task))
+            self.constants["paper", task] = PAPER_CONSTANTS[task]
 
     def select(self, world, task, arm, labels=None):
-        points = [p for p in self.points if p[:3] == (world, task, arm)]
-        return sorted(p for p in points if labels is None or p.labels == labels)
+        runs = (run for run in self.runs[world, task] if run.strategy == arm)
+        return sorted(run for run in runs if labels in (None, run.labels))
 
     def pick_students(self, world, task, n, ratios=(0.1, 0.25, 0.5, 1)):
-        """The points nearest to these shares of n, within a factor 1.7; [] if fewer than two."""
-        points = [p for p in self.select(world, task, "small") if p.labels <= n * 1.001]
+        """The runs nearest to these shares of n, within a factor 1.7; () if fewer than two."""
+        runs = [run for run in self.select(world, task, "small") if run.labels <= n * 1.001]
         near = {}
         for ratio in ratios:
-            off = [(abs(math.log(p.labels / (n * ratio))), p) for p in points]
-            if off and min(off)[0] < math.log(1.7):
-                near[min(off)[1].labels] = min(off)[1]
-        picked = [near[labels] for labels in sorted(near)]
-        return picked if len(picked) > 1 and picked[-1].labels >= n / 1.3 else []
+            off = min(
+                ((abs(math.log(r.labels / (n * ratio))), r) for r in runs), default=[math.inf]
+            )
+            if off[0] < math.log(1.7):
+                near[off[1].labels] = off[1]
+        picked = tuple(near[labels] for labels in sorted(near))
+        return picked if len(picked) > 1 and picked[-1].labels >= n / 1.3 else ()
 
     @functools.cache  # noqa: B019 (one object lives as long as the program)
     def make_pilots(self, world, task, n):
-        """{level: its Points}, as far as they were measured."""
-        students = self.pick_students(world, task, n) or self.select(world, task, "small", n)
-        teacher, rows = (self.select(world, task, arm, n) for arm in ("teacher", "dist"))
-        pilots = {"P0": []} | ({"P1": students} if students else {})
+        """{level: its Runs}, as far as they were measured."""
+        few, teacher, rows = (
+            self.select(world, task, arm, n) for arm in ("small", "teacher", "dist")
+        )
+        students = self.pick_students(world, task, n) or tuple(few)
+        pilots = {"P0": ()} | ({"P1": students} if students else {})
         if students and teacher:
-            pilots["P2"] = [*students, *teacher]
-            more = [p for p in rows if p.rows >= 1.8 * rows[0].rows]
-            pilots |= {"P3": [*pilots["P2"], rows[0]]} if rows else {}
-            pilots |= {"P4": [*pilots["P3"], more[0]]} if more else {}
-        return {level: tuple(points) for level, points in pilots.items()}
+            pilots["P2"] = (*students, *teacher)
+            more = [run for run in rows if run.unlabeled >= 1.8 * rows[0].unlabeled]
+            pilots |= {"P3": (*pilots["P2"], rows[0])} if rows else {}
+            pilots |= {"P4": (*pilots["P3"], more[0])} if more else {}
+        return pilots
 
     @functools.cache  # noqa: B019
-    def make_posterior(self, world, task, points):
-        runs = [Run(p.arm, p.labels, p.rows, p.score / 100) for p in points]
+    def make_posterior(self, world, task, runs):
         return Posterior(runs, self.constants[world, task] / 100)
 
 
+def list_places(mini, paper):
+    """(world, task, N) for these N of each world."""
+    for world, sizes in (("mini", mini), ("paper", paper)):
+        yield from itertools.product([world], PAPER_TASKS, sizes)
+
+
 def measure_error(pairs):
-    """(mean absolute error, share inside the band, mean width) of [(scores, truth)], in points."""
-    bands = [(band(scores), truth) for scores, truth in pairs]
+    """(mean absolute error, share inside the band, mean width) of [(scores, Run)], in points."""
+    bands = [(band(scores), 100 * run.score) for scores, run in pairs]
     off = [abs(b[1] - truth) for b, truth in bands]
     inside = [b[0] <= truth <= b[2] for b, truth in bands]
     return tuple(statistics.mean(v) for v in (off, inside, [b[2] - b[0] for b, _ in bands]))
@@ -141,15 +136,15 @@ def measure_error(pairs):
 def check_labels(measured):
     """Ann. beyond the pilot, by how far; each (task, N) counts once a horizon."""
     found = defaultdict(list)
-    for world, sizes in (("mini", (50, 100, 500)), ("paper", (500, 1000, 2000, 5000, 10000))):
-        for task, n in itertools.product(TASKS, sizes):
-            pilot = tuple(measured.pick_students(world, task, n))
-            points = measured.select(world, task, "small") if pilot else []
+    for world, task, n in list_places((50, 100, 500), (500, 1000, 2000, 5000, 10000)):
+        if pilot := measured.pick_students(world, task, n):
+            posterior = measured.make_posterior(world, task, pilot)
+            beyond = [
+                (r.labels / pilot[-1].labels, r) for r in measured.select(world, task, "small")
+            ]
             for low, high, name in HORIZONS:
-                beyond = [p for p in points if low <= p.labels / pilot[-1].labels < high]
-                if beyond:
-                    posterior = measured.make_posterior(world, task, pilot)
-                    pairs = [(posterior.ann(p.labels), p.score) for p in beyond]
+                if runs := [run for far, run in beyond if low <= far < high]:
+                    pairs = [(posterior.ann(run.labels), run) for run in runs]
                     found["labels", world, name].append(measure_error(pairs))
     return found
 
@@ -157,15 +152,13 @@ def check_labels(measured):
 def check_rows(measured):
     """Dist. at the pilot's N on more rows, by level of pilot."""
     found = defaultdict(list)
-    for world, sizes in (("mini", (10, 50, 100, 500, 1000)), ("paper", (100, 1000, 5000, 10000))):
-        for task, n in itertools.product(TASKS, sizes):
-            pilots = measured.make_pilots(world, task, n)
-            beyond = measured.select(world, task, "dist", n)[2:]
-            for level in LEVELS[1:] if beyond else ():
-                if level in pilots:
-                    posterior = measured.make_posterior(world, task, pilots[level])
-                    pairs = [(posterior.dist(n, p.rows), p.score) for p in beyond]
-                    found["rows", world, level].append(measure_error(pairs))
+    for world, task, n in list_places((10, 50, 100, 500, 1000), (100, 1000, 5000, 10000)):
+        beyond = measured.select(world, task, "dist", n)[2:]
+        for level, runs in measured.make_pilots(world, task, n).items() if beyond else ():
+            if level != "P0":
+                posterior = measured.make_posterior(world, task, runs)
+                pairs = [(posterior.dist(n, run.unlabeled), run) for run in beyond]
+                found["rows", world, level].append(measure_error(pairs))
     return found
 
 
@@ -185,33 +178,33 @@ def price_arms(world, task, n):
 
 
 def list_cells(measured):
-    """Cells at other prices: (world, task, N, budget, labels, Ann., rows, Dist.)."""
-    for world, sizes in (("mini", (100, 500, 1000)), ("paper", (100, 1000, 5000, 10000))):
-        for task, n in itertools.product(TASKS, sizes):
-            students = measured.select(world, task, "small")
-            x = [p.labels for p in students]  # scores rise in labels
-            fit = IsotonicRegression().fit_transform(np.log(x), [p.score for p in students])
-            rows = {p.rows: p.score for p in measured.select(world, task, "dist", n)}
-            if len(rows) < 3:
-                continue
-            ann, dist = interpolate(dict(zip(x, fit, strict=True))), interpolate(rows)
-            label, teacher, row = price_arms(world, task, n)
-            for by_label, by_gpu in itertools.product(LABEL_PRICES, GPU_PRICES):
-                for budget in (usd / DIVIDE[world] for usd in (50, 100, 200, 500, 1000)):
-                    labels = int(n + budget // (label * by_label))
-                    u = int((budget - teacher * by_gpu) // (row * by_gpu))
-                    if labels <= max(x) * 1.05 and u >= min(rows) * 0.7:
-                        u = min(u, max(rows))
-                        score = dist(max(u, min(rows)))
-                        yield world, task, n, budget, labels, ann(labels), u, score
+    """Cells at other prices: (world, task, N, labels, Ann., rows, Dist.)."""
+    for world, task, n in list_places((100, 500, 1000), (100, 1000, 5000, 10000)):
+        students = measured.select(world, task, "small")
+        x = [run.labels for run in students]  # scores rise in labels
+        fit = IsotonicRegression().fit_transform(np.log(x), [100 * r.score for r in students])
+        rows = {r.unlabeled: 100 * r.score for r in measured.select(world, task, "dist", n)}
+        if len(rows) < 3:
+            continue
+        ann, dist = interpolate(dict(zip(x, fit, strict=True))), interpolate(rows)
+        label, teacher, row = price_arms(world, task, n)
+        for by_label, by_gpu in itertools.product(LABEL_PRICES, GPU_PRICES):
+            for budget in (usd / DIVIDE[world] for usd in (50, 100, 200, 500, 1000)):
+                labels = int(n + budget // (label * by_label))
+                u = int((budget - teacher * by_gpu) // (row * by_gpu))
+                if labels <= max(x) * 1.05 and u >= min(rows) * 0.7:
+                    u = min(u, max(rows))
+                    yield world, task, n, labels, ann(labels), u, dist(max(u, min(rows)))
 
 
 def judge_cells(measured, cells):
     """{(world, level): [(P(Dist. > Ann.), Ann., Dist.)]} of the cells that no pilot has seen."""
     found = defaultdict(list)
-    for world, task, n, _, labels, ann, rows, dist in cells:
+    for world, task, n, labels, ann, rows, dist in cells:
         pilots = measured.make_pilots(world, task, n)
-        if "P4" not in pilots or rows in [p.rows for p in pilots["P4"] if p.arm == "dist"]:
+        if "P4" not in pilots or rows in [
+            r.unlabeled for r in pilots["P4"] if r.strategy == "dist"
+        ]:
             continue  # the same cells for every level
         for level in LEVELS:
             posterior = measured.make_posterior(world, task, pilots[level])
@@ -261,7 +254,7 @@ def check_first_lead(measured, level):
     for (task, n), gaps in list_table2().items():
         lost = [budget for budget, gap in gaps if gap <= 0]
         won = [budget for budget, gap in gaps if gap > 0]
-        most = max(p.rows for p in measured.select("paper", task, "dist", n))
+        most = max(run.unlabeled for run in measured.select("paper", task, "dist", n))
         market = Market(get_terms(task), n, most, load_task(task).rows["train"])
         low = max([float(market.price_teacher(n)), *lost])
         points = measured.make_pilots("paper", task, n)[level]
@@ -271,68 +264,64 @@ def check_first_lead(measured, level):
 
 
 def list_options(measured, world, task, n):
-    """[(dollars beside n labels, Point)] of all that was measured from n labels on, as priced."""
-    for arm in ("small", "dist"):
-        for point in measured.select(world, task, arm):
-            if point.labels >= n:
-                label, teacher, row = price_arms(world, task, point.labels)
-                usd = point.labels * label + (teacher + point.rows * row) * (arm == "dist")
-                yield usd, point
+    """[(dollars beside n labels, Run)] of all that was measured from n labels on, as priced."""
+    for run in measured.select(world, task, "small") + measured.select(world, task, "dist"):
+        if run.labels >= n:
+            label, teacher, row = price_arms(world, task, run.labels)
+            distilling = (teacher + run.unlabeled * row) * (run.strategy == "dist")
+            yield run.labels * label + distilling, run
 
 
 def check_split(measured, world, n, level="P2", budgets=12):
     """Points that the advised split of each budget loses to the best measured one."""
-    for task in TASKS:
+    for task in PAPER_TASKS:
         pilots = measured.make_pilots(world, task, n)
         options = sorted(list_options(measured, world, task, n))
         if level not in pilots or len(options) < 3:
             continue
         posterior = measured.make_posterior(world, task, pilots[level])
         arms = {"small": "ann", "dist": "dist"}
-        expected = [statistics.mean(posterior.score(arms[p.arm], p[3:5])) for _, p in options]
+        expected = [statistics.mean(posterior.score(arms[r.strategy], r[1:3])) for _, r in options]
         for budget in np.geomspace(options[2][0], options[-1][0] * 1.01, budgets):
             can = [i for i, (usd, _) in enumerate(options) if usd <= budget]
             chosen = max(can, key=expected.__getitem__)
-            yield max(options[i][1].score for i in can) - options[chosen][1].score
+            yield 100 * (max(options[i][1].score for i in can) - options[chosen][1].score)
 
 
 def list_results(measured):
-    """Rows of the CSV: (test, world, case, measure, value, cases, bound, kept)."""
+    """Rows of the CSV: (test, world, case, measure, value, cases, its bounds or None)."""
     for (test, world, case), errors in {**check_labels(measured), **check_rows(measured)}.items():
         error, inside, width = (statistics.mean(v) for v in zip(*errors, strict=True))
-        bound = BOUNDS[test, world].get(case)
-        yield test, world, case, "mean absolute error", error, len(errors), f"<= {bound}", bound
-        kept = (0.75, 0.98) if len(errors) >= 10 else None
-        yield test, world, case, "inside the 80% band", inside, len(errors), "0.75 to 0.98", kept
-        yield test, world, case, "width of the band", width, len(errors), "", None
+        count, most = len(errors), MOST[test, world].get(case)
+        yield test, world, case, "mean absolute error", error, count, most and (-math.inf, most)
+        kept = (0.75, 0.98) if count >= 10 else None
+        yield test, world, case, "inside the 80% band", inside, count, kept
+        yield test, world, case, "width of the band", width, count, None
     for level in ("P2", "P3"):
         met = list(check_first_lead(measured, level))
-        yield "first lead", "paper", level, "brackets met", sum(met), len(met), ">= 11", 11
+        yield "first lead", "paper", level, "brackets met", sum(met), len(met), (11, math.inf)
     for world, n, most in (("paper", 1000, 0.5), ("mini", 100, 1.0)):
         lost = list(check_split(measured, world, n))
         mean = statistics.mean(lost)
-        yield "split", world, "P2", "points lost", mean, len(lost), f"<= {most}", most
-    judged = judge_cells(measured, list(list_cells(measured)))
-    least = {("paper", "P3"): (0.8, 0.55, 0.9, 1.1), ("mini", "P3"): (0.97, None, None, None)}
+        yield "split", world, "P2", "points lost", mean, len(lost), (-math.inf, most)
+    judged = judge_cells(measured, list_cells(measured))
+    least = {("paper", "P3"): (0.8, 0.55, 0.9), ("mini", "P3"): (0.97, None, None)}
     for key, cells in judged.items():
         count, *found = summarise_winners(cells)
+        bounds = [each and (each, math.inf) for each in least.get(key, [None] * 3)]
+        bounds.append((-math.inf, 1.1) if key == ("paper", "P3") else None)
         names = ("winner right", "told", "right if told", "points lost")
-        for name, value, bound in zip(names, found, least.get(key, [None] * 4), strict=True):
-            sign = "<=" if name == "points lost" else ">="
-            yield "winner", *key, name, value, count, f"{sign} {bound}", bound
+        for name, value, bound in zip(names, found, bounds, strict=True):
+            yield "winner", *key, name, value, count, bound
     for low, high, count, p, share in check_calibration([judged[w, "P3"] for w in DIVIDE]):
-        case, bound = f"{low:g} to {high:g}", 0.12 if count >= 100 else None
-        yield "calibration", "both", case, "share of wins less P", share - p, count, "+-0.12", bound
+        case, bound = f"{low:g} to {high:g}", (-0.12, 0.12) if count >= 100 else None
+        yield "calibration", "both", case, "share of wins less P", share - p, count, bound
 
 
-def is_kept(measure, value, bound):
-    """Whether a figure keeps its bound; "" where it has none."""
-    if bound is None:
-        return ""
-    if isinstance(bound, tuple):
-        return bound[0] <= value <= bound[1]
-    at_most = measure in ("mean absolute error", "points lost", "share of wins less P")
-    return abs(value) <= bound if at_most else value >= bound
+def show_bounds(low, high):
+    if math.inf in (-low, high):
+        return f">= {low}" if high == math.inf else f"<= {high}"
+    return f"+-{high}" if low == -high else f"{low} to {high}"
 
 
 def main(argv=None):
@@ -341,11 +330,10 @@ def main(argv=None):
     parser.add_argument("--results", type=Path, default=results, help="folder (%(default)s)")
     parser.add_argument("--output", type=Path, default=results / "advise-backtest.csv")
     args = parser.parse_args(argv)
-    for *row, measure, value, cases, bound, limit in list_results(Measured(args.results)):
-        kept = is_kept(measure, value, limit)
-        row = (*row, measure, f"{value:.3f}", cases, bound if limit else "", kept)
-        rows.append(row)
-        print(*row, sep="\t", flush=True)
+    for *row, value, cases, bounds in list_results(Measured(args.results)):
+        kept = [show_bounds(*bounds), bounds[0] <= value <= bounds[1]] if bounds else ["", ""]
+        rows.append([*row, f"{value:.3f}", cases, *kept])
+        print(*rows[-1], sep="\t", flush=True)
     with open(args.output, "w", encoding="utf-8", newline="") as file:
         heads = "test world case measure value cases bound kept".split()
         csv.writer(file).writerows([heads, *rows])

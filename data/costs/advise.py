@@ -21,15 +21,14 @@ from data.costs import serving
 from data.costs.budget import (
     choose_list,
     count_distill_hours,
-    make_terms,
     plan,
     price_distilling,
+    read_terms,
 )
 from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.flags import find_unit
 from data.costs.grid import read_rows
-from data.costs.memory import complete_task
 from data.costs.pilot import make_posterior, read_pilot, read_score
 from data.costs.prices import (
     load_prices,
@@ -518,11 +517,15 @@ def read_budgets(task, args, unit):
     return sorted(set(found))
 
 
-def read_servings(args, prices):
+def read_servings(args):
     """[(Serving, dollars of an hour of its device or None)] of the runs that were scored."""
-    price = (prices, args.price_list, args.gpu, args.gpu_usd_per_hour, args.cpu_usd_per_hour)
-    servings = serving.measure_serving(args.runs) if args.runs else ()
-    return [(each, serving.price_hour(each, *price)) for each in servings]
+    if not args.runs:
+        return []
+    price = load_prices(args.prices), args.price_list, args.gpu, args.gpu_usd_per_hour
+    return [
+        (each, serving.price_hour(each, *price, args.cpu_usd_per_hour))
+        for each in serving.measure_serving(args.runs)
+    ]
 
 
 def price_ways(args, servings, terms):
@@ -533,12 +536,6 @@ def price_ways(args, servings, terms):
         usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model or name_llm(args.price_list)
         ways.append(("LLM", usd, f"LLM {name} {serving.show_predictions(usd)}"))
     return ways
-
-
-def find_train(args, name):
-    """The labeled rows that flags lead to, from which an entry's missing numbers are estimated."""
-    folder = Path(args.prepared, name) if args.prepared else Path(args.data or "")
-    return folder / "train.jsonl"
 
 
 def read_llm(args, pilot):
@@ -562,15 +559,13 @@ def show_command(args):
 
 def run_advise(args):
     """which strategy, at which budget, how sure, from the runs of a pilot"""
-    task, prices = load_task(args.task, args.data), load_prices(args.prices)
+    task = load_task(args.task, args.data)
     pilot = read_llm(args, read_pilot(args.runs, task))
-    asked = {name: getattr(args, name) for name in ASKED}
-    args.price_list, measured = choose_list(task, args.price_list), args.rates == "measured"
-    task = complete_task(task, args.scale, find_train(args, task.name), asked["gpu"], measured)
-    terms = make_terms(task, prices, args.price_list, args.rates, args.runs, **asked)
-    market = read_market(task, args, terms, pilot)
-    unit = find_unit(task, args.scale)
-    servings = read_servings(args, prices)
+    args.price_list = choose_list(task, args.price_list)
+    folder = Path(args.prepared, task.name) if args.prepared else Path(args.data or "")
+    task, terms = read_terms(task, args, folder / "train.jsonl")
+    market, unit = read_market(task, args, terms, pilot), find_unit(task, args.scale)
+    servings = read_servings(args)
     ways = price_ways(args, servings, terms)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
     if task.own and args.scale == "mini" and pilot.runs:
@@ -638,4 +633,3 @@ MINI = (
     "way and not the answer; SCALE=middle tells that"
 )
 CURVE = 24  # budgets at which the figure draws a band
-ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()

@@ -8,9 +8,11 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+from data.costs.memory import complete_task
 from data.costs.prices import (
     compare_speeds,
     list_gpus,
+    load_prices,
     name_llm,
     price_gpu_hour,
     price_label,
@@ -92,6 +94,18 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     llm = price_llm_label(task, tokens)
     known = (label, llm, tokens["in"], kind, hour, teacher, distill, tuple(notes))
     return Terms(task.name, rates, *known)
+
+
+ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
+
+
+def read_terms(task, args, rows=None):
+    """(the Task with what its entry lacks by arithmetic, its Terms) that the flags of costs.py
+    describe; rows: as complete_task() has them."""
+    scale, measured = getattr(args, "scale", "paper"), args.rates == "measured"
+    task = complete_task(task, scale, rows, args.gpu, measured)
+    asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
+    return task, make_terms(task, load_prices(args.prices), args.price_list, **asked)
 
 
 def need_rates(terms, table):
