@@ -179,16 +179,16 @@ def build_scores(args):
     """The asked table of scores in the paper's layout, and its cells one by one."""
     prices, tasks = load_prices(args.prices), read_tasks(args)
     known = {task.name: task for task in tasks}
-    books = {which: Ledger(prices, known, which) for which in ("paper", "today")}
-    studies = [Study(args, task, books) for task in tasks]
+    books = [Ledger(prices, known, which) for which in ("paper", "today")]
+    studies = [Study(args, task, prices) for task in tasks]
     title, lay = SCORES[args.command]
     columns, rows, own, left = lay(studies)
-    details = [row for study in studies for row in list_details(study)]
+    details = [row for study in studies for row in list_details(study, books)]
     title = f"Table {studies[0].number}. {title}"
     title += f", {studies[0].title}" if len(studies) == 1 else ""
     notes = note_table(args, studies, own)
     main = Table(args.command, title, columns, rows, notes, left)
-    priced = dict.fromkeys(f"Prices, {note}" for book in books.values() for note in book.notes)
+    priced = dict.fromkeys(f"Prices, {note}" for book in books for note in book.notes)
     name, text = f"{args.command}-cells", "The same, cell by cell"
     heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
     return main, Table(name, text, heads, details, (*CELL_NOTES, *priced), left=4, compact=True)

@@ -242,19 +242,6 @@ def test_the_papers_rule(tmp_path):
         assert float(one["Score"]) - float(other["Score"]) == pytest.approx(lower, abs=1e-3)
 
 
-def test_measured_dollars_are_labels_and_gpu_time(tmp_path):
-    folder = write_runs(tmp_path / "gpu", "fig2", gpu="NVIDIA A40")
-    rows = read_rows(build("fig2", folder, "--dollars", "measured"))
-    usd = {(r["Strategy"], r["N"]): float(r["Total $"]) for r in rows}
-    assert usd["small", "100"] == pytest.approx(26 + 1.875)
-    assert usd["dist", "100"] == pytest.approx(26 + 2.5 * 1.875)  # 1 h each, and half an hour
-    folder = write_runs(tmp_path / "cpu", "fig2")
-    with pytest.raises(UserError, match="a CPU, a card"):
-        build("fig2", folder, "--dollars", "measured")
-    rows = read_rows(build("fig2", folder, "--dollars", "measured", "--gpu", "A40"))
-    assert usd == {(r["Strategy"], r["N"]): float(r["Total $"]) for r in rows}
-
-
 LAID_OUT = [
     ("fig2", "wlp", "mini", "0"),
     ("fig2", ALL, "paper", "0 1 2"),

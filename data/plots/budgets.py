@@ -65,7 +65,7 @@ def lay_group(study, cells, tested):
         "Ann.": show_once(ann, heads),
         "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
         f"Dist. from [{teacher.show()}]": show_once(dist, heads),
-        f"  {study.gpu}-h / rows distilled": [
+        f"  {study.terms.gpu}-h / rows distilled": [
             some and f"{c.gpu_hours}h / {some}" for c, some in zip(cells, rows, strict=True)
         ],
         "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
@@ -146,7 +146,7 @@ def lay_budgets(studies):
 
 def note_budgets(studies, shown, sentences, seeds, llm):
     """The notes of Tables 2 and 11 that hang on what is `shown` in them."""
-    rates = {f"{s.gpu} at {show_price(s.usd_per_gpu_hour)}": None for s in studies}
+    rates = {f"{s.terms.gpu} at {show_price(s.terms.usd_per_gpu_hour)}": None for s in studies}
     return keep(
         [
             *sentences,

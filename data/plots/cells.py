@@ -25,8 +25,9 @@ CELL_NOTES = (
 ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
 
 
-def list_details(study):
-    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first."""
+def list_details(study, books):
+    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first; books:
+    the Ledgers of the paper's prices and of today's."""
     counts = list(dict.fromkeys(cell.labels for cell in study.cells))
     groups = [(cell, strategy) for cell in study.cells for strategy in STRATEGIES]
     groups.sort(key=lambda group: (counts.index(group[0].labels), group[1] != "teacher"))
@@ -35,12 +36,12 @@ def list_details(study):
         names = tuple(run.name for run in cell.runs.get(strategy) or ())
         unaffordable = strategy == "dist" and "dist" in cell.runs and cell.budget_usd
         if names not in shown and (names or unaffordable):
-            rows.append(show_detail(study, cell, strategy))
+            rows.append(show_detail(study, cell, strategy, books))
             shown |= {names} if names else set()
     return rows
 
 
-def show_detail(study, cell, strategy):
+def show_detail(study, cell, strategy, books):
     """One group of runs as a row of CELL_COLUMNS."""
     score, learns = study.score(cell, strategy), strategy in ("dist", "self", "encoder")
     run, seconds = score.runs[0] if score.runs else None, score.seconds()
@@ -64,8 +65,7 @@ def show_detail(study, cell, strategy):
         score.show_mean("constant"),
         study.find_printed(cell, strategy),
         show_dollars(score.planned_usd()),
-        show_dollars(score.price("paper")),
-        show_dollars(score.price("today")),
+        *(show_dollars(score.price(book)) for book in books),
         None if seconds is None else f"{seconds:,.0f}",
         *(today if study.llm else ()),
     ]

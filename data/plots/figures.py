@@ -3,8 +3,7 @@
 Usage:
     python plots.py fig2 --task wlp --scale mini --seeds "0 1" --runs runs/mini --output out
         out/fig2.png and .pdf, what to know of them in out/fig2.md, every point in out/fig2.csv
-    python plots.py fig5 --task "wlp multipit_gen" --rule released --dollars measured --gpu A40
-        the released scorer's scores, and the GPU time that was used in place of what was planned
+    python plots.py fig5 --task "wlp multipit_gen" --rule released      the released scorer's scores
 Reads:  what data/plots/results.py reads
 Writes: NAME.png, NAME.pdf, NAME.md and NAME.csv in --output, or without it the points to stdout;
         missing runs to stderr
@@ -17,7 +16,6 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, show_dollars
 from data.files import UserError, write_atomic
 from data.plots import drawing
@@ -236,8 +234,7 @@ class Drawing(NamedTuple):
 def build(args):
     """The Drawing of args.command; a UserError where no run of it is there."""
     figure, tasks, prices = args.command, read_tasks(args), load_prices(args.prices)
-    books = {"paper": Ledger(prices, {task.name: task for task in tasks}, "paper", args.gpu)}
-    parts = [Part(Study(args, task, books)) for task in tasks]
+    parts = [Part(Study(args, task, prices)) for task in tasks]
     panels = [panel for part in parts for panel in MAKERS[figure][0](part)]
     points = [each for part in parts for each in part.drawn]
     scores, studies = [score for _, score, _ in points], [part.study for part in parts]
@@ -311,13 +308,8 @@ def write_figure(args):
 
 
 def add_flags(parser):
-    add = parser.add_argument
     rule = "score by the strict rule or by the released scorer's (default: strict)"
-    add("--rule", choices=("strict", "released"), default="strict", help=rule)
-    dollars = "of the plan, or of the GPU time that the runs used (default: planned)"
-    add("--dollars", choices=("planned", "measured"), default="planned", help=dollars)
-    gpu = "with --dollars measured: count hours on a CPU as hours of this GPU (default: refuse)"
-    add("--gpu", metavar="NAME", help=gpu)
+    parser.add_argument("--rule", choices=("strict", "released"), default="strict", help=rule)
 
 
 # As TABLES of plots.py, but each function writes what it builds.

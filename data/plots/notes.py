@@ -218,15 +218,6 @@ def note_annotators(study):
         yield f"{text} may be more than the unlabeled rows."
 
 
-def note_dollars(args, own):
-    if args.dollars == "planned":
-        what = "initial labels and what the plan spends beside them"
-        return f"Dollars: {what}, at {'today' if own else 'the paper'}'s prices."
-    gpu = f", hours on a CPU as those of one {args.gpu}" if args.gpu else ""
-    mine = "labels and measured GPU time, the compact model's own included"
-    return f"Dollars: {mine}, at the paper's prices{gpu}."
-
-
 def note_rows(scores):
     """On which test rows Figure 7 scores the compact model."""
     own = [score for score in scores if score.strategy == "small" and score.there]
@@ -260,7 +251,8 @@ def note_figure(args, studies, scores, missing):
     return keep(
         [
             f"Scores: {', '.join(names)} on test, by the {args.rule} rule; {bars}.",
-            note_dollars(args, own),
+            "Dollars: initial labels and what the plan spends beside them, at "
+            f"{'today' if own else 'the paper'}'s prices.",
             mini and tell_scale(args.scale, own) + theirs * (not own),
             not mini
             and any(study.printed for study in studies)

@@ -1,10 +1,10 @@
 """What runs scored, cost and lack: read and checked once, for the tables and the figures.
 
 Usage:
-    study = Study(args, task, books)                    # args as plots.py parses them
+    study = Study(args, task, load_prices())            # args as plots.py parses them
     score = study.score(study.cells[0], "small")        # one cell and strategy: a run a seed
     score.show(), score.mean(), score.spread()          # "18.8 ±0.6", percent, percent
-    score.usd(), score.price("today")                   # planned or measured dollars
+    score.usd(), score.price(ledger)                    # planned and measured dollars
 Reads:  of each run metrics.json, training.json, row_scores.json and predictions.jsonl, of an LLM's
         labels annotation.json; data/tasks.json, data/scales.json, data/paper/scores.csv
 Paper:  section 4, Tables 2, 3, 4, 9, 10 and 11
@@ -105,21 +105,17 @@ def read_tasks(args):
 class Study:
     """One task of a table or figure: its cells, its finished runs, what the paper prints of it."""
 
-    def __init__(self, args, task, books):
-        self.task, self.title, self.scale, self.own = task, task.title, args.scale, task.own
-        self.books, self.llm = books, getattr(args, "llm", False)
+    def __init__(self, args, task, prices):
+        self.title, self.scale, self.own, self.prices = task.title, args.scale, task.own, prices
         self.metric, self.released = task.name_score(), task.name_score("released")
-        self.folder = Path(args.runs) / task.name
-        self.rule = getattr(args, "rule", "strict")
-        self.measured = getattr(args, "dollars", "planned") == "measured"
-        splits = args.prepared and Path(args.prepared, task.name)
-        task = self.task = complete_task(task, args.scale, splits and splits / "train.jsonl")
-        terms = make_terms(task, books["paper"].prices)
-        self.usd_per_label, seeds = terms.usd_per_label, parse_seeds(args.seeds)
-        self.gpu, self.usd_per_gpu_hour = terms.gpu, terms.usd_per_gpu_hour
-        limits = {"prepared": args.prepared, "llm": self.llm}
-        self.cells = cells(args.command, task, args.scale, seeds, terms, **limits)
-        self.unit = find_unit(task, args.scale)
+        self.llm, self.rule = getattr(args, "llm", False), getattr(args, "rule", "strict")
+        self.folder, splits = Path(args.runs, task.name), None
+        if args.prepared:
+            splits = Path(args.prepared, task.name, "train.jsonl")
+        self.task = complete_task(task, args.scale, splits)
+        self.terms, self.unit = make_terms(self.task, prices), find_unit(task, args.scale)
+        place = (args.command, self.task, args.scale, parse_seeds(args.seeds), self.terms)
+        self.cells = cells(*place, prepared=args.prepared, llm=self.llm)
         self.figure = args.command.startswith("fig")
         self.number = int(args.command.removeprefix("fig").removeprefix("table"))
         # Points of the paper stand in a figure only where counts and dollars are the same.
@@ -191,9 +187,8 @@ class Study:
 
     def count_llm_labels(self, cell):
         """{how it is paid: LLM labels that a cell's budget buys}, {} where it buys none."""
-        bought = cell and cell.llm_labels and cell.budget_usd
-        prices = self.books["paper"].prices
-        return count_llm_labels(self.task, cell.budget_usd, prices) if bought else {}
+        bought = cell.llm_labels and cell.budget_usd
+        return count_llm_labels(self.task, cell.budget_usd, self.prices) if bought else {}
 
     def score(self, cell, strategy):
         return Score(self, cell, strategy)
@@ -274,10 +269,9 @@ class Score:
         if self.spread("rule") is not None:
             return tuple(self.mean("rule") + sign * self.spread("rule") for sign in (-1, 1))
         known = self.found[0].get("intervals") if self.found and not self.part else None
-        known = known if isinstance(known, dict) else {}
-        found = next((known[name] for name in self.name_keys("rule") if name in known), None)
-        good = isinstance(found, list) and [type(each) for each in found] == [float, float]
-        return tuple(found) if good else None
+        ends = (known[name] for name in self.name_keys("rule") if name in (known or {}))
+        found = next(ends, None) or ()
+        return tuple(found) if len(found) == 2 else None
 
     def count_rows(self):
         """Test rows behind the score; None without a finished run."""
@@ -318,15 +312,15 @@ class Score:
         hours = [sum(r.hours + r.pass_hours for r in each) for each in spent if each]
         return float(statistics.fmean(hours) * 3600) if hours else None
 
-    def price(self, which, *kinds):
-        """Mean dollars of the `kinds` of a bill (default: GPU time and an LLM's tokens), those of
-        the needed run too; None where one has no price."""
-        book, bills = self.study.books[which], []
+    def price(self, book):
+        """Mean dollars of GPU time and an LLM's tokens by a Ledger, those of the needed run too;
+        None where one has no price."""
+        bills = []
         for run in self.there:
             records = self.list_records(run)
             others = {(r.world, r.task, r.run): r for r in records or ()}
             bill = book.price_model(records[0], others) if records else {}
-            bills.append([bill.get(kind) for kind in kinds or ("compute_usd", "llm_usd")])
+            bills.append([bill.get(kind) for kind in ("compute_usd", "llm_usd")])
         known = bills and not any(None in bill for bill in bills)
         return sum(map(sum, bills), Fraction(0)) / len(bills) if known else None
 
@@ -334,7 +328,7 @@ class Score:
         """Dollars that the plan spends beyond `initial_usd`; None where it has no price."""
         cell, spent = self.cell, self.cell.annotate_usd
         if spent and self.runs:  # for as many labels as there are
-            spent = min(spent, self.count_bought() * self.study.usd_per_label)
+            spent = min(spent, self.count_bought() * self.study.terms.usd_per_label)
         plans = {"teacher": cell.teacher_usd, "self": None}
         plans |= dict.fromkeys(("dist", "encoder"), cell.distill_usd)
         plans |= dict.fromkeys(("llm", "prompted"), cell.llm_usd)
@@ -347,21 +341,11 @@ class Score:
     def initial_usd(self):
         """Dollars of the labels there are; the rows in an LLM's prompts are paid for as well."""
         shown = LLM_EXAMPLES if self.strategy in ("llm", "prompted") else 0
-        return max(self.cell.labels, shown) * self.study.usd_per_label
+        return max(self.cell.labels, shown) * self.study.terms.usd_per_label
 
     def usd(self):
-        """The dollars at which a figure draws the cell: planned, or measured."""
-        usd = self.initial_usd() + (self.planned_usd() or 0)
-        if not self.study.measured or not self.there or self.strategy == "prompted":
-            return usd
-        extra, usd = self.initial_usd() - self.cell.initial_usd, self.price("paper", "usd")
-        if usd is None:
-            raise UserError(
-                f"{self.study.folder / self.there[0].name}: its hours have no price (a CPU, a card "
-                "that the price list lacks, or no training.json); pass --gpu NAME to count hours "
-                "on a CPU as that GPU's, add the card's row, or take --dollars planned"
-            )
-        return usd + extra
+        """The dollars at which a figure draws the cell."""
+        return self.initial_usd() + (self.planned_usd() or 0)
 
 
 def find_frontier(points):
