@@ -121,26 +121,22 @@ def run_plan(args):
 
 
 def run_convert(args):
-    """dollars into labels, hours, examples and tokens, and back"""
+    """dollars into labels, hours, examples and tokens; examples into dollars"""
+    if (args.usd is None) == (args.unlabeled is None):
+        raise UserError("convert: pass one of --usd USD and --unlabeled N")
     task, terms = read_terms(load_task(args.task), args)
     at = args.at_labels or task.labels_n[0]
-    prices = {"gpu_hours": terms.usd_per_gpu_hour, "labels": terms.usd_per_label}
-    prices |= {"llm_labels": terms.usd_per_llm_label, "tokens": terms.usd_per_token}
     result = {"task": task.name, "at_labels": at}
-    if args.usd is not None:
-        bought = {name: each and args.usd / each for name, each in prices.items()}
-        counts = {name: bought[name] and math.floor(bought[name]) for name in list(prices)[1:]}
-        distill = plan(terms, at, args.usd)["distill"] or {}
-        result |= {"usd": args.usd, **bought, **counts, "unlabeled": distill.get("unlabeled")}
-    elif args.unlabeled is not None:
+    if args.usd is None:
         usd, teacher = (price_distilling(terms, at, count) for count in (args.unlabeled, 0))
         result |= {"unlabeled": args.unlabeled, "usd": usd, "teacher_usd": teacher}
         result["distill_usd"] = usd - teacher
     else:
-        name = next(name for name in prices if getattr(args, name) is not None)
-        if prices[name] is None:
-            raise UserError(f"task {task.name!r}: no field 'llm_tokens_per_label' in its entry")
-        result |= {name: getattr(args, name), "usd": getattr(args, name) * prices[name]}
+        prices = {"labels": terms.usd_per_label, "llm_labels": terms.usd_per_llm_label}
+        prices["tokens"] = terms.usd_per_token
+        result |= {"usd": args.usd, "gpu_hours": args.usd / terms.usd_per_gpu_hour}
+        result |= {name: each and math.floor(args.usd / each) for name, each in prices.items()}
+        result["unlabeled"] = (plan(terms, at, args.usd)["distill"] or {}).get("unlabeled")
     if args.json:
         return print_json({**result, "notes": terms.notes})
     for name, value in result.items():
@@ -196,11 +192,9 @@ def run_report(args):
     prices, hour = load_prices(args.prices), args.gpu_usd_per_hour
     if args.gpu and hour is None:
         price_gpu_hour(prices, args.gpu, "paper")  # an unknown name stops here, used or not
-    if args.table not in (None, *TABLES):
-        raise UserError(f"unknown table or figure {args.table!r}; known: {', '.join(TABLES)}")
     asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
     tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
-    result = report(args.folder, prices, tasks, args.table, args.gpu, **asked)
+    result = report(args.folder, prices, tasks, args.gpu, **asked)
     cpu = hour if args.cpu_usd_per_hour is None else args.cpu_usd_per_hour
     result["serving"], line = report_serving(args.folder, prices, "today", hour, cpu)
     result["notes"] += [line] if line else []
@@ -223,10 +217,9 @@ def run_report(args):
     bills = {**result["strategies"], **result["tables"], "all runs": result["total"]}
     rows = []
     for name, bill in bills.items():
-        whole = bill.get("needs", bill["runs"]) == bill["runs"]
-        runs = bill["runs"] if whole else f"{bill['runs']} of {bill['needs']}"
-        row = [name, runs, f"{float(bill['paper']['hours']):.3f}", *usd(bill, "labels_usd")[:1]]
-        rows.append(row + usd(bill, "llm_usd", "compute_usd", "usd"))
+        hours = f"{float(bill['paper']['hours']):.3f}"
+        amounts = usd(bill, "llm_usd", "compute_usd", "usd")
+        rows.append([name, bill["runs"], hours, *usd(bill, "labels_usd")[:1], *amounts])
     heads = "Runs,Hours,Labels,LLM (paper),(today),Compute (paper),(today),All (paper),(today)"
     print(show_columns(["Totals", *heads.split(",")], rows))
     print_notes(result["notes"])
@@ -255,6 +248,7 @@ FLAGS = {  # flag -> (its value's name, None for a switch; help); default None u
     "data": ("DIR", "folder of real data, whose task.json tells a task of one's own"),
     "labels": ("N", "labels there are already"),
     "budget": ("USD", "additional dollars"),
+    "usd": ("USD", "dollars into all that they buy"),
     "at-labels": ("N", "labels of the teacher (default: the first N of the task)"),
     "for": ("TABLE", f"one of {', '.join(TABLES)}; rules takes several, or all"),
     "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
@@ -312,7 +306,7 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
         "!task data scale prepared labels unlabeled budget budgets llm-score llm-rows "
         f"cpu-usd-per-hour page save json {TERMS}",
     ),
-    "convert": (run_convert, f"!task at-labels json {TERMS}"),
+    "convert": (run_convert, f"!task usd unlabeled at-labels json {TERMS}"),
     "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),
     "flags": (run_flags, "!task scale strategy run real-text recipe"),
     "rules": (
@@ -320,11 +314,11 @@ COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docst
         "!for !task scale seeds recipe llm data runs prepared made prepare-flags train-flags "
         "small-flags teacher-flags dist-flags model accuracy key partial redo dry jobs pilot",
     ),
-    "report": (run_report, "for task json prices gpu gpu-usd-per-hour cpu-usd-per-hour llm-model"),
+    "report": (run_report, "task json prices gpu gpu-usd-per-hour cpu-usd-per-hour llm-model"),
     "memory": (run_memory, "!gpus model task scale labels utilisation prices gpu-usd-per-hour"),
     "prices": (run_prices, "json prices"),
 }
-OWN_FLAGS = {  # where a command means something else by a flag; convert takes one of these
+OWN_FLAGS = {  # where a command means something else by a flag
     "advise": {
         "runs": ("DIR", "the task's pilot, e.g. runs/mini/wlp (default: the paper's cells)"),
         "budget": ("USD", "the same by one number: lines of 1/5, 2/5, 1, 2 and 4 times it"),
@@ -341,44 +335,30 @@ OWN_FLAGS = {  # where a command means something else by a flag; convert takes o
     },
     "report": {
         "task": ("NAME=FILE", "an entry of one's own, for its price of a label; several by spaces"),
-        "for": ("TABLE", "list this table too if runs of it are missing"),
         "gpu": ("NAME", "price hours on a CPU as hours of this GPU (default: no dollars)"),
         "gpu-usd-per-hour": ("USD", "dollars of every hour, on any device (default: price list)"),
     },
-    "convert": {
-        "usd": ("USD", "dollars into all that they buy"),
-        "labels": ("N", "labels by people into dollars"),
-        "llm-labels": ("N", "labels by an LLM into dollars"),
-        "tokens": ("N", "input tokens of an LLM into dollars"),
-        "gpu-hours": ("H", "hours of a GPU into dollars"),
-        "unlabeled": ("N", "distilled examples into dollars, teacher included"),
-    },
+    "convert": {"unlabeled": ("N", "distilled examples into dollars, teacher included")},
 }
 
 
-def add_flag(add, command, name, required=False):
+def add_flag(parser, command, name, required):
     value, text = {**FLAGS, **OWN_FLAGS.get(command, {})}[name]
-    if value is None:
-        return add(f"--{name}", action="store_true", help=text)
-    kind = {"metavar": value, "help": text}
+    kind = {"metavar": value, "required": required, "choices": CHOICES.get(name)}
     kind["default"] = DEFAULTS.get(f"{command} {name}", DEFAULTS.get(name))
-    if name in CHOICES:
-        kind["choices"] = CHOICES[name]
-    if required:  # a group of flags that exclude each other doesn't take this word
-        kind["required"] = True
-    return add(f"--{name}", dest="table" if name == "for" else None, **kind)
+    if value is None:
+        kind = {"action": "store_true"}
+    parser.add_argument(f"--{name}", dest="table" if name == "for" else None, help=text, **kind)
 
 
 def read_numbers(args):
-    """The flags' texts as exact numbers; counts are 1 or more, but for those to convert."""
-    own, positive = OWN_FLAGS.get(args.command, {}), functools.partial(parse_count, least=1)
-    readers = {"USD": parse_amount, "H": parse_amount, "PERCENT": parse_amount, "N": positive}
-    for name, (kind, _) in {**FLAGS, **own}.items():
-        value = getattr(args, name.replace("-", "_"), None)
-        if kind in readers and value is not None:
-            exact = args.command == "convert" and name in own and kind == "N"
-            value = (parse_count if exact else readers[kind])(value, f"--{name}")
-            setattr(args, name.replace("-", "_"), value)
+    """The flags' texts as exact numbers; counts are 1 or more."""
+    readers = dict.fromkeys(("USD", "PERCENT"), parse_amount)
+    readers["N"] = functools.partial(parse_count, least=1)
+    for name, (kind, _) in {**FLAGS, **OWN_FLAGS.get(args.command, {})}.items():
+        key = name.replace("-", "_")
+        if kind in readers and getattr(args, key, None) is not None:
+            setattr(args, key, readers[kind](getattr(args, key), f"--{name}"))
     return args
 
 
@@ -391,12 +371,8 @@ def parse_args(argv=None):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == "report":
             command.add_argument("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
-        if name == "convert":
-            group = command.add_mutually_exclusive_group(required=True)
-            for flag in OWN_FLAGS[name]:
-                add_flag(group.add_argument, name, flag)
         for flag in flags.split():
-            add_flag(command.add_argument, name, flag.lstrip("!"), flag.startswith("!"))
+            add_flag(command, name, flag.lstrip("!"), flag.startswith("!"))
         command.set_defaults(function=function)
     args = parser.parse_args(argv)
     if not args.command:

@@ -134,30 +134,28 @@ def lay_table9(studies):
 
 
 def lay_table10(studies):
-    rows, known = (
-        [],
-        {kind: None for study in studies for cell in study.cells for kind in cell.runs},
-    )
-    distilled = [run for s in studies for c in s.cells for run in c.runs.get("encoder") or ()]
+    cells = [(study, cell) for study in studies for cell in study.cells]
     kinds = {"small": "Ann.", **{kind: f"{name} (Ann.)" for kind, name in ENCODERS.items()}}
     kinds |= {"dist": "Dist."}
-    if "encoder" in known:
-        names = dict.fromkeys(ENCODERS[run.student] for run in distilled)
+    distilled = any("encoder" in cell.runs for _, cell in cells)
+    if distilled:
+        runs = (run for _, cell in cells for run in cell.runs.get("encoder") or ())
+        names = dict.fromkeys(ENCODERS[run.student] for run in runs)
         kinds["encoder"] = f"{' / '.join(names) or 'Encoder'} (Dist.)"
-    for study in studies:
-        for cell in study.cells:
-            printed = [study.find_printed(cell, kind) for kind in kinds]
-            lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-            for key in lines.keys() - {"paper"}:
-                pairs = zip(kinds, lines[key], strict=True)
-                lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
-            total = show_dollars(cell.initial_usd + cell.budget_usd)
-            rows += join([study.title, f"{cell.labels:,}", total], lines)
+    rows = []
+    for study, cell in cells:
+        printed = [study.find_printed(cell, kind) for kind in kinds]
+        lines = show_both(study, [(cell, kind) for kind in kinds], printed)
+        for key in lines.keys() - {"paper"}:
+            pairs = zip(kinds, lines[key], strict=True)
+            lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
+        total = show_dollars(cell.initial_usd + cell.budget_usd)
+        rows += join([study.title, f"{cell.labels:,}", total], lines)
     notes = [
         "Total $: N labels and the additional budget, which buys labels for Ann. and distillation "
         "for Dist. DistilBERT and BERT come pre-trained, and free, as T5 does."
     ]
-    if "encoder" in known:
+    if distilled:
         notes.append(
             f"{kinds['encoder']}: not in the paper. It learns the teacher's scores of the class "
             "names on the rows of Dist., whose hours are those of distilling T5-Small."
@@ -213,16 +211,13 @@ def parse_args(argv=None):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     shared = argparse.ArgumentParser(add_help=False)
-    add, path, price = (
-        shared.add_argument,
-        DATA / "prices.csv",
-        "price list (default: data/prices.csv)",
-    )
+    add = shared.add_argument
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
     text = "folder of real data, if the runs are on it; its task.json tells a task of one's own"
     add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
-    add("--prices", default=path, metavar="FILE", help=price)
+    price = "price list (default: data/prices.csv)"
+    add("--prices", default=DATA / "prices.csv", metavar="FILE", help=price)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
     for name, (summary, _, add_flags) in COMMANDS.items():
         command = commands.add_parser(name, parents=[shared], help=summary, description=summary)

@@ -157,11 +157,10 @@ def describe_split(posterior, market, budget):
     split = find_split(posterior, market, budget)
     if not split:
         return {"budget": budget, "best": None}
-    extra, rows, _ = split
-    labels = market.labels + extra
+    extra, rows, score = split
+    labels, alone = market.labels + extra, market.buy(budget)["ann"]
     usd = extra * market.terms.usd_per_label + market.price_teacher(labels)
-    alone = market.buy(budget)["ann"]
-    best = name_fields(split, "labels rows score")
+    best = {"labels": extra, "rows": rows, "score": score}
     best["band"] = band(posterior.dist(labels, rows))
     best["usd"] = min(budget, usd + market.price_rows(rows, labels))
     best["p"] = share_above(posterior.dist(labels, rows, 0), posterior.ann(alone[0], 0))
@@ -193,7 +192,7 @@ def find_turns(posterior, market, low=1, high=100_000, steps=160):
 
 
 def rank_next_runs(posterior, market, budgets):
-    """[(points gained, share of changed choices, dollars, run)], the most useful next run first."""
+    """[{points gained, share of changed choices, dollars, run}], the most useful next run first."""
     n, have = market.labels, {run[:3] for run in posterior.runs}
     rows = [4 * run.unlabeled for run in posterior.runs if run.strategy == "dist"]
     rows, draws = min(max(rows, default=1000), market.unlabeled), posterior.draws
@@ -209,8 +208,8 @@ def rank_next_runs(posterior, market, budgets):
     for run, usd in wanted.items() if options else ():
         values = [posterior.value_of_run(run, option) for option in options]
         gain, changed = (sum(v) / len(values) for v in zip(*values, strict=True))
-        ranked.append((gain, changed, usd, run))
-    return sorted(ranked, key=lambda each: -each[0])
+        ranked.append({"points": gain, "changed": changed, "usd": usd, "run": run})
+    return sorted(ranked, key=lambda each: -each["points"])
 
 
 def list_notes(pilot, posterior, market, rows):
@@ -275,17 +274,14 @@ def note_tests(pilot):
     ]
 
 
-def advise(pilot, market, budgets, ways=(), unit=1):
-    """All that the command prints, as one object of plain numbers (scores in points, dollars).
-
-    ways: [(model, dollars per million predictions or None, how that was measured)].
-    """
+def advise(pilot, market, budgets, servings, llm, unit):
+    """All that the command prints, as one object of plain numbers (scores in points, dollars);
+    servings, llm: as list_serving() has them."""
     posterior = make_posterior(pilot, unit)
     arms = ARMS if pilot.llm else {arm: ARMS[arm] for arm in ("ann", "dist")}
     sure = not pilot.runs or explains(posterior)  # whether some curve goes through all runs
     rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
     middle = budgets[len(budgets) // 2]
-    ranked = rank_next_runs(posterior, market, budgets)
     terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
     if terms.usd_per_llm_label is not None and not pilot.llm:
         why = "as its own score on dev rows is not known: --llm-score"
@@ -298,21 +294,25 @@ def advise(pilot, market, budgets, ways=(), unit=1):
     found["turns"] = find_turns(posterior, market)
     found["llm"] = pilot.llm and {"score": 100 * pilot.llm[0], "rows": pilot.llm[1]}
     found["split"] = describe_split(posterior, market, middle)
-    found["next_runs"] = [name_fields(each, "points changed usd run") for each in ranked]
-    found["serving"] = list_serving(ways, market, middle)
+    found["next_runs"] = rank_next_runs(posterior, market, budgets)
+    found["serving"] = list_serving(servings, market, middle, llm)
     found["teacher_usd"] = market.price_teacher(market.labels)
     found["rows_usd"] = market.price_rows(1000)
     return posterior, {**found, "notes": [*notes, *note_tests(pilot), *terms.notes]}
 
 
-def name_fields(values, names):
-    return dict(zip(names.split(), values, strict=True))
-
-
-def list_serving(ways, market, budget):
+def list_serving(servings, market, budget, llm):
     """Each way to serve with its build and the predictions from which `budget` spent on the
-    student has paid against it; None where a price is not known, inf where it never pays."""
+    student has paid against it; None where a price is not known, inf where it never pays.
+
+    servings: [(Serving, dollars of an hour of its device or None)]; llm: the name of the LLM.
+    """
     builds = {"student": budget, "teacher": market.price_teacher(market.labels), "LLM": 0}
+    ways = [(each.model, each, serving.price_serving(each, hour)) for each, hour in servings]
+    ways = [(model, usd, serving.show_serving(each, usd)) for model, each, usd in ways]
+    if market.terms.usd_per_llm_label is not None:
+        usd = 1_000_000 * market.terms.usd_per_llm_label
+        ways.append(("LLM", usd, f"LLM {llm} {serving.show_predictions(usd)}"))
     student = next((usd for model, usd, _ in ways if model == "student"), None)
     found = []
     for model, usd, how in ways:
@@ -528,16 +528,6 @@ def read_servings(args):
     ]
 
 
-def price_ways(args, servings, terms):
-    """[(model, dollars per million predictions or None, the same in words)], an LLM's last."""
-    priced = [(each, serving.price_serving(each, hour)) for each, hour in servings]
-    ways = [(each.model, usd, serving.show_serving(each, usd)) for each, usd in priced]
-    if terms.usd_per_llm_label is not None:
-        usd, name = 1_000_000 * terms.usd_per_llm_label, args.llm_model or name_llm(args.price_list)
-        ways.append(("LLM", usd, f"LLM {name} {serving.show_predictions(usd)}"))
-    return ways
-
-
 def read_llm(args, pilot):
     """The Pilot with an LLM's own score, where a flag tells it."""
     if args.llm_score is None:
@@ -566,8 +556,8 @@ def run_advise(args):
     task, terms = read_terms(task, args, folder / "train.jsonl")
     market, unit = read_market(task, args, terms, pilot), find_unit(task, args.scale)
     servings = read_servings(args)
-    ways = price_ways(args, servings, terms)
-    posterior, found = advise(pilot, market, read_budgets(task, args, unit), ways, unit)
+    llm = args.llm_model or name_llm(args.price_list)
+    posterior, found = advise(pilot, market, read_budgets(task, args, unit), servings, llm, unit)
     if task.own and args.scale == "mini" and pilot.runs:
         found["notes"].insert(0, MINI)
     if args.page:

@@ -64,15 +64,16 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     asked = {key: value for key, value in asked.items() if value is not None}
     gpu, notes, which = asked.get("gpu"), list(task.estimates), choose_list(task, which)
     gpu = next((known for known in list_gpus(prices) if known.lower() == str(gpu).lower()), gpu)
-    if "usd_per_label" in asked:
-        label = parse_price(asked["usd_per_label"], "--usd-per-label")
-    else:
-        label = price_label(prices, task.name, task, which)
+
+    def pay(name, find):  # a price given by flag comes first
+        flag = f"--{name.replace('_', '-')}"
+        return parse_price(asked[name], flag) if name in asked else find()
+
+    label = pay("usd_per_label", lambda: price_label(prices, task.name, task, which))
+    model = asked.get("llm_model") or name_llm(which)
+    tokens = pay("usd_per_1k_tokens", lambda: price_tokens(prices, model, which))
     if "usd_per_1k_tokens" in asked:
-        each = parse_price(asked["usd_per_1k_tokens"], "--usd-per-1k-tokens") / 1000
-        tokens = {"in": each, "out": each}
-    else:
-        tokens = price_tokens(prices, asked.get("llm_model") or name_llm(which), which)
+        tokens = {"in": tokens / 1000, "out": tokens / 1000}
     if rates == "measured":
         known = (gpu, asked.get("gpu_speed"), "gpu_usd_per_hour" in asked)
         kind, teacher, distill, what = measure_rates(task.name, runs, prices, *known)

@@ -113,22 +113,18 @@ class Ledger:
         return {"hours": sum((hours for _, hours in parts), Fraction(0)), **bill}
 
 
-def group_tables(records, tasks, asked=None):
-    """{"world task table": (its Records, how many runs it needs)} for the tables whose runs, at
-    the seeds there, are all there; table `asked` is listed incomplete too."""
+def group_tables(records, tasks):
+    """{"world task table": its Records} of the tables whose runs, at the seeds there, are all
+    there."""
     groups, found = {}, {}
     for record in records:
         groups.setdefault((record.world, record.task), {})[record.run] = record
     for ((world, task), runs), table in itertools.product(groups.items(), TABLES):
         seeds = sorted({record.seed for record in runs.values()})
-        with contextlib.suppress(
-            UserError, KeyError
-        ):  # no such table of this task, or no such scale
+        with contextlib.suppress(UserError, KeyError):  # no such table of this task, no such scale
             wanted = grid(table, tasks[task], world.split("-")[0], seeds)
             names = [run.name for run in wanted if run.strategy != "prompted"]
-            there = [runs[name] for name in names if name in runs]
-            if there and (len(there) == len(names) or table == asked):
-                found[f"{world} {task} {table}"] = (there, len(names))
+            found[f"{world} {task} {table}"] = [runs[name] for name in names]
     return found
 
 
@@ -139,7 +135,7 @@ REPORT_NOTES = (
 )
 
 
-def report(folder, prices, tasks, table=None, gpu=None, **asked):
+def report(folder, prices, tasks, gpu=None, **asked):
     """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
 
     `tasks` are the Tasks that may occur; `gpu` prices hours on a CPU; `asked`: gpu_usd_per_hour (of
@@ -153,15 +149,17 @@ def report(folder, prices, tasks, table=None, gpu=None, **asked):
     def price_group(group):
         return {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
 
-    runs, strategies, tables = [], {}, {}
+    runs, strategies = [], {}
     for record in records:
         strategies.setdefault(record.strategy, []).append(record)
         told = record._asdict()
         told["hours"] += told.pop("pass_hours")
         runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
-    for name, (group, needed) in group_tables(records, tasks, table).items():
-        tables[name] = {"needs": needed, **price_group(group)}
-    strategies = {name: price_group(group) for name, group in strategies.items()}
+    tables = group_tables(records, tasks)
+    strategies, tables = (
+        {name: price_group(group) for name, group in groups.items()}
+        for groups in (strategies, tables)
+    )
     total = price_group(records)
     notes = [note for book in books.values() for note in book.notes]
     if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):

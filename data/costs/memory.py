@@ -300,16 +300,18 @@ def estimate_rates(task, scale, gpu, counts, mean):
     if gpu.lower() not in known:
         raise UserError(f"GPU {gpu!r}: no memory and speed in the price list, so no hours to plan")
     card, flags = known[gpu.lower()], make_flags(task, scale, "teacher")
-    hours = {n: estimate_teacher(task, flags, card, n, mean) for n in sorted(counts)}
     shape, student = read_shape(flags["model"]), make_flags(task, scale, "dist")
-    hours[0] = estimate_distilling(task, student, card, shape, mean)
-    hours = {n: Fraction(each).limit_denominator(10**12) for n, each in hours.items()}
+    hours = {n: estimate_teacher(task, flags, card, n, mean) for n in sorted(counts)}
+    row = {0: estimate_distilling(task, student, card, shape, mean)}
+    exact = [
+        {n: Fraction(each).limit_denominator(10**12) for n, each in table.items()}
+        for table in (hours, row)
+    ]
     note = (
         f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
         f"{card.name} are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured"
     )
-    row = hours.pop(0)
-    return card.name, hours, {0: row}, note
+    return card.name, *exact, note
 
 
 def complete_task(task, scale, rows=None, gpu=None, measured=False):

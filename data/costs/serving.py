@@ -40,13 +40,14 @@ def measure_serving(folder):
         metrics = read_json(path, METRICS)
         if run.usual and metrics.get("hardware"):
             hardware, rows = metrics["hardware"], need(metrics, "n", int, path)
-            gpu = hardware.get("gpu") if hardware.get("device") != "cpu" else None
             seconds = need(metrics, "seconds generate", float, path)
             seconds = parse_amount(seconds, f"{path}: 'seconds generate'")
-            key = ("/".join(home.resolve().parts[-3:-1]),)
-            key += ("teacher" if run.strategy == "teacher" else "student", gpu)
-            key += (hardware.get("gpus") or 1 if gpu else 1,)
-            key += ((metrics.get("settings") or {}).get("batch_size"),)
+            device = (None, 1)
+            if hardware.get("device") != "cpu":
+                device = hardware.get("gpu"), hardware.get("gpus") or 1
+            model = "teacher" if run.strategy == "teacher" else "student"
+            batch = (metrics.get("settings") or {}).get("batch_size")
+            key = ("/".join(home.resolve().parts[-3:-1]), model, *device, batch)
             found.setdefault(key, []).append(seconds / parse_count(rows, f"{path}: 'n'", 1))
     order = sorted(found.items(), key=lambda item: str(item[0]))
     return [Serving(*key, statistics.median(seconds), len(seconds)) for key, seconds in order]

@@ -56,6 +56,10 @@ class Part:
         dots = [Dot(float(at(score)), value) for score, value in told if value is not None]
         return Line(f"paper: {label}", drawing.report(style), dots)
 
+    def draw(self, series):
+        """The Lines of several series, after them the paper's own points of each."""
+        return [*(self.add(*each) for each in series), *(self.report(*each) for each in series)]
+
     def name_axis(self):
         """Label of the y axis: the metric of the runs, in percent."""
         rule = ", released rule" if self.study.rule == "released" else ""
@@ -110,7 +114,6 @@ def make_fig3(part):
     for budget in dict.fromkeys(cell.budget_usd for cell in part.cells):
         cells = [cell for cell in part.cells if cell.budget_usd == budget]
         series = [(*STRATEGIES[s], part.list_scores(s, cells), get_labels) for s in STRATEGIES]
-        lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
         # every second N has its dollars: more of them would run into each other
         usd = [" " if i % 2 else show_dollars(c.initial_usd) for i, c in enumerate(cells)]
@@ -120,6 +123,7 @@ def make_fig3(part):
         look = {"ticks": tuple(ticks), "gaps": tuple(gaps), "dodge": True}
         title, ylabel = f"{part.title}, +{show_dollars(budget)}", "" if panels else part.name_axis()
         row = part.study.task.name
+        lines = part.draw(series)
         panels.append(Panel(title, lines, ylabel, "N (its dollars below)", row=row, **look))
     return panels
 
@@ -187,8 +191,7 @@ def make_fig6(part):
     groups += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
     groups += [(f"{name} alone", drawing.LLM_ONLY, "llm", alone)]
     series = [(label, style, part.list_scores(s, cells)) for label, style, s, cells in groups]
-    lines = [part.add(*each) for each in series] + [part.report(*each) for each in series]
-    return [make_dollar_panel(part, lines, bought)]
+    return [make_dollar_panel(part, part.draw(series), bought)]
 
 
 def make_fig7(part):
