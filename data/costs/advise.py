@@ -410,14 +410,11 @@ def show_next(ranked):
 
 def show_costs(ways, budget):
     """Serving costs and from how many predictions on distilling has paid."""
-    hows, paid = [entry["how"] for entry in ways], []
+    hows = [entry["how"] for entry in ways]
     if not any(entry["model"] == "student" for entry in ways):
         hows.append("no model is scored yet, so none is measured")
-    for entry in ways:
-        after, against = entry["paid_back_after"], f"against the {entry['model']}"
-        if after is not None:
-            told = show_count(after) if after < math.inf else "never"
-            paid.append(f"{told} {against}")
+    paid = [(entry["paid_back_after"], entry["model"]) for entry in ways]
+    paid = [f"{show_count(n)} against the {model}" for n, model in paid if n is not None]
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
     back = f". {show_dollars(budget)} of distilling paid back after (predictions) "
     return text + (back if paid else "") + ", ".join(paid)
@@ -441,6 +438,8 @@ def show_budget(usd):
 
 def show_count(value):
     """A count of predictions to three digits."""
+    if value == math.inf:
+        return "never"
     return f"{round(value, 2 - math.floor(math.log10(max(value, 1)))):,.0f}"
 
 
@@ -459,17 +458,15 @@ def show_advice(task, found, market):
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
     said = [show_split(found["split"], market), show_turns(found["turns"], market.unit)]
     said += [show_next(found["next_runs"]), show_costs(found["serving"], found["split"]["budget"])]
-    notes = list(found["notes"])
-    last = found["budgets"][-1]
+    notes, last = [], found["budgets"][-1]
     spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
-    if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
-        notes.insert(
-            0,
-            f"all {found['unlabeled']:,} rows are distilled for {show_budget(spent)}; Dist. leaves "
-            "what a budget has beyond that, and only the best split spends it on labels",
-        )
     if any("dist" not in row["buys"] for row in found["budgets"]):
-        notes.insert(0, f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
+        notes.append(f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
+    if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
+        notes.append(
+            f"all {found['unlabeled']:,} rows are distilled for {show_budget(spent)}; Dist. leaves "
+            "what a budget has beyond that, and only the best split spends it on labels"
+        )
 
     def fill(text, indent=""):
         return textwrap.fill(text, 100, subsequent_indent=indent)
@@ -477,7 +474,7 @@ def show_advice(task, found, market):
     table = show_budgets(found["budgets"], market.labels)
     parts = [fill(head), fill(show_prices(found, market)), "", table]
     parts += [*map(fill, ("", LEGEND, "", *said)), ""]
-    return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes)])
+    return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes + found["notes"])])
 
 
 LEGEND = (
@@ -566,31 +563,24 @@ def run_advise(args):
         print(f"page: {args.page}", file=sys.stderr)
     found = {"task": task.name, "title": task.title, **found}
     if args.save:
-        save_advice(args, posterior, market, found)
-    if args.json:
-        print(json.dumps(to_json(found), indent=2))
-    else:
-        print(show_advice(task, found, market))
+        save_advice(args, posterior, market, dict(found))
+    shown = json.dumps(to_json(found), indent=2) if args.json else show_advice(task, found, market)
+    print(shown)
 
 
 def save_advice(args, posterior, market, found):
     """Write the advice for `plots.py advice`: beside it each arm's band on a grid of budgets, and
     the cells that are measured by now."""
     low, high = found["budgets"][0]["budget"], found["budgets"][-1]["budget"]
-    tried = [run["usd"] for run in list_tried(found["pilot"], market) if run["usd"]]
-    low = min([low, *(usd for usd in tried if usd > low / 20)])
-    sure, arms = found["sure"], found["budgets"][0]["buys"]
-    curve = [judge(posterior, market, usd, sure, arms) for usd in list_budgets(low, high, CURVE)]
-    splits = [find_split(posterior, market, row["budget"]) for row in curve]
-    more = {
-        "curve": [
-            {"budget": row["budget"], "bands": row["bands"], "split": split and split[-1]}
-            for row, split in zip(curve, splits, strict=True)
-        ],
-        "tried": list_tried(found["pilot"], market),
-        "measured": list_tried(read_cells(args.runs, found["task"]), market),
-    }
-    write_json(args.save, to_json({**found, **more}))
+    tried, arms, curve = list_tried(found["pilot"], market), found["budgets"][0]["buys"], []
+    low = min([low, *(run["usd"] for run in tried if run["usd"] > low / 20)])
+    for budget in list_budgets(low, high, CURVE):
+        split = find_split(posterior, market, budget)
+        bands = judge(posterior, market, budget, arms=arms)["bands"]
+        curve.append({"budget": budget, "bands": bands, "split": split and split[-1]})
+    measured = list_tried(read_cells(args.runs, found["task"]), market)
+    found |= {"curve": curve, "tried": tried, "measured": measured}
+    write_json(args.save, to_json(found))
 
 
 def list_tried(runs, market):
