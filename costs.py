@@ -41,15 +41,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from data.costs.advise import run_advise
-from data.costs.budget import (
-    ASKED,
-    count_teacher_hours,
-    plan,
-    price_distilling,
-    read_terms,
-)
+from data.costs.budget import count_teacher_hours, plan, price_distilling, read_terms
 from data.costs.flags import make_flags, show_flags
-from data.costs.grid import PILOTS, TABLES, cells, choose_tasks, grid, parse_seeds
+from data.costs.grid import cells, choose_tasks, grid, parse_seeds
 from data.costs.ledger import report
 from data.costs.memory import run_memory
 from data.costs.prices import (
@@ -62,7 +56,7 @@ from data.costs.prices import (
 )
 from data.costs.runs import parse_run
 from data.costs.serving import report_serving
-from data.files import DATA, UserError, parse_amount, parse_count, run_cli
+from data.files import DATA, ROOT, UserError, parse_amount, parse_count, read_csv, run_cli
 from data.tasks import load_task, load_tasks
 
 # --- command line --------------------------------------------------------------------------
@@ -240,144 +234,56 @@ def run_prices(args):
     print_notes([own, second])
 
 
-FLAGS = {  # flag -> (its value's name, None for a switch; help); default None unless in DEFAULTS
-    "task": (
-        "NAME",
-        "an entry of data/tasks.json or one's own, FILE.json; grid and rules: several",
-    ),
-    "data": ("DIR", "folder of real data, whose task.json tells a task of one's own"),
-    "labels": ("N", "labels there are already"),
-    "budget": ("USD", "additional dollars"),
-    "usd": ("USD", "dollars into all that they buy"),
-    "at-labels": ("N", "labels of the teacher (default: the first N of the task)"),
-    "for": ("TABLE", f"one of {', '.join(TABLES)}; rules takes several, or all"),
-    "scale": ("NAME", "an entry of data/scales.json (default: mini)"),
-    "seeds": ("LIST", "seeds, e.g. '0 1 2' (default: 0)"),
-    "prepared": ("DIR", "folder of data/prepare.py: its row counts limit the runs"),
-    "recipe": ("NAME", "a recipe of the scale (default: the scale's own flags)"),
-    "made": ("DIR", "where the rules are written (default: RUNS/made)"),
-    "prepare-flags": ("WORDS", "flags that data/prepare.py gets"),
-    "train-flags": ("WORDS", "flags that every training script gets, after the scale's"),
-    "small-flags": ("WORDS", "flags that train_small.py gets"),
-    "teacher-flags": ("WORDS", "flags that train_teacher.py gets"),
-    "dist-flags": ("WORDS", "flags that distill.py gets"),
-    "accuracy": ("SHARE", "how often a simulated annotator is right (default: 0.7)"),
-    "pilot": ("KIND", f"how far a pilot goes: {', '.join(PILOTS)} (default: distilled)"),
-    "jobs": ("N", "runs at a time, to say how long they take (default: 1)"),
-    "key": (None, "a key or a server of an LLM is there (default: no)"),
-    "partial": (None, "show what is finished, make nothing (default: no)"),
-    "redo": (None, "make again what is out of date (default: refuse)"),
-    "dry": (None, "remove and prepare nothing, only write the rules (default: no)"),
-    "llm": (None, "also runs on LLM labels at equal dollars (default: no)"),
-    "strategy": ("NAME", "small, teacher, dist, self, llm, distilbert, bert or dist-bert"),
-    "run": ("NAME", "name of a run: its strategy, counts and seed"),
-    "real-text": (None, 'data of one\'s own: flags of "real-text" too (default: no)'),
-    "json": (None, "print JSON (default: a table)"),
-    "prices": ("FILE", "price list (default: data/prices.csv)"),
-    "rates": ("KIND", "paper, or measured: GPU time of one's own --runs (default: paper)"),
-    "runs": ("DIR", "folder of runs for --rates measured"),
-    "price-list": ("LIST", "paper's or today's prices (default: paper; today for one's own tasks)"),
-    "gpu": ("NAME", "GPU to rent, of the price list (default: the paper's A40; that of --runs)"),
-    "gpus": ("LIST", "COUNTxCARD of the price list, or COUNTxGB, e.g. '1xH100-80GB 4x48'"),
-    "model": ("NAMES", "T5 folders or hub names (default: the scale's teacher)"),
-    "utilisation": ("SHARE", "of the card's peak FLOP/s, assumed (default: 0.4)"),
-    "gpu-usd-per-hour": ("USD", "dollars of an hour of it (default: price list)"),
-    "gpu-speed": ("X", "its speed in multiples of an A100-40GB (default: price list)"),
-    "usd-per-label": ("USD", "dollars of a label (default: price list)"),
-    "usd-per-1k-tokens": ("USD", "dollars of 1,000 LLM tokens (default: price list)"),
-    "llm-model": ("NAME", "LLM to pay (default: text-davinci-003; of today's list gpt-6-luna)"),
-    "budgets": ("LIST", "additional dollars of each line, e.g. '100 200 500'"),
-    "unlabeled": ("N", "unlabeled rows there are (default: those of the splits or the entry)"),
-    "llm-score": ("PERCENT", "the LLM's own score on dev rows (default: no advice on it)"),
-    "page": ("FILE", "write the advice as a page with a slider for every price too"),
-    "save": ("FILE", "write it as JSON too, from which `plots.py advice` draws"),
-    "llm-rows": ("N", "dev rows that it was scored on (default: 100)"),
-    "cpu-usd-per-hour": ("USD", "dollars of an hour of the CPU that served (default: no price)"),
+COMMANDS = {  # its docstring is a command's help, its options stand in data/costs/options.csv
+    "plan": run_plan,
+    "advise": run_advise,
+    "convert": run_convert,
+    "grid": run_grid,
+    "flags": run_flags,
+    "rules": run_rules,
+    "report": run_report,
+    "memory": run_memory,
+    "prices": run_prices,
 }
-DEFAULTS = "scale=mini seeds=0 rates=paper accuracy=0.7 pilot=distilled jobs=1"
-DEFAULTS = dict(pair.split("=") for pair in f"{DEFAULTS} utilisation=0.4 llm-rows=100".split())
-DEFAULTS |= {"prices": DATA / "prices.csv", "memory task": "wlp", "memory scale": "paper"}
-CHOICES = {"pilot": tuple(PILOTS), "rates": ("paper", "measured"), "price-list": ("paper", "today")}
-TERMS = "prices price-list rates runs " + " ".join(ASKED).replace("_", "-")
-COMMANDS = {  # name -> (function, its flags, ! marks a required one); its docstring is the help
-    "plan": (run_plan, f"!task !labels !budget unlabeled json {TERMS}"),
-    "advise": (
-        run_advise,
-        "!task data scale prepared labels unlabeled budget budgets llm-score llm-rows "
-        f"cpu-usd-per-hour page save json {TERMS}",
-    ),
-    "convert": (run_convert, f"!task usd unlabeled at-labels json {TERMS}"),
-    "grid": (run_grid, f"!for !task scale seeds llm data prepared json {TERMS}"),
-    "flags": (run_flags, "!task scale strategy run real-text recipe"),
-    "rules": (
-        run_rules,
-        "!for !task scale seeds recipe llm data runs prepared made prepare-flags train-flags "
-        "small-flags teacher-flags dist-flags model accuracy key partial redo dry jobs pilot",
-    ),
-    "report": (run_report, "task json prices gpu gpu-usd-per-hour cpu-usd-per-hour llm-model"),
-    "memory": (run_memory, "!gpus model task scale labels utilisation prices gpu-usd-per-hour"),
-    "prices": (run_prices, "json prices"),
-}
-OWN_FLAGS = {  # where a command means something else by a flag
-    "advise": {
-        "runs": ("DIR", "the task's pilot, e.g. runs/mini/wlp (default: the paper's cells)"),
-        "budget": ("USD", "the same by one number: lines of 1/5, 2/5, 1, 2 and 4 times it"),
-    },
-    "rules": {
-        "runs": ("DIR", "holds TASK/RUN (default: runs/SCALE, with -DATA's name)"),
-        "prepared": ("DIR", "holds the splits (default: likewise in data/prepared)"),
-        "model": ("NAME", "LLM that labels (default: a simulation)"),
-    },
-    "memory": {
-        "task": ("NAME", "a task, for its lengths (default: wlp)"),
-        "scale": ("NAME", "an entry of data/scales.json, for its settings (default: paper)"),
-        "labels": ("N", "labels to train on (default: the task's largest N)"),
-    },
-    "report": {
-        "task": ("NAME=FILE", "an entry of one's own, for its price of a label; several by spaces"),
-        "gpu": ("NAME", "price hours on a CPU as hours of this GPU (default: no dollars)"),
-        "gpu-usd-per-hour": ("USD", "dollars of every hour, on any device (default: price list)"),
-    },
-    "convert": {"unlabeled": ("N", "distilled examples into dollars, teacher included")},
-}
+NUMBERS = {"USD": parse_amount, "PERCENT": parse_amount}
+NUMBERS["N"] = functools.partial(parse_count, least=1)
 
 
-def add_flag(parser, command, name, required):
-    value, text = {**FLAGS, **OWN_FLAGS.get(command, {})}[name]
-    kind = {"metavar": value, "required": required, "choices": CHOICES.get(name)}
-    kind["default"] = DEFAULTS.get(f"{command} {name}", DEFAULTS.get(name))
-    if value is None:
-        kind = {"action": "store_true"}
-    parser.add_argument(f"--{name}", dest="table" if name == "for" else None, help=text, **kind)
-
-
-def read_numbers(args):
-    """The flags' texts as exact numbers; counts are 1 or more."""
-    readers = dict.fromkeys(("USD", "PERCENT"), parse_amount)
-    readers["N"] = functools.partial(parse_count, least=1)
-    for name, (kind, _) in {**FLAGS, **OWN_FLAGS.get(args.command, {})}.items():
-        key = name.replace("-", "_")
-        if kind in readers and getattr(args, key, None) is not None:
-            setattr(args, key, readers[kind](getattr(args, key), f"--{name}"))
-    return args
+def add_option(parser, row, required):
+    """An option as its row says: one without a value is a switch, a|b are choices."""
+    value, default, kind = row["value"], row["default"], {"action": "store_true"}
+    if value:
+        choices = value.split("|") if "|" in value else None
+        kind = {"choices": choices, "metavar": None if choices else value, "required": required}
+        kind["default"] = ROOT / default if value == "FILE" and default else default or None
+    text = row["help"] + (f" (default: {default})" if default else "")
+    dest = "table" if row["option"] == "for" else None
+    parser.add_argument(f"--{row['option']}", dest=dest, help=text, **kind)
 
 
 def parse_args(argv=None):
+    """The command and its options; dollars and counts among them as exact numbers."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (function, flags) in COMMANDS.items():
+    options = list(read_csv(DATA / "costs" / "options.csv").values())
+    for name, function in COMMANDS.items():
         text = function.__doc__
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == "report":
             command.add_argument("folder", help="a folder of runs, e.g. runs/ or runs/mini/wlp")
-        for flag in flags.split():
-            add_flag(command, name, flag.lstrip("!"), flag.startswith("!"))
+        for row in options:  # `!plan`: plan needs it
+            if needing := {name, f"!{name}"} & set(row["commands"].split()):
+                add_option(command, row, f"!{name}" in needing)
         command.set_defaults(function=function)
     args = parser.parse_args(argv)
+    for row in options:
+        key, read = row["option"].replace("-", "_"), NUMBERS.get(row["value"])
+        if read and getattr(args, key, None) is not None:
+            setattr(args, key, read(getattr(args, key), f"--{row['option']}"))
     if not args.command:
         parser.print_help()
-    return read_numbers(args)
+    return args
 
 
 def main(argv=None):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import costs
 from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags, pick_nearest
+from data.costs.grid import TABLES
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run, measure_rates, read_llm_use
 from data.files import UserError
@@ -350,10 +351,10 @@ def test_grid_of_table_2_wlp_at_mini_scale():
     assert len(names) == 20
 
 
-@pytest.mark.parametrize("table", costs.TABLES)
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_grids_list_each_run_once_and_after_what_it_needs(table, scale):
-    for task in costs.TABLES[table][1].split():
+    for task in TABLES[table][1].split():
         seen = []
         for made in costs.grid(table, load_task(task), scale, (0, 3)):
             assert made.name not in seen
