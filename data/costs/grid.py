@@ -5,7 +5,6 @@ Paper:  section 4, Tables 2 to 4 and 9 to 11, Figures 2 to 7, appendix E
 """
 
 import copy
-import functools
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -148,6 +147,9 @@ class Layout:
         cell = self.add_distilling(cell, encoder)
         return self.add_llm(cell) if self.llm and self.terms.usd_per_llm_label else cell
 
+    def at_budgets(self, counts, budgets, **more):
+        return [self.at_budget(n, usd, **more) for n in counts for usd in budgets]
+
     def add_labels(self, cell, wanted, also):
         """Ann.: `cell` with the labels that its dollars buy, on top of `wanted`, and their runs."""
         extra = math.floor(cell.budget_usd / self.terms.usd_per_label)
@@ -219,18 +221,10 @@ FIGURE_U = (10_000, 100_000)
 LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
 
 
-def lay_table2(at):
-    return [at.at_budget(n, usd) for n in at.task.labels_n for usd in (0, *at.task.budgets)]
-
-
-def lay_table3(at):
-    return [at.at_counts(at.task.labels_n[-1], 100_000, ("small", "teacher", "self", "dist"))]
-
-
 def lay_table4(at):
     """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
     n, ann_only = at.task.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
-    bought = [at.at_budget(n, usd) for usd in (0, *at.task.budgets, *at.task.catch_up_usd)]
+    bought = at.at_budgets([n], (0, *at.task.budgets, *at.task.catch_up_usd))
     bought = [c._replace(runs={"small": c.runs["small"]}, notes=(), **ann_only) for c in bought]
     first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
     extra = whole.labels - first.labels
@@ -239,47 +233,38 @@ def lay_table4(at):
     return [first, *bought, whole]
 
 
-def lay_table9(at):
-    return [at.at_all_labels("teacher")]
-
-
 def lay_table10(at):
     """Encoders on the bought labels, and the smallest of them distilled like Dist."""
-    usd, also = at.task.budgets[-1], at.keep_known(ENCODERS)
+    also = at.keep_known(ENCODERS)
     encoder = next((kind for kind in also if f"dist-{kind}" not in at.missing), None)
-    return [at.at_budget(n, usd, also, encoder=encoder) for n in at.task.labels_n]
+    return at.at_budgets(at.task.labels_n, at.task.budgets[-1:], also=also, encoder=encoder)
 
 
 def lay_table11(at):
-    return [at.at_budget(at.task.few_shot_n, usd) for usd in (0, *at.task.few_shot_budgets)]
+    return at.at_budgets([at.task.few_shot_n], (0, *at.task.few_shot_budgets))
 
 
 def lay_fig2(at):
     if at.task.own:  # the runs of Table 2, so that one training gives both
         counts = at.keep_distinct(at.task.labels_n, at.train_rows)
-        return [at.at_budget(n, usd) for n in counts for usd in (0, *at.task.budgets)]
+        return at.at_budgets(counts, (0, *at.task.budgets))
     rows = at.keep_distinct(FIGURE_U, at.unlabeled_rows)
     distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]
-
-
-def lay_fig3(at):
-    return [at.at_budget(n, usd) for n in at.list_labels() for usd in at.task.few_shot_budgets]
 
 
 def lay_sizes(at, figure, role, sizes):
     """Figures 4 and 5: the `role` (student or teacher) in several sizes."""
     usd = at.task.figure_usd.get(figure, at.task.budgets[-1])
     resized = [at.resize(**{role: size}) for size in at.keep_known(sizes)]
-    return [each.at_budget(n, usd) for each in resized for n in at.list_study()]
+    return [cell for each in resized for cell in each.at_budgets(at.list_study(), [usd])]
 
 
 def lay_fig6(at):
     if at.terms.usd_per_llm_label is None:
         raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
     at.llm, usd = True, at.task.figure_usd.get("fig6", at.task.budgets[-1])
-    counts = at.list_study()
-    cells = [at.at_budget(n, each) for n in counts for each in (0, usd)]
+    cells = at.at_budgets(at.list_study(), (0, usd))
     return [*cells, at.add_llm(Cell(at.task.name, 0, Fraction(0), {}, (), cells[1].budget_usd))]
 
 
@@ -315,18 +300,18 @@ def lay_pilot(at):
 
 
 ALL, SIZED = " ".join(PAPER_TASKS), "wlp multipit_gen"
-STUDENTS, TEACHERS = ("small", "base", "large"), ("large", "xl", "xxl")
+ARMS = ("small", "teacher", "self", "dist")
 TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
-    "table2": (lay_table2, ALL),
-    "table3": (lay_table3, ALL),
+    "table2": (lambda at: at.at_budgets(at.task.labels_n, (0, *at.task.budgets)), ALL),
+    "table3": (lambda at: [at.at_counts(at.task.labels_n[-1], 100_000, ARMS)], ALL),
     "table4": (lay_table4, ALL),
-    "table9": (lay_table9, ALL),
+    "table9": (lambda at: [at.at_all_labels("teacher")], ALL),
     "table10": (lay_table10, "stanceosaurus fever"),
     "table11": (lay_table11, ALL),
     "fig2": (lay_fig2, ALL),
-    "fig3": (lay_fig3, ALL),
-    "fig4": (functools.partial(lay_sizes, figure="fig4", role="student", sizes=STUDENTS), SIZED),
-    "fig5": (functools.partial(lay_sizes, figure="fig5", role="teacher", sizes=TEACHERS), SIZED),
+    "fig3": (lambda at: at.at_budgets(at.list_labels(), at.task.few_shot_budgets), ALL),
+    "fig4": (lambda at: lay_sizes(at, "fig4", "student", ("small", "base", "large")), SIZED),
+    "fig5": (lambda at: lay_sizes(at, "fig5", "teacher", ("large", "xl", "xxl")), SIZED),
     "fig6": (lay_fig6, "wlp stanceosaurus"),
     "fig7": (lay_fig7, "wlp stanceosaurus"),
     "pilot": (lay_pilot, ALL),
