@@ -25,9 +25,9 @@ from data.costs.runs import ENCODERS
 from data.files import DATA, run_cli
 from data.plots import advice, pipeline, printed
 from data.plots.budgets import lay_budgets
-from data.plots.cells import CELL_COLUMNS, CELL_NOTES, LLM_COLUMNS, list_details
+from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
-from data.plots.notes import LIMITS, note_table
+from data.plots.notes import TEXTS, note_table, tell
 from data.plots.results import Study, read_tasks
 from data.plots.tables import Table, join, render, show_count, show_gap
 
@@ -55,12 +55,7 @@ def lay_table3(studies):
         head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
         rows += join(head, lines)
     columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
-    notes = [
-        "Ann., the compact model on N labels, teaches its like in Self-Dist.; the large Teacher on "
-        "the same labels teaches it in Dist.; both on the same unlabeled rows. Difference: Dist. - "
-        "Self-Dist."
-    ]
-    return [*columns, "Dist. from it", "Difference"], rows, notes, 4
+    return [*columns, "Dist. from it", "Difference"], rows, [TEXTS["table3"]], 4
 
 
 def lay_table4(studies):
@@ -81,15 +76,7 @@ def lay_table4(studies):
             lines[key] = [*itertools.chain(*zip(line, usd, strict=True)), caught]
         rows += join([study.title, f"{first.labels:,}"], lines)
     columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
-    notes = [
-        "$: beyond N labels. Dist.: of the unlabeled rows of Table 3. Ann.: at the budget at which "
-        "it caught up in the paper, or if it never did, at Table 2's last one. All labels: Ann. "
-        "with every label there is, its upper bound.",
-        "Catches up: between which budgets Ann. first reaches Dist., of Table 2's, the paper's and "
-        "all labels; never: not with all labels.",
-        LIMITS,
-    ]
-    return [*columns, "Ann. catches up"], rows, notes, 3
+    return [*columns, "Ann. catches up"], rows, [*TEXTS["table4"], TEXTS["limits"]], 3
 
 
 def find_crossing(study, rule):
@@ -128,8 +115,7 @@ def lay_table9(studies):
             ours = [score.show(), score.show("released"), score.show_mean("constant")]
             rows.append([*head, "score", "", *ours, None, None])
     columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Released", "Constant"]
-    notes = ["T5-XXL and Published: printed in the paper, on real data, not to compare directly."]
-    notes *= any(study.printed for study in studies)
+    notes = [TEXTS["table9"]] * any(study.printed for study in studies)
     return [*columns, "Paper: T5-XXL", "Published"], rows, notes, 4
 
 
@@ -151,15 +137,9 @@ def lay_table10(studies):
             lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
         total = show_dollars(cell.initial_usd + cell.budget_usd)
         rows += join([study.title, f"{cell.labels:,}", total], lines)
-    notes = [
-        "Total $: N labels and the additional budget, which buys labels for Ann. and distillation "
-        "for Dist. DistilBERT and BERT come pre-trained, and free, as T5 does."
-    ]
+    notes = [TEXTS["table10"]]
     if distilled:
-        notes.append(
-            f"{kinds['encoder']}: not in the paper. It learns the teacher's scores of the class "
-            "names on the rows of Dist., whose hours are those of distilling T5-Small."
-        )
+        notes.append(tell("encoder", name=kinds["encoder"]))
     return ["Task", "N", "Total $", "By", *kinds.values()], rows, notes, 4
 
 
@@ -189,7 +169,7 @@ def build_scores(args):
     priced = dict.fromkeys(f"Prices, {note}" for book in books for note in book.notes)
     name, text = f"{args.command}-cells", "The same, cell by cell"
     heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
-    return main, Table(name, text, heads, details, (*CELL_NOTES, *priced), left=4, compact=True)
+    return main, Table(name, text, heads, details, (*TEXTS["cells"], *priced), left=4, compact=True)
 
 
 def add_score_flags(parser):

@@ -6,7 +6,7 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 
 from data.costs.grid import LLM_EXAMPLES
 from data.costs.prices import name_llm, show_dollars, show_price
-from data.plots.notes import LIMITS, keep, note_halves
+from data.plots.notes import TEXTS, keep, note_halves, tell
 from data.plots.paired import compare, pair_scores
 from data.plots.tables import join, show_count, show_gap
 
@@ -151,28 +151,16 @@ def note_budgets(studies, shown, sentences, seeds, llm):
         [
             *sentences,
             sentences
-            and "Test: paired by seed and row; 95% interval of each cell, p by Holm's rule over "
-            "the task's cells; ns: a tie, chance alone may make it. "
-            + "Of one seed: rows are drawn anew, training is not." * (seeds == {1})
-            + "Seeds' variance is pooled over the cells." * (max(seeds, default=0) > 1),
+            and TEXTS["test"]
+            + TEXTS["one_seed"] * (seeds == {1})
+            + TEXTS["more_seeds"] * (max(seeds, default=0) > 1),
             *(note for study in studies for note in note_halves(study)),
-            not sentences
-            and "No paired test: runs without row_scores.json; evaluate.py writes it.",
-            f"Labels bought: on top of N. Hours: what the dollars buy, {', '.join(rates)}; rows: "
-            "what they distil after the teacher is paid; N/A: they don't cover it. [Its "
-            "teacher's]. Training on labels, about $1 in the paper (footnote 1), is left out.",
-            (" of " in shown or "as +" in shown)
-            and "x of y: the dollars buy y, only x exist; as +$: the same runs as there, as no "
-            "more can be bought.",
-            "(n=" in shown and f"(n=): so few test rows, under {FEW_ROWS}, that each counts.",
-            "Constant predictor: the best that always gives the same output. Invalid: outputs "
-            "that can't be read.",
-            llm
-            and "Human + an annotator that isn't one: the dollars buy its labels at "
-            f"text-davinci-003's price in the paper; today: as many of {name_llm('today')}, not in "
-            "batches; the scores are of the former, the latter may be more than the unlabeled "
-            f"rows. The labeled rows in its prompts, {LLM_EXAMPLES}, are not in the dollars where "
-            "N is smaller.",
-            LIMITS,
+            not sentences and TEXTS["no_test"],
+            tell("bought", rates=", ".join(rates)),
+            (" of " in shown or "as +" in shown) and TEXTS["capped"],
+            "(n=" in shown and tell("few_rows", most=FEW_ROWS),
+            TEXTS["constant"],
+            llm and tell("llm", today=name_llm("today"), examples=LLM_EXAMPLES),
+            TEXTS["limits"],
         ]
     )

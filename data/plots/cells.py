@@ -13,15 +13,6 @@ CELL_COLUMNS = (
     "Constant,Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
 ).split(",")
 LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
-CELL_NOTES = (
-    "Seeds: finished of planned. Score: by the strict rule; Paper: printed in the paper. Invalid: "
-    "outputs that can't be read. Constant: the best predictor that always gives the same output.",
-    "Planned $: spent beyond N labels by the plan, at the paper's or the task's own rates "
-    "and, for one's own task, today's prices. GPU $ "
-    "and seconds: measured, loading and saving included; a run that learns from another one has "
-    "that one's training and its share of the pass over the unlabeled rows in it. Hours on a CPU "
-    "have no price; `python costs.py report --gpu NAME` counts them as a GPU's.",
-)
 ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
 
 

@@ -7,11 +7,12 @@ Notes are lists of `condition and sentence`: a sentence stands where its conditi
 """
 
 import re
+from pathlib import Path
 
 from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.costs.prices import show_dollars
-from data.files import need
+from data.files import need, read_json
 from data.plots.results import TITLES
 from data.plots.tables import show_count
 
@@ -25,29 +26,13 @@ STRATEGIES = {
     "llm": "LLM",
     "encoder": "Dist. into an encoder",
 }
-METRICS = {
-    "entity_f1": "an entity counts if its text and its label are right; micro",
-    "micro_f1": "micro F1 over classes, which is the share of right rows; macro F1 beside it",
-    "accuracy": "share of right rows; an output that is no label is wrong",
-    "f1": "F1 over the words of an answer, as in SQuAD; exact match (EM) beside it",
-    "bert_ibleu": "likeness to the source by BERTScore, less its copying by BLEU",
-}
-RULES = "Strict: our scorer, to believe. Released: the rule of the authors' scorer, to compare."
-LIMITS = (
-    "Limits, the paper's own: GPUs are rented, not hosted; wages and prices stay as they are; a "
-    "compressed model can amplify its teacher's bias, so test for that before using one; energy "
-    "and carbon are not counted."
-)
-SAMPLE = (
-    "The paper's values are T5 v1.1 on the real task at ten times the counts, by the released "
-    "rule: compare the pattern, not the numbers."
-)
+# The sentences of notes and captions, with {words} that hang on the runs.
+TEXTS = read_json(Path(__file__).with_name("texts.json"))
 
 
-SIZES = (
-    "The counts are T5 v1.1's: 77M, 248M, 783M, 2.9B and 11.1B, which the paper rounds to 60M, "
-    "220M, 770M, 3B and 11B."
-)
+def tell(key, **words):
+    """A sentence with its words, e.g. tell("few_rows", most=200)."""
+    return TEXTS[key].format(**words)
 
 
 def keep(notes):
@@ -67,7 +52,7 @@ def note_metrics(studies):
         metrics.setdefault(study.metric, []).extend(shown)
     for metric, where in metrics.items():
         if where:
-            yield f"{TITLES[metric]}, {', '.join(where)}: {METRICS[metric]}."
+            yield f"{TITLES[metric]}, {', '.join(where)}: {TEXTS['metrics'][metric]}."
 
 
 def note_halves(study):
@@ -120,12 +105,6 @@ def list_plans(studies):
     return [note for note in notes if not note.endswith(" exist")]  # the cells show those
 
 
-REAL_TEXT = (
-    "The models of scale mini know a made-up world alone: here they show that all fits together, "
-    "not which strategy wins; SCALE=middle tells that."
-)
-
-
 def note_weak_teachers(studies):
     """Where the teacher scores below the compact model on the same labels, in Tables 2 and 11."""
     for study in studies:
@@ -135,11 +114,7 @@ def note_weak_teachers(studies):
             student = study.score(plain[n], "small").mean()
             teacher = study.score(teachers[n], "teacher").mean()
             if None not in (student, teacher) and teacher < student:
-                yield (
-                    f"{study.title}, N={n:,}: the teacher is below the compact model on the same "
-                    "labels, so it has nothing to hand on: its training falls short "
-                    "(TEACHER_FLAGS, make sweep STRATEGY=teacher), or it does not fit this text."
-                )
+                yield tell("weak_teacher", title=study.title, n=n)
 
 
 def note_table(args, studies, own):
@@ -148,13 +123,13 @@ def note_table(args, studies, own):
     spread = f"mean ± standard deviation over {len(seeds)} seeds; (1/{len(seeds)}): of one of them"
     spread = f"one seed ({seeds[0]}), so no spread" if len(seeds) == 1 else spread
     scale = tell_scale(args.scale, all(study.own for study in studies))
-    scale += f" {SAMPLE}" * any(study.printed for study in studies)
+    scale += f" {TEXTS['sample']}" * any(study.printed for study in studies)
     scores = [study.score(c, s) for study in studies for c in study.cells for s in c.runs]
-    real = f"Text and labels from {args.data}." + f" {REAL_TEXT}" * (args.scale == "mini")
+    real = f"Text and labels from {args.data}." + f" {TEXTS['mini']}" * (args.scale == "mini")
     return keep(
         [
             f"In percent; {spread}.",
-            any(score.has_released() for score in scores) and RULES,
+            any(score.has_released() for score in scores) and TEXTS["rules"],
             *note_metrics(studies),
             any(s.is_below_constant() for s in scores) and "↓: below the constant predictor.",
             *own,
@@ -171,25 +146,6 @@ def note_table(args, studies, own):
 
 # --- of figures ----------------------------------------------------------------------------
 
-CAPTIONS = {
-    "fig2": "Figure 2. Pareto curves. Along a line, from left to right, L = {counts} labels; U: "
-    "unlabeled rows. Frontier: points that none beats at the same dollars or fewer, joined "
-    "straight.",
-    "own": "Figure 2. Pareto curves of Table 2's runs: Ann., more and more labels; Dist., from "
-    "N = {counts} labels, more and more unlabeled rows. Frontier: points that none beats at the "
-    "same dollars or fewer, joined straight.",
-    "fig3": "Figure 3. N initial labels, then a fixed additional budget (above each panel) for "
-    "more labels (Ann.) or for a teacher and a distillation (Dist.). N/A: it doesn't cover them.",
-    "fig4": "Figure 4. Compact models of several sizes, one teacher; additional dollars: "
-    "{budgets}. Upper axis: where N and all of these dollars are spent.",
-    "fig5": "Figure 5. Teachers of several sizes, one compact model; additional dollars: "
-    "{budgets}. Upper axis: where N and all of these dollars are spent.",
-    "fig6": "Figure 6. Additional dollars ({budgets}) for labels of people (Ann.), for a teacher "
-    "and a distillation (Dist.) or for labels of an LLM, beside N labels of people or alone.",
-    "fig7": "Figure 7. Compact model on {counts} labels, and an LLM's own answers to test rows (32 "
-    "examples in its prompt).",
-}
-
 
 def write_caption(figure, studies):
     """What is drawn, with the counts and the dollars of these cells."""
@@ -199,8 +155,9 @@ def write_caption(figure, studies):
     several = len(set(dollars.values())) > 1
     shown = [show_dollars(usd) + f" ({t})" * several for t, usd in dollars.items() if usd]
     budgets = ", ".join(dict.fromkeys(shown))
-    figure = "own" if figure == "fig2" and all(study.own for study in studies) else figure
-    return CAPTIONS[figure].format(counts=", ".join(map(show_count, counts)), budgets=budgets)
+    own = figure == "fig2" and all(study.own for study in studies)
+    key = "fig2_own" if own else figure
+    return tell(key, counts=", ".join(map(show_count, counts)), budgets=budgets)
 
 
 def note_annotators(study):
@@ -221,12 +178,8 @@ def note_annotators(study):
 def note_rows(scores):
     """On which test rows Figure 7 scores the compact model."""
     own = [score for score in scores if score.strategy == "small" and score.there]
-    if own and all(score.is_part() for score in own):
-        return f"Both are scored on the same {LLM_TEST_ROWS} test rows, as in the paper."
-    return (
-        f"The LLM is scored on {LLM_TEST_ROWS} test rows and the compact model on all of them, as "
-        "its rows are not known one by one: run evaluate.py again on both."
-    )
+    same = own and all(score.is_part() for score in own)
+    return tell("same_rows" if same else "other_rows", rows=LLM_TEST_ROWS)
 
 
 def note_figure(args, studies, scores, missing):
@@ -242,8 +195,7 @@ def note_figure(args, studies, scores, missing):
         bars = f"one seed ({seeds[0]}), so no spread; bars: 95% interval over test rows, where "
         bars += "metrics.json has one"
     own = all(study.own for study in studies)
-    theirs = " The paper's points are not drawn: they are T5 on real text, at other dollars."
-    real = f"Text and labels from {args.data}." + f" {REAL_TEXT}" * (args.scale == "mini")
+    real = f"Text and labels from {args.data}." + f" {TEXTS['mini']}" * (args.scale == "mini")
     plans = list_plans(studies)
     short = [s for s in scores if any(note.endswith(" exist") for note in s.cell.notes)]
     runs = {(s.study.task.name, run.name) for s in scores for run in s.runs}
@@ -253,25 +205,17 @@ def note_figure(args, studies, scores, missing):
             f"Scores: {', '.join(names)} on test, by the {args.rule} rule; {bars}.",
             "Dollars: initial labels and what the plan spends beside them, at "
             f"{'today' if own else 'the paper'}'s prices.",
-            mini and tell_scale(args.scale, own) + theirs * (not own),
-            not mini
-            and any(study.printed for study in studies)
-            and "Hollow and grey: printed in the paper at these counts, scored by its rule.",
-            figure not in ("fig2", "fig7")
-            and "Dots of one N stand side by side where they would hide each other.",
+            mini and tell_scale(args.scale, own) + TEXTS["not_drawn"] * (not own),
+            not mini and any(study.printed for study in studies) and TEXTS["hollow"],
+            figure not in ("fig2", "fig7") and TEXTS["dodged"],
             args.data and real,
             *(note for study in studies if by_llm for note in note_annotators(study)),
-            by_llm
-            and f"An LLM's prompts draw on {LLM_EXAMPLES} labeled rows, which are in its dollars.",
+            by_llm and tell("prompts", examples=LLM_EXAMPLES),
             figure == "fig7" and note_rows(scores),
             plans and "Plans: " + "; ".join(dict.fromkeys(plans)) + ".",
-            any("parameter counts" in note for note in plans) and SIZES,
-            short
-            and f"{len(short)} of {len(scores)} points have fewer labels or unlabeled rows than "
-            "planned, all that exist (column Note of the CSV file).",
-            missing
-            and f"{len(missing)} of {len(runs)} runs missing: points are means of the others, "
-            "lines stop where there are none.",
-            LIMITS,
+            any("parameter counts" in note for note in plans) and TEXTS["sizes"],
+            short and tell("short", short=len(short), points=len(scores)),
+            missing and tell("gone", gone=len(missing), runs=len(runs)),
+            TEXTS["limits"],
         ]
     )

@@ -16,6 +16,7 @@ from data.costs.budget import count_teacher_hours, make_terms, plan, price_disti
 from data.costs.flags import make_flags
 from data.costs.prices import load_prices, show_dollars, show_usd
 from data.files import DATA, parse_amount, read_csv, read_jsonl
+from data.plots.notes import TEXTS, tell
 from data.plots.results import load_scores, read_tasks
 from data.plots.tables import Table
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
@@ -90,7 +91,7 @@ def build_table1(args):
             )
         count = None if train is None else f"{train:,}"
         rows.append([task.title, task.kind, count, f"${each:.3f}", total, theirs, mark])
-    notes.append("#Train and $/Label are the paper's, in data/tasks.json and data/prices.csv.")
+    notes.append(TEXTS["table1"])
     columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
     title = "Table 1. What it costs to annotate each training set"
     return Table("table1", title, columns, rows, tuple(notes), left=2)
@@ -129,13 +130,9 @@ def build_table5(args):
                 counts.append(len(read_jsonl(path, ("source",))) if path.exists() else None)
             count, *others = (None if n is None else f"{n:,}" for n in counts)
             rows.append([task.title, split, count, theirs, *others, mark])
-    notes.append(
-        "tasks.json: the paper's counts, copied, as they limit the runs; but unlabeled is worked "
-        "out: the most that a cell of Table 2 buys at the paper's rates."
-    )
+    notes.append(TEXTS["table5"])
     if short:
-        text = "Table 11 asks for more than there is: {}; its runs take what there is."
-        notes.append(text.format(", ".join(short)))
+        notes.append(tell("table5_short", tasks=", ".join(short)))
     counted = ["Prepared"] * bool(args.prepared)
     columns = ["Dataset", "Split", "tasks.json", "Paper", "Released file", *counted, "Note"]
     return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
@@ -183,18 +180,9 @@ def build_table6(args):
             mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
         rows.append([*row, mark])
         teachers.append(f"{task.title} {hours:.4g}")
-    notes.append(
-        f"Teacher, in A40-hours at $1.875: {', '.join(teachers)}. The paper measured them, in "
-        "fp32 and with all that a run takes; an estimate from FLOPs, as `costs.py memory` makes, "
-        "is lower."
-    )
+    notes.append(tell("table6", hours=", ".join(teachers)))
     if fitted := count_fitted(tasks, printed):
-        notes.append(
-            f"Of the rates behind the counts of Tables 2 and 11, {fitted} are printed nowhere "
-            "(hours of a teacher on other N than 5K, MultiPIT-Id's at 5K, NQ's rows up to 1K "
-            "labels): they were solved from these counts. That Dist.'s counts come out is then a "
-            "check of arithmetic; what is predicted are the labels bought, and Dist. at N = 5K."
-        )
+        notes.append(tell("table6_fitted", count=fitted))
     heads = [[h, f"{h}, paper"] for h in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K")]
     columns = ["Dataset", *(text for pair in heads for text in pair), "Note"]
     title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
@@ -225,7 +213,7 @@ def build_table8(args):
                 text = f"{head}, {task.title}: {ours[-1]} here, {theirs[-1]} in the paper"
                 notes.append(text)
         rows += [[head, "ours", *ours], ["", "paper", *theirs]]
-    notes.append("In brackets: the teacher's value, where it is another one.")
+    notes.append(TEXTS["table8"])
     columns = ["Hyperparameter", "From", *(task.title for task in tasks)]
     title = "Table 8. Hyperparameters at scale paper"
     return Table("table8", title, columns, rows, tuple(notes), left=2)
