@@ -40,7 +40,7 @@ from data.costs.prices import (
     to_json,
 )
 from data.costs.runs import find_run
-from data.files import DATA, UserError, parse_amount, read_csv, write_json
+from data.files import DATA, UserError, parse_amount, read_csv, read_json, write_json
 from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
@@ -212,52 +212,38 @@ def rank_next_runs(posterior, market, budgets):
     return sorted(ranked, key=lambda each: -each["points"])
 
 
+def tell(key, **words):
+    """A sentence of data/costs/advice.json with its words."""
+    return read_json(Path(__file__).with_name("advice.json"))[key].format(**words)
+
+
 def list_notes(pilot, posterior, market, rows):
     """What the advice rests on weakly, in sentences."""
     if not pilot.runs:
-        return [
-            f"no finished run: the curves are a prior, the paper's cells of {', '.join(pilot.like)}"
-            "; a pilot tells of this task and these models (make pilot, or --runs DIR)"
-        ]
+        return [tell("no_run", like=", ".join(pilot.like))]
     of = {name: [run.score for run in pilot.runs if run.strategy == name] for name in STRATEGIES}
     best, top = (max(of[name], default=math.nan) for name in ("small", "teacher"))
     labels = max(row["buys"]["ann"][0] for row in rows) / posterior.most_labels
     most = max((row["buys"].get("dist", (0, 0))[1] for row in rows), default=0)
-    far = labels > FAR_LABELS or (of["dist"] and most / posterior.most_rows > FAR_ROWS)
-    misfits, n = posterior.find_misfits(), f"{market.labels:,}"
+    misfits = posterior.find_misfits()
+    doubts = {
+        "no_teacher": not of["teacher"],
+        "at_constant": best - pilot.constant < 0.03,
+        "weak_teacher": top < best - 0.05,
+        "above_teacher": any(score > top + 0.08 for score in of["dist"]),
+        "below_constant": any(score < pilot.constant for score in of["dist"]),
+        "far": labels > FAR_LABELS or (of["dist"] and most / posterior.most_rows > FAR_ROWS),
+        "no_curve": not misfits and not explains(posterior),
+        "other_labels": market.labels != posterior.most_labels,
+    }
+    words = {"n": market.labels, "most": posterior.most_labels}
+    notes = [tell(key, **words) for key, holds in doubts.items() if holds]
+    notes += [tell("misfit", run=name_run(run), score=100 * run.score) for run in misfits]
     usd = show_usd(pilot.rows * market.terms.usd_per_label)
-    said = [
-        not of["teacher"]
-        and "no teacher run, so Dist. is a guess (in tests off by 15 points); next: teacher on "
-        f"{n} labels",
-        best - pilot.constant < 0.03
-        and "the student is still at the constant predictor; where learning starts is a guess. Try "
-        "--learning-rate 3e-4, or buy in rounds",
-        top < best - 0.05
-        and f"the teacher is below the student; its training failed or {n} labels are too few",
-        any(score > top + 0.08 for score in of["dist"])
-        and "a distilled student is far above its teacher; look at the rows that both were scored "
-        "on",
-        any(score < pilot.constant for score in of["dist"])
-        and "a distilled student is below the constant predictor; its training failed",
-        far and "beyond 10 times the pilot; in tests off by 6 to 11 points there",
-        not misfits
-        and not explains(posterior)
-        and "can't tell: no curve goes through all runs; another seed?",
-        market.labels != posterior.most_labels
-        and f"the largest student run has {posterior.most_labels:,} labels, in hand are {n}",
-        *(
-            f"can't tell: {name_run(run)} scored {100 * run.score:.1f}, which no curve through the "
-            "other runs explains; another seed?"
-            for run in misfits
-        ),
-        f"each score is ±{196 * pilot.error:.0f} by its {pilot.rows:,} dev rows alone; "
-        f"scoring rows cost {usd}, not in the budget",
-        (pilot.annotator or "").startswith("simulated-")
-        and f"the LLM is {pilot.annotator}, right as often as it was told to be; MODEL=... asks a "
-        "real one",
-    ]
-    return list(filter(None, said))
+    notes.append(tell("rows", half=196 * pilot.error, rows=pilot.rows, usd=usd))
+    if (pilot.annotator or "").startswith("simulated-"):
+        notes.append(tell("simulated", annotator=pilot.annotator))
+    return notes
 
 
 def note_tests(pilot):
@@ -267,11 +253,7 @@ def note_tests(pilot):
         return []
     rows = [r for r in read_csv(path).values() if r["test"] == "winner" and r["world"] == "paper"]
     found = {row["measure"]: float(row["value"]) for row in rows if row["case"] == "P3"}
-    return [
-        f"P is over seeds, bands over single runs; in tests at other prices right in "
-        f"{found['right if told']:.0%} of the cells where it commits ({found['told']:.0%} of all), "
-        "data/results/advise-backtest.csv"
-    ]
+    return [tell("tests", right=found["right if told"], told=found["told"])]
 
 
 def advise(pilot, market, budgets, servings, llm, unit):
@@ -284,8 +266,7 @@ def advise(pilot, market, budgets, servings, llm, unit):
     middle = budgets[len(budgets) // 2]
     terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
     if terms.usd_per_llm_label is not None and not pilot.llm:
-        why = "as its own score on dev rows is not known: --llm-score"
-        notes.append(f"no advice on labels by an LLM, {why}")
+        notes.append(tell("no_llm"))
     constant = None if pilot.constant is None else 100 * pilot.constant
     found = {"labels": market.labels, "unlabeled": market.unlabeled, "metric": pilot.metric}
     found |= {"dev_rows": pilot.rows, "constant": constant}
@@ -461,26 +442,19 @@ def show_advice(task, found, market):
     notes, last = [], found["budgets"][-1]
     spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
     if any("dist" not in row["buys"] for row in found["budgets"]):
-        notes.append(f"N/A: the teacher costs {show_usd(found['teacher_usd'])}")
+        notes.append(tell("not_affordable", teacher=show_usd(found["teacher_usd"])))
     if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
-        notes.append(
-            f"all {found['unlabeled']:,} rows are distilled for {show_budget(spent)}; Dist. leaves "
-            "what a budget has beyond that, and only the best split spends it on labels"
-        )
+        notes.append(tell("rows_run_out", rows=found["unlabeled"], spent=show_budget(spent)))
 
     def fill(text, indent=""):
         return textwrap.fill(text, 100, subsequent_indent=indent)
 
     table = show_budgets(found["budgets"], market.labels)
     parts = [fill(head), fill(show_prices(found, market)), "", table]
-    parts += [*map(fill, ("", LEGEND, "", *said)), ""]
+    parts += [*map(fill, ("", tell("legend"), "", *said)), ""]
     return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes + found["notes"])])
 
 
-LEGEND = (
-    "Four of five runs fall into the brackets. P(Dist.): that Dist. beats Ann.; loss: points that "
-    "the advice costs on average where it is wrong. Dist. stays at the N labels."
-)
 ANY = 10**9  # unlabeled rows, where nobody says how many there are
 SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
 
@@ -556,7 +530,7 @@ def run_advise(args):
     llm = args.llm_model or name_llm(args.price_list)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), servings, llm, unit)
     if task.own and args.scale == "mini" and pilot.runs:
-        found["notes"].insert(0, MINI)
+        found["notes"].insert(0, tell("mini"))
     if args.page:
         words = (found, servings, show_command(args), task.llm_tokens_per_label)
         write_page(args.page, make_state(task.title, posterior, market, *words))
@@ -608,8 +582,4 @@ def read_cells(folder, task):
     return found
 
 
-MINI = (
-    "scale mini: its models know a made-up world alone, so scores and costs of serving show the "
-    "way and not the answer; SCALE=middle tells that"
-)
 CURVE = 24  # budgets at which the figure draws a band
