@@ -4,7 +4,8 @@ Usage:
     python costs.py rules --for "table2 fig2" --task wlp --made runs/mini/made
         writes runs/mini/made/rules-HASH.mk and prints its path; the Makefile includes it
     python -m data.costs.rules runs/mini/made/rules-HASH.json      # 5 of 20 runs done, ...
-Reads:  data/tasks.json, data/scales.json, run folders; with DATA its splits, made where missing
+Reads:  data/costs/recipes.txt, data/tasks.json, data/scales.json, run folders; with DATA splits,
+        made where missing
 Writes: MADE/rules-HASH.mk, and beside it, as .json, the runs with the seconds that each may take
 Paper:  section 4, Appendix E
 
@@ -40,6 +41,7 @@ from data.files import (
     check_kind,
     read_if_there,
     read_json,
+    read_text,
     run_cli,
     write_atomic,
     write_json,
@@ -60,10 +62,10 @@ def double(text):
     return text.replace("$", "$$")
 
 
-def write_rule(target, needs, *recipe):
-    """One rule; its prerequisites are order-only, as a changed comment in a script must not train
-    for hours again."""
-    return "\n".join([f"{target}: | {' '.join(needs)}", *(f"\t@{line}" for line in recipe), ""])
+def read_recipes():
+    """{kind of rule: its text} of data/costs/recipes.txt."""
+    text = re.sub(r"^# .*\n", "", read_text(Path(__file__).with_name("recipes.txt")), flags=re.M)
+    return dict(re.findall(r"^## (\w+)\n((?:[^#\n].*\n)+)", text, re.M))
 
 
 class Rules:
@@ -80,9 +82,12 @@ class Rules:
         self.stamps = {name_stamp(run.name): run for run in shown}
         self.stamps |= {name_stamp(run.name, dev=True): run for run in asked.get("pilot", ())}
         self.runs = list({run.name: run for run in self.stamps.values()}.values())
-        self.word, self.annotator = double(shlex.quote(task.word)), name_annotator(args)
+        self.annotator, self.recipes = name_annotator(args), read_recipes()
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
-        self.first = ["$(INSTALLED)", f"{self.splits}/about.json"]
+        scorer = double(show_flags(task.at(args.scale, "evaluate")))
+        self.words = {"task": task.name, "word": double(shlex.quote(task.word))}
+        self.words |= {"place": self.place, "splits": self.splits, "annotator": self.annotator}
+        self.words["scorer"] = f" {scorer}" * bool(scorer)
 
     def make_flags(self, run):
         args = self.args
@@ -120,11 +125,14 @@ class Rules:
         """The first file that says that a run is trained: its table's, else its pilot's."""
         return f"{self.place}/{name_stamp(name, name_stamp(name) not in self.stamps)}"
 
-    def write_run(self, run, dev=False):
-        """Train and score in one recipe, as make would else train all runs before it scores one.
-        A run of a table and of the pilot is trained for the table first, by one make."""
+    def fill(self, kind, run, **words):
+        """The rule of data/costs/recipes.txt for a run."""
+        return self.recipes[kind].format(run=run, **self.words, **words)
+
+    def write_run(self, run, stamp, split):
+        """A run of a table and of the pilot is trained for the table first, by one make."""
         folder, script = f"{self.place}/{run.name}", SCRIPTS.get(run.strategy, "train_small.py")
-        needs, reads = [*self.first], f"--train {self.splits}/train.jsonl"
+        needs, reads = [], f"--train {self.splits}/train.jsonl"
         if run.strategy == "llm":
             needs.append(f"{folder}/{self.annotator}/annotation.json")
             reads = f"--train $(@D)/{self.annotator}/labels.jsonl"
@@ -135,85 +143,39 @@ class Rules:
             released = self.make_flags(run).get("loss") == "paper"  # runs the teacher in every step
             reads += f" --teacher {teacher}/model --labels" if released else " --teacher"
             reads += f" {teacher}/{'classes' if run.encoder else 'labels'}"
-        own = USERS.get(run.strategy, "small_flags").upper()
-        train = f"{script} --task {self.task.name} --strategy {run.strategy}"
-        train += f" {self.list_flags(run)} $(TRAIN_FLAGS) $({own}) {reads} --output {folder}"
-        score = self.score(f"--model {folder}/model")
-        score += f" --data {self.splits}/{'dev' if dev else 'test'}.jsonl > /dev/null"
         needs += [script, "evaluate.py"]
-        if dev and name_stamp(run.name) in self.stamps:
+        if split == "dev" and name_stamp(run.name) in self.stamps:
             needs.append(f"{folder}/metrics.json")
-        target = f"{self.place}/{name_stamp(run.name, dev)}"
-        both = f"$(launch) $(PY) $(in_one) {train} $(then) {score}"
-        return write_rule(target, needs, both, "$(told)")
-
-    def score(self, what):
-        flags = double(show_flags(self.task.at(self.args.scale, "evaluate")))
-        return f"evaluate.py --task {self.word} {what} --output $(@D) {flags}".rstrip()
+        words = {"stamp": stamp, "split": split, "script": script, "needs": " ".join(needs)}
+        words |= {"own": USERS.get(run.strategy, "small_flags").upper(), "reads": reads}
+        return self.fill("run", run, flags=self.list_flags(run), **words)
 
     def write_pass(self, file):
-        """The teacher's pass, once for all runs that learn from it."""
         teacher, count, kind = re.split(r"[/.]", file)
         made = parse_run(teacher)
         learners = (r for r in self.runs if r.needs and file == self.name_pass(r))
         student = next(learners).student if kind == "classes" else "small"
         plain = make_run("dist", made.labels, made.seed, int(count), student=student)
-        label = "$(launch) $(PY) distill.py --labels-only --teacher $(@D)/model"
-        label += f" --labels $(@D)/{kind} {self.list_flags(plain)} $(DIST_FLAGS)"
-        label += f" --unlabeled {self.splits}/unlabeled.jsonl"
-        needs = [self.find_stamp(teacher), "distill.py"]
-        return write_rule(f"{self.place}/{file}", needs, label, "touch $@")
-
-    # What was paid for lies outside RUNS, is no target and is never removed. A folder of answers is
-    # of one annotator and one seed, as its prompts have examples from that seed's labeled rows.
-
-    def annotate(self, rows, gold, flags):
-        files = f"--labeled {self.splits}/train.jsonl --unlabeled {self.splits}/{rows}.jsonl"
-        files += f" --complete $(llm) $(if $(MODEL),,--gold {self.splits}/{gold}.jsonl)"
-        return f"$(PY) gpt_annotate.py --task {self.word} {files} $(LLM_FLAGS) {flags}"
-
-    def write_answers(self, seed):
-        """All answers that the runs of a seed need: each takes the first of them, so that the run
-        with most pays for all."""
-        most = max(r.llm_labels for r in self.runs if (r.strategy, r.seed) == ("llm", seed))
-        name = f"{self.annotator}-s{seed}"
-        bought = f"--num {most} --seed {seed} --output $(ANSWERS)/{self.task.name}/{name}"
-        lines = [self.annotate("unlabeled", "unlabeled_gold", bought), "mkdir -p $(@D) && touch $@"]
-        target = f"{self.place}/answers/{name}/{most}.answers"
-        rule = write_rule(target, [*self.first, "gpt_annotate.py"], f"{lines[0]} >&2", lines[1])
-        return target, rule
-
-    def write_labels(self, run, answers):
-        """The labels of one run: so many of people, so many of the answers."""
-        folder = f"{self.place}/{run.name}/{self.annotator}"
-        flags = f"--replay --num {run.llm_labels} --add-labeled {run.labels} --seed {run.seed}"
-        flags += f" --output $(@D) --store $(ANSWERS)/{self.task.name}/{self.annotator}-s{run.seed}"
-        line = self.annotate("unlabeled", "unlabeled_gold", f"{flags}/answers.jsonl")
-        needs = [answers, "gpt_annotate.py"]
-        return write_rule(f"{folder}/annotation.json", needs, f"{line} > /dev/null")
-
-    def write_prompted(self, run, dev=False):
-        """An LLM's own answers to test or dev rows, scored as a model's."""
-        split = "dev" if dev else "test"
-        store = f"$(ANSWERS)/{self.task.name}/{self.annotator}-s{run.seed}-{split}/answers.jsonl"
-        flags = f"--num {run.llm_labels} --seed {run.seed} --predictions --store {store}"
-        ask = self.annotate(split, split, f"{flags} --output $(@D)/{self.annotator}")
-        score = self.score(f"--predictions $(@D)/{self.annotator}/predictions.jsonl")
-        needs = [*self.first, "gpt_annotate.py", "evaluate.py"]
-        target = f"{self.place}/{name_stamp(run.name, dev)}"
-        return write_rule(target, needs, f"{ask} >&2", f"$(PY) {score} > /dev/null", "$(told)")
+        words = {"file": file, "folder": kind, "trained": self.find_stamp(teacher)}
+        return self.fill("pass", plain, flags=self.list_flags(plain), **words)
 
     def write_all(self):
         passes = dict.fromkeys(self.name_pass(run) for run in self.runs if run.needs)
-        rules, answers = [self.write_pass(file) for file in passes], {}
-        for stamp, run in self.stamps.items():
+        rules, asked = [self.write_pass(file) for file in passes], {}
+        for run in self.runs:
             if run.strategy == "llm":
-                if run.seed not in answers:
-                    answers[run.seed], rule = self.write_answers(run.seed)
-                    rules.append(rule)
-                rules.append(self.write_labels(run, answers[run.seed]))
-            write = self.write_prompted if run.strategy == "prompted" else self.write_run
-            rules.append(write(run, dev=stamp != name_stamp(run.name)))
+                asked[run.seed] = max(asked.get(run.seed, 0), run.llm_labels)
+        bought = set()
+        for stamp, run in self.stamps.items():
+            split = "test" if stamp == name_stamp(run.name) else "dev"
+            if run.strategy == "llm":
+                kinds = ("labels",) if run.seed in bought else ("answers", "labels")
+                rules += [self.fill(kind, run, most=asked[run.seed]) for kind in kinds]
+                bought.add(run.seed)
+            if run.strategy == "prompted":
+                rules.append(self.fill("prompted", run, stamp=stamp, split=split))
+            else:
+                rules.append(self.write_run(run, stamp, split))
         return rules
 
 
