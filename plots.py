@@ -16,18 +16,19 @@ Copy:   plots.py data/plots/ data/paper/ and what costs.py names; standard libra
 Paper:  Tables 1 to 11, Figures 2 to 7
 """
 
-import argparse
 import itertools
 
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, show_dollars
 from data.costs.runs import ENCODERS
-from data.files import DATA, run_cli
-from data.plots import advice, pipeline, printed
+from data.files import DATA, make_parser, run_cli
+from data.plots import printed
+from data.plots.advice import write_advice
 from data.plots.budgets import lay_budgets
 from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
 from data.plots.notes import TEXTS, note_table, tell
+from data.plots.pipeline import write_pipeline
 from data.plots.results import Study, read_tasks
 from data.plots.tables import Table, join, render, show_count, show_gap
 
@@ -172,46 +173,61 @@ def build_scores(args):
     return main, Table(name, text, heads, details, (*TEXTS["cells"], *priced), left=4, compact=True)
 
 
-def add_score_flags(parser):
-    add = parser.add_argument
-    add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
-    add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
-    add("--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)")
-    add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
-    add("--prepared", metavar="DIR", help="its row counts limited the runs, as costs.py grid says")
-
-
 # --- command line --------------------------------------------------------------------------
 
-TABLES = {name: (text, build_scores, add_score_flags) for name, (text, *_) in SCORES.items()}
-COMMANDS = {**printed.TABLES, **TABLES, **FIGURES, **advice.COMMANDS, **pipeline.COMMANDS}
+COMMANDS = {  # name -> (a line of help, what builds Tables, or writes what it builds)
+    **printed.TABLES,
+    **{name: (text, build_scores) for name, (text, _) in SCORES.items()},
+    **FIGURES,
+    "advice": ("what each budget will score, from make advise", write_advice),
+    "pipeline": ("labels, Ann., Dist., LLM, compact model: a picture", write_pipeline),
+}
 
 
-def parse_args(argv=None):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    shared = argparse.ArgumentParser(add_help=False)
-    add = shared.add_argument
+def add_flags(add, name):
+    """The flags of one table or figure, by a parser's `add`."""
     add("--task", default="all", metavar="NAMES", help="one task or several (default: all)")
     add("--output", metavar="DIR", help="also write files here (default: only print)")
     text = "folder of real data, if the runs are on it; its task.json tells a task of one's own"
     add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
     price = "price list (default: data/prices.csv)"
     add("--prices", default=DATA / "prices.csv", metavar="FILE", help=price)
+    if name in FIGURES or name in SCORES:
+        add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
+        add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
+        add(
+            "--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)"
+        )
+        add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
+        add(
+            "--prepared",
+            metavar="DIR",
+            help="its row counts limited the runs, as costs.py grid says",
+        )
+    if name in FIGURES:
+        rule = "score by the strict rule or by the released scorer's (default: strict)"
+        add("--rule", choices=("strict", "released"), default="strict", help=rule)
+    if name in ("table5", "table7"):
+        splits = "data/prepared/mini" if name == "table7" else None
+        text = "folder of prepared tasks, e.g. data/prepared/mini (default: %(default)s)"
+        add("--prepared", metavar="DIR", default=splits, help=text)
+    if name == "advice":
+        said = "what `costs.py advise --save` wrote"
+        add("--advice", required=True, metavar="FILE", help=said)
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", metavar="TABLE|FIGURE", required=True)
-    for name, (summary, _, add_flags) in COMMANDS.items():
-        command = commands.add_parser(name, parents=[shared], help=summary, description=summary)
-        if name in FIGURES:
-            add_score_flags(command)
-        if add_flags:
-            add_flags(command)
+    for name, (summary, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        add_flags(command.add_argument, name)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    _, build, _ = COMMANDS[args.command]
-    built = build(args)  # a figure is written by its builder, which returns None
+    built = COMMANDS[args.command][1](args)  # None where it is written already
     if built:
         render([built] if isinstance(built, Table) else built, args.output)
 

@@ -81,11 +81,3 @@ def write_advice(args):
     if not advice["curve"]:
         raise UserError(f"{args.advice}: no budgets; costs.py advise --save writes them")
     print(*drawing.write(drawing.draw([make_panel(advice)], width=6.3), place), sep="\n")
-
-
-def add_flags(parser):
-    said = "what `costs.py advise --save` wrote"
-    parser.add_argument("--advice", required=True, metavar="FILE", help=said)
-
-
-COMMANDS = {"advice": ("what each budget will score, from make advise", write_advice, add_flags)}

@@ -310,10 +310,5 @@ def write_figure(args):
     render(build(args), args.output)
 
 
-def add_flags(parser):
-    rule = "score by the strict rule or by the released scorer's (default: strict)"
-    parser.add_argument("--rule", choices=("strict", "released"), default="strict", help=rule)
-
-
-# As TABLES of plots.py, but each function writes what it builds.
-FIGURES = {name: (text, write_figure, add_flags) for name, (_, text) in MAKERS.items()}
+# As TABLES of data/plots/printed.py, but each function writes what it builds.
+FIGURES = {name: (text, write_figure) for name, (_, text) in MAKERS.items()}

@@ -78,8 +78,3 @@ def write_pipeline(args):
         raise UserError("pipeline: a picture needs a folder; say --output DIR")
     for path in write(draw_pipeline(), Path(args.output) / "pipeline", ("png", "svg")):
         print(path)
-
-
-COMMANDS = {
-    "pipeline": ("labels, Ann., Dist., LLM, compact model: a picture", write_pipeline, None)
-}

@@ -242,19 +242,11 @@ def build_table7(args):
     return Table("table7", title, columns, rows, tuple(notes), left=4, wide=3)
 
 
-def add_prepared(default):
-    """A function that adds the flag --prepared to a parser."""
-    text = "folder of prepared tasks, e.g. data/prepared/mini (default: %(default)s)"
-    about = {"metavar": "DIR", "default": default, "help": text}
-    return lambda parser: parser.add_argument("--prepared", **about)
-
-
-# Command -> (one line of help, function of the parsed flags that returns a Table or several,
-# function that adds flags of its own to the parser or None).
+# Command -> (one line of help, function of the parsed flags that returns a Table).
 TABLES = {
-    "table1": ("annotation price of each data set", build_table1, None),
-    "table5": ("rows of each data set", build_table5, add_prepared(None)),
-    "table6": ("dollars of 1K labels and of a distillation", build_table6, None),
-    "table7": ("an example of each task", build_table7, add_prepared("data/prepared/mini")),
-    "table8": ("hyperparameters of each task", build_table8, None),
+    "table1": ("annotation price of each data set", build_table1),
+    "table5": ("rows of each data set", build_table5),
+    "table6": ("dollars of 1K labels and of a distillation", build_table6),
+    "table7": ("an example of each task", build_table7),
+    "table8": ("hyperparameters of each task", build_table8),
 }
