@@ -190,7 +190,7 @@ def run_report(args):
     tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
     result = report(args.folder, prices, tasks, args.gpu, **asked)
     cpu = hour if args.cpu_usd_per_hour is None else args.cpu_usd_per_hour
-    result["serving"], line = report_serving(args.folder, prices, "today", hour, cpu)
+    result["serving"], line = report_serving(args.folder, prices, hour, cpu)
     result["notes"] += [line] if line else []
     if args.json:
         return print_json(result)

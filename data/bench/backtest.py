@@ -86,11 +86,11 @@ class Measured:
         runs = (run for run in self.runs[world, task] if run.strategy == arm)
         return sorted(run for run in runs if labels in (None, run.labels))
 
-    def pick_students(self, world, task, n, ratios=(0.1, 0.25, 0.5, 1)):
-        """The runs nearest to these shares of n, within a factor 1.7; () if fewer than two."""
+    def pick_students(self, world, task, n):
+        """The runs nearest to shares of n, within a factor 1.7; () if fewer than two."""
         runs = [run for run in self.select(world, task, "small") if run.labels <= n * 1.001]
         near = {}
-        for ratio in ratios:
+        for ratio in (0.1, 0.25, 0.5, 1):
             off = min(
                 ((abs(math.log(r.labels / (n * ratio))), r) for r in runs), default=[math.inf]
             )
@@ -272,17 +272,17 @@ def list_options(measured, world, task, n):
             yield run.labels * label + distilling, run
 
 
-def check_split(measured, world, n, level="P2", budgets=12):
+def check_split(measured, world, n):
     """Points that the advised split of each budget loses to the best measured one."""
     for task in PAPER_TASKS:
         pilots = measured.make_pilots(world, task, n)
         options = sorted(list_options(measured, world, task, n))
-        if level not in pilots or len(options) < 3:
+        if "P2" not in pilots or len(options) < 3:
             continue
-        posterior = measured.make_posterior(world, task, pilots[level])
+        posterior = measured.make_posterior(world, task, pilots["P2"])
         arms = {"small": "ann", "dist": "dist"}
         expected = [statistics.mean(posterior.score(arms[r.strategy], r[1:3])) for _, r in options]
-        for budget in np.geomspace(options[2][0], options[-1][0] * 1.01, budgets):
+        for budget in np.geomspace(options[2][0], options[-1][0] * 1.01, 12):
             can = [i for i, (usd, _) in enumerate(options) if usd <= budget]
             chosen = max(can, key=expected.__getitem__)
             yield 100 * (max(options[i][1].score for i in can) - options[chosen][1].score)

@@ -25,6 +25,7 @@ from typing import NamedTuple
 STUDENTS, KEPT, OTHERS = 40_000, 1_000, 30  # draws; draws kept; draws of the rest for each kept
 DRIFT = 0.012  # standard deviation by which real curves leave the family, per e-fold past the runs
 TEACHER_NOISE = 0.02  # of one teacher run
+OUTCOMES = 40  # of a run that is not made yet
 EFFECTIVE = 20  # draws that must share the weight, or no curve explains the runs
 
 normal = NormalDist().inv_cdf
@@ -175,8 +176,8 @@ class Posterior:
     many times fewer draws, to be joined with those of other tasks.
     """
 
-    def __init__(self, runs, constant, llm=None, error=0.0, seed=0, share=1):
-        u, self.runs, self.error = Uniform(seed), list(runs), error
+    def __init__(self, runs, constant, llm=None, error=0.0, share=1):
+        u, self.runs, self.error = Uniform(0), list(runs), error
         of = {name: [run for run in runs if run.strategy == name] for name in STRATEGIES}
         students = [draw_student(u, constant) for _ in range(STUDENTS // share)]
         logs = [self.weigh_runs(draw, of["small"]) for draw in students]
@@ -254,18 +255,18 @@ class Posterior:
         bands = [(run, sorted(list_scores(*run[:3]))) for run in self.runs]
         return [run for run, v in bands if not quantile(v, 0.01) <= run.score <= quantile(v, 0.99)]
 
-    def value_of_run(self, run, options, outcomes=40, seed=1):
+    def value_of_run(self, run, options):
         """(points, 0 to 100, that the chosen option gains by knowing `run` first; how often it
         changes): the expected value of sample information.
 
         run: (strategy, labels, unlabeled); options: for each, its scores, one a draw, no noise.
         """
-        u, count = Uniform(seed), len(self.draws)
+        u, count = Uniform(1), len(self.draws)
         expected = [draw.predict(*run) for draw in self.draws]
         means = [sum(option) / count for option in options]
         now = max(range(len(means)), key=means.__getitem__)
         gain = changed = 0
-        for _ in range(outcomes):
+        for _ in range(OUTCOMES):
             mean, sd = expected[int(u() * count)]
             found = mean + sd * u.normal()
             weights = [math.exp(weigh(found - mean, sd)) for mean, sd in expected]
@@ -274,7 +275,7 @@ class Posterior:
             best = max(range(len(means)), key=means.__getitem__)
             gain += means[best] - means[now]
             changed += best != now
-        return 100 * gain / outcomes, changed / outcomes
+        return 100 * gain / OUTCOMES, changed / OUTCOMES
 
 
 STRATEGIES = ("small", "teacher", "dist")

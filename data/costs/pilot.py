@@ -99,10 +99,11 @@ def make_posterior(pilot, unit=1):
     return Posterior.join(parts)
 
 
-def read_paper_runs(task, path=DATA / "paper" / "scores.csv"):
+def read_paper_runs(task):
     """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once."""
     label, found = price_label(load_prices(), task.name, task), {}
-    for row in (row for row in read_csv(path).values() if row["task"] == task.name):
+    rows = read_csv(DATA / "paper" / "scores.csv").values()
+    for row in (row for row in rows if row["task"] == task.name):
         table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
         skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
         skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")

@@ -371,7 +371,7 @@ def write_rules(tasks, seeds, args):
         check_annotator(rules)
         found = check_runs(rules)
         for name in found if args.redo and not args.dry else ():
-            drop(Path(args.runs, name), "runs")
+            drop(Path(args.runs, name))
         changed |= found
         seconds |= estimate(rules)
         lines += rules.write_all()

@@ -99,14 +99,14 @@ def show_serving(serving, usd):
     return f"{serving.model} {show_predictions(usd)} on {serving.gpu or 'a CPU'}{batch}"
 
 
-def report_serving(folder, prices, which, usd_per_hour, cpu_usd_per_hour):
+def report_serving(folder, prices, usd_per_hour, cpu_usd_per_hour):
     """(an entry for each task, model and device; the report's line, None where nothing is there)"""
     found, said = [], {}
     for each in measure_serving(folder):
-        hour = price_hour(each, prices, which, None, usd_per_hour, cpu_usd_per_hour)
+        hour = price_hour(each, prices, "today", None, usd_per_hour, cpu_usd_per_hour)
         usd = price_serving(each, hour)
         found.append({**each._asdict(), "usd_per_million": usd})
         said.setdefault(each.place, []).append(show_serving(each, usd))
     text = "; ".join(f"{place} {', '.join(models)}" for place, models in said.items())
-    line = f"serving ({which}), $ per million predictions, loading not counted: {text}"
+    line = f"serving (today), $ per million predictions, loading not counted: {text}"
     return found, line if said else None

@@ -1,7 +1,7 @@
 """What is out of date: splits and finished runs, against the data, flags and task of now.
 
 Reads:  PREPARED/TASK/about.json, its sources; config.json, training.json, metrics.json of runs
-Writes: nothing, but drop() removes what is to be made again, below runs/ and data/prepared/ alone
+Writes: nothing, but drop() removes what is to be made again, below runs/ alone
 
 A run is its command: the flags that make would give it now against those in its training.json, each
 by its value in config.json where that knows it, and the hashes of data and model. A price or a
@@ -170,11 +170,10 @@ def find_changed_score(folder, task, test):
     return f"{test} changed" if changed else None
 
 
-def drop(folder, root):
-    """Remove a folder or a file strictly below `root`/WORLD, never anything else."""
-    path = Path(folder)
-    if len(path.resolve().relative_to(Path(root).resolve()).parts) < 2:
-        raise UserError(f"{path}: not a run or a split, so it is not removed")
+def drop(path):
+    """Remove a folder or a file strictly below runs/WORLD, never anything else."""
+    if len(path.resolve().relative_to(Path("runs").resolve()).parts) < 2:
+        raise UserError(f"{path}: not a run, so it is not removed")
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -144,10 +144,10 @@ def find_range(panels):
     return low - below, high + edge
 
 
-def find_shifts(panel, inches, most=4 / 72, reach=14 / 72):
+def find_shifts(panel, inches):
     """A factor of x for each series of a panel: 1, or a little to either side with `dodge`.
 
-    Neighbours are `most` inches apart, nearer where the outer ones would be more than `reach`.
+    Neighbours are 4 points apart, nearer where the outer ones would be more than 14.
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
     xs = [dot.x for line in panel.lines for dot in line.list_seen()]
@@ -157,7 +157,7 @@ def find_shifts(panel, inches, most=4 / 72, reach=14 / 72):
     decades = max(math.log10(max(xs) / min(xs)), 0.3)
     joined = [line.style.line != "none" for line in panel.lines]
     middle = (sum(joined) - 1) / 2
-    step = min(most, reach / max(sum(joined) - 1, 1)) / inches
+    step = min(4 / 72, 14 / 72 / max(sum(joined) - 1, 1)) / inches
     places = [sum(joined[:i]) - middle if own else 0 for i, own in enumerate(joined)]
     return [10 ** (place * step * decades) for place in places]
 

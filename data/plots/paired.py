@@ -57,12 +57,12 @@ def find_p(t, degrees):
     return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
 
 
-def find_quantile(degrees, level=LEVEL):
-    """The t whose two-sided p is `level`, by halving."""
+def find_quantile(degrees):
+    """The t whose two-sided p is LEVEL, by halving."""
     low, high = 0.0, 1e6
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if find_p(middle, degrees) > level else (low, middle)
+        low, high = (middle, high) if find_p(middle, degrees) > LEVEL else (low, middle)
     return high
 
 

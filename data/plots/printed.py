@@ -24,8 +24,9 @@ from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 # --- the paper's tables of prices and settings ---------------------------------------------
 
 
-def load_printed(table, path=DATA / "paper" / "tables.csv"):
+def load_printed(table):
     """{(task, item): the text that the paper prints} of Table 1, 5, 6 or 8."""
+    path = DATA / "paper" / "tables.csv"
     rows = read_csv(path, ("table", "task", "item", "printed")).values()
     return {(r["task"], r["item"]): r["printed"] for r in rows if r["table"] == str(table)}
 
