@@ -301,17 +301,17 @@ def estimate_rates(task, scale, gpu, counts, mean):
         raise UserError(f"GPU {gpu!r}: no memory and speed in the price list, so no hours to plan")
     card, flags = known[gpu.lower()], make_flags(task, scale, "teacher")
     shape, student = read_shape(flags["model"]), make_flags(task, scale, "dist")
-    hours = {n: estimate_teacher(task, flags, card, n, mean) for n in sorted(counts)}
-    row = {0: estimate_distilling(task, student, card, shape, mean)}
-    exact = [
-        {n: Fraction(each).limit_denominator(10**12) for n, each in table.items()}
-        for table in (hours, row)
-    ]
+
+    def exact(hours):
+        return Fraction(hours).limit_denominator(10**12)
+
+    hours = {n: exact(estimate_teacher(task, flags, card, n, mean)) for n in sorted(counts)}
+    row = {0: exact(estimate_distilling(task, student, card, shape, mean))}
     note = (
         f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
         f"{card.name} are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured"
     )
-    return card.name, *exact, note
+    return card.name, hours, row, note
 
 
 def complete_task(task, scale, rows=None, gpu=None, measured=False):
@@ -350,11 +350,9 @@ def measure_tokens(task, rows):
         rows = read_jsonl(rows) if rows.is_file() else None
     if not rows:
         return (task.max_source_length, task.max_target_length), []
-    first = lambda text: str(text[0] if isinstance(text, list) else text)  # noqa: E731
-    mean = [
-        max(1.0, sum(len(first(row[key])) for row in rows) / len(rows) / 4)
-        for key in ("source", "target")
-    ]
+    texts = {"source": [row["source"] for row in rows], "target": [row["target"] for row in rows]}
+    texts["target"] = [t[0] if isinstance(t, list) else t for t in texts["target"]]
+    mean = [max(1.0, sum(map(len, map(str, each))) / len(rows) / 4) for each in texts.values()]
     return tuple(mean), [
         f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
     ]
