@@ -397,24 +397,15 @@ def parse_args(argv=None):
     add("--source-column", help=f"the text ({guess})")
     guess = "target_column, else target, spans, label(s), answer(s), entities or output"
     add("--target-column", help=f"default: the entry's {guess}")
-    add(
-        "--unlabeled",
-        action="append",
-        metavar="FILE|ARCHIVE[:MEMBER]|hub:NAME|rest",
-        help="unlabeled rows, may be given several times (default: the folder's unlabeled file, "
-        "else, at scale mini, the rest of train)",
-    )
+    rows = "rows, may be given several times (default: the folder's, else at scale mini from train)"
+    add("--unlabeled", action="append", metavar="FILE|ARCHIVE[:MEMBER]|hub:NAME|rest", help=rows)
     add("--output", type=Path, help="folder for the JSONL files")
     add("--check", action="store_true", help="validate and count only, write nothing")
     add("--keep", action="store_true", help="splits of this data stay, those of other are refused")
     add("--redo", action="store_true", help="with --keep: those of other data are made again")
     add("--train-rows", type=int, help="labeled rows (default: all, or Table 5's / the scale's 10)")
-    add(
-        "--dev-rows",
-        type=int,
-        help="rows drawn as dev where no dev file is (default: a tenth at "
-        "most; for one's own task a fifth or 200, of those beyond N half or a quarter)",
-    )
+    drawn = "a tenth at most; one's own task a fifth or 200, of those beyond N half or a quarter"
+    add("--dev-rows", type=int, help=f"drawn as dev where no dev file is (default: {drawn})")
     add("--test-rows", type=int, help="seeded sample of test, to save time (default: all)")
     add("--seed", type=int, default=0, help="which rows are drawn (%(default)s)")
     add("--downloads", type=Path, default=fetch.DOWNLOADS, help="where they are kept")

@@ -73,10 +73,10 @@ def test_a_part_that_runs_out_of_memory_recomputes_then_takes_fewer_rows(args, m
 def test_a_crash_keeps_what_was_measured_before_it(args, monkeypatch):
     real = bench_gpu.build_student
 
-    def crash(args, rows, device, flags):
+    def crash(args, rows, flags):
         if flags:
             raise RuntimeError("illegal memory access")
-        return real(args, rows, device, flags)
+        return real(args, rows, flags)
 
     args.compiled = "--torch-compile-backend eager"
     monkeypatch.setattr(bench_gpu, "build_student", crash)
@@ -121,7 +121,7 @@ def test_decoding_stops_each_row_at_its_length(args):
     import distill
 
     rows = [[5, 9], [9, 2], [3, 30], [4, 17], [7, 9], [6, 1]]
-    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32, "cpu")
+    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32)
     batch = [row["input_ids"] for row in bench_gpu.make_rows(rows, 300, len(rows))]
     with bench_gpu.force_lengths(model.eval()):
         decoded = distill.decode(model, batch, bench_gpu.make_key(args))
@@ -149,7 +149,7 @@ def test_flops_and_dollars():
 
 def test_a_config_has_the_size_that_the_planner_counts():
     config = bench_gpu.make_config("mini", 300)
-    model = bench_gpu.make_model(config, bench_gpu.torch.float32, "cpu")
+    model = bench_gpu.make_model(config, bench_gpu.torch.float32)
     shape = bench_gpu.SIZES["mini"]._replace(vocabulary=300)
     assert shape.count_weights()[-1] == sum(w.numel() for w in model.parameters())
     seconds = bench_gpu.time_disk(Path("/tmp"), 2**22)["disk_seconds_a_gb"]
@@ -173,9 +173,7 @@ def test_tune_needs_torch_transformers_and_accelerate_alone(tmp_path):
 
 
 def test_the_head_is_untied_as_in_the_published_models():
-    model = bench_gpu.make_model(
-        bench_gpu.make_config("mini", 300), bench_gpu.torch.bfloat16, "cpu"
-    )
+    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.bfloat16)
     assert model.lm_head.weight is not model.shared.weight
     assert model.dtype == bench_gpu.torch.bfloat16 and not model.config.scale_decoder_outputs
 

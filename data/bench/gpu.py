@@ -48,6 +48,7 @@ SIZES = {**memory.SIZES, "mini": memory.Shape(64, 128, 4, 2, 2, 16)}  # mini: to
 CARDS = memory.read_cards()
 PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
 BATCH = 32  # rows of a step
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPARE = 10  # seconds before its end at which a part stops measuring
 
 
@@ -60,12 +61,12 @@ def make_config(size, vocabulary):
     return transformers.T5Config(**shape, **known)
 
 
-def make_model(config, dtype, device):
+def make_model(config, dtype):
     """A model of random weights, made on the device, with a head of its own as T5 v1.1 has."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device):
+        with torch.device(DEVICE):
             model = transformers.T5ForConditionalGeneration(config)
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
             torch.nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
@@ -94,14 +95,14 @@ def count_flops(shape, lengths):
     return float(6 * (shape.encoders * encoder * source + ends * target))
 
 
-def wait(device):
-    if device == "cuda":
+def wait():
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
-def measure_peak(device):
+def measure_peak():
     """GiB at the peak since the last call: in tensors, and as the allocator held them."""
-    if device != "cuda":
+    if DEVICE != "cuda":
         return {"peak_gib": None, "reserved_gib": None}
     peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     torch.cuda.reset_peak_memory_stats()
@@ -114,15 +115,14 @@ class Clock(transformers.TrainerCallback):
     seconds: measured after the warm-up; until: of time.monotonic(), never to be passed.
     """
 
-    def __init__(self, seconds, until, device, skip=3):
-        self.seconds, self.until, self.device = seconds, until, device
-        self.skip, self.times = skip, []
+    def __init__(self, seconds, until, skip=3):
+        self.seconds, self.until, self.skip, self.times = seconds, until, skip, []
 
     def on_step_begin(self, args, state, control, **kwargs):
         torch.compiler.cudagraph_mark_step_begin()
 
     def on_step_end(self, args, state, control, **kwargs):
-        wait(self.device)
+        wait()
         self.times.append(time.monotonic())
         measured = self.times[-1] - self.times[min(self.skip, len(self.times) - 1)]
         if self.times[-1] > self.until or measured > self.seconds:
@@ -136,7 +136,7 @@ class Clock(transformers.TrainerCallback):
         found = {"steps": len(steps), "seconds_a_step": float(steps.mean())}
         found["seconds_a_step_10_90"] = np.quantile(steps, [0.1, 0.9]).tolist()
         found |= {"batch": BATCH, "rows_a_second": float(BATCH / steps.mean())}
-        return {**found, **measure_peak(self.device)}
+        return {**found, **measure_peak()}
 
 
 def collate(model, rows):
@@ -161,13 +161,13 @@ def time_steps(trainer, clock):
     return clock.report()
 
 
-def bench_tune(args, device):
+def bench_tune(args):
     """Fine-tuning the teacher by the way that train_teacher.py chooses on this machine."""
     flags = ["--train", __file__, "--output", args.scratch, "--memory", args.memory]
     settings, rest = train_teacher.parse_args([*flags, "--batch-size", str(BATCH)])
     training = train_teacher.read_training(settings, [*rest, "--max-steps", "100000"])
     shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
-    weights, peak = shape.count_weights()[-1], find_card(device)
+    weights, peak = shape.count_weights()[-1], find_card()
     way, _, share = train_teacher.choose_way(settings, training, weights)
     if way != "fp32":
         training.bf16, training.mixed_precision = False, "no"
@@ -175,10 +175,10 @@ def bench_tune(args, device):
     known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, LENGTHS)}
     known |= {"peak_tflops": peak and (peak.bf16 or peak.fp32), "out_of_memory": []}
     known |= time_disk(Path(args.scratch))
-    passes = {"rows": BATCH, "recompute": share > 0.5 and device == "cuda"}
+    passes = {"rows": BATCH, "recompute": share > 0.5 and DEVICE == "cuda"}
     while True:
         try:
-            return tune_in_passes(args, settings, training, shape, passes, known, device)
+            return tune_in_passes(args, settings, training, shape, passes, known)
         except torch.OutOfMemoryError:
             known["out_of_memory"].append(dict(passes))
         passes["rows"] //= 2 if passes["recompute"] else 1
@@ -186,20 +186,19 @@ def bench_tune(args, device):
         if not passes["rows"]:
             return {**known, "failed": "out of memory at 1 row a pass"}
         gc.collect()  # the failed try is gone once its traceback is
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
-def tune_in_passes(args, settings, training, shape, passes, known, device):
+def tune_in_passes(args, settings, training, shape, passes, known):
     """The speed at WLP's lengths, and the memory of a few steps at the longest ones."""
     config, way = make_config(args.teacher, args.vocabulary), known["memory"]
-    model = make_model(config, torch.float32 if way == "fp32" else torch.bfloat16, device)
+    model = make_model(config, torch.float32 if way == "fp32" else torch.bfloat16)
     model = train_teacher.add_adapters(model, settings.lora_rank) if way == "lora" else model
     rows = make_rows(LENGTHS, args.vocabulary, 5000)
     trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes)
     trainer.data_collator = functools.partial(collate, model)
     found = {**known, **passes}
-    found |= time_steps(trainer, Clock(args.seconds, args.until, device))
+    found |= time_steps(trainer, Clock(args.seconds, args.until))
     if known["peak_tflops"]:
         reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
         found["utilisation"] = reached / known["peak_tflops"]
@@ -210,26 +209,25 @@ def tune_in_passes(args, settings, training, shape, passes, known, device):
     planned = memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work)
     found["planned_gib"] = planned.most
     try:
-        clock = Clock(0, args.until + SPARE / 2, device, skip=1)
+        clock = Clock(0, args.until + SPARE / 2, skip=1)
         found["longest"] = time_steps(trainer, clock)
     except torch.OutOfMemoryError as error:
         found["longest"] = {"failed": str(error)}
     return found
 
 
-def find_card(device):
+def find_card():
     """The price list's entry for this GPU, None where it has none."""
-    name = device == "cuda" and match_gpu(load_prices(), torch.cuda.get_device_name())
+    name = DEVICE == "cuda" and match_gpu(load_prices(), torch.cuda.get_device_name())
     return next((card for card in CARDS if card.name == name), None)
 
 
 def time_disk(folder, size=2**28):
     """Seconds a GB to write, through to the disk, and to read what was written."""
-    path, part, seconds = folder / "disk", os.urandom(2**22), {}
+    path, data, seconds = folder / "disk", os.urandom(size), {}
     start = time.monotonic()
     with open(path, "wb") as file:
-        for _ in range(size // len(part)):
-            file.write(part)
+        file.write(data)
         os.fsync(file.fileno())
     seconds["write"] = (time.monotonic() - start) / size * 1e9
     start = time.monotonic()
@@ -269,17 +267,17 @@ def make_key(args):
     return {**key, "classes": None}
 
 
-def bench_pass(args, device):
+def bench_pass(args):
     """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
     batches of its default size, which counts, and of another."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = make_model(make_config(args.teacher, args.vocabulary), dtype, device).eval()
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    model = make_model(make_config(args.teacher, args.vocabulary), dtype).eval()
     rows = [row["input_ids"] for row in make_rows(LENGTHS, args.vocabulary, args.shard_rows)]
     rows.sort(key=len, reverse=True)
     found = {"dtype": str(dtype), "batches": []}
     for size in args.pass_batch:
         try:
-            timed = time_shard(model, rows, size, args, device)
+            timed = time_shard(model, rows, size, args)
         except torch.OutOfMemoryError:
             timed = {"batch": size, "failed": "out of memory"}
             torch.cuda.empty_cache()
@@ -291,24 +289,24 @@ def bench_pass(args, device):
     return found
 
 
-def time_shard(model, rows, size, args, device):
+def time_shard(model, rows, size, args):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
     batches, key = [rows[i : i + size] for i in range(0, len(rows), size)], make_key(args)
     import distill  # its own imports are not asked of a machine that measures `tune` alone
 
     with force_lengths(model):
         distill.decode(model, batches[-1], key)
-        wait(device)
+        wait()
         start, done, tokens = time.monotonic(), 0, 0
         for i in np.random.default_rng(0).permutation(len(batches)):
             decoded = distill.decode(model, batches[i], key)
             done, tokens = done + len(decoded), tokens + sum(len(row["labels"]) for row in decoded)
-            wait(device)
+            wait()
             if time.monotonic() > args.until:
                 break
     seconds = time.monotonic() - start
     speed = {"rows_a_second": done / seconds, "mean_tokens": tokens / done}
-    return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak(device)}
+    return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak()}
 
 
 def make_soft_rows(args):
@@ -326,16 +324,16 @@ def make_soft_rows(args):
     ]
 
 
-def build_student(args, rows, device, flags):
+def build_student(args, rows, flags):
     """distill.py's Trainer."""
     import distill
 
     words = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
     words += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(BATCH)]
-    words += ["--bf16" if device == "cuda" else "--no-bf16"]
+    words += ["--bf16" if DEVICE == "cuda" else "--no-bf16"]
     settings, rest = distill.parse_args([*words, *flags.split()])
     training = distill.read_training(settings, rest)
-    model = make_model(make_config(args.student, args.vocabulary), torch.float32, device)
+    model = make_model(make_config(args.student, args.vocabulary), torch.float32)
     return distill.Trainer(
         model=model,
         args=training,
@@ -345,15 +343,15 @@ def build_student(args, rows, device, flags):
     )
 
 
-def bench_student(args, device):
+def bench_student(args):
     """The student's training on kept soft labels, then the same step compiled, whose shapes are
     all met in the first 60 steps."""
     rows, found = make_soft_rows(args), {}
-    for flags, skip in (("", 10 if device == "cuda" else 1), (args.compiled, 60)):
+    for flags, skip in (("", 10 if DEVICE == "cuda" else 1), (args.compiled, 60)):
         if found and (time.monotonic() > args.until or not flags):
             break
-        clock = Clock(args.seconds / 2, args.until, device, skip=skip)
-        timed = time_steps(build_student(args, rows, device, flags), clock)
+        clock = Clock(args.seconds / 2, args.until, skip=skip)
+        timed = time_steps(build_student(args, rows, flags), clock)
         found |= {"compiled": timed} if flags else timed
         args.save(found)
     return found
@@ -382,8 +380,8 @@ def price_row(parts, usd):
     return row
 
 
-def describe_machine(device):
-    here = argparse.Namespace(device=torch.device(device), world_size=1)
+def describe_machine():
+    here = argparse.Namespace(device=torch.device(DEVICE), world_size=1)
     about = train_teacher.describe_run(here)
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     name = about["hardware"]["gpu"] or about["hardware"]["cpu"]
@@ -400,8 +398,7 @@ PARTS = {  # name -> (what measures it, its share of the time)
 def run_part(name, args, stop_at, into):
     """Measure one part in this process until time.time() says `stop_at`; its figures so far are in
     the file `into` at any time."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = {"machine": describe_machine(device)}
+    machine = {"machine": describe_machine()}
     args.until = time.monotonic() + stop_at - time.time() - SPARE
     transformers.utils.logging.set_verbosity_error()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do: it plans for each new shape
@@ -409,7 +406,7 @@ def run_part(name, args, stop_at, into):
     args.save({"failed": "it was stopped before its first figure"})
     with tempfile.TemporaryDirectory() as args.scratch:
         try:
-            args.save({**PARTS[name][0](args, device), "whole": True})
+            args.save({**PARTS[name][0](args), "whole": True})
         except Exception as error:
             so_far = json.loads(into.read_text())["found"]
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
