@@ -113,11 +113,9 @@ def check_lengths(task, splits, model, tokenizer, flags):
     from data.evaluate.decode import check_labels, encode_labels
 
     rows, lines = (splits["train"] + splits["test"])[:MOST], []
-    targets = [
-        row["target"] if isinstance(row["target"], list) else [row["target"]] for row in rows
-    ]
-    texts = {"source": [flags["prefix"] + row["source"] for row in rows]}
-    texts["target"] = [text for several in targets for text in several]
+    texts = {"source": [flags["prefix"] + row["source"] for row in rows], "target": []}
+    for target in (row["target"] for row in rows):
+        texts["target"] += target if isinstance(target, list) else [target]
     for kind in texts:
         limit = flags[f"max-{kind}-length"]
         sizes = sorted(map(len, tokenizer(texts[kind]).input_ids))
@@ -145,11 +143,8 @@ def describe_cost(task, scale, runs, real_text):
         flags = make_flags(task, scale, run=run, real_text=real_text)
         named = {name.replace("-", "_"): value for name, value in flags.items()}
         steps[run.recipe] = steps.get(run.recipe, 0) + count_steps(run, named)
-    seconds = (
-        sum(count * rates[kind] for kind, count in steps.items())
-        if steps.keys() <= rates.keys()
-        else 0
-    )
+    known = steps.keys() <= rates.keys()
+    seconds = sum(count * rates[kind] for kind, count in steps.items() if known)
     time = f", {tell_duration(seconds)} on one core, one after the other" if seconds else ""
     return f"{len(runs)} runs, {sum(steps.values()):,} steps{time}"
 

@@ -24,9 +24,8 @@ import torch
 import transformers
 
 import train_teacher
-from data.files import make_parser
+from data.files import ROOT, make_parser
 
-ROOT = Path(__file__).resolve().parents[2]
 load = transformers.T5ForConditionalGeneration.from_pretrained
 
 WAYS = ("fp32 adamw", "bf16 adamw", "bf16 adafactor", "bf16 split", "fp32 split")

@@ -52,9 +52,8 @@ def call(script, *words):
 
 def list_flags(args, run, **changed):
     """The recipe's flags of a run, with some `changed`; None takes one away."""
-    return shlex.split(
-        show_flags({**make_flags(load_task(args.task), args.scale, run=run), **changed})
-    )
+    flags = make_flags(load_task(args.task), args.scale, run=run)
+    return shlex.split(show_flags({**flags, **changed}))
 
 
 def find_place(args, run):
