@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from data.files import UserError, read_json, write_atomic
+from data.files import UserError, need, read_json, write_atomic
 
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"
@@ -70,7 +70,8 @@ def download(url, timeout=60):
 
 def check_file(content, name, facts):
     """Refuse bytes whose hash is not the one by which git knows the authors' file."""
-    blob, known = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), facts["git_blob"]
+    known = need(facts, "git_blob", str, f"data/sources.json, {name}")
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if blob != known:
         fault = f"{len(content):,} bytes with the git_blob {blob} where {known} is known"
         raise UserError(f"{name}: not the authors' file ({fault})")

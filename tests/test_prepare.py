@@ -814,6 +814,8 @@ def test_unreachable_and_unknown(site, tmp_path):
         fetch.fetch_task("wlp", tmp_path, {**site.sources, "base": "127.0.0.1/x"})
     with pytest.raises(UserError, match="the authors' repository has no 'mytask'"):
         fetch.fetch_task("mytask", tmp_path, site.sources)
+    with pytest.raises(UserError, match="no 'git_blob', which is a text"):
+        fetch.fetch_task("wlp", tmp_path, {**site.sources, "files": {TRAIN: {}}})
 
 
 def test_paper_scale_from_the_web_to_splits(site, tmp_path):
