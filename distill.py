@@ -36,7 +36,6 @@ logprobs (C), the teacher's scores of the class names by forced decoding, normal
 # ruff: noqa: E402 (torch is loaded after --help is answered)
 
 import argparse
-import bisect
 import contextlib
 import fcntl
 import gc
@@ -87,7 +86,6 @@ def parse_args(argv=None):
     add("--temperatures", type=float, nargs="+", default=[1.0, 2.0], help=f"{kept} (1 2)")
     paper = "paper = as released: teacher run in every step, mean over padding too"
     add("--loss", choices=["kl", "paper"], default="kl", help=f"{paper} (%(default)s)")
-    add("--ce-weight", type=float, default=0, help="share of cross-entropy, 0 to 1 (%(default)s)")
     rows = "rows decoded at once (default: 64; on a GPU up to 256, as memory allows)"
     add("--teacher-batch-size", type=int, help=rows)
     add("--teacher-dtype", choices=["float32", "bfloat16"], help="(default: bfloat16 if native)")
@@ -105,20 +103,20 @@ def parse_args(argv=None):
 
 def check_flags(parser, args):
     """Refuse flags that do not go together; settle where LABELS lies."""
+    made = args.teacher if (Path(args.teacher or "") / "labels.json").exists() else None
     if not (args.teacher or args.labels):
         parser.error("give --teacher, or --labels made before")
     if not (args.output or (args.labels and args.labels_only)):
         parser.error("give --output (with --labels-only, --labels will do)")
     if args.classes and len(set(args.classes)) < max(2, len(args.classes)):
         parser.error("--classes needs two names or more, each once")
-    if args.loss == "paper" and (args.ce_weight or args.classes):
-        parser.error("--loss paper has no cross-entropy and no classes: leave those flags out")
-    given = not args.teacher or (Path(args.teacher) / "labels.json").exists()
-    args.teacher, source = (None, args.teacher) if given else (args.teacher, None)
-    if source and args.labels and args.labels != Path(source):
-        parser.error(f"--teacher {source} is a folder of labels itself: leave --labels out")
-    args.labels = Path(source) if source else args.labels or args.output / "labels"
-    if not (args.unlabeled or given):
+    if args.classes and args.loss == "paper":
+        parser.error("--loss paper has no classes: leave them out")
+    if made and args.labels not in (None, Path(made)):
+        parser.error(f"--teacher {made} is a folder of labels itself: leave --labels out")
+    args.teacher = None if made else args.teacher
+    args.labels = Path(made or args.labels or args.output / "labels")
+    if args.teacher and not args.unlabeled:
         parser.error("give --unlabeled, the rows that the teacher labels")
     if args.unlabeled and not args.unlabeled.is_file():
         sys.exit(f"error: {args.unlabeled}: no such file")
@@ -196,8 +194,7 @@ class SoftLoss:
 
     def __call__(self, model, inputs, count=None):
         """This batch's share of the mean over the `count` real target tokens of the whole step."""
-        temperature, weight = self.args.temperature, self.args.ce_weight
-        labels = inputs.pop("labels")
+        temperature, labels = self.args.temperature, inputs.pop("labels")
         soft = {name: inputs.pop(name, None) for name in ("teacher", "ids", "rest")}
         if self.released is not None:
             with torch.no_grad():
@@ -212,10 +209,6 @@ class SoftLoss:
         else:
             ids = soft["ids"].long()
             loss = TopLoss.apply(student, soft["teacher"], ids, soft["rest"], temperature).sum()
-        if weight:
-            target = labels[self.real]
-            hard = torch.nn.functional.cross_entropy(student.float(), target, reduction="sum")
-            loss = (1 - weight) * loss + weight * hard
         return loss / (self.real.sum() if count is None else count)
 
 
@@ -318,8 +311,8 @@ def make_labels(args, key, sources, missing):
     begun = start = time.monotonic()
     state, (config, tokenizer) = PartialState(), load_parts(args.teacher)
     place = {"device_map": {"": state.device}} if state.device.type == "cuda" else {}
-    model = load_model(args.teacher, config, **place, dtype=getattr(torch, key["dtype"])).eval()
-    size, done = key["batch_size"] or choose_batch(model, key), 0
+    model = load_model(args.teacher, config, **place, dtype=getattr(torch, key["dtype"]))
+    size, done = key["batch_size"] or (256 if place else 64), 0
     total = sum(end - first for first, end in missing) / state.num_processes
     for first, end in missing[state.process_index :: state.num_processes]:
         rows, size = label_rows(model, tokenizer, sources[first:end], key, size)
@@ -354,20 +347,6 @@ def label_rows(model, tokenizer, texts, key, size):
     rows = zip(texts, ids, whole, strict=True)
     rows = [{"source": t, "input_ids": a, "cut_source": len(a) < len(b)} for t, a, b in rows]
     return [{**row, **answers[i]} for i, row in enumerate(rows)], size
-
-
-def choose_batch(model, key):
-    """Rows to decode at once: 64 on a CPU; on a GPU up to 256, as its free memory allows.
-
-    What grows is the keys and values of both attentions, held twice as each step writes them anew.
-    """
-    if model.device.type != "cuda":
-        return 64
-    config, tokens = model.config, key["max_source_length"] + key["max_target_length"]
-    width = config.num_heads * config.d_kv * model.dtype.itemsize
-    row = 2 * 2 * config.num_decoder_layers * tokens * width
-    free = torch.cuda.mem_get_info()[0]
-    return 2 ** min(8, int(math.log2(max(1, free / row))))
 
 
 # --- the student -----------------------------------------------------------------------------
@@ -405,10 +384,10 @@ def check_student(args, key):
     config, tokenizer = load_parts(name, args.dropout)
     if classes and config.is_encoder_decoder:
         fail(f"{args.labels} holds scores of classes, for an encoder; {name} needs no --classes")
-    if not classes and not config.is_encoder_decoder:
-        fail(f"{name}: an encoder only tells classes; name them by --classes for the teacher")
     if classes and length > (longest := getattr(config, "max_position_embeddings", length)):
         fail(f"--max-source-length {length}: {name} reads {longest} tokens")
+    if not classes and not config.is_encoder_decoder:
+        fail(f"{name}: an encoder only tells classes; name them by --classes for the teacher")
     if not classes and hash_json(tokenizer.get_vocab()) != key["vocabulary"]:
         fail(f"{name} and the teacher differ in vocabulary; soft labels need the same one")
     if not classes and config.vocab_size < key["vocabulary_size"]:
@@ -424,11 +403,10 @@ def check_student(args, key):
 def load_student(args, config, tokenizer, labels, seed):
     """(model, rows, collator): a T5, or an encoder with a new head."""
     classes = labels.key["classes"]
-    if not classes:
-        model = load_model(args.student, config)
-        return model, labels, Collator(model, labels.key, args.temperature, args.pad_to)
     torch.manual_seed(seed)  # draws the head
     model = load_model(args.student, config, classes)
+    if not classes:
+        return model, labels, Collator(model, labels.key, args.temperature, args.pad_to)
     ids = cut_rows(tokenizer(labels.read("source")).input_ids, args.max_source_length)
     scores, best = labels.read("logprobs"), map(classes.index, labels.read("target"))
     rows = zip(ids, scores, best, strict=True)
@@ -438,16 +416,13 @@ def load_student(args, config, tokenizer, labels, seed):
 
 
 def show_outside(args, labels):
-    """Say once how much of the teacher's mass the kept ids leave out: after a pass alone for each
-    temperature, before training where it is much at the student's."""
+    """Say how much of the teacher's mass the kept ids leave out: after a pass alone, and before
+    training where it is much."""
     mass = labels.summarise().get("residual", {}) if labels.key["top_k"] else {}
-    if args.labels_only and mass:
+    if mass and (args.labels_only or mass[args.temperature] > 0.1):
         text = ", ".join(f"{value:.2%} at T = {t:g}" for t, value in mass.items())
-        say(f"[labels] teacher's mass outside the top k: {text}")
-    elif mass.get(args.temperature, 0) > 0.1:
-        text = f"{mass[args.temperature]:.0%} of the teacher's mass is outside the top k at "
-        text += f"T = {args.temperature:g} and counts as one word; consider a larger --top-k"
-        say(f"[{args.output.name}] {text}")
+        text = f"teacher's mass outside the top k, which counts as one word: {text}"
+        say(f"[labels] {text}; a larger --top-k keeps more")
 
 
 def distill(args, training):
@@ -455,23 +430,22 @@ def distill(args, training):
     sources = draw_sources(args, training.seed) if args.teacher else []
     manifest = open_labels(args, training)
     key = manifest["key"]
-    config, tokenizer = (None, None) if args.labels_only else check_student(args, key)
+    if args.labels_only:
+        return show_outside(args, prepare_labels(args, key, sources))
+    config, tokenizer = check_student(args, key)
     about = {**vars(args), "labels": args.classes, "prefix": "" if args.classes else args.prefix}
     about = argparse.Namespace(**about)  # what evaluate.py needs to know of the student
-    if not args.labels_only:
-        data = args.unlabeled or args.labels / "labels.json"
-        settings = open_run(about, training, data, args.student, labels_key=key)
-        if not settings:
-            return
+    data = args.unlabeled or args.labels / "labels.json"
+    settings = open_run(about, training, data, args.student, labels_key=key)
+    if not settings:
+        return
     labels = prepare_labels(args, key, sources)
     show_outside(args, labels)
-    if args.labels_only:
-        return
     start, released = time.monotonic(), None
     model, rows, collator = load_student(args, config, tokenizer, labels, training.seed)
     if args.loss == "paper":
         released = load_model(args.teacher, load_parts(args.teacher)[0])
-        released = released.to(training.device).eval()
+        released = released.to(training.device)
     trainer = Trainer(
         model=model,
         args=training,
@@ -479,13 +453,9 @@ def distill(args, training):
         data_collator=collator,
         compute_loss_func=SoftLoss(model, args, training, released),
     )
-    record = {
-        "script": "distill.py",
-        "labels": (manifest.get("training") or {}).get("labels"),  # behind the teacher
-        "unlabeled": len(labels),
-        **labels.summarise(),
-        "teacher": manifest,
-    }
+    behind = (manifest.get("training") or {}).get("labels")  # the teacher
+    record = {"script": "distill.py", "labels": behind, "unlabeled": len(labels)}
+    record |= {**labels.summarise(), "teacher": manifest}
     record = fit(trainer, args, settings, record, start)
     record["seconds"]["teacher_pass"] = labels.seconds
     save_run(trainer, tokenizer, about, record)
@@ -505,20 +475,18 @@ def open_manifest(folder, begin=None):
     Where there is none, `begin()` gives what to write there. Its `key` is all that a label depends
     on.
     """
-    path, manifest, digest = folder / "labels.json", None, ""
-    if path.exists():
-        with contextlib.suppress(ValueError, AttributeError, TypeError):  # JSON of another shape
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            digest = manifest.pop("sha256", None)
-        if digest != hash_json(manifest):
-            old = any(folder.glob("shard-*.bin"))
-            fault = "labels of an older version" if old else "edited or damaged, by its checksum"
-            fail(f"{path}: {fault}; remove {folder} and run the teacher pass again")
-    elif begin:
+    path = folder / "labels.json"
+    if begin and not path.exists():
         manifest = json.loads(json.dumps(begin()))
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {**manifest, "sha256": hash_json(manifest)})
-    return manifest or fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
+    if not path.exists():
+        fail(f"{folder}: no labels.json; make labels with --teacher MODEL")
+    manifest = read_json(path)
+    if manifest.pop("sha256", None) != hash_json(manifest):
+        fault = "edited, damaged or of an older version, by its checksum"
+        fail(f"{path}: {fault}; remove {folder} and run the teacher pass again")
+    return manifest
 
 
 PER_TOKEN = "labels", "ids", "logits", "rest"
@@ -610,36 +578,27 @@ def write_index(folder):
     write_json(folder / "dataset_info.json", {})
 
 
-class Labels(torch.utils.data.Dataset):
-    """The first `count` rows of a folder of labels, each a dict of the arrays a T5 student needs.
-
-    They are views of the mapped files: a row costs no copy. `lengths` (U): tokens of source and
-    target. `seconds`: the teacher pass's share for these rows.
-    """
+class Labels(list):
+    """The first `count` rows of a folder of labels, for a T5 each a dict of arrays, views of the
+    mapped files without a copy. `seconds`: the teacher pass's share for these rows."""
 
     def __init__(self, tables, count, key):
-        tables = {start: table for start, table in tables.items() if start < count}
-        self.key, self.starts, self.seconds = key, list(tables), 0.0
-        self.tables = [table.slice(0, count - start) for start, table in tables.items()]
-        for whole, used in zip(tables.values(), self.tables, strict=True):
-            facts = read_facts(whole)
-            self.seconds += facts["seconds"] / facts["processes"] * len(used) / len(whole)
-        names = () if key["classes"] else ("input_ids", *PER_TOKEN)
-        names = [name for name in names if name in self.tables[0].column_names]
-        self.arrays = [{n: view_lists(table.column(n)) for n in names} for table in self.tables]
-        self.lengths = sum(map(self.count_tokens, names[:2]))
+        self.key, self.tables, self.seconds = key, [], 0.0
+        for start, whole in tables.items():
+            if start < count:
+                table, facts = whole.slice(0, count - start), read_facts(whole)
+                self.seconds += facts["seconds"] / facts["processes"] * len(table) / len(whole)
+                self.tables.append(table)
+                self.extend(self.view_rows(table))
 
-    def count_tokens(self, name):
-        """(U) lengths of a column of lists."""
-        return np.concatenate([np.diff(arrays[name][0]) for arrays in self.arrays])
-
-    def __len__(self):
-        return sum(map(len, self.tables))
-
-    def __getitem__(self, index):
-        shard = bisect.bisect_right(self.starts, index) - 1
-        row, arrays = index - self.starts[shard], self.arrays[shard].items()
-        return {name: values[ends[row] : ends[row + 1]] for name, (ends, values) in arrays}
+    def view_rows(self, table):
+        """A dict a row of a table; of nothing where there are only scores of classes."""
+        names = () if self.key["classes"] else ("input_ids", *PER_TOKEN)
+        columns = {
+            name: view_lists(table.column(name)) for name in names if name in table.schema.names
+        }
+        for row in range(len(table)):
+            yield {n: values[ends[row] : ends[row + 1]] for n, (ends, values) in columns.items()}
 
     def read(self, name):
         """All values of a column, as Python has them."""
@@ -647,14 +606,13 @@ class Labels(torch.utils.data.Dataset):
 
     def summarise(self):
         """What training.json says of the rows. `residual`: the mean mass outside the top k by T."""
+        cut = {"truncated_sources": sum(self.read("cut_source"))}
         if self.key["classes"]:
-            return {"truncated_sources": sum(self.read("cut_source"))}
-        tokens = int(self.count_tokens("labels").sum())
-        width, mass = len(self.key["temperatures"]), 0
-        for table in self.tables:
-            mass += table.column("outside").chunk(0).flatten().to_numpy().reshape(-1, width).sum(0)
-        residual = dict(zip(self.key["temperatures"], (mass / tokens).tolist(), strict=True))
-        cut = {f"truncated_{n}s": sum(self.read(f"cut_{n}")) for n in ("source", "target")}
+            return cut
+        tokens = sum(len(row["labels"]) for row in self)
+        mass = np.sum(self.read("outside"), 0) / tokens
+        residual = dict(zip(self.key["temperatures"], mass.tolist(), strict=True))
+        cut["truncated_targets"] = sum(self.read("cut_target"))
         return {**cut, "tokens": tokens, "residual": residual}
 
 
@@ -667,44 +625,43 @@ def view_lists(column):
 
 
 def describe_labels(args, training):
-    """All that a label depends on, the `key` of labels.json."""
+    """All that a label depends on, the `key` of labels.json; without a teacher what the flags say
+    of it, None where they say nothing."""
+    names = ("prefix", "max_source_length", "max_target_length", "classes", "top_k")
+    key = {name: getattr(args, name) for name in names}
+    key["unlabeled"] = args.unlabeled and hash_file(args.unlabeled)
+    if not args.teacher:
+        return key
     config, tokenizer = load_parts(args.teacher)
+    ids, limit = [tokenizer(name).input_ids for name in args.classes or ()], args.max_target_length
     top_k = 0 if args.classes else 64 if args.top_k is None else args.top_k
     if not config.is_encoder_decoder:
         fail(f"--teacher {args.teacher}: a {config.model_type}; the teacher is a T5")
     if top_k >= config.vocab_size:
         fail(f"--top-k {top_k}: the vocabulary has {config.vocab_size:,} ids; 0 keeps all of them")
-    ids, limit = [tokenizer(name).input_ids for name in args.classes or ()], args.max_target_length
     if len(set(map(tuple, ids))) < len(ids):
         fail(f"--classes: two of them are the same tokens to {args.teacher}; rename them")
     if (longest := max(map(len, ids), default=0)) > limit:
         fail(f"--max-target-length {limit}: a class name takes {longest} tokens")
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("prefix", "max_source_length", "max_target_length", "classes")
+    temperatures = () if args.classes else {*args.temperatures, args.temperature}
     return {
-        **{name: getattr(args, name) for name in names},
+        **key,
         "teacher": hash_model(args.teacher),
         "vocabulary": hash_json(tokenizer.get_vocab()),
         "vocabulary_size": config.vocab_size,
-        "unlabeled": hash_file(args.unlabeled),
         "seed": training.seed,
         "dtype": args.teacher_dtype or ("bfloat16" if bf16 else "float32"),
         "batch_size": args.teacher_batch_size,
         "class_ids": ids,
         "top_k": top_k,
-        "temperatures": sorted({*args.temperatures, args.temperature} if not args.classes else ()),
+        "temperatures": sorted(temperatures),
     }
 
 
 def open_labels(args, training):
     """labels.json of args.labels, begun if new; refused if made from anything else than asked."""
-    if args.teacher:
-        wanted = describe_labels(args, training)
-    else:
-        names = ("prefix", "max_source_length", "max_target_length", "top_k", "classes")
-        wanted = {name: getattr(args, name) for name in names}
-        wanted["unlabeled"] = args.unlabeled and hash_file(args.unlabeled)
-        wanted = {name: value for name, value in wanted.items() if value is not None}
+    wanted = describe_labels(args, training)
 
     def begin():
         record = read_json(Path(args.teacher).parent / "training.json")
@@ -714,11 +671,13 @@ def open_labels(args, training):
     with PartialState().main_process_first():  # begins the folder, the others read it
         manifest = open_manifest(args.labels, begin if args.teacher else None)
     key = manifest["key"]
-    if key["unlabeled"] != wanted.get("unlabeled", key["unlabeled"]):
+    asked = {name for name, value in wanted.items() if args.teacher or value is not None}
+    changed = sorted(name for name in asked if key.get(name) != wanted[name])
+    if "unlabeled" in changed:
         fail(f"{args.labels}: labels of other rows than {args.unlabeled} now has; remove it")
-    changes = [f"{n} {key.get(n)!r} -> {v!r}" for n, v in wanted.items() if key.get(n) != v]
-    if changes:
-        fail(f"{args.labels} holds other labels ({', '.join(changes)}); choose another --labels")
+    if changed:
+        changes = ", ".join(f"{name} {key.get(name)!r} -> {wanted[name]!r}" for name in changed)
+        fail(f"{args.labels} holds other labels ({changes}); choose another --labels")
     return manifest
 
 
@@ -735,12 +694,10 @@ def prepare_labels(args, key, sources):
     """The Labels asked for, after the teacher pass over those that are missing or damaged."""
     folder, state = args.labels, PartialState()
     tables, damaged = open_shards(folder, key)
-    names = str(read_json(folder / "state.json").get("_data_files"))  # of those gone too
+    names = str(read_json(folder / "state.json"))  # of all files when a pass had ended
     ends = map(int, re.findall(r"\d{9}-(\d{9})-", names))
-    count = len(sources) or args.num_unlabeled or max([sum(map(len, tables.values())), *ends])
+    count = len(sources) or args.num_unlabeled or max(ends, default=0)
     missing = find_missing(tables, count)
-    if damaged and not (args.teacher or args.num_unlabeled):
-        fail(f"{damaged[0]} is damaged; run the teacher pass again, or say --num-unlabeled")
     state.wait_for_everyone()  # all have seen the same rows missing
     for path in damaged if state.is_main_process else ():
         say(f"[labels] {path} is damaged")
@@ -753,11 +710,11 @@ def prepare_labels(args, key, sources):
         state.wait_for_everyone()
         tables, _ = open_shards(folder, key)
         missing = find_missing(tables, count)
-        if state.is_main_process:
-            write_index(folder)
     if missing or not count:
-        rows = sum(end - start for start, end in missing)
-        fail(f"{folder}: {rows:,} of the rows have no labels; run the teacher pass")
+        rows = f"{sum(end - start for start, end in missing):,}" if count else "some"
+        fail(f"{folder}: {rows} of the rows have no labels; run the teacher pass")
+    if args.teacher and state.is_main_process:
+        write_index(folder)
     return Labels(tables, count, key)
 
 
@@ -775,10 +732,9 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "num_labels num_unlabeled batch_size teacher_batch_size micro_batch": (1, 10**9),
     "lora_rank gradient_accumulation_steps": (1, 10**4),
     "max_source_length max_target_length": (2, 32_767),
-    "min_steps top_k save_steps": (0, 10**9),
+    "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
-    "ce_weight": (0, 1),
-    "dropout": (0, 0.99),
+    "dropout adam_beta1 adam_beta2": (0, 0.999_999),
     "seed": (0, 2**32 - 1),
 }
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
@@ -813,9 +769,11 @@ def say(text):
 
 
 def check_limits(flags):
-    """ValueError for a flag outside its limits."""
+    """ValueError for a flag outside its limits, or a folder without a name."""
     limits = {name: both for names, both in LIMITS.items() for name in names.split()}
     for name, given in flags.items():
+        if isinstance(given, Path) and not given.name:
+            raise ValueError(f"--{name}: {str(given)!r} has no name")
         low, high = limits.get(name, (-1e300, 1e300))
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, (int, float)) and not low <= value <= high:
@@ -868,9 +826,10 @@ def read_training(args, rest):
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
-        schedule, weight = training.lr_scheduler_kwargs or {}, torch.zeros(1)
-        optimizer = torch.optim.SGD([weight])
-        transformers.get_scheduler(training.lr_scheduler_type, optimizer, 1, 2, schedule)
+        weight = torch.nn.Linear(1, 1)
+        make, values = transformers.Trainer.get_optimizer_cls_and_kwargs(training, weight)
+        schedule = training.lr_scheduler_type, make(weight.parameters(), **values), 1, 2
+        transformers.get_scheduler(*schedule, training.lr_scheduler_kwargs)
     except Exception as error:  # each flag's library has its own
         parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
@@ -924,22 +883,19 @@ def open_run(args, training, data, model, **more):
     for path in (Path(data).resolve(), Path(model).resolve()):
         if {output.resolve() / name for name in MADE} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    there = [name for name in MADE if (output / name).exists()]
+    there = [output / name for name in MADE if (output / name).exists()]
     if there and "model_sha256" not in before:
-        fail(
-            f"{output / there[0]}: not of a run of this version; remove {output} or choose another"
-        )
+        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
     settings = {**training.to_dict(), **vars(args), **more}
     settings |= {"processes": training.world_size, "device": training.device.type}
     settings |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
     settings = json.loads(json.dumps(settings, default=str))
     keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))
     changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
-    if changes:
-        changes = ", ".join(changes)
+    if changes := ", ".join(changes):
         fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-    if "training.json" in there:
-        if read_json(output / "training.json") and (output / "model" / "config.json").exists():
+    if (record := output / "training.json") in there:
+        if read_json(record) and (output / "model" / "config.json").exists():
             return say(f"[{output.name}] already trained")
         say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
@@ -947,9 +903,7 @@ def open_run(args, training, data, model, **more):
 
 def read_rows(path, *keys):
     """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
-    faults = {UnicodeEncodeError: "half a character (a lone surrogate such as \\ud83d)"}
-    faults |= {UnicodeDecodeError: "not UTF-8", KeyError: "", TypeError: ""}
-    rows, lack = [], f"a row needs the texts {' and '.join(keys)}"
+    rows = []
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -957,9 +911,12 @@ def read_rows(path, *keys):
                     row = json.loads(line.decode("utf-8-sig"))
                     rows.append({key: row[key] for key in keys})
                     "".join(rows[-1].values()).encode()
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                fault = faults.get(type(error), "not a JSON object") or lack
-                fail(f"{path} line {number}: {fault}")
+            except UnicodeError as error:  # of surrogates too: half a character, such as \\ud83d
+                fail(f"{path} line {number}: not UTF-8 ({error.reason})")
+            except (KeyError, TypeError):
+                fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+            except (ValueError, RecursionError):
+                fail(f"{path} line {number}: not a JSON object")
     return rows or fail(f"{path}: no rows")
 
 
@@ -998,21 +955,24 @@ def hash_model(model):
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
-def load(kind, name, what="model", **kwargs):
-    """kind.from_pretrained(name); whatever a library raises is one line."""
+@contextlib.contextmanager
+def loading(model, what="model"):
+    """Whatever a library raises meanwhile is one line."""
     try:
-        return kind.from_pretrained(name, **kwargs)
+        yield
     except Exception as error:
         text = str(error).partition("\n")[0][:300]  # some list a vocabulary
-        fail(f"{name}: no {what} can be loaded ({text})")
+        fail(f"{model}: no {what} can be loaded ({text or type(error).__name__})")
 
 
 def load_parts(model, dropout=None):
     """(config, tokenizer) of a T5 or an encoder, from a folder or the hub; others are refused."""
     if "/" in model and Path(model).parent.is_dir() and not Path(model).is_dir():
         fail(f"{model}: no such model folder")
-    config = load(transformers.AutoConfig, model)
-    tokenizer = load(transformers.AutoTokenizer, model, "tokenizer")
+    with loading(model):
+        config = transformers.AutoConfig.from_pretrained(model)
+    with loading(model, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     t5, encoders = config.model_type == "t5", transformers.MODEL_FOR_MASKED_LM_MAPPING
     if not t5 and (config.is_encoder_decoder or type(config) not in encoders):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
@@ -1031,24 +991,36 @@ def load_parts(model, dropout=None):
 
 def load_model(model, config, classes=None, **kwargs):
     """A T5, or an encoder with a new head over `classes`, of a folder or the hub; fp32 unless told
-    otherwise. Refused where it is not whole, but for an encoder's head and the pooler below it."""
+    otherwise. Refused where it can't run or is not whole, but for an encoder's head and the pooler
+    below it."""
     kind = transformers.T5ForConditionalGeneration
     if classes:
         kind = transformers.AutoModelForSequenceClassification
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: i for i, name in enumerate(classes)}
     kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
-    loaded, found = load(kind, model, **kwargs)
+    with loading(model), torch.no_grad():
+        loaded, found = kind.from_pretrained(model, **kwargs)
+        size = 1, min(32, getattr(config, "max_position_embeddings", 32))
+        text = torch.ones(size, dtype=int, device=loaded.device)
+        if not transformers.integrations.is_deepspeed_zero3_enabled():  # weights are elsewhere yet
+            loaded.train()(text, **({} if classes else {"decoder_input_ids": text}))
     own, weights = f"{loaded.base_model_prefix}." if classes else "", loaded.named_parameters()
+    dtypes = {}
+    for path in Path(model).glob("*.safetensors"):
+        file = safe_open(path, "pt")
+        dtypes |= {name: file.get_slice(name).get_dtype() for name in file.offset_keys()}
+    integers = {name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL"))}
     faults = {  # the missing ones would be random, and only the scores would show it
         "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
         "not in its config": () if classes else found["unexpected_keys"],
+        "integers": {name for name in integers if "position_ids" not in name},
         "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
     }
     for fault, names in faults.items():
         if names:
             fail(f"{model}: {len(names)} weights are {fault}, as {min(names)}")
-    return loaded
+    return loaded.eval()
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
@@ -1086,11 +1058,9 @@ class Trainer(transformers.Seq2SeqTrainer):
     """
 
     def _get_train_sampler(self, train_dataset=None):
-        rows, size = self.train_dataset, self.args.gradient_accumulation_steps
-        if (lengths := getattr(rows, "lengths", None)) is None:
-            lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
-        size *= self.args.train_batch_size * self.args.world_size
-        return LengthGroupedSampler(lengths, size, self.args.seed)
+        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self.compute_loss_func(model, inputs, num_items_in_batch)
@@ -1112,8 +1082,10 @@ class Progress(transformers.TrainerCallback):
 
     def __init__(self, output, start):
         self.name, self.log, self.start = output.name, output / "log.jsonl", start
-        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds.json", 0, PAUSE
-        self.earlier = read_json(self.clock).get("seconds", 0)
+        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds", 0, PAUSE
+        self.earlier = 0.0
+        with contextlib.suppress(OSError, ValueError):
+            self.earlier = float(self.clock.read_text())
 
     def stop(self, number, frame):
         self.signal = number  # the step at hand ends, and a checkpoint is written
@@ -1148,6 +1120,9 @@ class Progress(transformers.TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            (folder / "sha256").write_text(hash_file(folder / "trainer_state.json"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:
@@ -1159,7 +1134,7 @@ class Progress(transformers.TrainerCallback):
             fail(f"{self.name}: the loss is {loss} at step {step}; lower the rate")
         if not state.is_world_process_zero:
             return
-        write_json(self.clock, {"seconds": self.earlier + now - self.start})
+        self.clock.write_text(str(self.earlier + now - self.start))
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
         if "loss" in logs and now - self.shown > 10:
@@ -1169,20 +1144,24 @@ class Progress(transformers.TrainerCallback):
 
 
 def find_checkpoint(output, training):
-    """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read,
-    or None; what is passed over is said on stderr."""
+    """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read
+    and are as they were written, or None; what is passed over is said on stderr."""
     found = {}
     for folder in (output / "checkpoints").glob("checkpoint-*"):
+        state, digest = folder / "trainer_state.json", folder / "sha256"  # written last
         weights, states = [*folder.glob("*.safetensors")], [*folder.glob("*.pt*")]
         try:
-            step = int(read_json(folder / "trainer_state.json")["global_step"])  # written last
+            step = read_json(state)["global_step"]
+            whole = not digest.exists() or digest.read_text() == hash_file(state)
             if not (training.fsdp or training.deepspeed):  # they have files of their own
-                damaged = [path for path in states if zipfile.ZipFile(path).testzip()]
-                lost = len(states) < 2 + training.world_size  # a process has its random state
-                if damaged or lost or not [safe_open(path, "pt") for path in weights]:
-                    raise ValueError(folder)
-            found[step] = str(folder)
+                whole &= not any(zipfile.ZipFile(path).testzip() for path in states)
+                whole &= len(states) >= 2 + training.world_size  # a process has its random state
+                whole &= bool([safe_open(path, "pt") for path in weights])
         except Exception:  # each library has its own for a damaged file
+            whole = False
+        if whole and folder.name == f"checkpoint-{step}":
+            found[step] = str(folder)
+        else:
             say(f"[{output.name}] {folder.name} is not whole: passed over")
     return found[max(found)] if found else None
 
@@ -1190,7 +1169,9 @@ def find_checkpoint(output, training):
 def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
     output, training, rows = args.output, trainer.args, len(trainer.train_dataset)
-    raise_steps(args, training, rows)
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
     if trainer.is_world_process_zero():
         write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
@@ -1218,13 +1199,6 @@ def fit(trainer, args, settings, record, start):
     about |= {"train_loss": float(steps @ [loss for _, loss in losses] / state.global_step)}
     about |= {key: settings[key] for key in ("data_sha256", "model_sha256")}
     return {**record, **about, "seconds": seconds}
-
-
-def raise_steps(args, training, rows):
-    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
-    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
-    if training.max_steps <= 0 and fewer:
-        training.max_steps = args.min_steps
 
 
 def save_run(trainer, tokenizer, args, record, gpus=1):
@@ -1264,8 +1238,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
 
 def describe_run(training, gpus=1):
     """What repeats a run: command, versions, commit, machine; `gpus` is what one process used."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = f"git -C {shlex.quote(str(Path(__file__).resolve().parent))} rev-parse HEAD 2>/dev/null"
+    _, commit = subprocess.getstatusoutput(git)  # none where git is not installed
     cuda, versions = training.device.type == "cuda", {"python": platform.python_version()}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
     machine = {"device": training.device.type, "cpu": platform.processor() or platform.machine()}

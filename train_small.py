@@ -57,9 +57,7 @@ def parse_args(argv=None):
         allow_abbrev=False,
     )
     add, yes_no, length = parser.add_argument, argparse.BooleanOptionalAction, TABLE_8["length"]
-    add(
-        "--model", default="google/t5-v1_1-small", help="T5 or encoder, folder or hub (%(default)s)"
-    )
+    add("--model", default="google/t5-v1_1-small", help="T5 or encoder (%(default)s)")
     add("--train", type=Path, required=True, help="JSONL file of source and target")
     add("--dev", type=Path, help="such a file too, for --eval-strategy and its loss")
     add("--labels", nargs="+", help="class names of an encoder (default: the targets in --train)")
@@ -220,10 +218,9 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "num_labels num_unlabeled batch_size teacher_batch_size micro_batch": (1, 10**9),
     "lora_rank gradient_accumulation_steps": (1, 10**4),
     "max_source_length max_target_length": (2, 32_767),
-    "min_steps top_k save_steps": (0, 10**9),
+    "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
-    "ce_weight": (0, 1),
-    "dropout": (0, 0.99),
+    "dropout adam_beta1 adam_beta2": (0, 0.999_999),
     "seed": (0, 2**32 - 1),
 }
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
@@ -258,9 +255,11 @@ def say(text):
 
 
 def check_limits(flags):
-    """ValueError for a flag outside its limits."""
+    """ValueError for a flag outside its limits, or a folder without a name."""
     limits = {name: both for names, both in LIMITS.items() for name in names.split()}
     for name, given in flags.items():
+        if isinstance(given, Path) and not given.name:
+            raise ValueError(f"--{name}: {str(given)!r} has no name")
         low, high = limits.get(name, (-1e300, 1e300))
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, (int, float)) and not low <= value <= high:
@@ -313,9 +312,10 @@ def read_training(args, rest):
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
-        schedule, weight = training.lr_scheduler_kwargs or {}, torch.zeros(1)
-        optimizer = torch.optim.SGD([weight])
-        transformers.get_scheduler(training.lr_scheduler_type, optimizer, 1, 2, schedule)
+        weight = torch.nn.Linear(1, 1)
+        make, values = transformers.Trainer.get_optimizer_cls_and_kwargs(training, weight)
+        schedule = training.lr_scheduler_type, make(weight.parameters(), **values), 1, 2
+        transformers.get_scheduler(*schedule, training.lr_scheduler_kwargs)
     except Exception as error:  # each flag's library has its own
         parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
@@ -369,22 +369,19 @@ def open_run(args, training, data, model, **more):
     for path in (Path(data).resolve(), Path(model).resolve()):
         if {output.resolve() / name for name in MADE} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    there = [name for name in MADE if (output / name).exists()]
+    there = [output / name for name in MADE if (output / name).exists()]
     if there and "model_sha256" not in before:
-        fail(
-            f"{output / there[0]}: not of a run of this version; remove {output} or choose another"
-        )
+        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
     settings = {**training.to_dict(), **vars(args), **more}
     settings |= {"processes": training.world_size, "device": training.device.type}
     settings |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
     settings = json.loads(json.dumps(settings, default=str))
     keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))
     changes = [f"{k} {before[k]!r} -> {settings[k]!r}" for k in keys if before[k] != settings[k]]
-    if changes:
-        changes = ", ".join(changes)
+    if changes := ", ".join(changes):
         fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
-    if "training.json" in there:
-        if read_json(output / "training.json") and (output / "model" / "config.json").exists():
+    if (record := output / "training.json") in there:
+        if read_json(record) and (output / "model" / "config.json").exists():
             return say(f"[{output.name}] already trained")
         say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
@@ -392,9 +389,7 @@ def open_run(args, training, data, model, **more):
 
 def read_rows(path, *keys):
     """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
-    faults = {UnicodeEncodeError: "half a character (a lone surrogate such as \\ud83d)"}
-    faults |= {UnicodeDecodeError: "not UTF-8", KeyError: "", TypeError: ""}
-    rows, lack = [], f"a row needs the texts {' and '.join(keys)}"
+    rows = []
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -402,9 +397,12 @@ def read_rows(path, *keys):
                     row = json.loads(line.decode("utf-8-sig"))
                     rows.append({key: row[key] for key in keys})
                     "".join(rows[-1].values()).encode()
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                fault = faults.get(type(error), "not a JSON object") or lack
-                fail(f"{path} line {number}: {fault}")
+            except UnicodeError as error:  # of surrogates too: half a character, such as \\ud83d
+                fail(f"{path} line {number}: not UTF-8 ({error.reason})")
+            except (KeyError, TypeError):
+                fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
+            except (ValueError, RecursionError):
+                fail(f"{path} line {number}: not a JSON object")
     return rows or fail(f"{path}: no rows")
 
 
@@ -443,21 +441,24 @@ def hash_model(model):
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
-def load(kind, name, what="model", **kwargs):
-    """kind.from_pretrained(name); whatever a library raises is one line."""
+@contextlib.contextmanager
+def loading(model, what="model"):
+    """Whatever a library raises meanwhile is one line."""
     try:
-        return kind.from_pretrained(name, **kwargs)
+        yield
     except Exception as error:
         text = str(error).partition("\n")[0][:300]  # some list a vocabulary
-        fail(f"{name}: no {what} can be loaded ({text})")
+        fail(f"{model}: no {what} can be loaded ({text or type(error).__name__})")
 
 
 def load_parts(model, dropout=None):
     """(config, tokenizer) of a T5 or an encoder, from a folder or the hub; others are refused."""
     if "/" in model and Path(model).parent.is_dir() and not Path(model).is_dir():
         fail(f"{model}: no such model folder")
-    config = load(transformers.AutoConfig, model)
-    tokenizer = load(transformers.AutoTokenizer, model, "tokenizer")
+    with loading(model):
+        config = transformers.AutoConfig.from_pretrained(model)
+    with loading(model, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     t5, encoders = config.model_type == "t5", transformers.MODEL_FOR_MASKED_LM_MAPPING
     if not t5 and (config.is_encoder_decoder or type(config) not in encoders):
         fail(f"{model}: a {config.model_type}; T5 (v1.1, Flan, ByT5) and encoders (BERT, ...) work")
@@ -476,24 +477,36 @@ def load_parts(model, dropout=None):
 
 def load_model(model, config, classes=None, **kwargs):
     """A T5, or an encoder with a new head over `classes`, of a folder or the hub; fp32 unless told
-    otherwise. Refused where it is not whole, but for an encoder's head and the pooler below it."""
+    otherwise. Refused where it can't run or is not whole, but for an encoder's head and the pooler
+    below it."""
     kind = transformers.T5ForConditionalGeneration
     if classes:
         kind = transformers.AutoModelForSequenceClassification
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: i for i, name in enumerate(classes)}
     kwargs = {"dtype": torch.float32, **kwargs, "config": config, "output_loading_info": True}
-    loaded, found = load(kind, model, **kwargs)
+    with loading(model), torch.no_grad():
+        loaded, found = kind.from_pretrained(model, **kwargs)
+        size = 1, min(32, getattr(config, "max_position_embeddings", 32))
+        text = torch.ones(size, dtype=int, device=loaded.device)
+        if not transformers.integrations.is_deepspeed_zero3_enabled():  # weights are elsewhere yet
+            loaded.train()(text, **({} if classes else {"decoder_input_ids": text}))
     own, weights = f"{loaded.base_model_prefix}." if classes else "", loaded.named_parameters()
+    dtypes = {}
+    for path in Path(model).glob("*.safetensors"):
+        file = safe_open(path, "pt")
+        dtypes |= {name: file.get_slice(name).get_dtype() for name in file.offset_keys()}
+    integers = {name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL"))}
     faults = {  # the missing ones would be random, and only the scores would show it
         "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
         "not in its config": () if classes else found["unexpected_keys"],
+        "integers": {name for name in integers if "position_ids" not in name},
         "NaN or infinite": {name for name, weight in weights if not weight.isfinite().all()},
     }
     for fault, names in faults.items():
         if names:
             fail(f"{model}: {len(names)} weights are {fault}, as {min(names)}")
-    return loaded
+    return loaded.eval()
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
@@ -531,11 +544,9 @@ class Trainer(transformers.Seq2SeqTrainer):
     """
 
     def _get_train_sampler(self, train_dataset=None):
-        rows, size = self.train_dataset, self.args.gradient_accumulation_steps
-        if (lengths := getattr(rows, "lengths", None)) is None:
-            lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
-        size *= self.args.train_batch_size * self.args.world_size
-        return LengthGroupedSampler(lengths, size, self.args.seed)
+        lengths = [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, size * self.args.world_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self.compute_loss_func(model, inputs, num_items_in_batch)
@@ -557,8 +568,10 @@ class Progress(transformers.TrainerCallback):
 
     def __init__(self, output, start):
         self.name, self.log, self.start = output.name, output / "log.jsonl", start
-        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds.json", 0, PAUSE
-        self.earlier = read_json(self.clock).get("seconds", 0)
+        self.clock, self.signal, self.pause = output / "checkpoints" / "seconds", 0, PAUSE
+        self.earlier = 0.0
+        with contextlib.suppress(OSError, ValueError):
+            self.earlier = float(self.clock.read_text())
 
     def stop(self, number, frame):
         self.signal = number  # the step at hand ends, and a checkpoint is written
@@ -593,6 +606,9 @@ class Progress(transformers.TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.saved = time.monotonic()
         self.pause = max(PAUSE, 20 * (self.saved - self.saving))  # at most a twentieth of the time
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            (folder / "sha256").write_text(hash_file(folder / "trainer_state.json"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "train_runtime" in logs:
@@ -604,7 +620,7 @@ class Progress(transformers.TrainerCallback):
             fail(f"{self.name}: the loss is {loss} at step {step}; lower the rate")
         if not state.is_world_process_zero:
             return
-        write_json(self.clock, {"seconds": self.earlier + now - self.start})
+        self.clock.write_text(str(self.earlier + now - self.start))
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
         if "loss" in logs and now - self.shown > 10:
@@ -614,20 +630,24 @@ class Progress(transformers.TrainerCallback):
 
 
 def find_checkpoint(output, training):
-    """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read,
-    or None; what is passed over is said on stderr."""
+    """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read
+    and are as they were written, or None; what is passed over is said on stderr."""
     found = {}
     for folder in (output / "checkpoints").glob("checkpoint-*"):
+        state, digest = folder / "trainer_state.json", folder / "sha256"  # written last
         weights, states = [*folder.glob("*.safetensors")], [*folder.glob("*.pt*")]
         try:
-            step = int(read_json(folder / "trainer_state.json")["global_step"])  # written last
+            step = read_json(state)["global_step"]
+            whole = not digest.exists() or digest.read_text() == hash_file(state)
             if not (training.fsdp or training.deepspeed):  # they have files of their own
-                damaged = [path for path in states if zipfile.ZipFile(path).testzip()]
-                lost = len(states) < 2 + training.world_size  # a process has its random state
-                if damaged or lost or not [safe_open(path, "pt") for path in weights]:
-                    raise ValueError(folder)
-            found[step] = str(folder)
+                whole &= not any(zipfile.ZipFile(path).testzip() for path in states)
+                whole &= len(states) >= 2 + training.world_size  # a process has its random state
+                whole &= bool([safe_open(path, "pt") for path in weights])
         except Exception:  # each library has its own for a damaged file
+            whole = False
+        if whole and folder.name == f"checkpoint-{step}":
+            found[step] = str(folder)
+        else:
             say(f"[{output.name}] {folder.name} is not whole: passed over")
     return found[max(found)] if found else None
 
@@ -635,7 +655,9 @@ def find_checkpoint(output, training):
 def fit(trainer, args, settings, record, start):
     """Train, from the last whole checkpoint if there is one; `record` and what was done."""
     output, training, rows = args.output, trainer.args, len(trainer.train_dataset)
-    raise_steps(args, training, rows)
+    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
+    if training.max_steps <= 0 and fewer:
+        training.max_steps = args.min_steps
     if trainer.is_world_process_zero():
         write_json(output / "config.json", settings)
     checkpoint, progress = find_checkpoint(output, training), Progress(output, start)
@@ -663,13 +685,6 @@ def fit(trainer, args, settings, record, start):
     about |= {"train_loss": float(steps @ [loss for _, loss in losses] / state.global_step)}
     about |= {key: settings[key] for key in ("data_sha256", "model_sha256")}
     return {**record, **about, "seconds": seconds}
-
-
-def raise_steps(args, training, rows):
-    """Set Trainer's max_steps to --min-steps where --epochs of `rows` would be fewer."""
-    fewer = math.ceil(rows / args.batch_size) * args.epochs < args.min_steps
-    if training.max_steps <= 0 and fewer:
-        training.max_steps = args.min_steps
 
 
 def save_run(trainer, tokenizer, args, record, gpus=1):
@@ -709,8 +724,8 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
 
 def describe_run(training, gpus=1):
     """What repeats a run: command, versions, commit, machine; `gpus` is what one process used."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = f"git -C {shlex.quote(str(Path(__file__).resolve().parent))} rev-parse HEAD 2>/dev/null"
+    _, commit = subprocess.getstatusoutput(git)  # none where git is not installed
     cuda, versions = training.device.type == "cuda", {"python": platform.python_version()}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
     machine = {"device": training.device.type, "cpu": platform.processor() or platform.machine()}

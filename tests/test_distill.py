@@ -320,7 +320,7 @@ def largest_difference(one, two):
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("flags", [(), ("--ce-weight", "0.5"), ("--temperature", "1")])
+@pytest.mark.parametrize("flags", [(), ("--temperature", "1")])
 def test_longer_padding_changes_nothing(world, tmp_path, flags):
     loss, gradient, batch = compute(world, tmp_path, flags)
     padded, other, _ = compute(world, tmp_path, flags, longer=9)
@@ -542,8 +542,12 @@ def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
     path = max((tmp_path / "labels").glob("*.arrow"))
     path.write_bytes(path.read_bytes()[:-1])
     words = ["--teacher", tmp_path / "labels", "--student", world / "student", *PASS[:6]]
-    with fails("is damaged; run the teacher pass again"):
-        distill.main([*map(str, words), "--output", str(tmp_path / "run")])
+    for rows in ("12", "some"):
+        with fails(f"{rows} of the rows have no labels; run the teacher pass"):
+            distill.main([*map(str, words), "--output", str(tmp_path / "run")])
+        (tmp_path / "labels" / "state.json").unlink(missing_ok=True)  # of a killed pass
+    make_labels(world, tmp_path / "labels")
+    path = max((tmp_path / "labels").glob("*.arrow"))
     path.unlink()
     with fails(r"[0-9]+ of the rows have no labels"):
         distill.main([*map(str, words), "--output", str(tmp_path / "run")])
@@ -552,11 +556,11 @@ def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda old: "[1]", "edited or damaged"),
-        (lambda old: "null", "edited or damaged"),
-        (lambda old: old[:-9], "edited or damaged"),
-        (lambda old: '{"key": 5}', "edited or damaged"),
-        (lambda old: old.replace('"top_k": 8', '"top_k": 4'), "edited or damaged"),
+        (lambda old: "[1]", "edited, damaged"),
+        (lambda old: "null", "edited, damaged"),
+        (lambda old: old[:-9], "edited, damaged"),
+        (lambda old: '{"key": 5}', "edited, damaged"),
+        (lambda old: old.replace('"top_k": 8', '"top_k": 4'), "edited, damaged"),
         (lambda old: old.replace('"vocabulary_size": 63', '"vocabulary_size": "x"'), "edited"),
         (None, "no labels.json"),
     ],
@@ -574,7 +578,7 @@ def test_a_manifest_that_was_edited_is_refused(world, tmp_path, edit, said):
 def test_labels_of_an_older_version_say_what_to_do(world, tmp_path):
     (tmp_path / "labels.json").write_text('{"key": {"top_k": 64}, "model": "x"}')
     (tmp_path / "shard-0123456789ab.bin").write_bytes(b"x")
-    with fails("of an older version; remove .* and run the teacher pass again"):
+    with fails("of an older version, by its checksum; remove .* and run the teacher pass again"):
         make_labels(world, tmp_path)
 
 
@@ -610,20 +614,6 @@ def test_a_batch_that_memory_does_not_hold_is_halved(world, tmp_path, monkeypatc
     with monkeypatch.context() as patch, fails("out of GPU memory"):
         patch.setattr(distill, "decode", lambda *args: decode(*args[:1], [0] * 9, None))
         make_labels(world, tmp_path / "other", 20)
-
-
-@pytest.mark.parametrize(
-    ("free", "rows"), [(80e9, 256), (1.5e9, 4), (0, 1)], ids=["H100", "4090 with XXL", "full"]
-)
-def test_rows_at_once_follow_the_free_memory_of_a_gpu(monkeypatch, free, rows):
-    """XXL in bf16, 128 + 128 tokens: 100.7 MB a row of keys and values, twice."""
-    config = T5Config(num_decoder_layers=24, num_heads=64, d_kv=64)
-    model = types.SimpleNamespace(config=config, device=torch.device("cuda"), dtype=torch.bfloat16)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
-    key = {"max_source_length": 128, "max_target_length": 128}
-    assert distill.choose_batch(model, key) == rows
-    model.device = torch.device("cpu")
-    assert distill.choose_batch(model, key) == 64
 
 
 def test_the_teacher_is_loaded_onto_its_gpu(world, tmp_path, monkeypatch):
@@ -768,7 +758,7 @@ def test_gradient_accumulation_is_the_same_step(world, tmp_path):
         assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("flags", [("--loss", "paper"), ("--ce-weight", "1"), ("--bf16",)])
+@pytest.mark.parametrize("flags", [("--loss", "paper"), ("--bf16",)])
 def test_other_losses_train(world, tmp_path, flags):
     train_student(
         world, tmp_path / "run", "--labels", str(world / "labels"), *flags, teacher="teacher"
@@ -818,7 +808,7 @@ def test_an_output_layer_may_be_larger_but_not_smaller(world, tmp_path):
         ('{"source": "a"}\n["b"]\n', "rows.jsonl line 2: a row needs the text"),
         ('{"source": "a"}\n{"sou', "rows.jsonl line 2: not a JSON object"),
         ("\n\n", "rows.jsonl: no rows"),
-        ('{"source": "a \\ud83d"}\n', "rows.jsonl line 1: half a character"),
+        ('{"source": "a \\ud83d"}\n', "rows.jsonl line 1: not UTF-8 .*surrogate"),
         ('{"source": "a"}\n', "rows.jsonl: 60 rows asked for, 1 are there"),
         (None, "rows.jsonl: no such file"),
     ],
@@ -906,7 +896,6 @@ def test_a_damaged_record_beside_the_teacher_is_no_traceback(world, tmp_path):
         "--teacher x",
         "--teacher x --output OUT",
         "--teacher x --output OUT --unlabeled ROWS --num-unlabeled 0",
-        "--teacher x --output OUT --unlabeled ROWS --ce-weight 2",
         "--teacher x --output OUT --unlabeled ROWS --temperature 0",
         "--teacher x --output OUT --unlabeled ROWS --temperatures nan",
         "--teacher x --output OUT --unlabeled ROWS --temperatures 1 inf",
@@ -914,7 +903,8 @@ def test_a_damaged_record_beside_the_teacher_is_no_traceback(world, tmp_path):
         "--teacher x --output OUT --unlabeled ROWS --top-k -1",
         "--teacher x --output OUT --unlabeled ROWS --epochs -1",
         "--teacher x --output OUT --unlabeled ROWS --teacher-batch-size 0",
-        "--teacher x --output OUT --unlabeled ROWS --loss paper --ce-weight 0.5",
+        "--teacher LABELS --output ",
+        "--teacher x --labels-only --unlabeled ROWS --labels .",
         "--teacher x --output OUT --unlabeled ROWS --loss paper --classes a b",
         "--teacher x --output OUT --unlabeled ROWS --classes a",
         "--teacher x --output OUT --unlabeled ROWS --classes a a b",
@@ -926,7 +916,7 @@ def test_wrong_flags_exit_2(world, tmp_path, flags):
     flags = flags.replace("ROWS", str(world / "unlabeled.jsonl"))
     flags = flags.replace("LABELS", str(world / "labels")).replace("OUT", str(tmp_path / "out"))
     with pytest.raises(SystemExit) as stop:
-        distill.main(flags.split())
+        distill.main(flags.split(" ") if flags else [])
     assert stop.value.code == 2 and not (tmp_path / "out").exists()
 
 
@@ -1214,8 +1204,8 @@ def test_an_encoder_learns_its_teachers_scores_of_the_classes(classes, tmp_path,
     result = json.loads(capsys.readouterr().out)
     assert result["score"] > 90 and result["settings"]["prefix"] == ""
     stamp = {path: path.stat().st_mtime_ns for path in (classes / "labels").glob("*.arrow")}
-    hard = train_encoder(classes, tmp_path / "hard", "--ce-weight", "1", "--temperature", "1")
-    assert hard["train_loss"] != record["train_loss"]
+    other = train_encoder(classes, tmp_path / "other", "--temperature", "1")
+    assert other["train_loss"] != record["train_loss"]
     assert {p: p.stat().st_mtime_ns for p in (classes / "labels").glob("*.arrow")} == stamp
 
 

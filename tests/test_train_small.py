@@ -53,12 +53,17 @@ def list_flags(world, output, **changes):
     ("rows", "max_steps", "min_steps", "steps"),
     [(100, -1, 0, -1), (100, -1, 40, 40), (320, -1, 40, -1), (321, -1, 41, -1), (100, 7, 40, 7)],
 )
-def test_steps_are_those_of_the_epochs_and_at_least_min_steps(rows, max_steps, min_steps, steps):
+def test_steps_are_those_of_the_epochs_and_at_least_min_steps(
+    monkeypatch, rows, max_steps, min_steps, steps
+):
     """-1 leaves it to Trainer: 4 epochs of 10 or 11 batches are 40 or 44 steps."""
-    args = Namespace(min_steps=min_steps, epochs=4, batch_size=32)
-    training = Namespace(max_steps=max_steps)
-    train_small.raise_steps(args, training, rows)
-    assert training.max_steps == steps
+    args = Namespace(min_steps=min_steps, epochs=4, batch_size=32, output=None)
+    trainer = Namespace(args=Namespace(max_steps=max_steps), train_dataset=range(rows))
+    trainer.is_world_process_zero = lambda: False
+    monkeypatch.setattr(train_small, "find_checkpoint", lambda *args: die())
+    with pytest.raises(RuntimeError, match="killed"):
+        train_small.fit(trainer, args, {}, {}, 0)
+    assert trainer.args.max_steps == steps
 
 
 def load_weights(run):
@@ -231,11 +236,15 @@ def empty(path):
         ("model.safetensors", Path.unlink),
         ("trainer_state.json", lambda path: path.write_text("{}")),
         ("trainer_state.json", lambda path: path.write_text("[1]")),
+        ("trainer_state.json", lambda path: edit_config(path.parent, path.name, odd=1)),
+        ("trainer_state.json", lambda path: edit_config(path.parent, path.name, global_step=4)),
+        ("trainer_state.json", lambda path: edit_config(path.parent, path.name, logging_steps=0)),
+        ("trainer_state.json", lambda path: edit_config(path.parent, path.name, log_history=[5])),
         ("trainer_state.json", lambda path: path.rename(path.parent / "x")),
         ("", lambda path: path.rename(path.parent / "checkpoint-x")),
         ("../../log.jsonl", lambda path: path.write_text('garbage}\n{"loss": 3}\n')),
         ("../../log.jsonl", lambda path: path.write_bytes(b"\xff\x00")),
-        ("../seconds.json", lambda path: path.write_text("[]")),
+        ("../seconds", lambda path: path.write_text("[]")),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(world, whole, killed, tmp_path, capsys, name, damage):
@@ -243,9 +252,7 @@ def test_a_damaged_checkpoint_is_passed_over(world, whole, killed, tmp_path, cap
     run = shutil.copytree(killed, tmp_path / "run")
     damage(run / "checkpoints" / "checkpoint-5" / name)
     train_small.main(list_flags(world, run, dropout=0.1))
-    assert ("not whole: passed over" in capsys.readouterr().err) == (
-        "." in name and ".." not in name
-    )
+    assert ("not whole: passed over" in capsys.readouterr().err) == (".." not in name)
     assert same_weights(whole, run)
     assert len((run / "log.jsonl").read_text().splitlines()) == 12
 
@@ -358,7 +365,9 @@ WRONG_FLAGS = """
 --gradient-accumulation-steps 0; --gradient-accumulation-steps 3; --learning-rate nan; --dropout nan
 --learning-rate -1; --learning-rate 0; --dropout 1; --dropout -0.1; --lr-scheduler-type nonsense
 --logging-steps 0; --warmup-steps -3; --seed -1; --seed 99999999999; --num-labels 0; --save-steps -1
---weight-decay nan; --adam-beta1 inf; --num-train-epochs 3; --per-device-train-batch-size 4; --fp16
+--weight-decay nan; --weight-decay -1; --max-grad-norm -1; --adam-beta1 inf; --adam-beta1 1.5
+--adam-beta2 -1; --adam-epsilon -1; --lr-scheduler-kwargs {"nonsense":1}
+--num-train-epochs 3; --per-device-train-batch-size 4; --fp16
 --output-dir x; --label-smoothing-factor 0.1; --no-such-flag; --learning 3; --epoch 3; --epochs x
 --eval-strategy steps; --report-to nonsense; --push-to-hub; --optim nonsense
 --max-steps x; --auto-find-batch-size
@@ -376,6 +385,15 @@ def test_a_wrong_flag_is_one_line_and_exit_2_before_anything_is_written(
     assert stop.value.code == 2 and text.count("\n") == 1 and ": error: " in text, text
     assert flags.split()[0][2:] in text.replace("_", "-") or "nonsense" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_run_folder_needs_a_name(world, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        train_small.main(list_flags(world, name))
+    assert stop.value.code == 2 and "--output: " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_flags_of_trainer_work_as_they_are(world, tmp_path):
@@ -405,7 +423,10 @@ BAD_FILES = {  # name: (its lines, what is said of it)
     "null": (["null"], "null.jsonl line 1: a row needs the texts"),
     "empty": (["", " "], "empty.jsonl: no rows"),
     "blank": (['{"source": "a", "target": " "}'], "blank.jsonl: .* 0 rows with a target"),
-    "half": ([ROW, '{"source": "a \\ud83d", "target": "b"}'], "half.jsonl line 2: .*surrogate"),
+    "half": (
+        [ROW, '{"source": "a \\ud83d", "target": "b"}'],
+        "half.jsonl line 2: not UTF-8 .*surrogate",
+    ),
     "deep": (["[" * 100_000], "deep.jsonl line 1: not a JSON object"),
     "latin": ([b'{"source": "\xe9", "target": "b"}'], "latin.jsonl line 1: not UTF-8"),
 }
@@ -499,6 +520,20 @@ MODELS = {  # name: (damage to a copy of the student, what is said)
     "pad": (lambda folder: edit_config(folder, pad_token_id=10**9), "pad_token_id 1000000000 in"),
     "eos": (lambda folder: edit_config(folder, eos_token_id=[1, 2]), r"eos_token_id \[1, 2\] in"),
     "gone": (lambda folder: (folder / "model.safetensors").unlink(), "gone: no model can be"),
+    "int8": (
+        lambda folder: edit_weights(folder, lambda w: {n: x.to(torch.int8) for n, x in w.items()}),
+        "int8: 37 weights are integers, as",
+    ),
+    "short": (
+        lambda folder: edit_config(folder, relative_attention_max_distance=0),
+        "short: no model can be loaded",
+    ),
+    "equal": (
+        lambda folder: edit_config(folder, relative_attention_max_distance=8),
+        "equal: no model can be loaded",
+    ),
+    "dropout": (lambda folder: edit_config(folder, dropout_rate=float("nan")), "no model can be"),
+    "norm": (lambda folder: edit_config(folder, layer_norm_epsilon="x"), "norm: no model can be"),
 }
 
 
@@ -527,6 +562,12 @@ def test_classes_that_the_model_cannot_write_are_refused(targets, limit, message
         return train_small.check_classes(texts, tokenizer, limit)
     with pytest.raises(SystemExit, match=message):
         train_small.check_classes(texts, tokenizer, limit)
+
+
+def test_a_machine_without_git_trains(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train_small.main(list_flags(world, tmp_path / "run", max_steps=1))
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["git_commit"] is None
 
 
 def test_targets_that_are_cut_are_counted_and_said(world, tmp_path, capsys):

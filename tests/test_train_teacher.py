@@ -221,6 +221,24 @@ def test_out_of_memory_recomputes_then_halves_the_rows_of_a_pass(
         run(world, tmp_path / "asked", "--micro-batch", 8)
 
 
+def test_a_pass_is_a_whole_part_of_the_step(world, tmp_path, monkeypatch):
+    """Half of 12 rows, then of 6; of 3 there is no half: 1. Passes of 2 would leave out a row."""
+    small = Small(monkeypatch, 1)
+    flags = ("--batch-size", 12, "--no-recompute", "--max-steps", 2)
+    assert run(world, tmp_path / "run", *flags)["placement"]["micro_batch"] == 1
+    assert list(dict.fromkeys(rows for rows, _ in small.tried)) == [12, 6, 3, 1]
+
+
+@pytest.mark.parametrize("kept", ['{"rows": 3, "recompute": true}', '{"rows": "x"}', "[1]", "{"])
+def test_damaged_passes_are_begun_anew(world, tmp_path, kept):
+    run(world, tmp_path / "other", "--max-steps", 1)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "passes.json").write_text(kept)
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "run")
+    placement = run(world, tmp_path / "run", "--max-steps", 1)["placement"]
+    assert placement["micro_batch"] == 8 and not placement["recompute"]
+
+
 def test_memory_that_runs_out_later_continues_from_the_checkpoint(world, tmp_path, monkeypatch):
     """And a run that is killed after that keeps to the passes that fitted, to the last bit."""
     real, calls = train_teacher.compute_loss, []
@@ -449,12 +467,15 @@ def test_weights_are_counted_with_a_head_of_their_own(world):
 
 
 @pytest.mark.parametrize("name", ["activation", "gradient"])
-def test_layers_are_recomputed_by_either_name(name):
+def test_layers_are_recomputed_by_either_name(monkeypatch, name):
     """transformers 5.23 says activation_, 5.17 gradient_checkpointing_enable."""
-    asked = []
+    asked, args = [], Namespace(pad_to=1, batch_size=8)
     model = Namespace(**{f"{name}_checkpointing_enable": asked.append})
-    train_teacher.recompute_layers(model)
-    assert asked == [{"use_reentrant": False}]
+    monkeypatch.setattr(train_teacher, "Trainer", Namespace)
+    passes = {"rows": 2, "recompute": True}
+    training = Namespace(world_size=2)
+    train_teacher.build_trainer(args, training, model, "fp32", [], passes)
+    assert asked == [{"use_reentrant": False}] and training.gradient_accumulation_steps == 2
 
 
 @pytest.mark.parametrize(
@@ -558,7 +579,8 @@ def test_adapters_are_merged_one_layer_at_a_time(world):
             torch.nn.init.normal_(weight, std=0.1)
     layer = model.base_model.model.encoder.block[0].layer[0].SelfAttention.q
     delta = 2 * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
-    merged = train_teacher.merge_adapters(model)
+    model.merge_adapter()
+    merged = model.unload()
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     after = dict(merged.named_parameters())
     assert after.keys() == before.keys()
@@ -572,6 +594,10 @@ def test_adapters_are_merged_one_layer_at_a_time(world):
 def test_refusals(world, tmp_path, capsys):
     with fails("no such model folder"):
         run(world, tmp_path / "a", model="nothing")
+    config = shutil.copytree(world / "model", world / "odd") / "config.json"
+    config.write_text(config.read_text().replace('"d_kv": 8', '"d_kv": -8'))
+    with fails("odd: no model can be loaded"):
+        run(world, tmp_path / "a", model="odd")
     with fails("100 labels asked for, 64 rows with a target"):
         run(world, tmp_path / "b", "--num-labels", 100)
     with fails("the loss is nan at step"):

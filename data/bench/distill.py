@@ -187,13 +187,14 @@ def train(args, script, output, clock, *flags):
 
 def run_loop(args, clock):
     """(d): the student half of (b) on its labels, without the Trainer."""
-    settings = argparse.Namespace(temperature=2.0, ce_weight=0)
+    settings = argparse.Namespace(temperature=2.0)
     labels, student = open_labels(args.output / "labels"), load(args.models / "student").train()
     alone = argparse.Namespace(world_size=1, gradient_accumulation_steps=1)
     loss = distill.SoftLoss(student, settings, alone)
     collate = distill.Collator(student, labels.key, settings.temperature)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
-    sampler = distill.LengthGroupedSampler(labels.lengths, args.batch_size, 0)
+    lengths = [len(row["input_ids"]) + len(row["labels"]) for row in labels]
+    sampler = distill.LengthGroupedSampler(lengths, args.batch_size, 0)
     with clock.phase("train"):
         for epoch in range(args.epochs):
             sampler.set_epoch(epoch)
