@@ -261,7 +261,6 @@ def decode(model, batch, key):
     picked = torch.from_numpy(order).to(model.device)
     ends = np.bincount(owners[order]).cumsum()[:-1]
     kept = {n: torch.cat([step[n] for step in steps])[picked].cpu().numpy() for n in steps[0]}
-    check_finite(kept["logits"])
     found = zip(*(np.split(values, ends) for values in kept.values()), strict=True)
     found = [dict(zip(kept, values, strict=True)) for values in found]
     for row in found:
@@ -284,13 +283,7 @@ def score_classes(model, batch, key):
         logs = model(**inputs).logits.float().log_softmax(-1)
         scores.append(logs.gather(-1, labels[..., None]).sum((1, 2)))
     scores = torch.stack(scores, 1).log_softmax(1).cpu().numpy()
-    check_finite(scores)
     return [{"logprobs": row} for row in scores]
-
-
-def check_finite(values):
-    if not np.isfinite(values).all():
-        fail("the teacher's logits are not finite: are its weights whole, its dtype bf16 or fp32?")
 
 
 def pad_rows(rows, value, multiple=1):
@@ -344,6 +337,9 @@ def label_rows(model, tokenizer, texts, key, size):
             size, answers = size // 2, {}  # a file is made at one size, which it tells
             print(f"[labels] out of memory: now {size} rows at once", file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
+    scores = [row.get("logits", row.get("logprobs")) for row in answers.values()]
+    if not all(np.isfinite(values).all() for values in scores):
+        fail("the teacher's logits are not finite: are its weights whole, its dtype bf16 or fp32?")
     rows = zip(texts, ids, whole, strict=True)
     rows = [{"source": t, "input_ids": a, "cut_source": len(a) < len(b)} for t, a, b in rows]
     return [{**row, **answers[i]} for i, row in enumerate(rows)], size
@@ -523,11 +519,8 @@ def write_shard(folder, key, start, table, **facts):
 
     table = table.replace_schema_metadata({"facts": json.dumps({"key": hash_json(key), **facts})})
     new = folder / f".{start:09}.{os.getpid()}.new"
-    with open(new, "wb") as file:
-        with pa.ipc.new_stream(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+    with pa.ipc.new_stream(str(new), table.schema) as writer:
+        writer.write_table(table)
     name = f"{start:09}-{start + len(table):09}-{hash_file(new)[:16]}.arrow"
     os.replace(new, folder / name)
     for path in folder.glob(f".{start:09}.*.new"):
