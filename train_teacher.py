@@ -480,7 +480,7 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
     "output_dir num_train_epochs per_device_train_batch_size resume_from_checkpoint push_to_hub"
     " fp16 fp16_full_eval train_sampling_strategy label_smoothing_factor auto_find_batch_size"
-    " remove_unused_columns"
+    " remove_unused_columns metric_for_best_model"
 ).split()
 BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
 PAUSE = 600
@@ -570,6 +570,9 @@ def read_training(args, rest):
         make, values = transformers.Trainer.get_optimizer_cls_and_kwargs(training, weight)
         schedule = training.lr_scheduler_type, make(weight.parameters(), **values), 1, 2
         transformers.get_scheduler(*schedule, training.lr_scheduler_kwargs)
+        backend, mode = training.torch_compile_backend, training.torch_compile_mode
+        if training.torch_compile:  # nothing is compiled yet
+            torch.compile(weight, backend=backend, mode=mode)
     except Exception as error:  # each flag's library has its own
         parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture

@@ -370,7 +370,8 @@ WRONG_FLAGS = """
 --num-train-epochs 3; --per-device-train-batch-size 4; --fp16
 --output-dir x; --label-smoothing-factor 0.1; --no-such-flag; --learning 3; --epoch 3; --epochs x
 --eval-strategy steps; --report-to nonsense; --push-to-hub; --optim nonsense
---max-steps x; --auto-find-batch-size
+--max-steps x; --auto-find-batch-size; --metric-for-best-model x; --torch-compile-mode nonsense
+--torch-compile-backend nonsense
 --labels A A; stray; --resume-from-checkpoint x; --save-steps 5.5; --train-sampling-strategy random
 """
 
