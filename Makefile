@@ -115,7 +115,7 @@ $(foreach g,$(filter-out $(TARGETS),$(MAKECMDGOALS)),$(if $(findstring /,$(g)),,
 GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data table5 table7,$(MAKECMDGOALS))) \
   $(if $(filter $(ADVICE),$(MAKECMDGOALS)),pilot)
 
-CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 # Small models keep one core busy each, so at mini scale independent runs stand side by side.
 ifeq ($(SCALE),mini)
   export OMP_NUM_THREADS ?= 1
