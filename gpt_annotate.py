@@ -371,7 +371,8 @@ def main(argv=None):
         if todo and args.batch == "submit" and not args.complete:
             return print(*todo, sep="\n")
         if todo:
-            print(*todo[:-1], sep="\n", end="\n" * (len(todo) > 1))
+            for line in todo[:-1]:
+                print(line)
             raise UserError(todo[-1])
     print(*show_result(args, write_results(job, store)), sep="\n")
 
