@@ -34,17 +34,16 @@ TARGETS = [*(f"table{i}" for i in range(1, 12)), *(f"fig{i}" for i in range(2, 8
 STEPS = "--max-steps 2 --warmup-steps 0 --batch-size 4 --save-steps 100"
 # Runs the lines of `make -n` in one process, as loading the libraries is all the time they take.
 RUNNER = """
-import pathlib, runpy, shlex, sys
+import pathlib, shlex, sys
+from data.costs import in_one
 for line in open(sys.argv[1]).read().replace("\\\\\\n", " ").splitlines():
     words = shlex.split(line.partition(" >")[0])
     if words[0] == "touch":
         pathlib.Path(words[1]).touch()
-    if words[1:] and words[1].endswith(".py"):
-        sys.argv, sys.path[0] = words[1:], "."
-        try:
-            runpy.run_path(words[1], run_name="__main__")
-        except SystemExit as stop:
-            assert not stop.code, (line, stop.code)
+    elif words[1:3] == ["-m", "data.costs.in_one"]:
+        in_one.main(words[3:])
+    elif words[1:] and words[1].endswith(".py"):
+        in_one.main(words[1:])
 """
 
 
@@ -276,7 +275,7 @@ def finish_runs(project, *words):
     assert done.returncode == 0, done.stderr
     task = load_task(f"mine={project / 'remarks' / 'task.json'}")
     for line in done.stdout.splitlines():
-        command = shlex.split(line)
+        command = shlex.split(line.partition(" -- ")[0].replace("-m data.costs.in_one ", ""))
         if "--strategy" in command:
             flags = dict(itertools.pairwise(command))
             data = project / (flags.get("--unlabeled") or flags["--train"])
