@@ -52,6 +52,7 @@ from data.costs.prices import (
     show_columns,
     show_price,
     show_usd,
+    tell,
     to_json,
 )
 from data.costs.runs import parse_run
@@ -68,14 +69,6 @@ def print_json(value):
 
 def print_notes(notes):
     print("\n".join(["", *(f"- {note}" for note in notes)]))
-
-
-WAYS = """
-Ann.   people label more; the compact model is fine-tuned on N + these labels
-Dist.  a teacher is fine-tuned on the N labels; the compact model learns from its
-       soft labels on the unlabeled examples
-Both   where the rows are fewer than the dollars could distil
-LLM    a large language model labels more, paid by the token"""
 
 
 def run_plan(args):
@@ -110,7 +103,7 @@ def run_plan(args):
     else:
         rows.append(["LLM", "N/A", "", None, "no tokens per label known for this task"])
     print(show_columns(["Strategy", "Buys", "What", "Spends", "Detail"], rows))
-    print(WAYS)
+    print(tell("ways"))
     print_notes(result["notes"])
 
 

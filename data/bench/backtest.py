@@ -28,10 +28,9 @@ from sklearn.isotonic import IsotonicRegression
 from data.costs.advise import Market, find_turns
 from data.costs.budget import count_distill_hours, make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
-from data.costs.pilot import PAPER_CONSTANTS, read_paper_runs
+from data.costs.pilot import PAPER_CONSTANTS, load_scores, read_paper_runs
 from data.costs.prices import load_prices
 from data.files import DATA, make_parser, read_csv, run_cli
-from data.plots.results import load_scores
 from data.tasks import PAPER_TASKS, load_task
 
 ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}

@@ -37,10 +37,11 @@ from data.costs.prices import (
     show_dollars,
     show_price,
     show_usd,
+    tell,
     to_json,
 )
 from data.costs.runs import find_run
-from data.files import DATA, UserError, parse_amount, read_csv, read_json, write_json
+from data.files import DATA, UserError, parse_amount, read_csv, write_json
 from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
@@ -210,11 +211,6 @@ def rank_next_runs(posterior, market, budgets):
         gain, changed = (sum(v) / len(values) for v in zip(*values, strict=True))
         ranked.append({"points": gain, "changed": changed, "usd": usd, "run": run})
     return sorted(ranked, key=lambda each: -each["points"])
-
-
-def tell(key, **words):
-    """A sentence of data/costs/advice.json with its words."""
-    return read_json(Path(__file__).with_name("advice.json"))[key].format(**words)
 
 
 def list_notes(pilot, posterior, market, rows):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.flags import find_unit, make_flags
-from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd
+from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd, tell
 from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
 from data.tasks import load_task
 
@@ -359,15 +359,6 @@ def measure_tokens(task, rows):
 
 
 HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"
-NOTES = (
-    "GiB of all GPUs together: Model is weights, gradients and optimiser; Activations are those of "
-    f"the longest rows; Fullest is the most on one GPU, {RESERVE} GiB of it for CUDA",
-    "tight: nothing else may use the GPU, not even a screen",
-    "DDP: GiB on each GPU if each has a process with the whole model, as by LAUNCH: that holds the "
-    "gradients twice",
-    "Disk, RAM: GB for checkpoints and the model, and to load, save and continue",
-    "lora trains adapters alone, another method: it is taken only where no other way fits",
-)
 
 
 def show_plan(plan, card, usd, chosen):
@@ -428,5 +419,4 @@ def run_memory(args):
             if args.gpu_usd_per_hour is not None:
                 usd, how = parse_price(args.gpu_usd_per_hour, "--gpu-usd-per-hour"), "as given"
             show_cards(shape, count, card, work, usd, how)
-    hours = f"hours of training alone at {work.utilisation:.0%} of the peak, assumed, not measured"
-    print("- " + "\n- ".join([*NOTES, hours]))
+    print(tell("memory", reserve=RESERVE, used=work.utilisation))

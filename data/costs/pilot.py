@@ -99,19 +99,42 @@ def make_posterior(pilot, unit=1):
     return Posterior.join(parts)
 
 
+# --- the paper's scores --------------------------------------------------------------------
+
+COUNTS = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
+
+
+def load_scores(path=DATA / "paper" / "scores.csv"):
+    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11: one dict per cell.
+
+    Keys: table, task, strategy (small, teacher, dist, self, distilbert, bert; small-full: on all
+    labels; existing: of other papers), labels (N), budget_usd (additional dollars; in Table 4
+    all that is printed), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are
+    ints and scores floats; None where nothing or N/A, as `text` then says, is printed.
+    """
+    rows = read_csv(path, (*COUNTS, "task", "strategy", "metric", "score", "note"))
+    for line, row in rows.items():
+        try:
+            row.update({key: int(row[key]) if row[key] else None for key in COUNTS})
+            row["text"] = row["score"]
+            row["score"] = float(row["score"]) if row["score"] not in ("", "N/A") else None
+        except ValueError:
+            raise UserError(f"{path} line {line}: not a number where one is due") from None
+    return list(rows.values())
+
+
 def read_paper_runs(task):
     """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once."""
     label, found = price_label(load_prices(), task.name, task), {}
-    rows = read_csv(DATA / "paper" / "scores.csv").values()
-    for row in (row for row in rows if row["task"] == task.name):
-        table, arm = row["table"], {"small-full": "small"}.get(row["strategy"], row["strategy"])
-        skip = row["score"] in ("", "N/A") or table not in ("2", "3", "4", "9", "11")
-        skip |= (table == "3" and arm == "small") or arm not in ("small", "teacher", "dist")
-        skip |= table == "9" and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
+    for row in load_scores():
+        table, arm = row["table"], row["strategy"].removesuffix("-full")
+        skip = row["task"] != task.name or row["score"] is None or table == 10
+        skip |= arm not in ("small", "teacher", "dist") or (table, arm) == (3, "small")
+        skip |= table == 9 and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
         if not skip:
-            extra = int(row["extra_labels"] or 0)
-            if table == "4" and arm == "small":  # what the budget buys
-                extra = round(float(row["budget_usd"]) / float(label))
-            labels = min(int(row["labels"]) + extra, task.rows["train"])
-            found.setdefault((arm, labels, int(row["unlabeled"] or 0)), float(row["score"]) / 100)
+            extra = row["extra_labels"] or 0
+            if table == 4 and arm == "small":  # what the budget buys
+                extra = round(row["budget_usd"] / float(label))
+            labels = min(row["labels"] + extra, task.rows["train"])
+            found.setdefault((arm, labels, row["unlabeled"] or 0), row["score"] / 100)
     return [Run(*key, score) for key, score in found.items()]

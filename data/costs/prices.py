@@ -8,9 +8,10 @@ import math
 import re
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
-from data.files import DATA, UserError, parse_amount, parse_price, read_csv
+from data.files import DATA, UserError, parse_amount, parse_price, read_csv, read_json
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -60,6 +61,11 @@ def show_columns(columns, rows):
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     shown = [form.format(*line).rstrip() for line in lines]
     return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+
+
+def tell(key, **words):
+    """A text of data/costs/texts.json with its words, e.g. tell("not_affordable", teacher="$9")."""
+    return read_json(Path(__file__).with_name("texts.json"))[key].format(**words)
 
 
 # --- the price list ------------------------------------------------------------------------

@@ -21,34 +21,11 @@ from data.costs.budget import count_llm_labels, make_terms
 from data.costs.flags import find_unit
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.memory import complete_task
+from data.costs.pilot import load_scores
 from data.costs.runs import find_annotation, read_record
 from data.costs.stale import METRICS
-from data.files import DATA, UserError, need, read_csv, read_json, read_jsonl
+from data.files import UserError, need, read_json, read_jsonl
 from data.tasks import load_tasks
-
-# --- the paper's scores --------------------------------------------------------------------
-
-COUNTS = ("table", "labels", "budget_usd", "extra_labels", "gpu_hours", "unlabeled")
-
-
-def load_scores(path=DATA / "paper" / "scores.csv"):
-    """The scores that the paper prints in Tables 2, 3, 4, 9, 10 and 11: one dict per cell.
-
-    Keys: table, task, strategy (small, teacher, dist, self, distilbert, bert; small-full: on all
-    labels; existing: of other papers), labels (N), budget_usd (additional dollars; in Table 4
-    all that is printed), extra_labels, gpu_hours, unlabeled, metric, score, note. Counts are
-    ints and scores floats; None where nothing or N/A, as `text` then says, is printed.
-    """
-    rows = read_csv(path, (*COUNTS, "task", "strategy", "metric", "score", "note"))
-    for line, row in rows.items():
-        try:
-            row.update({key: int(row[key]) if row[key] else None for key in COUNTS})
-            row["text"] = row["score"]
-            row["score"] = float(row["score"]) if row["score"] not in ("", "N/A") else None
-        except ValueError:
-            raise UserError(f"{path} line {line}: not a number where one is due") from None
-    return list(rows.values())
-
 
 # --- one finished run ----------------------------------------------------------------------
 
