@@ -14,10 +14,10 @@ from pathlib import Path
 
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.flags import make_flags
-from data.costs.pilot import load_scores, read_tasks
 from data.costs.prices import load_prices, show_dollars, show_usd
 from data.files import DATA, parse_amount, read_csv, read_jsonl
 from data.plots.notes import TEXTS, tell
+from data.plots.results import load_scores, read_tasks
 from data.plots.tables import Table
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
