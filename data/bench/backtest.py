@@ -201,9 +201,8 @@ def judge_cells(measured, cells):
     found = defaultdict(list)
     for world, task, n, labels, ann, rows, dist in cells:
         pilots = measured.make_pilots(world, task, n)
-        if "P4" not in pilots or rows in [
-            r.unlabeled for r in pilots["P4"] if r.strategy == "dist"
-        ]:
+        seen = [run.unlabeled for run in pilots.get("P4", ()) if run.strategy == "dist"]
+        if not seen or rows in seen:
             continue  # the same cells for every level
         for level in LEVELS:
             posterior = measured.make_posterior(world, task, pilots[level])
@@ -234,14 +233,12 @@ def check_calibration(judged):
 
 def list_table2():
     """{(task, N): [(budget, Dist. - Ann.)]} of the paper's Table 2, where a budget buys rows."""
-    cells, gaps = defaultdict(dict), defaultdict(list)
-    for row in load_scores():
-        if row["table"] == 2 and row["budget_usd"]:
-            key = row["task"], row["labels"], float(row["budget_usd"])
-            cells[key][row["strategy"]] = row["score"]
-    for (task, n, budget), scores in sorted(cells.items()):
-        if scores.get("dist") is not None:
-            gaps[task, n].append((budget, scores["dist"] - scores["small"]))
+    keys, gaps = ("task", "labels", "budget_usd", "strategy"), defaultdict(list)
+    rows = [row for row in load_scores() if row["table"] == 2 and row["budget_usd"]]
+    scores = {tuple(row[key] for key in keys): row["score"] for row in rows}
+    for (task, n, budget, arm), score in scores.items():
+        if arm == "dist" and score is not None:
+            gaps[task, n].append((budget, score - scores[task, n, budget, "small"]))
     return gaps
 
 
