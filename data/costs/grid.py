@@ -78,16 +78,14 @@ class Layout:
         # The paper's rates are for the paper's N, measured ones for the N of our runs.
         self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
-    def resize(self, **sizes):
-        """The same for a `student` or a `teacher` of another size."""
-        other, size = copy.copy(self), {"student": self.student, "teacher": self.teacher, **sizes}
-        other.student, other.teacher = size.values()
-        if (other.student, other.teacher) != (self.student, self.teacher):
-            known = self.parameters
-            priced, asked = (known["small"], known["xxl"]), tuple(map(known.get, size.values()))
+    def resize(self, student="small", teacher="xxl"):
+        """The same for models of these sizes."""
+        other, known = copy.copy(self), self.parameters
+        other.student, other.teacher = student, teacher
+        if (student, teacher) != ("small", "xxl"):
+            priced, asked = (known["small"], known["xxl"]), (known[student], known[teacher])
             other.terms = scale_terms(self.terms, priced, asked)
-            names = f"{other.teacher} => {other.student}"
-            other.about = (f"hours of {names} are estimated from parameter counts",)
+            other.about = (f"hours of {teacher} => {student} are estimated from parameter counts",)
         return other
 
     def make_runs(self, strategy, labels, seeds=None, **kind):
