@@ -350,35 +350,20 @@ def show_split(split, market):
     """The sentence on the best split between labels and rows."""
     usd, best = show_dollars(split["budget"]), split["best"]
     if not best:
-        return f"Best split of {usd}: labels alone, no teacher is affordable"
+        return tell("no_split", usd=usd)
     extra, unspent = best["labels"], split["budget"] - best["usd"]
-    labels = f"buy {extra:,} labels" if extra else "buy no label"
-    left = f"; {show_budget(unspent)} are left" * (50 * unspent >= split["budget"])
-    return (
-        f"Best split of {usd} with a teacher: {labels}, train it on {market.labels + extra:,}, "
-        f"distil {best['rows']:,} rows: {show_band(best['band'])}, better than labels alone in "
-        f"{best['p']:.0%}{left}"
-    )
-
-
-def show_prices(found, market):
-    """The line on what things cost."""
-    label, teacher = market.terms.usd_per_label, show_budget(found["teacher_usd"])
-    return (
-        f"Prices: {show_price(label)} a label; {teacher} a teacher on {found['labels']:,} labels; "
-        f"{show_budget(found['rows_usd'])} for 1,000 rows distilled"
-    )
+    words = {"usd": usd, "labels": f"buy {extra:,} labels" if extra else "buy no label"}
+    words |= {"n": market.labels + extra, "band": show_band(best["band"])}
+    words["left"] = f"; {show_budget(unspent)} are left" * (50 * unspent >= split["budget"])
+    return tell("split", rows=best["rows"], p=best["p"], **words)
 
 
 def show_next(ranked):
+    """The sentence on what to run next, where that is of use."""
     said = []
-    useful = [each for each in ranked if each["points"] >= 0.005]
-    for gain, changed, usd, run in (each.values() for each in useful[:2]):
-        price = show_budget(usd) if usd else "a student's own hours"
-        said.append(
-            f"{name_run(run)}, worth {gain:.2f} points, for {price} (changes the choice in "
-            f"{changed:.0%})"
-        )
+    for each in [each for each in ranked if each["points"] >= 0.005][:2]:
+        price = show_budget(each["usd"]) if each["usd"] else "a student's own hours"
+        said.append(tell("next_run", **{**each, "run": name_run(each["run"])}, price=price))
     if said:
         return f"Most useful next run: {'; '.join(said)}"
     why = "none changes the choice" if ranked else "no teacher is affordable"
@@ -432,6 +417,8 @@ def show_advice(task, found, market):
     if found["pilot"]:
         known = f"{len(found['pilot'])} pilot runs; {found['metric'].replace('_', ' ')} on "
         known += f"{found['dev_rows']:,} dev rows, constant predictor {found['constant']:.1f}"
+    prices = {"label": show_price(market.terms.usd_per_label), "n": found["labels"]}
+    prices |= {"teacher": show_budget(found["teacher_usd"]), "rows": show_budget(found["rows_usd"])}
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
     said = [show_split(found["split"], market), show_turns(found["turns"], market.unit)]
     said += [show_next(found["next_runs"]), show_costs(found["serving"], found["split"]["budget"])]
@@ -446,7 +433,7 @@ def show_advice(task, found, market):
         return textwrap.fill(text, 100, subsequent_indent=indent)
 
     table = show_budgets(found["budgets"], market.labels)
-    parts = [fill(head), fill(show_prices(found, market)), "", table]
+    parts = [fill(head), fill(tell("prices", **prices)), "", table]
     parts += [*map(fill, ("", tell("legend"), "", *said)), ""]
     return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes + found["notes"])])
 
