@@ -22,7 +22,7 @@ from data.costs.flags import load_scale, make_flags, pick_nearest
 from data.costs.grid import TABLES
 from data.costs.prices import match_gpu
 from data.costs.runs import make_run, measure_rates, read_llm_use
-from data.files import UserError
+from data.files import UserError, read_csv, read_json
 from data.plots.printed import load_printed
 from data.plots.results import load_scores
 from data.tasks import load_task, load_tasks
@@ -1016,6 +1016,22 @@ def test_measured_rates(tmp_path, capsys):
 )
 def test_a_mistake_is_named(line, named):
     assert named in fail(*shlex.split(line))
+
+
+def test_options_are_those_of_the_commands():
+    rows = read_csv(ROOT / "data" / "costs" / "options.csv").values()
+    named = [word.lstrip("!") for row in rows for word in row["commands"].split()]
+    assert set(named) == set(costs.COMMANDS)
+    taken = [(row["option"], name) for row in rows for name in row["commands"].split()]
+    assert len(taken) == len(set(taken))  # no command has an option twice
+
+
+@pytest.mark.parametrize("room", ["costs", "plots"])
+def test_each_text_is_said_somewhere(room):
+    """A key of texts.json stands in the code, as a word or as a table's or a figure's name."""
+    code = "".join(p.read_text() for p in [*ROOT.glob("*s.py"), *ROOT.glob(f"data/{room}/*.py")])
+    for key in read_json(ROOT / "data" / room / "texts.json"):
+        assert f'"{key}"' in code or f"'{key}'" in code, key
 
 
 def test_plan_reads_well(capsys):
