@@ -572,8 +572,8 @@ def write_index(folder):
 
 
 class Labels(list):
-    """The first `count` rows of a folder of labels, for a T5 each a dict of arrays, views of the
-    mapped files without a copy. `seconds`: the teacher pass's share for these rows."""
+    """The first `count` rows of a folder of labels, each a dict of the arrays that a T5 learns
+    from, views of the mapped files. `seconds`: the teacher pass's share for these rows."""
 
     def __init__(self, tables, count, key):
         self.key, self.tables, self.seconds = key, [], 0.0
@@ -582,16 +582,9 @@ class Labels(list):
                 table, facts = whole.slice(0, count - start), read_facts(whole)
                 self.seconds += facts["seconds"] / facts["processes"] * len(table) / len(whole)
                 self.tables.append(table)
-                self.extend(self.view_rows(table))
-
-    def view_rows(self, table):
-        """A dict a row of a table; of nothing where there are only scores of classes."""
-        names = () if self.key["classes"] else ("input_ids", *PER_TOKEN)
-        columns = {
-            name: view_lists(table.column(name)) for name in names if name in table.schema.names
-        }
-        for row in range(len(table)):
-            yield {n: values[ends[row] : ends[row + 1]] for n, (ends, values) in columns.items()}
+                names = [n for n in ("input_ids", *PER_TOKEN) if n in table.column_names]
+                rows = zip(*(view_lists(table.column(n)) for n in names), strict=True)
+                self.extend(dict(zip(names, row, strict=True)) for row in rows)
 
     def read(self, name):
         """All values of a column, as Python has them."""
@@ -610,11 +603,11 @@ class Labels(list):
 
 
 def view_lists(column):
-    """(ends (rows + 1), values (N) or (N, width)) of a column of lists, without a copy."""
+    """The rows of a column of lists as arrays (n) or (n, width), views without a copy."""
     lists = column.chunk(0)
     width = getattr(lists.values.type, "list_size", None)
     values = lists.values.values.to_numpy().reshape(-1, width) if width else lists.values.to_numpy()
-    return lists.offsets.to_numpy(), values
+    return [values[start:end] for start, end in itertools.pairwise(lists.offsets.to_numpy())]
 
 
 def describe_labels(args, training):
