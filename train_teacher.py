@@ -387,7 +387,7 @@ def fit_in_memory(args, training, parts, examples, *run, crowded):
     kept = args.output / "checkpoints" / "passes.json"
     rows, fixed = args.batch_size // training.world_size, args.recompute is not None
     sizes = [size for size in range(1, rows + 1) if rows % size == 0]
-    passes = {"rows": min(args.micro_batch or rows, rows)}
+    passes = {"rows": max(size for size in sizes if size <= (args.micro_batch or rows))}
     passes |= {"recompute": args.recompute if fixed else crowded}
     before = read_json(kept)
     if before.get("rows") in sizes and before.get("recompute") in (True, False):

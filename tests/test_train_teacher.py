@@ -229,6 +229,16 @@ def test_a_pass_is_a_whole_part_of_the_step(world, tmp_path, monkeypatch):
     assert list(dict.fromkeys(rows for rows, _ in small.tried)) == [12, 6, 3, 1]
 
 
+def test_a_pass_is_a_whole_part_of_what_each_process_has(tmp_path, monkeypatch):
+    """Two processes have 6 rows each of a step of 12: passes of 4 would leave out 2."""
+    for name in ("place_model", "build_trainer", "fit"):
+        monkeypatch.setattr(train_teacher, name, lambda *args: None)
+    args = Namespace(output=tmp_path, batch_size=12, micro_batch=4, recompute=None)
+    training, parts = Namespace(world_size=2), (None, None, "fp32", 1)
+    *_, passes = train_teacher.fit_in_memory(args, training, parts, [], crowded=False)
+    assert passes == {"rows": 3, "recompute": False}
+
+
 @pytest.mark.parametrize("kept", ['{"rows": 3, "recompute": true}', '{"rows": "x"}', "[1]", "{"])
 def test_damaged_passes_are_begun_anew(world, tmp_path, kept):
     run(world, tmp_path / "other", "--max-steps", 1)
