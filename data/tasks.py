@@ -165,11 +165,11 @@ class Task:
     title: Annotated[str, read_words]
     metric: Annotated[str, read_choice(*METRICS)]
     prefix: Annotated[str, read_words]
-    labels: Annotated[tuple, read_each(read_label)]
     max_source_length: Annotated[int, read_tokens]
     max_target_length: Annotated[int, read_tokens]
     labels_n: Annotated[tuple, read_each(read_number, [1000, 5000])]
     budgets: Annotated[tuple, read_each(parse_price, [100, 200])]  # dollars
+    labels: Annotated[tuple, read_each(read_label)] = ()
     own: bool = True  # a task that the paper has not
     kind: Annotated[str, read_words] = None
     report: Annotated[str, read_choice("accuracy", "f1")] = "f1"
@@ -228,7 +228,7 @@ HOURS = {  # what an entry has in other words than the Task: (its field, its rea
 }
 HINTS = {key: each for key, each in Task.__annotations__.items() if hasattr(each, "__metadata__")}
 READERS = {key: (key, each.__metadata__[0]) for key, each in HINTS.items()} | HOURS
-NEEDED = tuple(READERS)[:8]
+NEEDED = tuple(READERS)[:7]
 read_scale = read_map(read_flags)
 
 

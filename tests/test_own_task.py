@@ -183,6 +183,8 @@ def test_what_an_entry_lacks_is_one_line_that_names_it():
         "teacher_gpu_hours": (None, "no GPU rates; give its entry the fields 'teacher_gpu_hours'"),
         "distill_gpu_hours_per_100k": (None, "no GPU rates"),
     }
+    with pytest.raises(UserError, match="field 'labels' needs 2 names or more for classes"):
+        make_task("mine", {key: value for key, value in entry.items() if key != "labels"})
     for field, (value, message) in faults.items():
         broken = {**entry, field: value}
         broken = {key: kept for key, kept in broken.items() if kept is not None}
