@@ -473,16 +473,22 @@ def test_targets_are_checked_before_the_model_is_loaded(tmp_path, capsys):
 def test_the_card_of_a_model_says_what_it_is_and_its_snippet_runs(trained, tmp_path, capsys):
     folder, data = trained
     shutil.copytree(folder / "model", tmp_path / "model")
-    told = {"strategy": "dist", "unlabeled": 300, "seed": 0, "steps": 9, "seconds": {"train": 5.0}}
+    told = {"strategy": "dist", "labels": 100, "unlabeled": 3000, "seed": 0, "steps": 1200}
+    behind = {"model": "runs/teacher/model", "training": {"seconds": {"train": 7.0}}}
+    told |= {"seconds": {"train": 5.0}, "teacher": behind}  # as distill.py writes it
     (tmp_path / "training.json").write_text(json.dumps(told))
-    config = {"student": "google/t5-v1_1-small", "teacher": "runs/teacher/model"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"student": "google/t5-v1_1-small", "teacher": None})  # learned of saved labels
+    )
     argv = ["--task", "wlp", "--model", tmp_path / "model", "--data", data]
     assert run(*argv) == 0
     card = (tmp_path / "model" / "README.md").read_text()
-    for text in ("base_model: google/t5-v1_1-small", "the teacher `runs/teacher/model` on 300"):
+    for text in (
+        "base_model: google/t5-v1_1-small",
+        "on 3,000 unlabeled rows from the teacher `runs/teacher/model`, which was trained on 100",
+        *("| entity_f1 | 100.0 | 100.0 to 100.0 |", "took 5 s", "its teacher's 7 s", "1,200 steps"),
+    ):
         assert text in card
-    assert "| entity_f1 | 100.0 | 100.0 to 100.0 |" in card and "took 5 s" in card
     snippet = card.split("```python\n")[1].split("```")[0]
     snippet = snippet.replace("text to be labeled", TRAINED[2][0])
     capsys.readouterr()

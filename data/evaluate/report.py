@@ -107,6 +107,7 @@ GENERATE = """greedy = {{"max_new_tokens": {max_target_length}, "num_beams": 1, 
 outputs = model.generate(**inputs, **greedy)
 print(tokenizer.batch_decode(outputs, skip_special_tokens=True))"""
 CLASSIFY = "print([model.config.id2label[i] for i in model(**inputs).logits.argmax(-1).tolist()])"
+RELEASED = "Keys that end in _released are the rule of the paper's released scorer. "
 FORMS = {
     "entities": "The output is `entity [Label] entity [Label] ...`.",
     "classes": "The output is one of {labels}.",
@@ -126,22 +127,27 @@ def write_card(options, task, result):
     write_atomic(card, show_card(folder, task, result, config))
 
 
+def sum_seconds(training):
+    """Seconds of a training.json, None where it has none."""
+    seconds = training.get("seconds")
+    return sum(seconds.values()) if isinstance(seconds, dict) else seconds
+
+
 def show_origin(training, config):
     """Sentences: what was trained, from what, on how much, at what cost."""
     base = config.get("student") or config.get("model") or "a pre-trained model"
-    teacher, labels = config.get("teacher"), training.get("labels")
+    labels, teacher = training.get("labels"), training.get("teacher") or {}
     text = f"`{base}`, trained by strategy `{training.get('strategy')}`"
-    if teacher:
-        rows = training.get("unlabeled") or "unlabeled"
-        text += f": distilled from the teacher `{teacher}` on {rows} unlabeled rows"
-    elif labels:
-        text += f" on {labels:,} labeled rows"
-    seconds = training.get("seconds")
-    total = sum(seconds.values()) if isinstance(seconds, dict) else seconds
+    if rows := training.get("unlabeled"):
+        text += f": distilled on {rows:,} unlabeled rows from the teacher `{teacher.get('model')}`"
+    if labels:
+        text += f"{', which was trained' if rows else ''} on {labels:,} labeled rows"
+    total, before = sum_seconds(training), sum_seconds(teacher.get("training") or {})
     hardware = training.get("hardware") or {}
     device = hardware.get("gpu") or hardware.get("cpu") or "an unknown device"
     cost = f"Training took {total:,.0f} s on {device}" if total else "Its training was not timed"
-    return f"{text}. {cost}; seed {training.get('seed')}, {training.get('steps')} steps."
+    cost += f", its teacher's {before:,.0f} s" if before else ""
+    return f"{text}. {cost}; seed {training.get('seed')}, {training.get('steps') or 0:,} steps."
 
 
 def show_card(folder, task, result, config):
@@ -164,6 +170,7 @@ def show_card(folder, task, result, config):
         title=task.title,
         origin=show_origin(result["training"], config),
         scores="\n".join(scores),
+        released="" if task.own else RELEASED,
         told=f"Note: {result['note']}.\n" if "note" in result else "",
         form=FORMS.get(task.metric, "The output is a text.").format(labels=", ".join(task.labels)),
         kind="AutoModelForSeq2SeqLM" if seq2seq else "AutoModelForSequenceClassification",
