@@ -153,12 +153,25 @@ def test_long_cells_and_notes_go_on_in_further_lines():
     assert r"\begin{tabular}{lp{0.6\linewidth}}" in tables.to_tex(table)
 
 
-def test_columns_without_a_value_are_left_out_of_compact_tables_but_not_of_csv():
-    rows = [["a", None, "1"], ["b", "", "2"]]
-    table = tables.Table("t", "T", ["A", "Empty", "B"], rows, compact=True)
-    assert "Empty" not in tables.to_markdown(table) and "Empty" not in tables.to_tex(table)
-    assert "Empty" in tables.to_csv(table)
+def test_columns_of_one_value_or_none_are_left_out_of_compact_tables_but_not_of_csv():
+    rows = [["a", None, "1", 0, "x"], ["b", "", "1", 0, ""]]
+    columns = ["A", "Empty", "Seeds", "Zero", "B"]
+    table = tables.Table("t", "T", columns, rows, compact=True)
+    assert tables.to_markdown(table).splitlines()[::2] == [
+        *("**T: Seeds 1, Zero 0**", "| A   |   B |", "| a   |   x |")
+    ]
+    assert "Empty" not in tables.to_tex(table) and "T: Seeds 1, Zero 0" in tables.to_tex(table)
+    assert tables.to_csv(table).splitlines()[:2] == [",".join(columns), "a,,1,0,x"]
     assert "Empty" in tables.to_markdown(table._replace(compact=False))
+    assert "Seeds" in tables.to_markdown(table._replace(rows=rows[:1])).splitlines()[2]
+
+
+@pytest.mark.parametrize(("last", "width"), [(27, 100), (28, 93)])
+def test_a_table_wider_than_a_page_leaves_out_the_spaces_at_its_bars(last, width):
+    row = [*["x" * 20] * 3, "y" * last]
+    lines = tables.to_markdown(tables.Table("t", "T", row, [row])).splitlines()[2:]
+    assert {len(line) for line in lines} == {width}
+    assert all(line[0] == line[-1] == "|" for line in lines)
 
 
 def test_a_row_of_another_length_is_refused_before_anything_is_written(tmp_path):

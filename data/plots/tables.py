@@ -27,7 +27,7 @@ class Table(NamedTuple):
     stand right.
     `notes` are printed below, one per line. The texts of column `wide` may be long: in Markdown
     they go on in further rows, in LaTeX in a paragraph. Of a `compact` table these two leave out
-    the columns without any value, which CSV keeps.
+    the columns that hold the same in all rows or nothing, which CSV keeps.
     """
 
     name: str
@@ -47,7 +47,7 @@ NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among them
 WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
 LONG = 60  # rows
-PAGE = 100  # characters of a LaTeX table before it takes both columns of a page
+PAGE = 100  # characters of a terminal's line, and of a LaTeX table that takes one of two columns
 
 
 def show_count(count):
@@ -78,16 +78,21 @@ def join(head, lines):
     return [[*(blank if i else head), label, *line] for i, (label, line) in pairs]
 
 
-def drop_empty(table):
-    """A compact table without the columns of numbers that hold no value in any row."""
+def drop_same(table):
+    """A compact table without the columns that hold one value in all rows, or none; its title says
+    which."""
     if not table.compact:
         return table
-    filled = [
-        any(cell not in (None, "") for cell in column) for column in zip(*table.rows, strict=True)
-    ]
-    keep = [True] * table.left + filled[table.left :]
+    columns = list(zip(*table.rows, strict=True))
+    values = [{"" if cell is None else str(cell) for cell in column} for column in columns]
+    alone = len(table.rows) == 1
+    keep = [any(each) and (alone or len(each) > 1) for each in values]
+    pairs = zip(table.columns, values, keep, strict=True)
+    same = ", ".join(f"{name} {min(each)}" for name, each, kept in pairs if not kept and any(each))
     lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
-    return table._replace(columns=lines[0], rows=lines[1:])
+    title = f"{table.title}: {same}" if same else table.title
+    left = sum(keep[: table.left])
+    return table._replace(title=title, columns=lines[0], rows=lines[1:], left=left)
 
 
 def find_sides(table):
@@ -119,17 +124,20 @@ def wrap_notes(notes):
 
 
 def to_markdown(table):
-    """A Markdown table, padded so that it reads as well in a terminal."""
-    table = drop_empty(table)
+    """A Markdown table, padded so that it reads as well in a terminal, and without the spaces at
+    its bars where it would else be wider than a page."""
+    table = drop_same(table)
     lines = [table.columns, *(table.rows if table.wide is None else wrap_rows(table))]
     cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *map(measure, column)) for column in zip(*cells, strict=True)]
     form = list(zip(find_sides(table), widths, strict=True))
+    bar = "|" if sum(widths) + 3 * len(widths) + 1 > PAGE else " | "
 
     def pad(line):
         gaps = [" " * (width - measure(cell)) for cell, (_, width) in zip(line, form, strict=True)]
         trios = zip(line, gaps, form, strict=True)
-        return "| " + " | ".join(c + g if s == "<" else g + c for c, g, (s, _) in trios) + " |"
+        line = bar.join(c + g if s == "<" else g + c for c, g, (s, _) in trios)
+        return f"{bar.lstrip()}{line}{bar.rstrip()}"
 
     rule = pad(["-" * width if side == "<" else "-" * (width - 1) + ":" for side, width in form])
     body = [pad(cells[0]), rule, *map(pad, cells[1:])]
@@ -175,7 +183,7 @@ def escape(cell):
 
 def to_tex(table):
     """A LaTeX table, notes under it; LaTeX itself numbers it, so the paper's number goes."""
-    table = drop_empty(table)
+    table = drop_same(table)
     sides = ["l" if side == "<" else "r" for side in find_sides(table)]
     lines = [[escape(cell) for cell in line] for line in [table.columns, *table.rows]]
     size = sum(max(map(measure, map(str, column))) + 2 for column in zip(*lines, strict=True))
