@@ -1218,7 +1218,7 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     shutil.rmtree(kept, ignore_errors=True)
     rows, seconds = record["unlabeled"], record["seconds"]["train"]
     text = f"{rows:,} rows" if rows else f"{record['labels']:,} labels"
-    text += f", {record['steps']:,} steps, loss {record['train_loss']:.3f}, {seconds:.0f} s"
+    text += f", {record['steps']:,} steps, mean loss {record['train_loss']:.3f}, {seconds:.0f} s"
     for kind in ("source", "target"):
         if count := record.get(f"truncated_{kind}s"):
             text += f", {count:,} {kind}s cut at {getattr(args, f'max_{kind}_length')} tokens"
