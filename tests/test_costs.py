@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags, pick_nearest
 from data.costs.grid import TABLES
 from data.costs.prices import match_gpu
+from data.costs.rules import tell_progress
 from data.costs.runs import make_run, measure_rates, read_llm_use
 from data.files import UserError, read_csv, read_json
 from data.plots.printed import load_printed
@@ -1134,3 +1136,18 @@ def test_an_annotation_as_it_is_written_is_read(tmp_path):
     found |= {"llm_tokens": {"in": 9, "cached": 0, "out": 1}, "seconds": 1.341}
     write(tmp_path / "annotation.json", found)
     assert read_llm_use(tmp_path, {}) == (found["llm_tokens"], None)
+
+
+def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):
+    """Run a was there before, its estimate a measurement; b took six times its own."""
+    stamps = {name: tmp_path / name / "metrics.json" for name in "abc"}
+    for name, seconds in (("a", 900), ("b", 600)):
+        stamps[name].parent.mkdir()
+        stamps[name].write_text(json.dumps({"seconds": {"generate": seconds}}))
+    os.utime(stamps["a"], (0, 0))
+    planned = {"a/metrics.json": 900, "b/metrics.json": 100, "c/metrics.json": 100}
+    record = tmp_path / "rules.json"
+    record.write_text(json.dumps({"runs": str(tmp_path), "seconds": planned, "jobs": 1}))
+    os.utime(record, (1000, 1000))
+    tell_progress(record)
+    assert capsys.readouterr().err == "2 of 3 runs done, about 10 minutes left\n"

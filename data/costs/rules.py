@@ -393,7 +393,7 @@ def write_rules(tasks, seeds, args):
 
 def tell_progress(path):
     """How many runs of a make are done, and about how long the others take: as much longer than
-    estimated as those that are done did."""
+    estimated as those did that were done since it began, as what is older was measured."""
     shape = {"runs": str, "seconds": {None: float}, "jobs": int}
     record = read_json(path, shape, "runs seconds jobs")
     runs, seconds, jobs = (record[key] for key in shape)
@@ -402,7 +402,9 @@ def tell_progress(path):
     left = [each for stamp, each in stamps.items() if stamp not in done]
     text = f"{len(done)} of {len(stamps)} runs done"
     if left and None not in left:
-        known = [(each, read_spent(stamp)) for stamp, each in done.items() if each] or [(1, 1)]
+        begun = Path(path).stat().st_mtime
+        new = [(s, each) for s, each in done.items() if each and s.stat().st_mtime >= begun]
+        known = [(each, read_spent(stamp)) for stamp, each in new] or [(1, 1)]
         guessed, spent = map(sum, zip(*known, strict=True))
         duration = tell_duration(sum(left) * spent / guessed / max(1, min(jobs, len(left))))
         text += f", {duration} left"
