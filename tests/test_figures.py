@@ -371,12 +371,12 @@ def test_notes_lie_beside_the_picture_and_no_text_block_in_it(tmp_path):
     assert not drawing.draw(drawn.panels).texts
 
 
-def write_own(folder, title):
+def write_own(folder, title, unlabeled=5000, labels_n=(30, 60)):
     entry = {"title": title, "metric": "classes", "report": "accuracy", "prefix": "mine: "}
     entry |= {"labels": ["a", "b"], "max_source_length": 32, "max_target_length": 8}
-    entry |= {"usd_per_label": 0.1, "labels_n": [30, 60], "budgets": [2, 4]}
+    entry |= {"usd_per_label": 0.1, "labels_n": labels_n, "budgets": [2, 4]}
     entry |= {"teacher_gpu_hours": 0.1, "distill_gpu_hours_per_100k": 500}
-    entry |= {"rows": {"train": 400, "unlabeled": 5000}}
+    entry |= {"rows": {"train": 400, "unlabeled": unlabeled}}
     write_json(folder / "task.json", entry)
     return load_task(f"mine={folder / 'task.json'}")
 
@@ -395,6 +395,30 @@ def test_figure_2_of_an_own_task_is_drawn_from_the_runs_of_table_2(tmp_path, tit
     assert ann == [3, 5, 6, 7, 8, 10]
     figures.write_figure(parse("fig2", tmp_path, *flags, "--output", str(tmp_path / "out")))
     assert not recwarn.list
+
+
+def test_points_are_short_of_what_their_own_runs_would_take(tmp_path):
+    task = write_own(tmp_path, "Mine", unlabeled=50)
+    for run in grid("table2", task, "mini"):
+        write_run(tmp_path, "mine", run)
+    drawn = build("fig2", tmp_path, "--task", "mine", "--data", str(tmp_path))
+    short = [row["Strategy"] for row in read_rows(drawn) if "50 exist" in row["Note"]]
+    assert set(short) == {"dist"}
+    count = f"{len(short)} of {len(drawn.points)} points have fewer labels or unlabeled rows"
+    assert any(note.startswith(count) for note in drawn.notes), drawn.notes
+
+
+def test_dots_of_the_only_n_stand_near_it(tmp_path):
+    task = write_own(tmp_path, "Mine", labels_n=[100])
+    for run in grid("fig3", task, "mini"):
+        write_run(tmp_path, "mine", run)
+    drawn = build("fig3", tmp_path, "--task", "mine", "--data", str(tmp_path))
+    figure = drawing.draw(drawn.panels, drawn.columns)
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        dots = [x for line in axes.lines if line.get_alpha() != 0 for x in line.get_xdata()]
+        assert len(dots) == 2 and low < 80 and high > 120
+        assert all(95 < x < 105 for x in dots), dots
 
 
 def test_a_failed_write_leaves_nothing_half_done(tmp_path, monkeypatch):

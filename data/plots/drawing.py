@@ -144,17 +144,27 @@ def find_range(panels):
     return low - below, high + edge
 
 
+def find_ends(panel):
+    """The least and the greatest x of a panel, half an octave or more from their middle so that one
+    x alone has an axis around it; () if it has none."""
+    xs = [dot.x for line in panel.lines for dot in line.list_seen()]
+    xs += [x for x, _ in (*panel.ticks, *panel.top)]
+    if not xs:
+        return ()
+    middle = math.sqrt(min(xs) * max(xs))
+    return min(*xs, middle / math.sqrt(2)), max(*xs, middle * math.sqrt(2))
+
+
 def find_shifts(panel, inches):
     """A factor of x for each series of a panel: 1, or a little to either side with `dodge`.
 
     Neighbours are 4 points apart, nearer where the outer ones would be more than 14.
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
-    xs = [dot.x for line in panel.lines for dot in line.list_seen()]
-    xs += [x for x, _ in (*panel.ticks, *panel.top)]
-    if not panel.dodge or not xs:
+    ends = find_ends(panel)
+    if not panel.dodge or not ends:
         return [1] * len(panel.lines)
-    decades = max(math.log10(max(xs) / min(xs)), 0.3)
+    decades = math.log10(ends[1] / ends[0])
     joined = [line.style.line != "none" for line in panel.lines]
     middle = (sum(joined) - 1) / 2
     step = min(4 / 72, 14 / 72 / max(sum(joined) - 1, 1)) / inches
@@ -225,7 +235,7 @@ def draw_panel(axes, panel, limits, inches):
         size = 5.5 if panel.dodge else max(7 - i, 4.5)
         if line.list_seen():
             shown[line.label] = draw_line(axes, line, shift, size)
-    for x, _ in (*panel.ticks, *panel.top):  # all are in sight, with or without a dot there
+    for x in find_ends(panel):  # all are in sight, with or without a dot there
         axes.plot([x], [limits[0]], alpha=0)
     axes.margins(x=0.07)
     for x, text, color in panel.gaps:

@@ -277,7 +277,7 @@ def make_row(series, score, best):
         " ".join(f"{value:.4f}" for value in score.values("rule")),
         *(score.count_rows(), find_reported(score)),
         None if best is None else "yes" if best else "no",
-        *(" ".join(run.name for run in score.runs), "; ".join(cell.notes)),
+        *(" ".join(run.name for run in score.runs), "; ".join(score.list_notes())),
         "; ".join(f"{count} ({name})" for name, count in today.items()),
     ]
 

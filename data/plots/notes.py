@@ -197,7 +197,7 @@ def note_figure(args, studies, scores, missing):
     own = all(study.own for study in studies)
     real = f"Text and labels from {args.data}." + f" {TEXTS['mini']}" * (args.scale == "mini")
     plans = list_plans(studies)
-    short = [s for s in scores if any(note.endswith(" exist") for note in s.cell.notes)]
+    short = [s for s in scores if any(note.endswith(" exist") for note in s.list_notes())]
     runs = {(s.study.task.name, run.name) for s in scores for run in s.runs}
     by_llm = figure in ("fig6", "fig7")
     return keep(

@@ -194,6 +194,11 @@ class Study:
 # --- one cell ------------------------------------------------------------------------------
 
 
+# strategy -> what of a cell's plan is short for its runs; where there is no budget, labels for all
+PLANNED = {"small": "labels", "llm": "rows for an LLM", "dist": "unlabeled rows"}
+PLANNED["self"] = PLANNED["dist"]
+
+
 class Score:
     """What the runs of one strategy in one cell scored, a run for each seed: percent.
 
@@ -211,6 +216,15 @@ class Score:
         for run in self.there if part else ():
             other = next((o.name for o in part.there if o.seed == run.seed), None)
             self.part[run.name] = other and study.score_part(run.name, other)
+
+    def list_notes(self):
+        """The cell's notes, without those on rows that only other strategies' runs lack."""
+        kinds = {PLANNED.get(self.strategy), None if self.cell.budget_usd else "labels"}
+        return [
+            note
+            for note in self.cell.notes
+            if not note.endswith(" exist") or any(f" {kind} planned, " in note for kind in kinds)
+        ]
 
     def is_part(self):
         """Whether all finished runs are scored on the rows of `part`."""
