@@ -818,6 +818,11 @@ def test_several_run_folders_are_compared_to_the_first(tmp_path, capsys):
     assert run(*flags) == 0
     shown = capsys.readouterr().out
     assert "by Holm" in shown and "+8.00" in shown and "not of seeds" in shown
+    assert f"differences from the first in {tmp_path}:\naccuracy\n  " in shown  # the score first
+    assert max(map(len, shown.splitlines()[1:-1])) <= 100 and "]  b  +8.00 [" in shown
+    (tmp_path / "d").mkdir()
+    runs[2] = (tmp_path / "c").rename(tmp_path / "d" / "c")
+    assert run(*flags[:3], *runs) == 0 and f"]  {runs[2]}  +2.00" in capsys.readouterr().out
     (tmp_path / "b" / "metrics.json").write_text('{"task": "fever"}')
     assert run(*flags) == 1
     assert "of task 'fever', not 'multipit_id'" in capsys.readouterr().err

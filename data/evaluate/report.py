@@ -64,11 +64,18 @@ def show_classes(result):
 
 def show_comparison(result):
     """Several runs side by side as text: each metric of each, and its difference from the first."""
-    lines = [f"{result['task']}, {result['n']:,} rows, 95% intervals; differences from the first:"]
-    for key, runs in result["metrics"].items():
+    folders = {Path(run["run"]).parent for run in result["runs"]}
+    folder = folders.pop() if len(folders) == 1 else Path()
+    inside = f" in {folder}" * (folder != Path())
+    head = f"{result['task']}, {result['n']:,} rows, 95% intervals"
+    lines = [f"{head}; differences from the first{inside}:"]
+    for key, runs in sorted(
+        result["metrics"].items(), key=lambda each: each[0] != result["metric"]
+    ):
         lines.append(key)
         for run in runs:
-            score = "{score:7.2f} [{interval[0]:.2f}, {interval[1]:.2f}]  {run}".format(**run)
+            score = "{score:7.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**run)
+            score += f"  {Path(run['run']).name if inside else run['run']}"
             told = ""
             if "difference" in run:
                 low, high = run["difference_interval"]
