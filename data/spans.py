@@ -101,15 +101,18 @@ def write_spans(source, spans, labels):
 def find_spans(source, target, labels):
     """[(start, end, label)] of a target's entities in its source, each after the one before it.
 
-    Whole words are preferred; an entity that is not in the source has no span. Where a text stands
-    several times the target does not say which is meant: the next is taken.
+    Whole words are preferred; an entity that is not in the source, or not as often as in the
+    target, has no span, so that none overlap. Where a text stands several times the target does
+    not say which is meant: the next is taken.
     """
     spans, last = [], 0
     for text, label in split_entities(target, make_brackets(labels))[0]:
         words = r"\s+".join(map(re.escape, text.split()))
-        for form, start in ((rf"(?<!\w){words}(?!\w)", last), (words, last), (words, 0)):
-            found = words and re.compile(form).search(source, start)
-            if found:
-                spans.append((found.start(), last := found.end(), label))
-                break
+        forms = (rf"(?<!\w){words}(?!\w)", words) if words else ()
+        places = [found.span() for form in forms for found in re.finditer(form, source)]
+        free = [
+            (s, e) for s, e in places if not any(s < end and start < e for start, end, _ in spans)
+        ]
+        for start, end in [*(each for each in free if each[0] >= last), *free][:1]:
+            spans.append((start, last := end, label))
     return spans

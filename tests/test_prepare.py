@@ -478,6 +478,20 @@ def test_spans_of_annotation_tools_and_back(tmp_path, key, form):
     assert write_spans(TEXT, [list(span) for span in back], GENES["labels"]) == TARGET
 
 
+@pytest.mark.parametrize(
+    ("target", "spans"),
+    [
+        ("pan [A] pan [A]", [(4, 7, "A")]),  # as a model repeats itself
+        ("the pan [A] pan [B]", [(0, 7, "A")]),  # no place of its own is left
+        ("salt [A] pan [B]", [(12, 16, "A"), (4, 7, "B")]),  # another order than the source's
+        ("pan [A] lids [A] [B]", [(4, 7, "A"), (18, 22, "A")]),
+        ("lid [A] lid [A]", [(18, 21, "A")]),  # within a word, where in no other way
+    ],
+)
+def test_spans_of_a_models_output_never_overlap(target, spans):
+    assert find_spans("the pan and salt, lids", target, ["A", "B"]) == spans
+
+
 def test_label_studios_full_export(tmp_path):
     result = [{"value": make_span(*SPANS[2], "studio")}]
     row = {"data": {"text": TEXT}, "annotations": [{"result": result}]}
