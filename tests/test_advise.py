@@ -269,6 +269,8 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
         "Ann., measured",
     ]  # fmt: skip
     assert panel.span and len(panel.bands) == 3
+    anywhere = {**advice, "turns": {**advice["turns"], "first": [1, 1, None]}}
+    assert not make_panel(anywhere).span  # a shade over all would say that Dist. leads there
     assert [text for text, *_ in panel.levels][:2] == ["constant predictor", "teacher on N"]
 
 

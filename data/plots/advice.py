@@ -65,10 +65,12 @@ def list_levels(advice):
 
 
 def find_span(advice, low, high):
-    """The budgets among which Dist. first leads, with 80%, as far as they are in sight."""
+    """The budgets among which Dist. first leads, with 80%, as far as they are in sight; none where
+    that is all of them, as the shade would then look as if Dist. led everywhere."""
     first, _, last = (high if usd is None else usd for usd in advice["turns"]["first"])
     first, last = max(first, low), min(last, high)
-    return ("Dist. first leads (80%)", drawing.SKY, first, last) if first < last else ()
+    seen = first < last and (first, last) != (low, high)
+    return ("Dist. first leads (80%)", drawing.SKY, first, last) if seen else ()
 
 
 def write_advice(args):
