@@ -40,6 +40,7 @@ import contextlib
 import fcntl
 import gc
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -125,6 +126,8 @@ def check_flags(parser, args):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
     parse_args()  # --help and a wrong path are answered before torch is loaded
+    if not importlib.util.find_spec("torch"):
+        sys.exit(f"error: no package 'torch' in {sys.executable}; requirements.txt names all")
 
 import numpy as np
 import torch

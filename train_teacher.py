@@ -35,6 +35,7 @@ import fcntl
 import functools
 import gc
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -102,6 +103,8 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the middle of an import
     parse_args()  # --help and a wrong path are answered before torch is loaded
+    if not importlib.util.find_spec("torch"):
+        sys.exit(f"error: no package 'torch' in {sys.executable}; requirements.txt names all")
 
 import numpy as np
 import psutil

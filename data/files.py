@@ -38,6 +38,9 @@ def run_cli(main):
         sys.exit(code or 0)
     except UserError as error:
         print("error: " + str(error).replace("\n", "\\n"), file=sys.stderr)  # one line in any case
+    except ModuleNotFoundError as error:
+        how = "make venv, then source .venv/bin/activate"
+        print(f"error: no package {error.name!r} in {sys.executable}; {how}", file=sys.stderr)
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

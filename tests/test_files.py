@@ -1,5 +1,6 @@
 """data/files.py: JSON that is none is named by file, key and type; files are whole or not there."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from data.files import (
     read_if_there,
     read_json,
     read_jsonl,
+    run_cli,
     write_atomic,
     write_json,
 )
@@ -119,3 +121,22 @@ def test_a_terminal_that_knows_no_dash_still_gets_its_table():
     setting = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(line, cwd=ROOT, env=setting, capture_output=True, check=False)
     assert done.returncode == 0 and b"?" in done.stdout and not done.stderr
+
+
+def test_a_missing_package_is_one_line_that_says_what_to_do(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: importlib.import_module("no_such_package"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and error.startswith("error: no package 'no_such_package' in /")
+    assert error.endswith("make venv, then source .venv/bin/activate\n")
+
+
+@pytest.mark.parametrize("script", ["train_small.py", "train_teacher.py", "distill.py"])
+def test_a_training_script_without_torch_says_so_in_one_line(script):
+    here = Path(__file__)
+    what = ["--labels", here.parent, "--teacher", here.parent, "--unlabeled", here]
+    what = what if script == "distill.py" else ["--train", here]
+    words = [sys.executable, "-S", here.parents[1] / script, *what, "--output", "/tmp/none/run"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: no package 'torch' in /")
+    assert done.stderr.count("\n") == 1

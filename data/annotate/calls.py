@@ -19,8 +19,6 @@ from contextlib import suppress
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
-from tqdm import tqdm
-
 from data.annotate.store import TOO_LONG, hash_reply, read_error, read_reply
 from data.costs.prices import show_usd
 from data.files import UserError
@@ -211,6 +209,8 @@ class Run:
 
     async def run(self, calls):
         """Ask for all that the store lacks; False where the budget ended before that."""
+        from tqdm import tqdm  # run_cli() tells where a package is missing
+
         start, left = time.monotonic(), [c for c in calls if c.key not in self.store.answers]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):  # let the calls in flight come home
