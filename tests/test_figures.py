@@ -337,7 +337,8 @@ def test_figure_7_scores_both_on_the_rows_that_the_llm_answered(tmp_path):
     drawn = build("fig7", tmp_path)
     small = [row for row in read_rows(drawn) if row["Strategy"] == "small"]
     assert {row["Score"] for row in small} == {"50"}  # of c and the first b; 75 of all rows
-    assert any("on the same 200 test rows" in note for note in drawn.notes)
+    assert {row["Test rows"] for row in read_rows(drawn)} == {"2"}
+    assert any("on the same 2 test rows" in note for note in drawn.notes)
     (tmp_path / "wlp" / small[0]["Runs"] / "row_scores.json").unlink()
     drawn = build("fig7", tmp_path)
     assert read_rows(drawn)[1]["Score"] == "75"

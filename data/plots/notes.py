@@ -179,7 +179,9 @@ def note_rows(scores):
     """On which test rows Figure 7 scores the compact model."""
     own = [score for score in scores if score.strategy == "small" and score.there]
     same = own and all(score.is_part() for score in own)
-    return tell("same_rows" if same else "other_rows", rows=LLM_TEST_ROWS)
+    counts = {score.count_rows() for score in scores if score.strategy == "prompted"} - {None}
+    rows = " or ".join(map(str, sorted(counts or {LLM_TEST_ROWS})))
+    return tell("same_rows" if same else "other_rows", rows=rows)
 
 
 def note_figure(args, studies, scores, missing):

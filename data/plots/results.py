@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data.costs.budget import count_llm_labels, make_terms
 from data.costs.flags import find_unit
-from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, TABLES, cells, choose_tasks, parse_seeds
+from data.costs.grid import LLM_EXAMPLES, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.memory import complete_task
 from data.costs.pilot import load_scores
 from data.costs.runs import find_annotation, read_record
@@ -212,7 +212,7 @@ class Score:
         self.runs = tuple(cell.runs.get(strategy) or ())
         self.there = [run for run in self.runs if study.load(run.name)]
         self.found = [study.load(run.name) for run in self.there]
-        self.part = {}
+        self.part, self.other = {}, part
         for run in self.there if part else ():
             other = next((o.name for o in part.there if o.seed == run.seed), None)
             self.part[run.name] = other and study.score_part(run.name, other)
@@ -266,7 +266,8 @@ class Score:
 
     def count_rows(self):
         """Test rows behind the score; None without a finished run."""
-        return LLM_TEST_ROWS if self.is_part() else self.found[0]["n"] if self.found else None
+        found = self.other.found if self.is_part() else self.found
+        return found[0]["n"] if found else None
 
     def has_released(self):
         """Whether the released rule, which knows no own tasks, gives these runs a score."""
