@@ -1,6 +1,7 @@
 """One thread a test process: results repeat, and parallel test processes do not crowd the cores.
 
-A make that a test starts is not part of the `make test` that may run it.
+A make that a test starts is not part of the `make test` that may run it. The pins, one long chain
+of runs, begin first, so that no process is left alone with them at the end.
 """
 
 import os
@@ -16,3 +17,7 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"
 def one_thread():
     if "torch" in sys.modules:  # the tests of money and tables never load it
         sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != "test_pins.py")

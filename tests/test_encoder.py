@@ -263,6 +263,6 @@ def test_table_10_distils_the_towns_encoder(tmp_path, capsys):
     assert json.loads((runs / name / "training.json").read_text())["steps"] == 2
     plots.main(["table10", "--task", "stanceosaurus", "--runs", str(runs.parent)])
     head, _, row, *_ = capsys.readouterr().out.splitlines()[2:]
-    shown = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    shown = dict(zip(*([cell.strip() for cell in x.split("|")] for x in (head, row)), strict=True))
     (said,) = (value for column, value in shown.items() if "BERT (Dist.)" in column)
     assert float(said.strip(" |↓")) == pytest.approx(score, abs=0.05)
