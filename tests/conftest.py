@@ -1,7 +1,7 @@
 """One thread a test process: results repeat, and parallel test processes do not crowd the cores.
 
-A make that a test starts is not part of the `make test` that may run it. The pins, one long chain
-of runs, begin first, so that no process is left alone with them at the end.
+A make that a test starts is not part of the `make test` that may run it. The two files with
+long chains of runs begin first, so that no process is left alone with one at the end.
 """
 
 import os
@@ -20,4 +20,4 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name != "test_pins.py")
+    items.sort(key=lambda item: item.path.name not in ("test_pins.py", "test_own_task.py"))
