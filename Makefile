@@ -260,7 +260,7 @@ sweep: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## rates and steps of an 
 backtest: | $(INSTALLED) ## how often advice is right, on measured tables (4 minutes)
 	@$(PY) -m data.bench.backtest
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)
-	@$(PY) -m pytest -n $(CORES) --dist loadfile $(PYTEST_FLAGS)
+	@$(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 lint: | $(INSTALLED) ## formatting and common mistakes
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
 clean: ## remove tables and caches; runs, data, labels and paid answers stay
