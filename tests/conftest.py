@@ -1,11 +1,12 @@
 """One thread a test process: results repeat, and parallel test processes do not crowd the cores.
 
 A make that a test starts is not part of the `make test` that may run it. The two files with
-long chains of runs begin first, so that no process is left alone with one at the end.
+long chains of runs begin first and those of few tests last, so that no process is left alone.
 """
 
 import os
 import sys
+from collections import Counter
 
 import pytest
 
@@ -20,4 +21,5 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in ("test_pins.py", "test_own_task.py"))
+    long, tests = ("test_pins.py", "test_own_task.py"), Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in long, -tests[item.path]))
