@@ -8,6 +8,7 @@ Copy:   data/__init__.py data/files.py; standard library only
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -199,6 +200,12 @@ def read_jsonl(path, keys=("source", "target"), kind=None):
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
+
+
+@functools.cache
+def load_texts(room):
+    """The sentences {key: text} of data/ROOM/texts.json, whose {words} the code fills in."""
+    return read_json(DATA / room / "texts.json")
 
 
 def read_csv(path, columns=()):

@@ -8,10 +8,9 @@ import math
 import re
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
-from data.files import DATA, UserError, parse_amount, parse_price, read_csv, read_json
+from data.files import DATA, UserError, load_texts, parse_amount, parse_price, read_csv
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -65,7 +64,7 @@ def show_columns(columns, rows):
 
 def tell(key, **words):
     """A text of data/costs/texts.json with its words, e.g. tell("not_affordable", teacher="$9")."""
-    return read_json(Path(__file__).with_name("texts.json"))[key].format(**words)
+    return load_texts("costs")[key].format(**words)
 
 
 # --- the price list ------------------------------------------------------------------------

@@ -7,12 +7,11 @@ Notes are lists of `condition and sentence`: a sentence stands where its conditi
 """
 
 import re
-from pathlib import Path
 
 from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.costs.prices import show_dollars
-from data.files import need, read_json
+from data.files import load_texts, need
 from data.plots.results import TITLES
 from data.plots.tables import show_count
 
@@ -27,7 +26,7 @@ STRATEGIES = {
     "encoder": "Dist. into an encoder",
 }
 # The sentences of notes and captions, with {words} that hang on the runs.
-TEXTS = read_json(Path(__file__).with_name("texts.json"))
+TEXTS = load_texts("plots")
 
 
 def tell(key, **words):
