@@ -151,6 +151,11 @@ class HeldOut:
         near = (content for start in starts for content in self.by_start.get(start, ()))
         return any(all(text in line for text in content) for content in near)
 
+    def draw_lines(self, draw, count):
+        """`count` lines of `draw()`, without those that tell one of the contents."""
+        lines = (draw() for _ in itertools.count())
+        return list(itertools.islice(itertools.filterfalse(self.told_in, lines), count))
+
 
 def split_words(text):
     """The words without what closes a sentence."""
@@ -177,12 +182,8 @@ def draw_pretraining_text(count):
     """`count` lines of unlabeled text, none of which contains a dev or test source."""
     splits = draw_splits()
     held = HeldOut((row["source"],) for split in ("dev", "test") for row in splits[split])
-    lab, rng, lines = Lab(), random.Random(f"text {SEED}"), []
-    while len(lines) < count:
-        line = lab.draw_document(rng)
-        if not held.told_in(line):
-            lines.append(line)
-    return lines
+    lab, rng = Lab(), random.Random(f"text {SEED}")
+    return held.draw_lines(lambda: lab.draw_document(rng), count)
 
 
 def read_entities(target):

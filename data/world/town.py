@@ -314,14 +314,10 @@ def draw_splits(task, seed=SEED, sizes=None):
 
 def draw_pretraining_text(count):
     """`count` lines of unlabeled text, none of which tells the content of a dev or test row."""
-    town, rng, lines = Town(), random.Random(f"text {SEED}"), []
+    town, rng = Town(), random.Random(f"text {SEED}")
     scored = [draw_rows(task, sizes={"train": 0, "unlabeled": 0}) for task in TASKS]
     held = HeldOut(row.content for rows in scored for split in rows.values() for row in split)
-    while len(lines) < count:
-        line = town.draw_document(rng)
-        if not held.told_in(line):
-            lines.append(line)
-    return lines
+    return held.draw_lines(lambda: town.draw_document(rng), count)
 
 
 def format_stats(task):
