@@ -414,10 +414,10 @@ def load_student(args, config, tokenizer, labels, seed):
     return model, rows, collate
 
 
-def show_outside(args, labels):
+def show_outside(args, key, facts):
     """Say how much of the teacher's mass the kept ids leave out: after a pass alone, and before
     training where it is much."""
-    mass = labels.summarise().get("residual", {}) if labels.key["top_k"] else {}
+    mass = facts.get("residual", {}) if key["top_k"] else {}
     if mass and (args.labels_only or mass[args.temperature] > 0.1):
         text = ", ".join(f"{value:.2%} at T = {t:g}" for t, value in mass.items())
         text = f"teacher's mass outside the top k, which counts as one word: {text}"
@@ -430,7 +430,7 @@ def distill(args, training):
     manifest = open_labels(args, training)
     key = manifest["key"]
     if args.labels_only:
-        return show_outside(args, prepare_labels(args, key, sources))
+        return show_outside(args, key, prepare_labels(args, key, sources).summarise())
     config, tokenizer = check_student(args, key)
     about = {**vars(args), "labels": args.classes, "prefix": "" if args.classes else args.prefix}
     about = argparse.Namespace(**about)  # what evaluate.py needs to know of the student
@@ -439,7 +439,8 @@ def distill(args, training):
     if not settings:
         return
     labels = prepare_labels(args, key, sources)
-    show_outside(args, labels)
+    facts = labels.summarise()
+    show_outside(args, key, facts)
     start, released = time.monotonic(), None
     model, rows, collator = load_student(args, config, tokenizer, labels, training.seed)
     if args.loss == "paper":
@@ -454,7 +455,7 @@ def distill(args, training):
     )
     behind = (manifest.get("training") or {}).get("labels")  # the teacher
     record = {"script": "distill.py", "labels": behind, "unlabeled": len(labels)}
-    record |= {**labels.summarise(), "teacher": manifest}
+    record |= {**facts, "teacher": manifest}
     record = fit(trainer, args, settings, record, start)
     record["seconds"]["teacher_pass"] = labels.seconds
     save_run(trainer, tokenizer, about, record)
@@ -723,7 +724,8 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "max_source_length max_target_length": (2, 32_767),
     "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
-    "dropout adam_beta1 adam_beta2": (0, 0.999_999),
+    "dropout": (0, 0.99),
+    "adam_beta1 adam_beta2": (0, 0.999_999),
     "seed": (0, 2**32 - 1),
 }
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment

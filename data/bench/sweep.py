@@ -85,8 +85,8 @@ def find_inputs(args, run):
 
 def try_recipe(args, run, inputs, rate, steps):
     """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
-    *_, batch = find_place(args, run)
-    output = args.runs / f"{run.name}-b{batch}-r{rate:g}-x{steps}"
+    place = find_place(args, run)
+    output = args.runs / f"{run.name}-b{place[-1]}-r{rate:g}-x{steps}"
     flags = list_flags(
         args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
     )
@@ -97,7 +97,7 @@ def try_recipe(args, run, inputs, rate, steps):
     call("evaluate", "--task", args.task, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
     shutil.rmtree(output / "model")
-    values = [*find_place(args, run), rate, steps, 0, metrics["score"], metrics["metric"]]
+    values = [*place, rate, steps, 0, metrics["score"], metrics["metric"]]
     values += [record["train_loss"], record["seconds"]["train"], record["git_commit"]]
     return dict(zip(COLUMNS, values, strict=True))
 
