@@ -223,7 +223,8 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "max_source_length max_target_length": (2, 32_767),
     "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
-    "dropout adam_beta1 adam_beta2": (0, 0.999_999),
+    "dropout": (0, 0.99),
+    "adam_beta1 adam_beta2": (0, 0.999_999),
     "seed": (0, 2**32 - 1),
 }
 OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
