@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import prepare
 from data.bench import gpu as bench_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,13 +117,11 @@ def test_lengths_are_wlps():
 
 
 def test_decoding_stops_each_row_at_its_length(args):
-    import distill
-
     rows = [[5, 9], [9, 2], [3, 30], [4, 17], [7, 9], [6, 1]]
     model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32)
     batch = [row["input_ids"] for row in bench_gpu.make_rows(rows, 300, len(rows))]
     with bench_gpu.force_lengths(model.eval()):
-        decoded = distill.decode(model, batch, bench_gpu.make_key(args))
+        decoded = bench_gpu.distill.decode(model, batch, bench_gpu.make_key(args))
     assert [len(row["labels"]) for row in decoded] == [target for _, target in rows]
 
 
@@ -156,14 +153,16 @@ def test_a_config_has_the_size_that_the_planner_counts():
     assert seconds["write"] > 0 and seconds["read"] > 0
 
 
-def test_tune_needs_torch_transformers_and_accelerate_alone(tmp_path):
-    """On a machine without network: no datasets, bert-score, openai or what distill.py imports."""
+@pytest.mark.parametrize("name", bench_gpu.PARTS)
+def test_a_part_needs_torch_transformers_and_accelerate_alone(tmp_path, name):
+    """On a machine without network: none of the other requirements, nor what they bring."""
     code = (
-        "import pathlib, sys; from data.bench import gpu\n"
-        "for name in ('datasets', 'bert_score', 'openai', 'distill', 'evaluate'):\n"
+        "import pathlib, sys\n"
+        "for name in ('datasets', 'pyarrow', 'peft', 'bert_score', 'openai', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
+        "from data.bench import gpu\n"
         f"args = gpu.parse_args({[*MINI, '--output', str(tmp_path)]})\n"
-        f"gpu.run_part('tune', args, 9e9, pathlib.Path({str(tmp_path / 'p')!r}))"
+        f"gpu.run_part({name!r}, args, 9e9, pathlib.Path({str(tmp_path / 'p')!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -176,27 +175,3 @@ def test_the_head_is_untied_as_in_the_published_models():
     model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.bfloat16)
     assert model.lm_head.weight is not model.shared.weight
     assert model.dtype == bench_gpu.torch.bfloat16 and not model.config.scale_decoder_outputs
-
-
-def test_optimisers_are_compared(tmp_path, capsys):
-    """A few steps of each way; the kept figures say what the README says."""
-    from data.bench import optimisers as bench_optimisers
-
-    prepare.main(["--task", "wlp", "--output", str(tmp_path)])
-    flags = ["--train", tmp_path / "train.jsonl", "--dev", tmp_path / "dev.jsonl", "--seeds", 0]
-    flags += ["--rates", "3e-5", "--steps", 2, "--labels", 16, "--dev-rows", 8, "--batch-size", 4]
-    bench_optimisers.main([str(flag) for flag in [*flags, "--output", tmp_path / "o.json"]])
-    runs = json.loads((tmp_path / "o.json").read_text())["runs"]
-    assert [run["way"] for run in runs] == list(bench_optimisers.WAYS)
-    assert all(0 < run["dev_loss"] < 30 for run in runs)
-    assert "bf16 split" in capsys.readouterr().out
-
-    kept = json.loads((ROOT / "data" / "results" / "optimisers.json").read_text())["runs"]
-    for rate in {run["rate"] for run in kept}:
-        loss = {way: [] for way in bench_optimisers.WAYS}
-        for run in kept:
-            if run["rate"] == rate:
-                loss[run["way"]].append(run["dev_loss"])
-        mean = {way: np.mean(values) for way, values in loss.items()}
-        assert mean["bf16 split"] < 1.05 * mean["fp32 adamw"]
-        assert mean["bf16 adamw"] > mean["bf16 split"]

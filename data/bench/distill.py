@@ -38,6 +38,7 @@ import torch
 import distill
 from data.bench.sweep import call
 from data.costs.flags import make_flags, show_flags
+from data.costs.prices import show_columns
 from data.files import ROOT, UserError, make_parser, read_json, run_cli
 from data.tasks import load_task
 
@@ -262,10 +263,10 @@ def open_labels(folder, count=10**9):
 
 
 RUNS = {
-    "a": ("the released loop", ("teacher, every step", "student")),
-    "b": ("distill.py", ("teacher, once", "student", "train")),
-    "c": ("plain fine-tuning", ("student", "train")),
-    "d": ("student half, no Trainer", ("train",)),
+    "a": ("(a) the released loop", ("teacher, every step", "student")),
+    "b": ("(b) distill.py", ("teacher, once", "student", "train")),
+    "c": ("(c) plain fine-tuning", ("student", "train")),
+    "d": ("(d) student half, no Trainer", ("train",)),
 }
 RATIOS = {  # of runs and phases
     "(a) / (b)": ("a", "whole", "b", "whole"),
@@ -276,29 +277,27 @@ RATIOS = {  # of runs and phases
 
 
 def show_speed(args, results):
+    """Seconds of each run and phase, and their ratios, for each size of the teacher."""
     print(
         f"{results[0]['rows']:,} rows, {args.epochs} epochs, batches of {args.batch_size}, "
-        f"{torch.get_num_threads()} thread(s), fp32; median of {args.repeats} (least - most)\n"
+        f"{torch.get_num_threads()} thread(s), fp32; {args.repeats} repeats\n"
     )
     for result in results:
-        runs = result["runs"]
-        print(
-            f"A teacher of {result['teacher']:,} parameters, {result['times']:.0f} times the"
-            f" student's {result['student']:,}"
-        )
+        runs, times = result["runs"], f"{result['times']:.0f} times the student's"
+        values = {}
         for letter, (name, phases) in RUNS.items():
-            print_row(f"({letter}) {name}, s", [run[letter]["whole"] for run in runs])
+            values[f"{name}, s"] = [run[letter]["whole"] for run in runs]
             for phase in phases:
-                print_row(f"      {phase}", [run[letter][phase] for run in runs])
+                values[f"    {letter}: {phase}"] = [run[letter][phase] for run in runs]
         for name, (one, phase, other, its) in RATIOS.items():
-            print_row(name, [run[one][phase] / run[other][its] for run in runs])
-        print()
+            values[name] = [run[one][phase] / run[other][its] for run in runs]
+        rows = [
+            [name, *(f"{measure(each):.2f}" for measure in (statistics.median, min, max))]
+            for name, each in values.items()
+        ]
+        head = f"a teacher of {result['teacher']:,} parameters, {times} {result['student']:,}"
+        print(show_columns([head, "median", "least", "most"], rows), end="\n\n")
     print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
-
-
-def print_row(name, values):
-    spread = f"({min(values):.2f} - {max(values):.2f})"
-    print(f"  {name:<37}{statistics.median(values):>9.2f}   {spread}")
 
 
 # --- exactness --------------------------------------------------------------------------------
@@ -307,33 +306,32 @@ def print_row(name, values):
 def measure_exactness(args):
     """k = 8, 32, 64 and all against the teacher itself in float64: loss, gradient, dev score."""
     teacher, results = make_teacher(args), []
-    seeds = range(max(1, args.seeds))
-    folders = {k: [label_rows(args, teacher, k, seed) for seed in seeds] for k in (8, 32, 64, 0)}
+    folders = {k: label_rows(args, teacher, k) for k in (8, 32, 64, 0)}
     for temperature in args.temperatures:
         exact = differentiate(args, teacher, folders[0][0], temperature, live=True)
         for k, labels in folders.items():
             loss, gradient, mass = differentiate(args, teacher, labels[0], temperature)
-            names = [f"k{k}-t{temperature:g}-s{seed}" for seed in range(args.seeds)]
-            flags = ["--temperature", temperature]
-            runs = [train_and_score(args, n, labels[i], i, flags) for i, n in enumerate(names)]
             error = torch.linalg.vector_norm(gradient - exact[1])
             error = (error / torch.linalg.vector_norm(exact[1])).item()
             cosine = torch.cosine_similarity(gradient, exact[1], 0).item()
             result = {"k": k, "temperature": temperature, "mass_outside": mass, "loss": loss}
             result |= {"dense_loss": exact[0], "gradient_error": error, "cosine": cosine}
-            results.append({**result, **(collect(runs) if runs else {})})
-            say(f"T = {temperature:g}, k = {k or 'all'}: {results[-1].get('scores')}")
+            flags = ["--temperature", temperature, "--top-k", k]
+            result |= train_students(args, f"k{k}-t{temperature:g}", teacher, labels, flags)
+            results.append(result)
+            say(f"T = {temperature:g}, k = {k or 'all'}: {result.get('scores')}")
     show_exactness(args, results)
     return results
 
 
-def label_rows(args, teacher, k, seed=0):
-    """The teacher pass over the rows of a seed. Returns the labels."""
-    folder = args.output / f"labels-k{k}-s{seed}"
+def label_rows(args, teacher, k):
+    """The teacher pass over the rows of each seed. Returns the folders of labels."""
+    folders = [args.output / f"labels-k{k}-s{seed}" for seed in range(max(1, args.seeds))]
     rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
-    flags = ["--labels", folder, "--labels-only", "--top-k", k, *rows, *LENGTHS]
-    call("distill", "--teacher", teacher, *flags, "--seed", seed)
-    return folder
+    for seed, folder in enumerate(folders):
+        flags = ["--labels", folder, "--labels-only", "--top-k", k, "--seed", seed]
+        call("distill", "--teacher", teacher, *flags, *rows, *LENGTHS)
+    return folders
 
 
 def show_exactness(args, results):
@@ -346,19 +344,18 @@ def show_exactness(args, results):
             f"Score: dev, after {results[0]['steps']:,} steps, mean ± spread (each seed); "
             "difference: to k = all with the same seeds."
         )
-    columns = " T    k  mass outside    loss  loss error  gradient error   cosine"
-    print(f"\n{columns}{'  difference  score' if args.seeds else ''}")
-    dense = {r["temperature"]: r.get("scores") for r in results if not r["k"]}
+    dense, rows = {r["temperature"]: r.get("scores") for r in results if not r["k"]}, []
     for r in results:
-        line = (
-            f"{r['temperature']:>2g} {r['k'] or 'all':>4} {r['mass_outside']:>13.3%}"
-            f" {r['loss']:>7.4f} {r['loss'] / r['dense_loss'] - 1:>11.1e}"
-            f" {r['gradient_error']:>15.1e} {r['cosine']:>8.6f}"
-        )
+        error = f"{r['loss'] / r['dense_loss'] - 1:.1e}"
+        row = [f"{r['temperature']:g}", r["k"] or "all", f"{r['mass_outside']:.3%}"]
+        row += [f"{r['loss']:.4f}", error, f"{r['gradient_error']:.1e}", f"{r['cosine']:.6f}"]
         if args.seeds:
             difference = statistics.mean(r["scores"]) - statistics.mean(dense[r["temperature"]])
-            line += f" {difference:>+11.1f}  {show_scores(r['scores'])}"
-        print(line)
+            row += [f"{difference:+.1f}", show_scores(r["scores"])]
+        rows.append(row)
+    heads = ["T", "k", "mass outside", "loss", "loss error", "gradient error", "cosine"]
+    heads += ["difference", "score"] if args.seeds else []
+    print("\n" + show_columns(heads, rows))
 
 
 def differentiate(args, teacher, folder, temperature, live=False):
@@ -388,24 +385,25 @@ def differentiate(args, teacher, folder, temperature, live=False):
     return loss.mean().item(), gradient, mass
 
 
-def train_and_score(args, name, teacher, seed, flags):
-    """A student's score on dev, in percent, and the steps and seconds of its training."""
-    output = args.output / "students" / name
-    files = ["--teacher", teacher, "--student", args.models / "student", "--output", output]
-    rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
-    train = ["--max-steps", args.steps] if args.steps else []
-    call("distill", *read_recipe("dist"), *files, *rows, *train, "--seed", seed, *flags)
-    if not (output / "metrics.json").exists():
-        score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
-        call("evaluate", "--task", "wlp", *score, "--output", output)
-    score, record = read_json(output / "metrics.json")["score"], read_json(output / "training.json")
-    return {"score": score, "steps": record["steps"], "seconds": record["seconds"]["train"]}
-
-
-def collect(runs):
-    """The runs of several seeds in one entry."""
-    scores, seconds = ([run[name] for run in runs] for name in ("score", "seconds"))
-    return {"scores": scores, "seconds": seconds, "steps": runs[0]["steps"]}
+def train_students(args, name, teacher, folders, flags):
+    """{dev scores in percent, seconds of training, steps} of a student a seed, each on its seed's
+    labels; {} without a seed."""
+    found = {"scores": [], "seconds": []} if args.seeds else {}
+    for seed in range(args.seeds):
+        output = args.output / "students" / f"{name}-s{seed}"
+        files = ["--teacher", teacher, "--labels", folders[seed], "--output", output]
+        files += ["--student", args.models / "student"]
+        rows = ["--unlabeled", args.data / "unlabeled.jsonl", "--num-unlabeled", args.unlabeled]
+        steps = ["--max-steps", args.steps] if args.steps else []
+        call("distill", *read_recipe("dist"), *files, *rows, *steps, "--seed", seed, *flags)
+        if not (output / "metrics.json").exists():
+            score = ["--model", output / "model", "--data", args.data / "dev.jsonl"]
+            call("evaluate", "--task", "wlp", *score, "--output", output)
+        record = read_json(output / "training.json")
+        found["scores"].append(read_json(output / "metrics.json")["score"])
+        found["seconds"].append(record["seconds"]["train"])
+        found["steps"] = record["steps"]
+    return found
 
 
 def show_scores(scores):
@@ -415,26 +413,18 @@ def show_scores(scores):
 
 def measure_losses(args):
     """--loss paper and ours on the same teacher, rows, steps and seeds: dev score and seconds."""
-    teacher, results = make_teacher(args), []
-    labels = [label_rows(args, teacher, 64, seed) for seed in range(args.seeds)]
+    teacher, results, rows = make_teacher(args), [], []
+    labels = label_rows(args, teacher, 64)
     for temperature in args.temperatures:
         for loss, name in (("paper", "paper"), ("kl", "k64")):  # k64: of --exactness, if there
-            runs = []
-            for seed, folder in enumerate(labels):
-                flags = ["--temperature", temperature]
-                flags += ["--loss", "paper", "--labels", folder] if loss == "paper" else []
-                source = teacher if loss == "paper" else folder
-                name_of_run = f"{name}-t{temperature:g}-s{seed}"
-                runs.append(train_and_score(args, name_of_run, source, seed, flags))
-            results.append({"loss": loss, "temperature": temperature, **collect(runs)})
-            say(f"{loss}, T = {temperature:g}: {results[-1]['scores']}")
-    steps = results[0]["steps"]
-    print(f"{args.unlabeled:,} rows, {steps:,} steps; dev score: mean ± spread (each seed)\n")
-    print("loss     T   training s   dev score")
-    for r in results:
-        seconds = statistics.median(r["seconds"])
-        head = f"{r['loss']:<6} {r['temperature']:>3g} {seconds:>12.1f}"
-        print(f"{head}   {show_scores(r['scores'])}")
+            flags = ["--temperature", temperature, "--top-k", 64, "--loss", loss]
+            found = train_students(args, f"{name}-t{temperature:g}", teacher, labels, flags)
+            results.append({"loss": loss, "temperature": temperature, **found})
+            seconds = f"{statistics.median(found['seconds']):.1f}"
+            rows.append([loss, f"{temperature:g}", seconds, show_scores(found["scores"])])
+            say(f"{loss}, T = {temperature:g}: {found['scores']}")
+    print(f"{args.unlabeled:,} rows, {found['steps']:,} steps; mean ± spread (each seed)\n")
+    print(show_columns(["loss", "T", "training s", "dev score"], rows))
     return results
 
 

@@ -4,7 +4,7 @@ Usage:
     python3 -m data.bench.gpu --output data/results              # T5-XXL and T5-Small, 10 minutes
     python3 -m data.bench.gpu --teacher mini --student mini --seconds 2 --output /tmp/bench
     No network is needed, and of the requirements only torch, transformers and accelerate, in any
-    version from 2.11 and 5.17, for the first part; distill.py's own imports for the others.
+    version from 2.11 and 5.17.
 
 Reads:  data/bench/wlp_lengths.json (tokens of 2,048 WLP rows); the training scripts.
 Writes: OUTPUT/DEVICE-TEACHER.json: device, versions, date, and every part's raw figures, after
@@ -14,7 +14,7 @@ Paper:  Table 6: $67.5 to fine-tune T5-XXL on 5K labels, $435 to distill with 10
 Parts, the most important first: `tune`, train_teacher.py's Trainer by the way that it chooses, then
 a step of the longest rows, whose memory costs.py memory plans; `pass`, distill.py's greedy decoding
 with soft labels, each row stopped at its real length, at its default batch (which is priced) and at
-a larger one; `student`, distill.py's Trainer on kept soft labels, as it is, which is priced, then
+a smaller one; `student`, distill.py's Trainer on kept soft labels, as it is, which is priced, then
 by --compiled. The disk is timed too: loading, checkpoints and saving are in the price, scoring is
 not. Speed does not depend on the weights' values, so they are random. Each part is a process of its
 own with a share of --minutes: one that fails or hangs takes no other along.
@@ -38,6 +38,7 @@ import numpy as np
 import torch
 import transformers
 
+import distill
 import train_teacher
 from data.costs import memory
 from data.costs.prices import load_prices, match_gpu
@@ -141,10 +142,8 @@ class Clock(transformers.TrainerCallback):
 
 def collate(model, rows):
     """The batch that DataCollatorForSeq2Seq makes, without a tokenizer."""
-    ids, labels = (
-        torch.nn.utils.rnn.pad_sequence([torch.tensor(row[key]) for row in rows], True, value)
-        for key, value in (("input_ids", -1), ("labels", -100))
-    )
+    ids = distill.pad_rows([row["input_ids"] for row in rows], -1)
+    labels = distill.pad_rows([row["labels"] for row in rows], -100)
     batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
     decoder = model.prepare_decoder_input_ids_from_labels(labels)
     return {**batch, "decoder_input_ids": decoder, "labels": labels}
@@ -292,8 +291,6 @@ def bench_pass(args):
 def time_shard(model, rows, size, args):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
     batches, key = [rows[i : i + size] for i in range(0, len(rows), size)], make_key(args)
-    import distill  # its own imports are not asked of a machine that measures `tune` alone
-
     with force_lengths(model):
         distill.decode(model, batches[-1], key)
         wait()
@@ -326,8 +323,6 @@ def make_soft_rows(args):
 
 def build_student(args, rows, flags):
     """distill.py's Trainer."""
-    import distill
-
     words = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
     words += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(BATCH)]
     words += ["--bf16" if DEVICE == "cuda" else "--no-bf16"]
@@ -489,7 +484,7 @@ def parse_args(argv=None):
     add("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="which (default: all)")
     add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
     text = "rows at once; the first is priced"
-    add("--pass-batch", type=int, nargs="+", default=[64, 256], help=text)
+    add("--pass-batch", type=int, nargs="+", default=[256, 64], help=text)
     add("--shard-rows", type=int, default=1024, help="rows decoded at each size (%(default)s)")
     add("--seconds", type=float, default=45, help="measured for each part (%(default)s)")
     add("--minutes", type=float, default=9.5, help="for all parts together (%(default)s)")
