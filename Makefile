@@ -253,7 +253,7 @@ settings: ## the values of all variables
 bench: | $(INSTALLED) ## time distillation against the released loop and plain fine-tuning
 	@$(PY) -m data.bench.distill
 bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
-	@$(PY) -m data.bench.gpu --output data/bench
+	@$(PY) -m data.bench.gpu --output data/results
 sweep: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## rates and steps of an arm, scored on dev: STRATEGY, RATES, STEPS
 	@$(PY) -m data.bench.sweep --task '$(TASK)' --scale $(SCALE) --strategy '$(STRATEGY)' $(if $(RATES),--rates $(RATES)) \
 	  $(if $(STEPS),--steps $(STEPS))

@@ -159,24 +159,24 @@ def choose_columns(table, task, labeled, columns):
         raise UserError(f"{table.name}: no rows")
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    guesses = {"source": SOURCES, "target": SPANS if task.metric == "entities" else TARGETS}
-    found, asked = {}, dict(zip(guesses, columns, strict=True))
-    for key in list(guesses)[: 1 + labeled]:
-        name = asked[key] or next((guess for guess in guesses[key] if guess in names), None)
-        if rows and (not name or name not in names):
-            what = f"no column {asked[key]!r}" if asked[key] else f"no {key!r}"
-            wanted = list(guesses)[: 1 + labeled]
+    wanted, found = {"source": SOURCES}, {}
+    if labeled:
+        wanted["target"] = SPANS if task.metric == "entities" else TARGETS
+    for key, guesses in wanted.items():
+        asked = getattr(columns, key)
+        found[key] = asked or next((guess for guess in guesses if guess in names), None)
+        if rows and found[key] not in names:
+            what = f"no column {asked!r}" if asked else f"no {key!r}"
             fields = " and ".join(f"'{key}_column'" for key in wanted)
             flags = " ".join(f"--{key}-column NAME" for key in wanted)
             raise UserError(
                 f"{table.name}: {what}; it has {', '.join(map(repr, names))}: name the right one "
                 f"by {fields} in the task's entry, or {flags}"
             )
-        found[key] = name
     if all(key == name for key, name in found.items()) or not rows:
         return Columns(**found), None
     told = " and ".join(f"{key} from {name!r}" for key, name in found.items())
-    guessed = "guessed; " * any(asked[key] != name for key, name in found.items())
+    guessed = "guessed; " * any(getattr(columns, key) is None for key in found)
     return Columns(**found), f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
 
 

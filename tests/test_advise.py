@@ -19,7 +19,7 @@ from data.costs.curves import Posterior, Run, band, share_above
 from data.costs.grid import grid
 from data.costs.memory import estimate_rates
 from data.costs.prices import load_prices
-from data.costs.serving import find_payback, price_predictions
+from data.costs.serving import Serving, find_payback
 from data.files import UserError, read_json, write_json
 from data.plots.advice import make_panel
 from data.tasks import load_task, make_task
@@ -133,7 +133,10 @@ def test_words():
 
 
 def test_serving_and_payback():
-    student, teacher = price_predictions(0.0004, 1.875), price_predictions(0.03, 1.875)
+    student, teacher = (
+        Serving("paper/wlp", "student", "A40", 1, 64, seconds, 1).price(1.875)
+        for seconds in (0.0004, 0.03)
+    )
     assert (round(student, 2), round(teacher, 2)) == (0.21, 15.62)
     assert round(find_payback(300, student, 0, 367)) == pytest.approx(817_903, abs=60)
     assert find_payback(300, teacher, 0, student) == math.inf

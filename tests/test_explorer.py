@@ -16,7 +16,7 @@ from data.costs.budget import make_terms
 from data.costs.curves import Curves, Posterior, Run
 from data.costs.explorer import DRAWS, make_state, write_page
 from data.costs.prices import load_prices
-from data.costs.serving import Serving, find_payback, price_serving
+from data.costs.serving import Serving, find_payback
 from data.files import UserError
 from data.tasks import load_task
 
@@ -136,8 +136,8 @@ def test_the_pages_model_is_pythons(page):
         )
         assert same(turns, find_turns(posterior, asked)), turns
         assert same(split, find_split(posterior, asked, budget)), split
-        student, teacher = (price_serving(each, Fraction(hour)) for each in SERVINGS)
-        cpu = price_serving(SERVINGS[0], Fraction(1, 10))
+        student, teacher = (each.price(Fraction(hour)) for each in SERVINGS)
+        cpu = SERVINGS[0].price(Fraction(1, 10))
         assert same([way["usd"] for way in serving[:3]], [student, teacher, cpu])
         build = asked.price_teacher(labels)
         assert same(serving[1]["paid"], find_payback(budget, student, build, teacher))

@@ -5,37 +5,27 @@ It stands in for the GPT-3.5 of section 5 where there is no key; it is no langua
 
 import contextlib
 import json
+import math
 import random
 import re
 
 from data.annotate.answers import NOTHING
+from data.annotate.prompts import estimate_tokens
 from data.files import UserError
 from data.spans import make_brackets, split_entities
 
-PIECE = re.compile(r"([^\W\d_]+)|(\d{1,3})|([^\w\s]|_)|(\n+)")
-
 
 def count_tokens(text):
-    """Tokens of `text` by a rule of its own (within 5% of cl100k_base on English text)."""
-    return sum(map(piece_tokens, PIECE.finditer(text)))
-
-
-def piece_tokens(match):
-    word, _, symbol, _ = match.groups()
-    if word:
-        size = len(word.encode())
-        return 1 if size <= 8 else size // 4
-    return min(2, len(symbol.encode())) if symbol else 1
+    """Whole tokens of `text`, as they are estimated."""
+    return math.ceil(sum(map(estimate_tokens, text.split("\n\n"))))
 
 
 def cut_text(text, limit):
-    """The start of `text` that is at most `limit` tokens long."""
-    tokens = 0
-    for match in PIECE.finditer(text):
-        tokens += piece_tokens(match)
-        if tokens > limit:
-            return text[: match.start()]
-    return text
+    """The start of `text`, in whole words, that is at most `limit` tokens long."""
+    words = re.findall(r"\s*\S+", text)
+    while words and count_tokens("".join(words)) > limit:
+        words.pop()
+    return "".join(words)
 
 
 class Annotator:

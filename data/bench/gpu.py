@@ -268,20 +268,20 @@ def make_key(args):
 
 def bench_pass(args):
     """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
-    batches of its default size, which counts, and of another."""
+    batches of its default size, which counts if it fits, and of another."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
     model = make_model(make_config(args.teacher, args.vocabulary), dtype).eval()
     rows = [row["input_ids"] for row in make_rows(LENGTHS, args.vocabulary, args.shard_rows)]
     rows.sort(key=len, reverse=True)
-    found = {"dtype": str(dtype), "batches": []}
+    batches = []
     for size in args.pass_batch:
         try:
-            timed = time_shard(model, rows, size, args)
+            batches.append(time_shard(model, rows, size, args))
         except torch.OutOfMemoryError:
-            timed = {"batch": size, "failed": "out of memory"}
+            batches.append({"batch": size, "failed": "out of memory"})
             torch.cuda.empty_cache()
-        found["batches"].append(timed)
-        found = {**timed, **found}  # the first that was timed
+        counted = next((each for each in batches if "failed" not in each), batches[0])
+        found = {"dtype": str(dtype), "batches": batches, **counted}
         args.save(found)
         if time.monotonic() > args.until:
             break
@@ -483,7 +483,7 @@ def parse_args(argv=None):
     add("--vocabulary", type=int, default=32128, help="ids (%(default)s)")
     add("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="which (default: all)")
     add("--memory", default="auto", help="train_teacher.py's --memory (%(default)s)")
-    text = "rows at once; the first is priced"
+    text = "rows at once; the first that fits is priced"
     add("--pass-batch", type=int, nargs="+", default=[256, 64], help=text)
     add("--shard-rows", type=int, default=1024, help="rows decoded at each size (%(default)s)")
     add("--seconds", type=float, default=45, help="measured for each part (%(default)s)")

@@ -285,8 +285,7 @@ def list_serving(servings, market, budget, llm):
     servings: [(Serving, dollars of an hour of its device or None)]; llm: the name of the LLM.
     """
     builds = {"student": budget, "teacher": market.price_teacher(market.labels), "LLM": 0}
-    ways = [(each.model, each, serving.price_serving(each, hour)) for each, hour in servings]
-    ways = [(model, usd, serving.show_serving(each, usd)) for model, each, usd in ways]
+    ways = [(each.model, usd := each.price(hour), each.show(usd)) for each, hour in servings]
     if market.terms.usd_per_llm_label is not None:
         usd = 1_000_000 * market.terms.usd_per_llm_label
         ways.append(("LLM", usd, f"LLM {llm} {serving.show_predictions(usd)}"))
@@ -329,13 +328,13 @@ def show_budgets(rows, labels):
 def show_turns(turns, unit):
     """The sentence on first lead and catch-up."""
     low, middle, high = map(show_budget, turns["first"])
-    text = f"Dist. leads from {middle}"
-    if low != high or turns["never"] >= 0.005:
-        text += f" (80%: {low} to {high}; never in {turns['never']:.0%})"
-    if turns["first"][1] == math.inf:
+    if middle == "never":
         early = "" if low == "never" else f"; at the earliest from {low} (10%)"
         share = f" in {turns['never']:.0%}" * (turns["never"] < 0.995)
         return f"Dist. leads at no budget{share}{early}"
+    never = f"; never in {turns['never']:.0%}" * (turns["never"] >= 0.005)
+    spread = f" (80%: {low} to {high}{never})" * bool(low != high or never)
+    text = f"Dist. leads from {middle}{spread}"
     most = f"within {show_budget(100_000 / unit)} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"

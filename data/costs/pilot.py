@@ -69,11 +69,10 @@ def read_pilot(folder, task):
 
 def read_score(path, task):
     """A metrics.json whose scores are percentages of `task`; a UserError names what is not."""
-    found = read_json(path, METRICS)
-    if need(found, "task", str, path) != task:
+    found = read_json(path, METRICS, "task metric n score")
+    if found["task"] != task:
         raise UserError(f"{path}: scores of task {found['task']!r}, not of {task!r}")
-    need(found, "metric", str, path), need(found, "n", int, path)
-    score, constant = (need(found, key, float, path) for key in ("score", "constant score"))
+    score, constant = found["score"], need(found, "constant score", float, path)
     for value in (score, constant):
         if not 0 <= value <= 100:
             raise UserError(f"{path}: score {value!r}: a number from 0 to 100 is needed")

@@ -33,7 +33,7 @@ from data.costs.stale import (
     find_change,
     find_changed_score,
     read_words,
-    tell,
+    tell_changes,
 )
 from data.files import (
     ROOT,
@@ -57,7 +57,7 @@ def name_stamp(name, dev=False):
     return f"{name}/dev/metrics.json" if dev else f"{name}/metrics.json"
 
 
-def double(text):
+def escape(text):
     """A text of the task's own for make: a dollar sign in it is not make's."""
     return text.replace("$", "$$")
 
@@ -84,8 +84,8 @@ class Rules:
         self.runs = list({run.name: run for run in self.stamps.values()}.values())
         self.annotator, self.recipes = name_annotator(args), read_recipes()
         self.splits, self.place = f"$(PREPARED)/{task.name}", f"$(RUNS)/{task.name}"
-        scorer = double(show_flags(task.at(args.scale, "evaluate")))
-        self.words = {"task": task.name, "word": double(shlex.quote(task.word))}
+        scorer = escape(show_flags(task.at(args.scale, "evaluate")))
+        self.words = {"task": task.name, "word": escape(shlex.quote(task.word))}
         self.words |= {"place": self.place, "splits": self.splits, "annotator": self.annotator}
         self.words["scorer"] = f" {scorer}" * bool(scorer)
 
@@ -94,7 +94,7 @@ class Rules:
         return make_flags(self.task, args.scale, None, run, bool(args.data), args.recipe)
 
     def list_flags(self, run):
-        return double(show_flags(self.make_flags(run)))
+        return escape(show_flags(self.make_flags(run)))
 
     def order_work(self, table):
         """Files of the finished runs of a table, in the order in which make should start them.
@@ -376,7 +376,7 @@ def write_rules(tasks, seeds, args):
         seconds |= estimate(rules)
         lines += rules.write_all()
     if changed and not args.redo:
-        raise UserError(tell(changed))
+        raise UserError(tell_changes(changed))
     if said := tell_work(seconds, args):
         print(said, file=sys.stderr)
     lines.append(f"ASKED := {' '.join(names)}")

@@ -28,6 +28,22 @@ class Serving(NamedTuple):
     seconds: Fraction
     runs: int  # whose median this is
 
+    def price(self, hour):
+        """Dollars per million predictions at `hour` dollars of one device, None where that is
+        None."""
+        return None if hour is None else 1_000_000 * self.seconds * self.gpus * hour / 3600
+
+    def show(self, usd):
+        """It as the reports write it, at `usd` per million predictions."""
+        batch = f", {self.batch} rows at a time" if self.batch else ""
+        if usd is None:
+            device = f"{self.gpu or 'CPU'}{batch}, which have no price"
+            return f"{self.model} {float(self.price(1)):,.1f} hours of {device}"
+        return f"{self.model} {show_predictions(usd)} on {self.gpu or 'a CPU'}{batch}"
+
+
+KINDS = {"teacher": "teacher", **dict.fromkeys(("small", "dist", "self", "llm"), "student")}
+
 
 def measure_serving(folder):
     """The Servings of all scored runs below a folder: student and teacher, on each device."""
@@ -35,27 +51,20 @@ def measure_serving(folder):
     for path in sorted(Path(folder).rglob("metrics.json")):
         home = path.parents[1] if path.parent.name == "dev" else path.parent
         run = find_run(home.name)
-        if not run or run.strategy not in ("small", "dist", "self", "llm", "teacher"):
-            continue
-        metrics = read_json(path, METRICS)
-        if run.usual and metrics.get("hardware"):
-            hardware, rows = metrics["hardware"], need(metrics, "n", int, path)
+        usual = run and run.usual and run.strategy in KINDS
+        metrics = read_json(path, METRICS) if usual else {}
+        if hardware := metrics.get("hardware"):
+            rows = parse_count(need(metrics, "n", int, path), f"{path}: 'n'", 1)
             seconds = need(metrics, "seconds generate", float, path)
             seconds = parse_amount(seconds, f"{path}: 'seconds generate'")
             device = (None, 1)
             if hardware.get("device") != "cpu":
                 device = hardware.get("gpu"), hardware.get("gpus") or 1
-            model = "teacher" if run.strategy == "teacher" else "student"
             batch = (metrics.get("settings") or {}).get("batch_size")
-            key = ("/".join(home.resolve().parts[-3:-1]), model, *device, batch)
-            found.setdefault(key, []).append(seconds / parse_count(rows, f"{path}: 'n'", 1))
+            key = ("/".join(home.resolve().parts[-3:-1]), KINDS[run.strategy], *device, batch)
+            found.setdefault(key, []).append(seconds / rows)
     order = sorted(found.items(), key=lambda item: str(item[0]))
     return [Serving(*key, statistics.median(seconds), len(seconds)) for key, seconds in order]
-
-
-def price_predictions(seconds, usd_per_hour, gpus=1):
-    """Dollars per million predictions of a model that takes `seconds` for one."""
-    return 1_000_000 * seconds * gpus * usd_per_hour / 3600
 
 
 def price_hour(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_hour=None):
@@ -68,11 +77,6 @@ def price_hour(serving, prices, which, gpu=None, usd_per_hour=None, cpu_usd_per_
         return usd_per_hour
     with contextlib.suppress(UserError):
         return price_gpu_hour(prices, kind, which)[0]
-
-
-def price_serving(serving, hour):
-    """Dollars per million predictions at `hour` dollars of one device, None where that is None."""
-    return None if hour is None else price_predictions(serving.seconds, hour, serving.gpus)
 
 
 def find_payback(build, serve, other_build, other_serve):
@@ -89,24 +93,13 @@ def show_predictions(usd):
     return f"{float(usd):,.2f}" if usd < 100 else f"{float(usd):,.0f}"
 
 
-def show_serving(serving, usd):
-    """One model's serving as the reports write it."""
-    batch = f", {serving.batch} rows at a time" if serving.batch else ""
-    if usd is None:
-        hours = float(price_predictions(serving.seconds, 1, serving.gpus))
-        device = serving.gpu or "CPU"
-        return f"{serving.model} {hours:,.1f} hours of {device}{batch}, which have no price"
-    return f"{serving.model} {show_predictions(usd)} on {serving.gpu or 'a CPU'}{batch}"
-
-
 def report_serving(folder, prices, usd_per_hour, cpu_usd_per_hour):
     """(an entry for each task, model and device; the report's line, None where nothing is there)"""
     found, said = [], {}
     for each in measure_serving(folder):
-        hour = price_hour(each, prices, "today", None, usd_per_hour, cpu_usd_per_hour)
-        usd = price_serving(each, hour)
+        usd = each.price(price_hour(each, prices, "today", None, usd_per_hour, cpu_usd_per_hour))
         found.append({**each._asdict(), "usd_per_million": usd})
-        said.setdefault(each.place, []).append(show_serving(each, usd))
+        said.setdefault(each.place, []).append(each.show(usd))
     text = "; ".join(f"{place} {', '.join(models)}" for place, models in said.items())
     line = f"serving (today), $ per million predictions, loading not counted: {text}"
     return found, line if said else None

@@ -177,7 +177,7 @@ def drop(path):
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def tell(changed):
+def tell_changes(changed):
     """The one line of an error: what changed, and which runs {name: what changed} it touches."""
     names = [name.removesuffix("/metrics.json") for name in changed]
     first, *others = dict.fromkeys(changed.values())

@@ -116,6 +116,12 @@ def note_weak_teachers(studies):
                 yield tell("weak_teacher", title=study.title, n=n)
 
 
+def tell_source(args):
+    """Whose text it is, where that is not the made-up world's; None where it is."""
+    mini = f" {TEXTS['mini']}" * (args.scale == "mini")
+    return f"Text and labels from {args.data}.{mini}" if args.data else None
+
+
 def note_table(args, studies, own):
     """The notes of a table of scores; `own` are those of its layout."""
     seeds, mini = parse_seeds(args.seeds), args.scale != "paper"
@@ -124,7 +130,6 @@ def note_table(args, studies, own):
     scale = tell_scale(args.scale, all(study.own for study in studies))
     scale += f" {TEXTS['sample']}" * any(study.printed for study in studies)
     scores = [study.score(c, s) for study in studies for c in study.cells for s in c.runs]
-    real = f"Text and labels from {args.data}." + f" {TEXTS['mini']}" * (args.scale == "mini")
     return keep(
         [
             f"In percent; {spread}.",
@@ -135,7 +140,7 @@ def note_table(args, studies, own):
             *note_missing(studies),
             mini and scale,
             *note_weak_teachers(studies),
-            args.data and real,
+            tell_source(args),
             *list_plans(studies),
             *(note for study in studies for note in note_printed(study)),
             *note_signatures(studies),
@@ -196,7 +201,6 @@ def note_figure(args, studies, scores, missing):
         bars = f"one seed ({seeds[0]}), so no spread; bars: 95% interval over test rows, where "
         bars += "metrics.json has one"
     own = all(study.own for study in studies)
-    real = f"Text and labels from {args.data}." + f" {TEXTS['mini']}" * (args.scale == "mini")
     plans = list_plans(studies)
     short = [s for s in scores if any(note.endswith(" exist") for note in s.list_notes())]
     runs = {(s.study.task.name, run.name) for s in scores for run in s.runs}
@@ -209,7 +213,7 @@ def note_figure(args, studies, scores, missing):
             mini and tell_scale(args.scale, own) + TEXTS["not_drawn"] * (not own),
             not mini and any(study.printed for study in studies) and TEXTS["hollow"],
             figure not in ("fig2", "fig7") and TEXTS["dodged"],
-            args.data and real,
+            tell_source(args),
             *(note for study in studies if by_llm for note in note_annotators(study)),
             by_llm and tell("prompts", examples=LLM_EXAMPLES),
             figure == "fig7" and note_rows(scores),
