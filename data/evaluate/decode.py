@@ -95,7 +95,8 @@ def choose_device():
     if torch.cuda.is_available():
         return "cuda"
     driver = Path("/proc/driver/nvidia/version").exists()
-    if torch.version.cuda and driver and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.version.cuda and driver and not hidden:
         raise UserError(
             f"torch {torch.__version__} cannot reach this machine's GPU: its driver is too old for "
             f"CUDA {torch.version.cuda}; install a torch for the driver, or set "
