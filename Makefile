@@ -95,7 +95,7 @@ $(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
 $(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
   such folder)
-OF := $(if $(DATA),-$(notdir $(abspath $(DATA))))
+OF := $(if $(DATA),-$(lastword $(notdir $(abspath $(DATA)))))
 WORLD := $(SCALE)$(if $(RECIPE),-$(RECIPE))$(OF)
 RUNS := runs/$(WORLD)
 PREPARED := data/prepared/$(SCALE)$(OF)
@@ -139,8 +139,10 @@ INSTALLED := $(VENV)/installed-$(shell $(PYTHON) -c '$(SHA)')
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit( \
 	  f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; say for example PYTHON=python3.12")'
+	@[ ! -L $(VENV) ] || { echo "error: $(VENV) is a link, and what it leads to may be another's: make" \
+	  "venv there, or remove the link" >&2; exit 1; }
 	@echo "installing requirements.txt into $(VENV): some minutes, about 1.5 GB" >&2
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv $$($(PY) -c '' 2>/dev/null || echo --clear) $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@touch $@
 

@@ -68,16 +68,14 @@ more, a small p means nothing. --compare adjusts p by Holm for the number of run
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from data.evaluate import report
-from data.evaluate.scores import compare_runs, read_data, read_rows, summarize
 from data.files import (
     UserError,
     check_overwrite,
@@ -172,7 +170,7 @@ def describe_run(options):
     hardware, versions = decode.describe_machine()
     provenance = {
         "command": shlex.join(sys.argv),
-        "versions": {**versions, "numpy": np.__version__},
+        "versions": {**versions, "numpy": version("numpy")},
         "git_commit": find_commit(),
         "model": options.model,
         "data": str(options.data),
@@ -183,8 +181,10 @@ def describe_run(options):
 
 def evaluate_model(options, task):
     """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
+    from data.evaluate import report, scores
+
     check_overwrite((options.output / name for name in OUTPUTS), [options.data])
-    rows = read_data(options.data, task)
+    rows = scores.read_data(options.data, task)
     training = read_if_there(options.output / "training.json") or None
     times = [time.monotonic()]
     loaded, reader, settings = load_parts(options, task)
@@ -194,7 +194,8 @@ def evaluate_model(options, task):
     write_atomic(options.output / "predictions.jsonl", show_rows(rows))
     result = score_into(options, task, rows)
     times.append(time.monotonic())
-    seconds = dict(zip(("load", "generate", "score"), np.diff(times).tolist(), strict=True))
+    spans = (end - start for start, end in itertools.pairwise(times))
+    seconds = dict(zip(("load", "generate", "score"), spans, strict=True))
     result |= {"split": options.data.stem, **counts}
     result["settings"] = {**settings, "batch_size": loaded.batch_size}
     result |= {"seconds": seconds, "training": training, **describe_run(options)}
@@ -210,12 +211,14 @@ def score_into(options, task, rows):
     their sums give the score of any part of the rows, and of two runs on the same rows the
     sampling error of a difference (data/plots/paired.py).
     """
-    result, scores = summarize(rows, task, options)
+    from data.evaluate import report, scores
+
+    result, found = scores.summarize(rows, task, options)
     if options.output:
-        parts = [[round(float(value), 6) for value in column] for column in scores.parts.T]
+        parts = [[round(float(value), 6) for value in column] for column in found.parts.T]
         told = {"task": task.name, "n": len(rows), "numerators": parts[0], "denominators": parts[1]}
         write_atomic(options.output / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
-        write_atomic(options.output / "errors.md", report.show_errors(result, rows, scores))
+        write_atomic(options.output / "errors.md", report.show_errors(result, rows, found))
     return result
 
 
@@ -292,6 +295,8 @@ def choose_output(options):
 
 def main(argv=None):
     options = parse_args(argv)
+    from data.evaluate import report, scores  # after --help; run_cli() tells of a missing package
+
     task = load_task(options.task)
     if options.predict:
         parts = load_parts(options, task)
@@ -299,7 +304,7 @@ def main(argv=None):
 
         return predict_file(options, *parts)
     if options.compare:
-        result = compare_runs(options, task)
+        result = scores.compare_runs(options, task)
     elif options.model:
         options.batch_size = options.batch_size or 128
         options.output = options.output or choose_output(options)
@@ -308,7 +313,9 @@ def main(argv=None):
         if options.output:
             outputs = (options.output / name for name in OUTPUTS[1:])
             check_overwrite(outputs, [options.predictions, options.data])
-        result = score_into(options, task, read_rows(options.predictions, options.data, task))
+        result = score_into(
+            options, task, scores.read_rows(options.predictions, options.data, task)
+        )
         if options.output:
             write_json(options.output / "metrics.json", result)
     if options.json:

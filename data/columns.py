@@ -41,7 +41,7 @@ class Fault(NamedTuple):
     value: str = ""
 
     def __str__(self):
-        return f"{self.file} {self.place}: {self.what}{self.value and ': '}{self.value}"
+        return f"{self.file} {self.place}: {self.what}{self.value and ': '}{self.value[:80]}"
 
 
 class Table(NamedTuple):

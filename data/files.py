@@ -33,7 +33,11 @@ def run_cli(main):
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows no – shows ? in its place
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed, as by >&-
     try:
+        for word in sys.argv:  # no record could hold such a path
+            if re.search("[\ud800-\udfff]", word):
+                raise UserError(f"{word!a}: a name that is not UTF-8; rename it")
         code = main()
         sys.stdout.flush()
         sys.exit(code or 0)
@@ -145,8 +149,16 @@ def parse_json(text, where):
     def refuse(name):
         raise ValueError(f"{name} is no number that JSON knows")
 
+    def pair(items):
+        value = dict(items)
+        if len(value) < len(items):  # else the last one would hold, and the others be lost
+            names = [name for name, _ in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice!r} stands twice in one object")
+        return value
+
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=pair)
         if "\\ud" in text.lower():  # only an escape can be half of a character
             json.dumps(value, ensure_ascii=False).encode()
         return value

@@ -54,6 +54,12 @@ HIDDEN = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")  # controls that T5's vocab
 SPACES = re.compile(r"[\u200b-\u200f\ufeff]")  # what it takes for a space, as it does white space
 
 
+def list_tables(folder):
+    """The files of a folder that may hold rows: not what Excel and macOS put beside them."""
+    paths = [path for path in sorted(folder.glob("[!.~]*")) if path.suffix in ENDINGS]
+    return [path for path in paths if path.name != "task.json"]
+
+
 def find_files(folder, task, sources):
     """{split: file} of a data folder, in any of the layouts that the docstring names; one labeled
     file alone is the split "all"."""
@@ -69,15 +75,15 @@ def find_files(folder, task, sources):
         found |= {split: paths[0]} if paths else {}
     if "test" not in found and "dev" in found and found["dev"].name.endswith("_all.json"):
         found["test"] = found.pop("dev")  # Table 5: scored on dev where the test set is private
-    lone = [path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS]
-    lone = [path for path in lone if path.stem not in (*SPLITS, "task")]
+    lone = [path for path in list_tables(folder) if path.stem not in SPLITS]
     if not {"train", "test", "dev"} & found.keys() and len(lone) == 1:
         return {"all": lone[0], **found}
     if lacking := [split for split in ("train", "test") if split not in found]:
         raise UserError(
             f"{folder}: no {lacking[0]} rows of {task}; looked for {folder}/{lacking[0]}.jsonl "
             f"(.csv, .tsv, .parquet), the same in {folder / task}, {folder / name}/{name}_"
-            f"{lacking[0]}_all.json, and for one labeled file alone, such as data.csv"
+            f"{lacking[0]}_all.json, and for one labeled file alone, such as data.csv; it holds "
+            + (", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing")
         )
     return found
 
@@ -237,6 +243,8 @@ def open_data(args, sources):
     files = find_files(folder, args.task, sources)
     if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
         raise UserError(f"{args.output}: holds the data to read; choose another --output")
+    if left := [path.name for path in list_tables(folder) if path not in files.values()]:
+        print(f"note: {folder}: not read: {', '.join(left)}", file=sys.stderr)
     origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
     return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
 

@@ -169,6 +169,37 @@ def test_words_that_are_no_plain_path_stop_every_goal(goal, setting, tmp_path):
     assert "rm -rf" not in done.stdout and not (ROOT / "made").exists()
 
 
+@pytest.mark.parametrize("case", ["link", "whole", "broken"])
+def test_an_environment_that_is_there_is_not_emptied(tmp_path, case):
+    """A link may lead to another's; what runs may hold the torch that its user chose."""
+    (tmp_path / "own" / "bin").mkdir(parents=True)
+    inner = tmp_path / "own" / "bin" / "python"
+    inner.write_text("#!/bin/sh\nexit 0\n" if case != "broken" else "#!/none\n")
+    inner.chmod(0o755)
+    (tmp_path / "link").symlink_to("own")
+    python = tmp_path / "python"  # only tells what it would do
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "asked $@"\n')
+    python.chmod(0o755)
+    place = tmp_path / ("link" if case == "link" else "own")
+    done = run_make("venv", f"PYTHON={python}", f"VENV={place}")
+    asked = [line for line in done.stdout.splitlines() if line.startswith("asked")]
+    if case == "link":
+        assert done.returncode and "is a link" in done.stderr and not asked
+    else:
+        assert asked == [f"asked -m venv {'--clear ' * (case == 'broken')}{place}"]
+
+
+def test_the_project_may_lie_in_a_folder_whose_name_has_a_space(tmp_path):
+    home = tmp_path / "my project"
+    (home / "data").mkdir(parents=True)
+    (home / "remarks").mkdir()
+    for name in ("Makefile", "requirements.txt", "data/scales.json"):
+        (home / name).write_bytes((ROOT / name).read_bytes())
+    words = ["make", "settings", "DATA=remarks"]
+    done = subprocess.run(words, cwd=home, capture_output=True, text=True, check=True)
+    assert "runs: runs/mini-remarks  data: data/prepared/mini-remarks " in done.stdout
+
+
 @pytest.mark.parametrize("data", ["", "tests"])
 def test_clean_runs_removes_one_world_of_runs_and_splits_alone(data):
     world = "mini-tests" if data else "mini"

@@ -646,6 +646,8 @@ def test_overrides(capsys):
     assert plan("--price-list", "today")["gpu_usd_per_hour"] == 0.995  # half of Lambda's A100
     new = plan("--gpu", "B300", "--gpu-speed", "10", "--gpu-usd-per-hour", "8")
     assert new["distill"]["teacher_gpu_hours"] == 1.8
+    with pytest.raises(costs.UserError, match="--gpu-speed: name its GPU by --gpu"):
+        plan("--gpu-speed", "10", "--gpu-usd-per-hour", "8")
     today = plan("--llm-model", "gpt-4o-mini")["llm"]
     assert today["usd_per_label"] == pytest.approx((2251 * 0.15 + 49 * 0.60) / 1e6)
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluate
-from data.evaluate import metrics, paraphrase
+from data.evaluate import metrics, paraphrase, scores
 from data.evaluate.scores import bootstrap_sums
 from data.files import UserError, read_jsonl, run_cli
 from data.spans import make_brackets, split_entities
@@ -49,7 +49,7 @@ def make(pairs, source=None):
 def score(task, rows, rule="strict", bootstrap=0, **options):
     """evaluate.py's result for rows, without a process of its own."""
     options = SimpleNamespace(task=task, rule=rule, bootstrap=bootstrap, seed=0, **options)
-    return evaluate.summarize(rows, load_task(task), options)[0]
+    return scores.summarize(rows, load_task(task), options)[0]
 
 
 def write(path, rows):
@@ -181,7 +181,7 @@ def read_wlp():
 def score_own(task, rows, rule="strict", **options):
     """As score, of a task that is no entry of data/tasks.json."""
     options = SimpleNamespace(task="mine", rule=rule, bootstrap=0, seed=0, **options)
-    return evaluate.summarize(rows, task, options)[0]
+    return scores.summarize(rows, task, options)[0]
 
 
 @pytest.mark.parametrize(
@@ -936,7 +936,7 @@ def test_task_of_ones_own():
     """A new entry needs its labels and a metric; what decides is the entry, never its name."""
     task = replace(load_task("fever"), labels=("up", "down"), report="f1", paper_default_label=None)
     options = SimpleNamespace(task="mine", rule="released", bootstrap=0, seed=0)
-    found, _ = evaluate.summarize(make([("up", "?"), ("down", "down")]), task, options)
+    found, _ = scores.summarize(make([("up", "?"), ("down", "down")]), task, options)
     assert (found["metric"], found["score"]) == ("micro_f1_released", 100)
 
 

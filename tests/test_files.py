@@ -28,6 +28,7 @@ from data.files import (
         (b'{"source": "a", "target": "b"}\n[1]', "line 2: no 'source'"),
         (b'{"source": "a"}', "line 1: no 'target'"),
         (b'{"source": NaN, "target": "b"}', "NaN is no number"),
+        (b'{"source": "a", "target": "b", "target": "c"}', "'target' stands twice"),
         (b"[" * 100_000, "line 1: not JSON"),
         (b'{"source": "a", "target": "b"}\n\xff', "line 2: not UTF-8"),
         (b"\n\n", "no rows"),
@@ -123,6 +124,23 @@ def test_a_terminal_that_knows_no_dash_still_gets_its_table():
     assert done.returncode == 0 and b"?" in done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("costs.py prices >&-", 0, b""),
+        (
+            "costs.py report $'caf\\xe9'",
+            1,
+            b"error: 'caf\\udce9': a name that is not UTF-8; rename it\n",
+        ),
+    ],
+)
+def test_a_closed_stdout_and_a_name_that_is_no_text_are_no_traceback(words, code, said):
+    line = ["bash", "-c", f"{sys.executable} {words}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_missing_package_is_one_line_that_says_what_to_do(capsys):
     with pytest.raises(SystemExit) as stop:
         run_cli(lambda: importlib.import_module("no_such_package"))
@@ -140,3 +158,10 @@ def test_a_training_script_without_torch_says_so_in_one_line(script):
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith("error: no package 'torch' in /")
     assert done.stderr.count("\n") == 1
+
+
+def test_scoring_without_numpy_says_so_in_one_line(tmp_path):
+    words = [sys.executable, "-S", "evaluate.py", "--task", "wlp", "--predictions", "none.jsonl"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: no package 'numpy' in /")
+    assert done.stderr.endswith("source .venv/bin/activate\n") and done.stderr.count("\n") == 1

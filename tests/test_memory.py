@@ -193,6 +193,7 @@ def test_faults_are_named(tmp_path):
         (["--gpus", "1x80", "--task", "none"], "unknown task"),
         (["--gpus", "1x80", "--scale", "none"], "unknown scale"),
         (["--gpus", "1x80", "--utilisation", "0"], "--utilisation"),
+        (["--gpus", "1x80", "--utilisation", "40"], "--utilisation 40: a share of the peak"),
     ):
         with pytest.raises(memory.UserError, match=fault):
             run(*flags)

@@ -379,10 +379,24 @@ def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch, capsys):
     assert splits["test"][1] == {"source": "validation 1", "target": "intent b"}
 
 
+def test_what_is_not_read_is_said(tmp_path, capsys):
+    for split in ("train", "test", "validation"):
+        rows = [[f"{split} {i}", INTENTS[i % 12]] for i in range(100)]
+        data = write_csv(tmp_path / f"{split}.csv", [["text", "label"], *rows]).parent
+    (data / "task.json").write_text(json.dumps(ENTRY))
+    run(tmp_path / "out", data=data, task="mine")
+    assert f"note: {data}: not read: validation.csv\n" in capsys.readouterr().err
+    (data / "test.csv").rename(data / "Test.CSV")
+    with pytest.raises(UserError, match=r"it holds Test\.CSV, out, task\.json"):
+        run(tmp_path / "out", data=data, task="mine")
+
+
 def test_one_labeled_file_is_split_by_seed(tmp_path, capsys):
     rows = [[f"text {i}", INTENTS[i % 12]] for i in range(200)]
     data = write_csv(tmp_path / "mine" / "data.csv", [["text", "label"], *rows]).parent
     (data / "task.json").write_text(json.dumps(ENTRY))
+    for name in ("._data.csv", "~$data.csv"):  # macOS and Excel put these beside it
+        (data / name).write_bytes(b"\0\5")
     splits = run(tmp_path / "out", data=data, task="mine")
     assert [len(splits[split]) for split in prepare.SPLITS] == [62, 35, 40, 63]
     assert_disjoint(splits)

@@ -86,6 +86,8 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
             distill = {n: hours * factor for n, hours in distill.items()}
             notes.append(f"one hour of {gpu} does the work of {float(1 / factor):g} h of {kind}")
             kind = gpu
+        elif "gpu_speed" in asked:  # would change nothing
+            raise UserError(f"--gpu-speed: name its GPU by --gpu, another one than {kind}")
     if "gpu_usd_per_hour" in asked:
         hour, how = parse_price(asked["gpu_usd_per_hour"], "--gpu-usd-per-hour"), "as given"
     else:

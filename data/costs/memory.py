@@ -403,6 +403,8 @@ def run_memory(args):
     task, labels = load_task(args.task or "wlp"), args.labels
     labels = labels or task.labels_n[-1] // find_unit(task, args.scale)
     used = float(parse_price(args.utilisation, "--utilisation"))
+    if used > 1:
+        raise UserError(f"--utilisation {args.utilisation}: a share of the peak, such as 0.4")
     flags = make_flags(task, args.scale, "teacher")
     model, work = make_work(task, flags, labels, None, used)
     shapes = {each: read_shape(each) for each in (args.model or model).split()}
