@@ -34,7 +34,7 @@ from data.files import (
 )
 
 PAPER_TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
-METRICS = ("entities", "classes", "answers", "paraphrase")  # families of evaluate.py
+FAMILIES = ("entities", "classes", "answers", "paraphrase")  # of evaluate.py
 PAPER_USD_PER_GPU_HOUR = Fraction("1.875")  # section 2.5; turns Table 6's dollars into A40-hours
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TAKEN = ("all", "made")  # words of the Makefile: all six tasks, the folder of finished tables
@@ -163,7 +163,7 @@ class Task:
 
     name: str
     title: Annotated[str, read_words]
-    metric: Annotated[str, read_choice(*METRICS)]
+    metric: Annotated[str, read_choice(*FAMILIES)]
     prefix: Annotated[str, read_words]
     max_source_length: Annotated[int, read_tokens]
     max_target_length: Annotated[int, read_tokens]

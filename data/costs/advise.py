@@ -28,7 +28,7 @@ from data.costs.budget import (
 from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.flags import find_unit
-from data.costs.grid import read_rows
+from data.costs.grid import read_row_counts
 from data.costs.pilot import make_posterior, read_pilot, read_score
 from data.costs.prices import (
     load_prices,
@@ -448,7 +448,7 @@ def read_market(task, args, terms, pilot):
     held = task.rows.get("unlabeled")
     unlabeled, labels = held // divide if held else ANY, task.labels_n[-1] // divide
     if args.prepared and Path(args.prepared, task.name, "about.json").exists():
-        known = read_rows(args.prepared, task.name)
+        known = read_row_counts(args.prepared, task.name)
         unlabeled, labels = known["unlabeled"], min(labels, known["train"])
     labels = max((run.labels for run in pilot.runs), default=labels)
     labels, unlabeled = args.labels or labels, args.unlabeled or unlabeled

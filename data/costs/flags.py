@@ -84,6 +84,21 @@ def pick_nearest(flags, run):
     return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
 
 
+def choose_recipe(task, scale, recipe):
+    """({strategy: flags}, the task's own settings, models) at a scale; a `recipe` stands in place
+    of the scale's flags and of the task's for a strategy."""
+    settings, own = load_scale(scale), task.scales.get(scale, {})
+    known, models = settings["flags"], {**settings["models"], **own.get("models", {})}
+    if recipe:
+        paper = load_scale("paper")
+        recipes = {"paper": paper["flags"], **paper["recipes"], **settings["recipes"]}
+        if recipe not in recipes:
+            raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
+        known = {**known, **recipes[recipe]}
+        own = {key: own[key] for key in ("all", "real-text") if key in own}
+    return known, own, models
+
+
 def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
     """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
@@ -92,19 +107,11 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
     in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
     released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
     """
+    known, own, models = choose_recipe(task, scale, recipe)
     kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
-    settings, run = load_scale(scale), run or make_run(kind, 0, 0, student=student or "small")
-    known, own = settings["flags"], task.scales.get(scale, {})
-    if recipe:
-        paper = load_scale("paper")
-        recipes = {"paper": paper["flags"], **paper["recipes"], **settings.get("recipes", {})}
-        if recipe not in recipes:
-            raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
-        known = {**known, **recipes[recipe]}
-        own = {key: own[key] for key in ("models", "all", "real-text") if key in own}
+    run = run or make_run(kind, 0, 0, student=student or "small")
     if run.recipe not in known:
         raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
-    models = {**settings["models"], **own.get("models", {})}
     size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
     if size not in models:
         raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
@@ -113,12 +120,12 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
         raise UserError(f"task {task.name!r}: {fault}")
     distilled = run.strategy in ("dist", "self")
     # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
-    kind = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
+    which = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
     rates = task.at("paper" if recipe else scale, "learning_rate")
     flags = {
         "student" if distilled else "model": models[size],
         **pick_nearest(known[run.recipe], run),
-        **({"learning-rate": rates[kind]} if kind in rates and "-" not in run.recipe else {}),
+        **({"learning-rate": rates[which]} if which in rates and "-" not in run.recipe else {}),
         "max-source-length": task.max_source_length,
         "max-target-length": task.max_target_length,
         "prefix": task.prefix,

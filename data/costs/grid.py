@@ -359,7 +359,7 @@ def choose_tasks(table, tasks):
     return [task for task in tasks if shows(table, task.name)] or tasks
 
 
-def read_rows(prepared, name):
+def read_row_counts(prepared, name):
     """{split: how many rows} of a task in a folder of data/prepare.py."""
     path = Path(prepared) / name / "about.json"
     rows = need(read_json(path), "rows", dict, path)
@@ -387,7 +387,7 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
             f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
             "paper's for XXL, scaled by parameter counts, not measured",
         )
-    if rows := read_rows(prepared, task.name) if prepared else rows:
+    if rows := read_row_counts(prepared, task.name) if prepared else rows:
         unit = find_unit(task, scale)
         held = {split: rows[split] * unit for split in ("train", "unlabeled")}
         scored = {split: rows[split] for split in ("dev", "test") if split in rows and task.own}

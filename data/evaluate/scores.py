@@ -10,7 +10,7 @@ from data.evaluate.paraphrase import score_paraphrase
 from data.files import UserError, read_json, read_jsonl
 from data.plots.paired import adjust_holm
 
-METRICS = {
+SCORERS = {
     "entities": score_entities,
     "classes": score_classes,
     "answers": score_answers,
@@ -78,7 +78,7 @@ def make_row(row):
 def score_rows(rows, task, options):
     """(Rows, their Scores by the task's metric family) of rows of predictions."""
     made = [make_row(row) for row in rows]
-    return made, METRICS[task.metric](made, task, options)
+    return made, SCORERS[task.metric](made, task, options)
 
 
 def bootstrap_sums(columns, samples, seed):

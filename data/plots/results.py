@@ -52,7 +52,7 @@ def read_metrics(path, task):
     return found
 
 
-def read_rows(path, n, score):
+def read_row_scores(path, n, score):
     """(numerators, denominators) of the rows of row_scores.json, whose sums give the strict `score`
     of metrics.json; None where the file is not there or belongs to another scoring."""
     try:
@@ -127,10 +127,11 @@ class Study:
         return self.records[run]
 
     def rows(self, run):
-        """The parts of each test row of a run, as read_rows; None where they are not there."""
+        """As read_row_scores() has it, of a run; None where there is none."""
         if run not in self.parts:
-            found, path = self.load(run), self.folder / run / "row_scores.json"
-            self.parts[run] = found and read_rows(path, found["n"], found["metrics"][self.metric])
+            path, found = self.folder / run / "row_scores.json", self.load(run)
+            score = found and found["metrics"][self.metric]
+            self.parts[run] = found and read_row_scores(path, found["n"], score)
         return self.parts[run]
 
     def score_part(self, run, prompted):
