@@ -499,11 +499,9 @@ def load_model(model, config, classes=None, **kwargs):
         if not transformers.integrations.is_deepspeed_zero3_enabled():  # weights are elsewhere yet
             loaded.train()(text, **({} if classes else {"decoder_input_ids": text}))
     own, weights = f"{loaded.base_model_prefix}." if classes else "", loaded.named_parameters()
-    dtypes = {}
-    for path in Path(model).glob("*.safetensors"):
-        file = safe_open(path, "pt")
-        dtypes |= {name: file.get_slice(name).get_dtype() for name in file.offset_keys()}
-    integers = {name for name, dtype in dtypes.items() if dtype.startswith(("I", "U", "BOOL"))}
+    files = [safe_open(path, "pt") for path in Path(model).glob("*.safetensors")]
+    kinds = [(n, file.get_slice(n).get_dtype()) for file in files for n in file.offset_keys()]
+    integers = {n for n, kind in kinds if kind.startswith(("I", "U", "BOOL"))}
     faults = {  # the missing ones would be random, and only the scores would show it
         "missing": {k for k in found["missing_keys"] if k.startswith(own) and ".pooler." not in k},
         "not in its config": () if classes else found["unexpected_keys"],
