@@ -46,27 +46,25 @@ class Job(NamedTuple):
 
 
 def read_answers(job, store):
-    """(rows of labels.jsonl, counts of labels and of what is none) in the order of the rows."""
-    labels, counts = [], Counter()
+    """Yield (row, its reply, its target, why there is none) in the order of the rows."""
     for row in job.rows:
-        source = row["source"]
-        reply = store.answers.get(job.calls[source].key)
-        if reply is None:
-            counts["missing"] += 1
-            continue
-        target, reason = job.reader.read(reply["text"], source, reply["finish"])
-        counts[reason or "valid"] += 1
-        told = {} if reply["confidence"] is None else {"confidence": reply["confidence"]}
+        reply, read = store.answers.get(job.calls[row["source"]].key), (None, "missing")
+        if reply:
+            read = job.reader.read(reply["text"], row["source"], reply["finish"])
+        yield row, reply, *read
+
+
+def list_labels(answers):
+    """Rows of labels.jsonl."""
+    for row, reply, target, _ in answers:
         if target is not None:
-            labels.append({"source": source, "target": target, **told})
-    return labels, counts
+            told = {} if reply["confidence"] is None else {"confidence": reply["confidence"]}
+            yield {"source": row["source"], "target": target, **told}
 
 
-def read_predictions(job, store):
+def list_predictions(answers):
     """Rows for evaluate.py: what is no label stays as it was said, and so counts as wrong."""
-    for row in job.rows:
-        reply = store.answers[job.calls[row["source"]].key]
-        target, _ = job.reader.read(reply["text"], row["source"], reply["finish"])
+    for row, reply, target, _ in answers:
         said = " ".join(reply["text"].split()) if target is None else target
         given = {key: row[key] for key in ("source", "target", "half") if key in row}
         yield {**given, "prediction": said}
@@ -87,10 +85,10 @@ def measure_accuracy(job, labels):
     return shares
 
 
-def summarize(job, store):
+def summarize(job, store, answers):
     """labels.jsonl's rows and annotation.json's content; a store may hold more rows than these."""
     args, money, wallet = job.args, job.money, store.wallet
-    labels, counts = read_answers(job, store)
+    labels, counts = list(list_labels(answers)), Counter(why or "valid" for *_, why in answers)
     invalid = {key: n for key, n in counts.items() if key not in ("valid", "missing")}
     keys = {call.key for call in job.calls.values()}
     used = wallet.count_used(keys)
@@ -134,7 +132,8 @@ def write_results(job, store):
     args = job.args
     if not store.answers:
         raise UserError(f"{store.path}: no answers yet")
-    labels, summary = summarize(job, store)
+    answers = list(read_answers(job, store))
+    labels, summary = summarize(job, store, answers)
     if summary["missing"] and (args.complete or args.predictions):
         raise UserError(
             f"{store.path}: {summary['missing']:,} of {len(job.rows):,} rows have no answer; a "
@@ -147,7 +146,7 @@ def write_results(job, store):
     own = [{key: row[key] for key in ("source", "target")} for row in job.labeled]
     texts = {"labels.jsonl": show_rows([*own[: args.add_labeled], *labels])}
     if args.predictions:
-        texts["predictions.jsonl"] = show_rows(read_predictions(job, store))
+        texts["predictions.jsonl"] = show_rows(list_predictions(answers))
     texts["prompt.txt"] = job.prompter.show_request(job.rows[0]["source"], summary["structured"])
     for name, text in texts.items():
         path = args.output / name

@@ -49,8 +49,8 @@ class Ledger:
         if self.usd_per_hour is not None:
             return hours * self.usd_per_hour
         kind = match_gpu(self.prices, record.gpu) if record.gpu else self.gpu
-        price = lambda: price_gpu_hour(self.prices, kind, self.which)  # noqa: E731
-        found = kind and self.look_up(price, "gpu", kind, "hour")
+        row = "gpu", kind, "hour"
+        found = kind and self.look_up(lambda: price_gpu_hour(self.prices, kind, self.which), *row)
         if not found:
             return None
         self.notes[f"{self.which}: an hour of {kind} is {show_price(found[0])} ({found[1]})"] = None

@@ -51,12 +51,13 @@ def to_json(value):
     return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def show_columns(columns, rows):
+def show_columns(heads, rows):
     """An aligned plain table: columns of numbers stand right, None shows as –."""
-    lines = [["–" if cell is None else str(cell) for cell in line] for line in [columns, *rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    lines = [["–" if cell is None else str(cell) for cell in line] for line in [heads, *rows]]
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
     number = re.compile(r"[$+]?[\d.,]+( x)?|–|N/A")
-    sides = [">" if all(number.fullmatch(x) for x in c[1:]) else "<" for c in zip(*lines)]  # noqa: B905
+    sides = [">" if all(map(number.fullmatch, column[1:])) else "<" for column in columns]
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     shown = [form.format(*line).rstrip() for line in lines]
     return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
