@@ -91,6 +91,8 @@ from data.files import (
 from data.tasks import load_task
 
 OUTPUTS = "predictions.jsonl", "row_scores.json", "errors.md", "metrics.json"
+TRAINING = {"seconds": {None: float}, "hardware": dict, "labels": int, "unlabeled": int}
+TRAINING["teacher"] = {"training": {"seconds": {None: float}}}
 
 # --- a model's outputs -----------------------------------------------------------------------
 
@@ -100,12 +102,11 @@ def choose_settings(options, task):
 
     Differences between the three are said on stderr; other labels than in training are refused.
     """
-    path, kinds = Path(options.model, "preprocessing.json"), {"prefix": str}
-    kinds |= {"max_source_length": int, "max_target_length": int}
-    trained = read_if_there(path, kinds)
-    labels = trained.get("labels")
-    labels = labels if isinstance(labels, list) else None  # the classes of an encoder
-    if labels and not {str(x).upper() for x in labels} <= {x.upper() for x in task.labels}:
+    path = Path(options.model, "preprocessing.json")
+    kinds = {"prefix": str, "max_source_length": int, "max_target_length": int}
+    trained = read_if_there(path, {**kinds, "task": str, "labels": [str]})
+    labels = trained.get("labels")  # the classes of an encoder
+    if labels and not {x.upper() for x in labels} <= {x.upper() for x in task.labels}:
         raise UserError(f"{path}: trained on labels {labels}, but {task.name} has others")
     if trained.get("task") not in (None, task.name):
         print(f"note: {path} is of task {trained['task']!r}, not {task.name!r}", file=sys.stderr)
@@ -185,7 +186,7 @@ def evaluate_model(options, task):
 
     check_overwrite((options.output / name for name in OUTPUTS), [options.data])
     rows = scores.read_data(options.data, task)
-    training = read_if_there(options.output / "training.json") or None
+    training = read_if_there(options.output / "training.json", TRAINING) or None
     times = [time.monotonic()]
     loaded, reader, settings = load_parts(options, task)
     times.append(time.monotonic())

@@ -134,12 +134,6 @@ def write_card(options, task, result):
     write_atomic(card, show_card(folder, task, result, config))
 
 
-def sum_seconds(training):
-    """Seconds of a training.json, None where it has none."""
-    seconds = training.get("seconds")
-    return sum(seconds.values()) if isinstance(seconds, dict) else seconds
-
-
 def show_origin(training, config):
     """Sentences: what was trained, from what, on how much, at what cost."""
     base = config.get("student") or config.get("model") or "a pre-trained model"
@@ -149,7 +143,8 @@ def show_origin(training, config):
         text += f": distilled on {rows:,} unlabeled rows from the teacher `{teacher.get('model')}`"
     if labels:
         text += f"{', which was trained' if rows else ''} on {labels:,} labeled rows"
-    total, before = sum_seconds(training), sum_seconds(teacher.get("training") or {})
+    both = training, teacher.get("training") or {}
+    total, before = (sum((each.get("seconds") or {}).values()) for each in both)
     hardware = training.get("hardware") or {}
     device = hardware.get("gpu") or hardware.get("cpu") or "an unknown device"
     cost = f"Training took {total:,.0f} s on {device}" if total else "Its training was not timed"
