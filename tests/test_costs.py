@@ -872,7 +872,8 @@ def test_report_on_a_cpu_shows_hours_and_no_dollars_unless_asked(tmp_path, capsy
 def test_report_of_a_run_without_its_teacher_and_of_llm_labels(tmp_path, capsys):
     add_run(tmp_path, costs.parse_run("dist-n100-u1900-s0"))
     tokens = {"in": 900_000, "out": 100_000}
-    add_run(tmp_path, costs.parse_run("llm-n0-g434-s0"), llm_tokens=tokens, llm_labels=434)
+    folder = add_run(tmp_path, costs.parse_run("llm-n0-g434-s0"))
+    write(folder / "annotation.json", {"llm_tokens": tokens})
     found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
     assert found["tables"] == {}  # where a run is missing, its dollars are not the table's
     models = {each["run"]: each for each in found["runs"]}
@@ -921,7 +922,6 @@ def test_report_faults(tmp_path):
         ({"seconds": [1]}, "must be an object"),
         ({"hardware": 5}, "must be an object"),
         ({"command": 5}, "must be a text"),
-        ({"llm_model": ["x"], "llm_tokens": {"in": 5}}, "must be a text"),
         ({"labels": -1}, "labels"),
     ]:
         write(path, {**good, **change})
@@ -929,19 +929,30 @@ def test_report_faults(tmp_path):
         assert str(path) in text and named in text
     write(path, "{")
     assert "not JSON" in fail("report", tmp_path)
+    write(path, good)
+    path = path.with_name("annotation.json")
+    for change, named in [
+        ({"llm_model": ["x"]}, "must be a text"),
+        ({"llm_tokens": 5}, "must be an object"),
+        ({"llm_tokens": {"in": -5}}, "whole number"),
+    ]:
+        write(path, change)
+        text = fail("report", tmp_path)
+        assert str(path) in text and named in text
 
 
 @pytest.mark.parametrize(
-    ("change", "row"),
+    ("change", "used", "row"),
     [
-        ({"hardware": {"device": "cuda", "gpu": "NVIDIA X1", "gpus": 1}}, "gpu,NVIDIA X1,hour"),
-        ({"task": "other"}, "label,other,label"),
-        ({"llm_tokens": {"in": 9}, "llm_model": "llama"}, "tokens-in,llama,1M tokens"),
+        ({"hardware": {"device": "cuda", "gpu": "NVIDIA X1", "gpus": 1}}, {}, "gpu,NVIDIA X1,hour"),
+        ({"task": "other"}, {}, "label,other,label"),
+        ({}, {"llm_tokens": {"in": 9}, "llm_model": "llama"}, "tokens-in,llama,1M tokens"),
     ],
 )
-def test_what_has_no_price_is_no_dollars_and_a_row_to_add(tmp_path, capsys, change, row):
+def test_what_has_no_price_is_no_dollars_and_a_row_to_add(tmp_path, capsys, change, used, row):
     path = add_run(tmp_path, costs.parse_run("small-n100-s0")) / "training.json"
     write(path, {**json.loads(path.read_text()), **change})
+    write(path.with_name("annotation.json"), used)
     found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
     assert found["runs"][0]["paper"]["usd"] is found["total"]["today"]["usd"] is None
     assert found["runs"][0]["hours"] >= 1
@@ -1137,7 +1148,7 @@ def test_an_annotation_as_it_is_written_is_read(tmp_path):
     found = {"annotator": "simulated annotator (70% correct)", "llm_model": "text-davinci-003"}
     found |= {"llm_tokens": {"in": 9, "cached": 0, "out": 1}, "seconds": 1.341}
     write(tmp_path / "annotation.json", found)
-    assert read_llm_use(tmp_path, {}) == (found["llm_tokens"], None)
+    assert read_llm_use(tmp_path) == (found["llm_tokens"], None)
 
 
 def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):

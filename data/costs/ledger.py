@@ -165,8 +165,6 @@ def report(folder, prices, tasks, gpu=None, **asked):
     if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
         said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
         notes.append(f"hours on a CPU {said}")
-    if any(set(record.llm_tokens) == {"in"} for record in records):
-        notes.append("LLM tokens recorded without a split are priced as input")
     unknown = [r.run for r in records if r.strategy == "llm" and not any(r.llm_tokens.values())]
     if unknown:
         notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")

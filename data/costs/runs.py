@@ -141,7 +141,7 @@ def read_record(folder):
         *(folder.name, folder.resolve().parent.parent.name),
         *(need(training, key, str, path) for key in ("task", "strategy")),
         *(labels, count("unlabeled"), count("seed")),
-        *read_llm_use(folder, training),
+        *read_llm_use(folder),
         None if cpu else need(training, "hardware gpu", str, path),
         *(gpus, hours(seconds, gpus) - teacher_pass, teacher_pass),
         hours(metrics.get("seconds") or {}, count("gpus", metrics.get("hardware") or {})),
@@ -155,15 +155,13 @@ def find_annotation(folder):
     return next((path for path in found if path.exists()), None)
 
 
-def read_llm_use(folder, training):
-    """(tokens in, out and cached; model or None) of a run's LLM labels: as its record says, or
-    its annotation.json. A simulated annotator has no model."""
-    path = find_annotation(folder)
-    shape = {"annotator": str, "llm_model": str}
-    used = training if training.get("llm_tokens") or path is None else read_json(path, shape)
-    tokens = used.get("llm_tokens") or {}
-    tokens = tokens if isinstance(tokens, dict) else {"in": tokens}
-    tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens.items()}
+def read_llm_use(folder):
+    """(tokens in, out and cached; model or None) of a run's LLM labels, as its annotation.json
+    has them. A simulated annotator has no model."""
+    path, shape = find_annotation(folder), {"annotator": str, "llm_model": str, "llm_tokens": dict}
+    used = read_json(path, shape) if path else {}
+    tokens = (used.get("llm_tokens") or {}).items()
+    tokens = {k: parse_count(v, f"{path}: llm_tokens {k!r}") for k, v in tokens}
     simulated = str(used.get("annotator")).startswith("simulated")
     return tokens, None if simulated else used.get("llm_model")
 

@@ -31,7 +31,6 @@ TRAINING = {
     **dict.fromkeys(["labels", "unlabeled", "seed", "steps"], int),
     "seconds": {None: float},
     "hardware": HARDWARE,
-    "llm_model": str,
 }
 METRICS = {
     **dict.fromkeys(["task", "task_sha256", "metric", "signature"], str),
