@@ -4,7 +4,7 @@ Usage:
     python -m data.bench.backtest                         # two to four minutes
     python -m data.bench.backtest --output /tmp/backtest.csv
 
-Reads:  data/results/mini-all-*.csv (cells and figures of the mini grid), data/paper/scores.csv
+Reads:  data/results/mini-*-cells.csv (tables of the mini grid), data/paper/scores.csv
 Writes: OUTPUT, a CSV of every figure with the bound that it should keep
 
 A pilot is what one would run first: students on about N/10, N/4, N/2 and N labels (P1), a teacher
@@ -48,22 +48,22 @@ MOST = {  # mean absolute errors that the method kept when it was designed, on t
 
 
 def load_mini(folder):
-    """({(mini, task): Runs}, {(mini, task): constant predictor}) of the committed mini grid."""
-    scores, constants, runs = {}, {}, defaultdict(list)
-    for name in ("fig2", "fig3"):
-        for row in read_csv(folder / f"mini-all-{name}.csv").values():
-            key = row["Task"], row["Strategy"], int(row["Labels"]), int(row["Unlabeled"])
-            scores[key] = float(row["Score"])
+    """({(mini, task): Runs}, {(mini, task): constant predictor}) of the committed mini grid.
+
+    A run in several tables counts once, as the mean over most seeds.
+    """
     names = {load_task(task).title: task for task in PAPER_TASKS}
-    for name in ("table2", "table3", "table4", "table9", "table11"):
-        for row in read_csv(folder / f"mini-all-{name}-cells.csv").values():
-            task, arm = names[row["Task"]], ARMS.get(row["Strategy"])
-            constants["mini", task] = float(row["Constant"] or constants.get(("mini", task), 0))
-            if arm and row["Score"] not in ("", "N/A", "–"):
+    scores, constants, runs = {}, {}, defaultdict(list)
+    for path in sorted(folder.glob("mini-*-cells.csv")):
+        for row in read_csv(path).values():
+            task, arm, seeds = names[row["Task"]], ARMS.get(row["Strategy"]), row["By seed"].split()
+            if row["Constant"]:
+                constants["mini", task] = float(row["Constant"])
+            if arm and seeds:
                 key = task, arm, int(row["Labels"]), int(row["Unlabeled"] or 0)
-                scores.setdefault(key, float(row["Score"]))
+                scores[key] = max(scores.get(key, []), [float(each) for each in seeds], key=len)
     for (task, *run), score in scores.items():
-        runs["mini", task].append(Run(*run, score / 100))
+        runs["mini", task].append(Run(*run, statistics.mean(score) / 100))
     return runs, constants
 
 
