@@ -144,7 +144,7 @@ def load_parts(options, task):
 
 
 def predict(rows, task, loaded, reader):
-    """(rows of predictions.jsonl, counts) of a model's greedy outputs."""
+    """(rows of predictions.jsonl, counts, numbers of cut outputs) of a model's greedy outputs."""
     from data.evaluate import decode
 
     with decode.show_progress("decode", len(rows)) as progress:
@@ -153,15 +153,16 @@ def predict(rows, task, loaded, reader):
     pairs = zip(rows, out.predictions, out.texts, strict=True)
     made = [{**row, "prediction": text, "generated": raw} for row, text, raw in pairs]
     if loaded.classifier:
-        return made, counts
+        return made, counts, ()
     short, truncated, lost = decode.decode_targets(
         made, task.metric, loaded.tokenizer, reader.limit
     )
     stripped = (decode.strip_ids(row, loaded.tokenizer) for row in out.ids)
-    cut = [number in out.unended or row in short for number, row in enumerate(stripped)]
+    cut = {number for number, row in enumerate(stripped) if number in out.unended or row in short}
     restored = [row["prediction"].split() != row["generated"].split() for row in made]
     counts |= {"truncated_targets": truncated, "unwritable_targets": lost}
-    return made, counts | {"truncated_outputs": sum(cut), "restored_outputs": sum(restored)}
+    counts |= {"truncated_outputs": len(cut), "restored_outputs": sum(restored)}
+    return made, counts, cut
 
 
 def describe_run(options):
@@ -190,10 +191,10 @@ def evaluate_model(options, task):
     times = [time.monotonic()]
     loaded, reader, settings = load_parts(options, task)
     times.append(time.monotonic())
-    rows, counts = predict(rows, task, loaded, reader)
+    rows, counts, cut = predict(rows, task, loaded, reader)
     times.append(time.monotonic())
     write_atomic(options.output / "predictions.jsonl", show_rows(rows))
-    result = score_into(options, task, rows)
+    result = score_into(options, task, rows, cut)
     times.append(time.monotonic())
     spans = (end - start for start, end in itertools.pairwise(times))
     seconds = dict(zip(("load", "generate", "score"), spans, strict=True))
@@ -205,7 +206,7 @@ def evaluate_model(options, task):
     return result
 
 
-def score_into(options, task, rows):
+def score_into(options, task, rows, cut=()):
     """The result of rows of predictions; with an output folder, row_scores.json and errors.md.
 
     row_scores.json has two lists over the rows, the strict score's numerators and denominators:
@@ -219,7 +220,7 @@ def score_into(options, task, rows):
         parts = [[round(float(value), 6) for value in column] for column in found.parts.T]
         told = {"task": task.name, "n": len(rows), "numerators": parts[0], "denominators": parts[1]}
         write_atomic(options.output / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
-        write_atomic(options.output / "errors.md", report.show_errors(result, rows, found))
+        write_atomic(options.output / "errors.md", report.show_errors(result, rows, found, cut))
     return result
 
 

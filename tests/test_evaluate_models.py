@@ -91,6 +91,7 @@ def test_lengths_cut_and_are_counted(trained, capsys):
     result = json.loads(capsys.readouterr().out)
     # The fourth row has no entity, so its output ends at once.
     assert (result["truncated_sources"], result["truncated_outputs"]) == (0, 3)
+    assert (folder / "short" / "errors.md").read_text().count(", cut off at the limit") == 3
     rows = read_jsonl(folder / "short" / "predictions.jsonl")
     assert all(len(row["target_decoded"]) <= 12 for row in rows)
     assert run(*argv, "--output", folder / "short", "--max-source-length", 12) == 0

@@ -88,8 +88,9 @@ def show_comparison(result):
     return "\n".join([*lines, result["signature"]])
 
 
-def show_errors(result, rows, scores):
-    """errors.md: outputs that are wrong or unreadable, unreadable ones first, then the worst."""
+def show_errors(result, rows, scores, cut):
+    """errors.md: outputs that are wrong or unreadable, unreadable ones first, then the worst; those
+    with a number in `cut` ended at the limit of tokens."""
     ratio = [hit / possible if possible else 1.0 for hit, possible in scores.parts]
     bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or scores.invalid[i]]
     bad.sort(key=lambda i: (not scores.invalid[i], ratio[i], i))
@@ -101,6 +102,7 @@ def show_errors(result, rows, scores):
     ]
     for i in bad[:ERRORS]:
         kind = "unreadable" if scores.invalid[i] else f"score {100 * ratio[i]:.0f}"
+        kind += ", cut off at the limit of tokens" * (i in cut)
         lines += ["", f"## Row {i + 1:,}, {kind}", ""]
         for name in ("source", "target", "prediction"):
             text = rows[i][name] if isinstance(rows[i][name], str) else " | ".join(rows[i][name])
