@@ -27,7 +27,8 @@ from data.plots.advice import write_advice
 from data.plots.budgets import lay_budgets
 from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
-from data.plots.notes import TEXTS, note_table, tell
+from data.plots.notes import TEXTS, note_table, note_tests, tell
+from data.plots.paired import compare_scores
 from data.plots.pipeline import write_pipeline
 from data.plots.results import Study, read_tasks
 from data.plots.tables import Table, join, render, show_count, show_gap
@@ -45,22 +46,26 @@ def show_both(study, groups, printed):
 
 
 def lay_table3(studies):
-    rows, kinds = [], ("small", "self", "teacher", "dist")
+    rows, kinds, tests = [], ("small", "self", "teacher", "dist"), []
     for study in studies:
         (cell,) = study.cells
         printed = [study.find_printed(cell, kind) for kind in kinds]
         lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-        means = {"strict": [study.score(cell, kind).mean() for kind in kinds], "paper": printed}
+        arms = study.score(cell, "self"), study.score(cell, "dist")
+        tested = compare_scores({f"{cell.unlabeled:,} rows": arms})
+        tests.append((f"{study.title}, N={cell.labels:,}", tested))
+        means = {"strict": [score.mean() for score in arms], "paper": [printed[1], printed[3]]}
         for key, line in lines.items():
-            line.append(show_gap(means[key][3], means[key][1]) if key in means else None)
+            line.append(show_gap(*reversed(means[key])) if key in means else None)
         head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
         rows += join(head, lines)
     columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
-    return [*columns, "Dist. from it", "Difference"], rows, [TEXTS["table3"]], 4
+    notes = [*note_tests(tests, "Self-Dist."), TEXTS["table3"]]
+    return [*columns, "Dist. from it", "Difference"], rows, notes, 4
 
 
 def lay_table4(studies):
-    rows = []
+    rows, tests = [], []
     for study in studies:
         first, *bought, whole = study.cells
         groups = [(first, "dist"), (bought[-1], "small"), (whole, "small")]
@@ -71,27 +76,34 @@ def lay_table4(studies):
         ours = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
         kinds = ("dist", "small", "small-full")
         printed = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
+        anns = {show_dollars(c.annotate_usd): study.score(c, "small") for c in (*bought, whole)}
+        dist = study.score(first, "dist")
+        tested = compare_scores({f"+{usd}": (ann, dist) for usd, ann in anns.items()})
+        tests.append((f"{study.title}, N={first.labels:,}", tested))
         for key, line in lines.items():
             usd = list(map(show_dollars, printed if key == "paper" else ours))
-            caught = ("never" if never else usd[1]) if key == "paper" else find_crossing(study, key)
+            caught = "never" if never else usd[1]
+            if key != "paper":
+                caught = find_crossing(anns, dist, key, tested if key == "strict" else {})
             lines[key] = [*itertools.chain(*zip(line, usd, strict=True)), caught]
         rows += join([study.title, f"{first.labels:,}"], lines)
     columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
-    return [*columns, "Ann. catches up"], rows, [*TEXTS["table4"], TEXTS["limits"]], 3
+    notes = [*note_tests(tests), *TEXTS["table4"], TEXTS["limits"]]
+    return [*columns, "Ann. catches up"], rows, notes, 3
 
 
-def find_crossing(study, rule):
-    """Between which dollars Ann. reaches the score of Dist. by a rule."""
-    first, *cells = study.cells
-    goal, below = study.score(first, "dist").mean(rule), ""
-    points = [(cell.annotate_usd, study.score(cell, "small").mean(rule)) for cell in cells]
+def find_crossing(anns, dist, rule, tested):
+    """Between which dollars the Scores {dollars: Ann.} reach that of Dist. by a rule; ns where the
+    test can't tell that the last one before is behind."""
+    points = [(usd, ann.mean(rule)) for usd, ann in anns.items()]
+    goal = dist.mean(rule)
     if goal is None or None in [score for _, score in points]:
         return "missing"
-    for usd, score in points:
-        if score >= goal:
-            return below + show_dollars(usd)
-        below = f"{show_dollars(usd)} to "
-    return "never"
+    below = [usd for usd, _ in itertools.takewhile(lambda point: point[1] < goal, points)]
+    reached = "never" if len(below) == len(points) else points[len(below)][0]
+    text = f"{below[-1]} to {reached}" if below and reached != "never" else reached
+    last = tested.get(f"+{below[-1]}") if below else None
+    return text + " ns" * (last is not None and not last.decided)
 
 
 PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}

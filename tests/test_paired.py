@@ -27,7 +27,7 @@ def test_the_worked_example():
     assert [each.mean / each.error for each in (one, other)] == pytest.approx([2.653, 0.663], 1e-3)
     assert [one.p, other.p] == pytest.approx([0.0568, 0.5434], abs=1e-4)
     assert [one.holm, other.holm] == pytest.approx([0.1136, 0.5434], abs=1e-4)
-    assert (one.winner, other.winner) == (None, None)
+    assert (one.decided, other.decided) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_holms_rule():
 
 def test_equal_arms_are_a_tie_and_a_constant_lead_is_none():
     tie, lead = compare([Pair([0.0], 0.0), Pair([5.0], 0.0)])
-    assert (tie.p, tie.winner, lead.p, lead.winner) == (1.0, None, 0.0, "Dist.")
+    assert (tie.p, tie.decided, lead.p, lead.decided) == (1.0, False, 0.0, True)
 
 
 def test_rows_of_a_mean_are_its_own_and_of_f1_add_up_to_it():
@@ -72,9 +72,9 @@ def write_rows(folder, run, hits, task="fever"):
     (place / "row_scores.json").write_text(json.dumps(rows))
 
 
-def write_arms(folder, ann, dist, seeds):
-    for run in grid("table2", load_task("fever"), "mini", seeds):
-        hits = {"small": ann, "dist": dist}.get(run.strategy, 70)
+def write_arms(folder, ann, dist, seeds, table="table2"):
+    for run in grid(table, load_task("fever"), "mini", seeds):
+        hits = {"small": ann, "dist": dist, "self": 45}.get(run.strategy, 70)
         write_rows(folder, run, hits)
     return folder
 
@@ -96,6 +96,24 @@ def test_a_tie_is_marked_and_one_seed_is_said(tmp_path):
     assert "over one seed: +$5: no difference (ns), +1.0 [" in text
     assert "Of one seed: rows are drawn anew, training is not." in text
     assert find_row(table, "Dist. - Ann.")[3] == "+1.0 ns (n=100)"
+
+
+def test_under_table_4_stands_how_far_ann_is_behind_at_each_budget(tmp_path):
+    table, _ = build(write_arms(tmp_path, 40, 70, (0,), "table4"), table="table4", task="fever")
+    (told,) = [note for note in table.notes if "Dist. - Ann. over" in note]
+    assert told.count("Dist. better, +30.0 [") == 7 and "+$1,289.48: Dist. better" in told
+    assert table.rows[0][-1] == "never"
+
+
+def test_a_budget_that_may_as_well_have_caught_up_is_marked(tmp_path):
+    table, _ = build(write_arms(tmp_path, 69, 70, (0,), "table4"), table="table4", task="fever")
+    assert [row[-1] for row in table.rows] == ["never ns", "never", "$1,032"]
+
+
+def test_under_table_3_self_distillation_is_compared(tmp_path):
+    table, _ = build(write_arms(tmp_path, 40, 70, (0,), "table3"), table="table3", task="fever")
+    (told,) = [note for note in table.notes if "over one seed" in note]
+    assert told.startswith("FEVER, N=500, Dist. - Self-Dist. over one seed: 10,000 rows: Dist. be")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"numerators": [1], "denominators": [1]}'])

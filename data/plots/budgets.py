@@ -6,8 +6,8 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 
 from data.costs.grid import LLM_EXAMPLES
 from data.costs.prices import name_llm, show_dollars, show_price
-from data.plots.notes import TEXTS, keep, note_halves, tell
-from data.plots.paired import compare, pair_scores
+from data.plots.notes import TEXTS, keep, note_halves, note_tests, tell
+from data.plots.paired import compare_scores
 from data.plots.tables import join, show_count, show_gap
 
 
@@ -17,13 +17,12 @@ def show_constant(scores):
 
 
 def compare_cells(study):
-    """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells; empty
-    where the runs were scored before rows were kept."""
-    pairs = {}
-    for cell in study.cells:
-        pair = pair_scores(study.score(cell, "small"), study.score(cell, "dist"))
-        pairs |= {(cell.labels, cell.budget_usd): pair} if pair else {}
-    return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
+    """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells."""
+    sides = {
+        (cell.labels, cell.budget_usd): (study.score(cell, "small"), study.score(cell, "dist"))
+        for cell in study.cells
+    }
+    return compare_scores(sides)
 
 
 def show_tested(cell, scores, tested):
@@ -32,7 +31,7 @@ def show_tested(cell, scores, tested):
     rows = scores[0].count_rows()
     if gap is None or rows is None:
         return gap
-    gap += " ns" * (found is not None and found.winner is None)
+    gap += " ns" * (found is not None and not found.decided)
     return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
 
 
@@ -109,22 +108,16 @@ def count_today(study, cell):
     return next((count for name, count in counts.items() if name.endswith("today")), None)
 
 
-def tell_tests(study, tested):
-    """A sentence an N: what the paired test says at each budget."""
+def group_tests(study, tested):
+    """(task and N, {budget: its Difference}) for each N."""
     for n in dict.fromkeys(labels for labels, _ in tested):
-        told = []
-        for (labels, budget), found in tested.items():
-            word = f"{found.winner} better" if found.winner else "no difference (ns)"
-            interval = f"{found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]"
-            told += [f"+{show_dollars(budget)}: {word}, {interval}"] if labels == n else []
-        seeds = sorted({found.seeds for (labels, _), found in tested.items() if labels == n})
-        count = "one seed" if seeds == [1] else "/".join(map(str, seeds)) + " seeds"
-        yield f"{study.title}, N={n:,}, Dist. - Ann. over {count}: {'; '.join(told)}."
+        own = {f"+{show_dollars(usd)}": found for (m, usd), found in tested.items() if m == n}
+        yield f"{study.title}, N={n:,}", own
 
 
 def lay_budgets(studies):
     """Tables 2 and 11: rows of each N, a column a budget."""
-    rows, heads, same, sentences, seeds = [], [], len(studies) == 1, [], set()
+    rows, heads, same, tests = [], [], len(studies) == 1, []
     for study in studies:
         counts, tested = dict.fromkeys(cell.labels for cell in study.cells), compare_cells(study)
         groups = [[cell for cell in study.cells if cell.labels == n] for n in counts]
@@ -133,29 +126,23 @@ def lay_budgets(studies):
         for cells in groups:
             head = f"{cells[0].labels:,} ({show_dollars(cells[0].initial_usd)})"
             rows += join([head], lay_group(study, cells, tested))
-        sentences += tell_tests(study, tested)
-        seeds |= {found.seeds for found in tested.values()}
+        tests += group_tests(study, tested)
     width = max(map(len, heads))
     if not same:
         rows = [row + [""] * (width + 2 - len(row)) for row in rows]
         heads = [["+$0", *(f"budget {i}" for i in range(1, width))]]
     llm = any(c.llm_labels for study in studies for c in study.cells)
-    notes = note_budgets(studies, str(rows), sentences, seeds, llm)
+    notes = note_budgets(studies, str(rows), note_tests(tests), llm)
     return ["N (initial $)", "Strategy", *heads[0]], rows, notes, 2
 
 
-def note_budgets(studies, shown, sentences, seeds, llm):
+def note_budgets(studies, shown, tested, llm):
     """The notes of Tables 2 and 11 that hang on what is `shown` in them."""
     rates = {f"{s.terms.gpu} at {show_price(s.terms.usd_per_gpu_hour)}": None for s in studies}
     return keep(
         [
-            *sentences,
-            sentences
-            and TEXTS["test"]
-            + TEXTS["one_seed"] * (seeds == {1})
-            + TEXTS["more_seeds"] * (max(seeds, default=0) > 1),
+            *tested,
             *(note for study in studies for note in note_halves(study)),
-            not sentences and TEXTS["no_test"],
             tell("bought", rates=", ".join(rates)),
             (" of " in shown or "as +" in shown) and TEXTS["capped"],
             "(n=" in shown and tell("few_rows", most=FEW_ROWS),

@@ -12,6 +12,7 @@ from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.costs.prices import show_dollars
 from data.files import load_texts, need
+from data.plots.paired import tell_differences
 from data.plots.results import TITLES
 from data.plots.tables import show_count
 
@@ -120,6 +121,17 @@ def tell_source(args):
     """Whose text it is, where that is not the made-up world's; None where it is."""
     mini = f" {TEXTS['mini']}" * (args.scale == "mini")
     return f"Text and labels from {args.data}.{mini}" if args.data else None
+
+
+def note_tests(groups, first="Ann.", second="Dist."):
+    """What the paired test says of [(what, {words: Difference})], and how it is made."""
+    groups = [(what, tested) for what, tested in groups if tested]
+    seeds = {found.seeds for _, tested in groups for found in tested.values()}
+    if not seeds:
+        return [TEXTS["no_test"]]
+    one, more = TEXTS["one_seed"] * (seeds == {1}), TEXTS["more_seeds"] * (max(seeds) > 1)
+    told = (tell_differences(*group, first, second) for group in groups)
+    return [*told, TEXTS["test"] + one + more]
 
 
 def note_table(args, studies, own):

@@ -1,9 +1,9 @@
-"""The paired test of Dist. - Ann. in each cell of a table of budgets.
+"""The paired test of two arms in each cell of a table, such as Dist. - Ann. at each budget.
 
 Usage:
     pairs = [Pair([3, 5, 4], 1.44), Pair([-1, 1, 3], 1.44)]    # differences by seed, points
     compare(pairs)[0]       # mean 4.0 [-0.19, 8.19], p 0.057, 0.114 by Holm's rule: no difference
-Paper:  Tables 2 and 11, which print single runs and no test
+Paper:  Tables 2, 3, 4 and 11, which print single runs and no test
 
 A seed draws the same labels for both arms, and both are scored on the same test rows; so their
 difference d is taken seed by seed and row by row. It varies with the seed, by a variance v that
@@ -20,7 +20,7 @@ LEVEL = 0.05
 
 
 class Pair(NamedTuple):
-    """One cell: Dist. - Ann. at each seed in percentage points, and V / R."""
+    """One cell: the second arm less the first at each seed in percentage points, and V / R."""
 
     differences: list
     row_variance: float
@@ -38,9 +38,9 @@ class Difference(NamedTuple):
     seeds: int
 
     @property
-    def winner(self):
-        """Dist. or Ann.; None for a tie: what chance makes of equal arms as well."""
-        return None if self.holm >= LEVEL else "Dist." if self.mean > 0 else "Ann."
+    def decided(self):
+        """Whether it is more than chance makes of equal arms; else it is a tie."""
+        return self.holm < LEVEL
 
 
 def find_p(t, degrees):
@@ -108,16 +108,35 @@ def find_row_variance(first, second):
     return statistics.variance(differences) / len(differences) if len(differences) > 1 else 0.0
 
 
-def pair_scores(ann, dist):
+def pair_scores(first, second):
     """The Pair of two Scores over the seeds that both have; None without rows or seeds."""
-    rows = ann.study.rows
-    by_seed = [{run.seed: run.name for run in score.there} for score in (ann, dist)]
+    rows = first.study.rows
+    by_seed = [{run.seed: run.name for run in score.there} for score in (first, second)]
     seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
     names = [[side[seed] for seed in seeds] for side in by_seed]
     parts = [[rows(name) for name in side] for side in names]
     if not seeds or None in parts[0] + parts[1]:
         return None
-    metric = ann.study.metric
-    a, b = ([ann.study.load(name)["metrics"][metric] for name in side] for side in names)
+    metric = first.study.metric
+    a, b = ([first.study.load(name)["metrics"][metric] for name in side] for side in names)
     differences = [y - x for x, y in zip(a, b, strict=True)]
     return Pair(differences, find_row_variance(*parts))
+
+
+def compare_scores(sides):
+    """{key: the Difference of second - first} of {key: (first, second)} Scores, tested together;
+    without those whose runs are not there or were scored before rows were kept."""
+    pairs = {key: pair for key, each in sides.items() if (pair := pair_scores(*each))}
+    return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
+
+
+def tell_differences(what, tested, first="Ann.", second="Dist."):
+    """A sentence on {words: Difference}: who is better, and by how much."""
+    told = []
+    for words, found in tested.items():
+        better = f"{second if found.mean > 0 else first} better"
+        interval = f"{found.mean:+.1f} [{found.low:.1f}, {found.high:.1f}]"
+        told.append(f"{words}: {better if found.decided else 'no difference (ns)'}, {interval}")
+    seeds = sorted({found.seeds for found in tested.values()})
+    count = "one seed" if seeds == [1] else "/".join(map(str, seeds)) + " seeds"
+    return f"{what}, {second} - {first} over {count}: {'; '.join(told)}."
