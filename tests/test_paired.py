@@ -88,12 +88,14 @@ def test_under_table_2_stands_a_sentence_for_each_n(tmp_path):
     low, high = (30 + sign * find_quantile(16) * error for sign in (-1, 1))
     assert f"+$5: Dist. better, +30.0 [{low:.1f}, {high:.1f}]" in told[0]
     assert find_row(table, "Dist. - Ann.")[3] == "+30.0 (n=100)"
+    assert "Of 8 cells Dist. wins 8, Ann. 0; ties: 0." in table.notes
 
 
 def test_a_tie_is_marked_and_one_seed_is_said(tmp_path):
     table, _ = build(write_arms(tmp_path, 69, 70, (0,)), task="fever", seeds="0")
     text = "\n".join(table.notes)
     assert "over one seed: +$5: no difference (ns), +1.0 [" in text
+    assert "Of 8 cells Dist. wins 0, Ann. 0; ties: 8." in text
     assert "Of one seed: rows are drawn anew, training is not." in text
     assert find_row(table, "Dist. - Ann.")[3] == "+1.0 ns (n=100)"
 

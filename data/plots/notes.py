@@ -124,14 +124,19 @@ def tell_source(args):
 
 
 def note_tests(groups, first="Ann.", second="Dist."):
-    """What the paired test says of [(what, {words: Difference})], and how it is made."""
-    groups = [(what, tested) for what, tested in groups if tested]
-    seeds = {found.seeds for _, tested in groups for found in tested.values()}
-    if not seeds:
+    """What the paired test says of [(what, {words: Difference})], who wins how many of these cells,
+    and how it is tested."""
+    cells = [found for _, tested in groups for found in tested.values()]
+    if not cells:
         return [TEXTS["no_test"]]
-    one, more = TEXTS["one_seed"] * (seeds == {1}), TEXTS["more_seeds"] * (max(seeds) > 1)
-    told = (tell_differences(*group, first, second) for group in groups)
-    return [*told, TEXTS["test"] + one + more]
+    won = [found.mean > 0 for found in cells if found.decided]
+    counts = {"second": won.count(True), "first": won.count(False), "ties": len(cells) - len(won)}
+    most = max(found.seeds for found in cells)
+    return [
+        *(tell_differences(*group, first, second) for group in groups if group[1]),
+        tell("wins", cells=len(cells), names=(first, second), counts=counts),
+        TEXTS["test"] + TEXTS["one_seed" if most == 1 else "more_seeds"],
+    ]
 
 
 def note_table(args, studies, own):
