@@ -396,12 +396,21 @@ def summarise_cells(path):
     [
         ("README.md", "wlp", "mini-table2-cells.csv"),
         ("data/results/README.md", "town", "mini-town-table2-cells.csv"),
-        ("data/results/README.md", "all tasks", "mini-all-table2-cells.csv"),
     ],
 )
 def test_a_summary_of_cells_is_the_measured_one(path, name, cells):
     shown = re.search(r".*\n\|[-:| ]+\n([^<]*)", read_block(path, name))[1]
     assert shown == summarise_cells(ROOT / "data" / "results" / cells)
+
+
+def test_counts_of_wins_are_those_under_the_tables():
+    """Each "Of 39 cells Dist. wins 27, ..." of the results stands under the table it links to."""
+    folder = ROOT / "data" / "results"
+    text = " ".join((folder / "README.md").read_text(encoding="utf-8").split())
+    quoted = re.findall(r"\]\(([a-z0-9-]+\.md)\): (Of \d+ cells [^:]*: \d+\.)", text)
+    assert len(quoted) >= 4
+    for name, sentence in quoted:
+        assert f"- {sentence}\n" in (folder / name).read_text(encoding="utf-8"), name
 
 
 def test_the_readme_quotes_the_backtest():

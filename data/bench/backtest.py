@@ -56,10 +56,11 @@ def load_mini(folder):
     scores, constants, runs = {}, {}, defaultdict(list)
     for path in sorted(folder.glob("mini-*-cells.csv")):
         for row in read_csv(path).values():
-            task, arm, seeds = names[row["Task"]], ARMS.get(row["Strategy"]), row["By seed"].split()
+            task, arm = names[row["Task"]], ARMS.get(row["Strategy"])
+            seeds = (row["By seed"] or row["Score"].split()[0]).split()
             if row["Constant"]:
                 constants["mini", task] = float(row["Constant"])
-            if arm and seeds:
+            if arm and seeds != ["N/A"]:
                 key = task, arm, int(row["Labels"]), int(row["Unlabeled"] or 0)
                 scores[key] = max(scores.get(key, []), [float(each) for each in seeds], key=len)
     for (task, *run), score in scores.items():
