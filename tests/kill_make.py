@@ -1,8 +1,8 @@
 """Kill a whole `make table2` again and again: does the same table come out, byte for byte?
 
 Usage:
-    python tests/kill_make.py --kills 100 --output data/results/kills.json     # half an hour on 2 cores
-    SLOW=1 python -m pytest tests/test_kill_make.py                              # three kills
+    python tests/kill_make.py --kills 100 --output data/results/kills.json   # half an hour, 2 cores
+    SLOW=1 python -m pytest tests/test_kill_make.py                            # three kills
 
 A copy of the project gets two small tasks (entities and classes, about 100 rows each) and recipes
 of a few steps. Table 2 of both is made once undisturbed; then again and again, each time killed
