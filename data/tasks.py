@@ -14,6 +14,7 @@ for "all" strategies, for one ("small", "dist", ...) and for "real-text".
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -247,6 +248,12 @@ def split_entry(entry, what):
     return found, scales
 
 
+@functools.cache
+def list_scales():
+    """The names of scales, under which an entry has settings."""
+    return tuple(read_json(DATA / "scales.json", {None: dict}))
+
+
 def make_task(name, entry, where=""):
     """The Task of an entry; a UserError names the field at fault and what it must be."""
     what = f"{where}task {name!r}: field"
@@ -260,9 +267,10 @@ def make_task(name, entry, where=""):
             name_there, read = READERS[key]
             values[name_there] = read(value, f"{what} {key!r}")
     for key, value in settings.items():
-        if not isinstance(value, dict):
-            near = difflib.get_close_matches(key, READERS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(READERS)}"
+        if key not in list_scales():
+            known = [*READERS, *list_scales()]
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"{what} {key!r} is none that an entry has; {hint}")
         scales[key] = read_scale(value, f"{what} {key!r}")
     values = {"few_shot_budgets": values["budgets"], **values}

@@ -571,12 +571,19 @@ def test_own_task(own_tasks, capsys):
         ({"distill_gpu_hours_per_100k": -1}, "distill_gpu_hours_per_100k"),
         ({"rows": {"train": "all"}}, "train"),
         ({"gpu": "RTX-9"}, "RTX-9"),
+        ({"Mini": {"small": {}}}, "did you mean 'mini'?"),
     ],
 )
 def test_a_fault_in_an_entry_is_named(tmp_path, change, named):
     path = write(tmp_path / "mine.json", {**OWN, **change})
     text = fail("grid", "--for", "table2", "--task", path)
     assert named in text and ("mine" in text or named == "RTX-9")
+
+
+def test_settings_for_no_strategy_are_named(tmp_path):
+    path = write(tmp_path / "mine.json", {**OWN, "mini": {"al": {"dropout": 0}}})
+    told = "task 'mine': 'al' at scale 'mini' is none of models, evaluate"
+    assert told in fail("flags", "--task", path, "--scale", "mini", "--strategy", "small")
 
 
 @pytest.mark.parametrize(

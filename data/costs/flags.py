@@ -84,11 +84,19 @@ def pick_nearest(flags, run):
     return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
 
 
+# What an entry has at a scale beside flags of a strategy.
+OWN = ("models", "evaluate", "learning_rate", "all", "real-text")
+
+
 def choose_recipe(task, scale, recipe):
     """({strategy: flags}, the task's own settings, models) at a scale; a `recipe` stands in place
     of the scale's flags and of the task's for a strategy."""
     settings, own = load_scale(scale), task.scales.get(scale, {})
     known, models = settings["flags"], {**settings["models"], **own.get("models", {})}
+    keys = (*OWN, *known)
+    if unknown := [key for key in own if key not in keys]:
+        fault = f"{unknown[0]!r} at scale {scale!r} is none of {', '.join(keys)}"
+        raise UserError(f"task {task.name!r}: {fault}")
     if recipe:
         paper = load_scale("paper")
         recipes = {"paper": paper["flags"], **paper["recipes"], **settings["recipes"]}
