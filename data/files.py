@@ -279,7 +279,7 @@ def check_overwrite(outputs, inputs):
     for path in outputs:
         if name(path) in taken:
             text = f"would be overwritten, and it is {taken[name(path)]}"
-            raise UserError(f"{path}: {text}; choose another --output or --store")
+            raise UserError(f"{path}: {text}; choose another path")
         taken[name(path)] = "another output"
 
 

@@ -188,6 +188,7 @@ def test_kept_plans_are_those_of_the_command():
 def test_faults_are_named(tmp_path):
     for flags, fault in (
         (["--gpus", "2xTOASTER"], "--gpus 2xTOASTER: say COUNTxCARD"),
+        (["--gpus", "99999xA40"], "--gpus 99999xA40: plans are for at most 64 cards"),
         (["--gpus", "0x80"], "--gpus 0x80: '0' is not a whole number"),
         (["--gpus", "1x80", "--labels", "many"], "--labels"),
         (["--gpus", "1x80", "--task", "none"], "unknown task"),

@@ -41,7 +41,7 @@ from data.costs.prices import (
     to_json,
 )
 from data.costs.runs import find_run
-from data.files import DATA, UserError, parse_amount, read_csv, write_json
+from data.files import DATA, UserError, check_overwrite, parse_amount, read_csv, write_json
 from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
@@ -503,6 +503,7 @@ def show_command(args):
 def run_advise(args):
     """which strategy, at which budget, how sure, from the runs of a pilot"""
     task = load_task(args.task, args.data)
+    check_overwrite(filter(None, (args.page, args.save)), [args.prices])
     pilot = read_llm(args, read_pilot(args.runs, task))
     args.price_list = choose_list(task, args.price_list)
     folder = Path(args.prepared, task.name) if args.prepared else Path(args.data or "")

@@ -141,6 +141,9 @@ def read_cards(path=DATA / "prices.csv"):
     return [Card(row["name"], *(float(row[key] or 0) for key in columns)) for row in rows]
 
 
+MOST_CARDS = 64  # no task here gains by more; each count below is tried
+
+
 def find_cards(spec, cards):
     """(count, Card) of COUNTxCARD: a name of the list, or the first of so many GB, as in 4x48."""
     count, _, name = spec.partition("x")
@@ -148,7 +151,10 @@ def find_cards(spec, cards):
     for card in cards:
         size = plain.isdigit() and 0.9 * int(plain) < card.gib <= int(plain)
         if size or plain == re.sub(r"[^a-z0-9]", "", card.name.lower()):
-            return parse_count(count, f"--gpus {spec}", 1), card
+            count = parse_count(count, f"--gpus {spec}", 1)
+            if count > MOST_CARDS:
+                raise UserError(f"--gpus {spec}: plans are for at most {MOST_CARDS} cards")
+            return count, card
     known = ", ".join(card.name for card in cards)
     raise UserError(f"--gpus {spec}: say COUNTxCARD, as 4x48 or 1xT4; known cards: {known}")
 
