@@ -132,6 +132,18 @@ def lay_table9(studies):
     return [*columns, "Paper: T5-XXL", "Published"], rows, notes, 4
 
 
+def compare_encoders(study, kinds):
+    """{words: the Difference of an encoder and Dist. at the same dollars} of Table 10."""
+    return compare_scores(
+        {
+            f"N={cell.labels:,}, {name}": (study.score(cell, "dist"), study.score(cell, kind))
+            for cell in study.cells
+            for kind, name in kinds.items()
+            if kind in cell.runs and kind not in ("small", "dist")
+        }
+    )
+
+
 def lay_table10(studies):
     cells = [(study, cell) for study in studies for cell in study.cells]
     kinds = {"small": "Ann.", **{kind: f"{name} (Ann.)" for kind, name in ENCODERS.items()}}
@@ -150,7 +162,8 @@ def lay_table10(studies):
             lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
         total = show_dollars(cell.initial_usd + cell.budget_usd)
         rows += join([study.title, f"{cell.labels:,}", total], lines)
-    notes = [TEXTS["table10"]]
+    tests = [(study.title, compare_encoders(study, kinds)) for study in studies]
+    notes = [*note_tests(tests, "Dist.", "Encoder"), TEXTS["table10"]]
     if distilled:
         notes.append(tell("encoder", name=kinds["encoder"]))
     return ["Task", "N", "Total $", "By", *kinds.values()], rows, notes, 4

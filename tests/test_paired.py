@@ -118,6 +118,14 @@ def test_under_table_3_self_distillation_is_compared(tmp_path):
     assert told.startswith("FEVER, N=500, Dist. - Self-Dist. over one seed: 10,000 rows: Dist. be")
 
 
+def test_under_table_10_encoders_are_compared_with_dist(tmp_path):
+    table, _ = build(write_arms(tmp_path, 40, 70, (0,), "table10"), table="table10", task="fever")
+    (told,) = [note for note in table.notes if "Encoder - Dist. over one seed" in note]
+    assert (
+        "N=100, BERT (Ann.): no difference (ns), +0.0" in told and "N=500, BERT (Dist.): " in told
+    )
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"numerators": [1], "denominators": [1]}'])
 def test_rows_that_are_not_those_of_the_score_are_not_used(tmp_path, text):
     write_arms(tmp_path, 40, 70, (0,))

@@ -3,7 +3,7 @@
 Usage:
     pairs = [Pair([3, 5, 4], 1.44), Pair([-1, 1, 3], 1.44)]    # differences by seed, points
     compare(pairs)[0]       # mean 4.0 [-0.19, 8.19], p 0.057, 0.114 by Holm's rule: no difference
-Paper:  Tables 2, 3, 4 and 11, which print single runs and no test
+Paper:  Tables 2, 3, 4, 10 and 11, which print single runs and no test
 
 A seed draws the same labels for both arms, and both are scored on the same test rows; so their
 difference d is taken seed by seed and row by row. It varies with the seed, by a variance v that
