@@ -250,8 +250,9 @@ def split_entry(entry, what):
 
 @functools.cache
 def list_scales():
-    """The names of scales, under which an entry has settings."""
-    return tuple(read_json(DATA / "scales.json", {None: dict}))
+    """The names of scales, under which an entry has settings; () beside a script copied alone."""
+    path = DATA / "scales.json"
+    return tuple(read_json(path, {None: dict})) if path.exists() else ()
 
 
 def make_task(name, entry, where=""):
@@ -267,7 +268,7 @@ def make_task(name, entry, where=""):
             name_there, read = READERS[key]
             values[name_there] = read(value, f"{what} {key!r}")
     for key, value in settings.items():
-        if key not in list_scales():
+        if not isinstance(value, dict) or (list_scales() and key not in list_scales()):
             known = [*READERS, *list_scales()]
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
