@@ -119,6 +119,7 @@ CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2
 # Small models keep one core busy each, so at mini scale independent runs stand side by side.
 ifeq ($(SCALE),mini)
   export OMP_NUM_THREADS ?= 1
+  export MAKE_PID := $(shell echo $$PPID)
   ifeq ($(filter -j%,$(MAKEFLAGS)),)
     MAKEFLAGS += -j$(CORES)
   endif
@@ -154,7 +155,8 @@ $(INSTALLED):
 launch = $(if $(LAUNCH),PATH="$(abspath $(VENV))/bin:$$PATH" $(LAUNCH))
 several = $(filter torchrun accelerate,$(LAUNCH))
 queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
-# Loading torch takes longer than scoring with a mini model, so there one process does both.
+# Loading torch takes longer than scoring with a mini model, so there one process does both, and
+# is a copy of one that make keeps loaded.
 in_one = $(if $(filter mini,$(SCALE)$(LAUNCH)),-m data.costs.in_one)
 then = $(if $(in_one),--,&& $(queue) $(PY))
 # For advice BUDGET is a question, so the few answers to dev rows are bought under one of their own.

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"):
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "MAKE_PID"):
     os.environ.pop(name, None)
 
 

@@ -1,19 +1,33 @@
-"""data/costs/in_one.py: what scripts write in one process; after an error nothing is begun."""
+"""data/costs/in_one.py: what scripts write in one process; after an error nothing is begun; a copy
+of the keeper does what a process of its own does, and neither outlives those it works for."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from data.costs.in_one import LIBRARIES
 from tests.copied import ROOT
 
 TRAIN = f"""{ROOT}/train_small.py --model {ROOT}/data/world/models/student --train rows.jsonl
 --max-source-length 16 --max-target-length 16 --max-steps 3 --batch-size 4 --output""".split()
 SCORE = [f"{ROOT}/evaluate.py", "--task", "wlp", "--data", "rows.jsonl", "--model"]
+IN_ONE = (sys.executable, "-m", "data.costs.in_one")
+TELL = "import sys, os; print(os.getcwd(), *sys.argv, os.environ['SEED'], 'torch' in sys.modules)"
+WAIT = """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))
+print('begun', flush=True)
+time.sleep(60)"""
 
 
-def run(folder, *words):
-    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+def run(folder, *words, **given):
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, **given
+    )
 
 
 def test_scripts_in_one_process_write_what_each_writes_alone(tmp_path, monkeypatch):
@@ -29,15 +43,91 @@ def test_scripts_in_one_process_write_what_each_writes_alone(tmp_path, monkeypat
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "apart" / name).read_bytes()
 
 
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A process that stands for make, and libraries that are loaded in no time."""
+    for name in LIBRARIES:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            package = tmp_path.joinpath("libraries", *parts[: depth + 1])
+            package.mkdir(parents=True, exist_ok=True)
+            (package / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'libraries'}:{ROOT}")
+    with subprocess.Popen(["sleep", "100"]) as process:
+        monkeypatch.setenv("MAKE_PID", str(process.pid))
+        yield process
+        process.kill()
+
+
+def ask_keeper(make):
+    """Whether a keeper listens."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(f"\0in_one-{os.getuid()}-{make.pid}") == 0
+
+
+def until(holds):
+    end = time.monotonic() + 20
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    return holds()
+
+
+needs_keeper = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no keeper on this system")
+
+
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=needs_keeper)])
 @pytest.mark.parametrize(
     ("ending", "code", "said"),
-    [("sys.exit('error: no')", 1, "error: no"), ("sys.exit(143)", 143, ""), ("sys.exit(0)", 0, "")],
+    [
+        ("sys.exit('error: no')", 1, "error: no"),
+        ("sys.exit(143)", 143, ""),
+        ("sys.exit(0)", 0, ""),
+        ("raise ValueError('no')", 1, "ValueError: no"),
+    ],
 )
-def test_after_an_error_nothing_is_begun(tmp_path, monkeypatch, ending, code, said):
+def test_after_an_error_nothing_is_begun(tmp_path, monkeypatch, make, kept, ending, code, said):
+    (tmp_path / "empty.py").touch()
     (tmp_path / "first.py").write_text(f"import sys; {ending}")
     (tmp_path / "second.py").write_text("import sys; print(*sys.argv)")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = "-m data.costs.in_one first.py --a -- second.py --b 1".split()
-    done = run(tmp_path, *words)
-    assert (done.returncode, done.stderr.strip()) == (code, said)
+    if kept:
+        run(tmp_path, *IN_ONE[1:], "empty.py")
+        assert ask_keeper(make)
+    else:
+        monkeypatch.delenv("MAKE_PID")
+    done = run(tmp_path, *IN_ONE[1:], *"first.py --a -- second.py --b 1".split())
+    assert (done.returncode, done.stderr.strip().split("\n")[-1]) == (code, said)
     assert done.stdout == ("" if code else "second.py --b 1\n")
+
+
+@needs_keeper
+def test_a_copy_has_its_callers_words_folder_environment_and_output(tmp_path, make, monkeypatch):
+    (tmp_path / "tell.py").write_text(TELL)
+    for seed, folder in enumerate((tmp_path, tmp_path / "libraries", tmp_path)):
+        monkeypatch.setenv("SEED", str(seed))
+        done = run(folder, *IN_ONE[1:], f"{tmp_path}/tell.py", "--of", "1 2", input="unread")
+        assert done.stdout == f"{folder} {tmp_path}/tell.py --of 1 2 {seed} True\n", done.stderr
+    make.kill()
+    make.wait()
+    assert until(lambda: not ask_keeper(make))
+
+
+@needs_keeper
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_copy_ends_with_its_caller(tmp_path, make, name):
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "wait.py").write_text(WAIT)
+    run(tmp_path, *IN_ONE[1:], "empty.py")
+    with subprocess.Popen(
+        [*IN_ONE, "wait.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as caller:
+        assert caller.stdout.readline() == "begun\n"
+        caller.send_signal(getattr(signal, name))
+        # Both ends of the pipes are closed only when the copy is gone, long before it would wake.
+        begin = time.monotonic()
+        said = caller.communicate()[1]
+        assert time.monotonic() - begin < 20
+        assert (said, caller.returncode) == (("stopped\n", 1) if name == "SIGTERM" else ("", -9))

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,11 @@ from tiny import WORDS, build_word_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = Path(__file__).with_name("pins.json")
-FLAGS = "--task wlp --max-steps 12 --batch-size 8 --learning-rate 3e-3 --warmup-steps 2"
-STEPS = [*FLAGS.split(), "--dropout", "0.1"]
-LENGTHS = "--max-source-length 16 --max-target-length 12".split()
+STEPS = (
+    "--task wlp --prefix 'wlp: ' --max-steps 12 --batch-size 8 --learning-rate 3e-3 "
+    "--warmup-steps 2 --dropout 0.1"
+)
+LENGTHS = "--max-source-length 16 --max-target-length 12"
 LABELS = ["Amount", "Reagent"]
 
 
@@ -80,11 +83,14 @@ def make_inputs(folder):
     write_rows(folder / "classes.jsonl", classes)
 
 
-def run(script, *args):
-    """A script of the bundle, as a user calls it, on one thread."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def run(command):
+    """A script of the bundle, as make calls it at mini scale, on one thread."""
+    words = [sys.executable, "-m", "data.costs.in_one", *shlex.split(command)]
+    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **settings, "MAKE_PID": str(os.getpid())}
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -118,141 +124,45 @@ def hash_soft_labels(folder, count):
 def make_pins(folder):
     """Run everything once in `folder`; {what: hash}."""
     make_inputs(folder)
-    train, prefix = ("--train", folder / "train.jsonl"), ("--prefix", "wlp: ")
-    runs, pins = folder / "runs" / "wlp", {}
-    small = ("--model", folder / "student", "--strategy", "small")
+    runs, labels, answers, pins = folder / "runs/wlp", folder / "labels", folder / "answers", {}
+    train = f"--train {folder}/train.jsonl {STEPS} {LENGTHS}"
+    student = f"train_small.py --model {folder}/student"
+    run(f"{student} --strategy small {train} --output {runs}/small-n100-s0")
     run(
-        "train_small.py",
-        *small,
-        *train,
-        *prefix,
-        *STEPS,
-        *LENGTHS,
-        "--output",
-        runs / "small-n100-s0",
+        f"train_small.py --model {folder}/encoder --strategy bert --train {folder}/classes.jsonl "
+        f"{STEPS} --max-source-length 16 --output {runs}/bert-n40-s0"
     )
-    run(
-        "train_small.py",
-        "--model",
-        folder / "encoder",
-        "--strategy",
-        "bert",
-        "--train",
-        folder / "classes.jsonl",
-        *prefix,
-        *STEPS,
-        *LENGTHS[:2],
-        "--output",
-        runs / "bert-n40-s0",
-    )
-    run(
-        "train_teacher.py",
-        "--model",
-        folder / "teacher",
-        *train,
-        *prefix,
-        *STEPS,
-        *LENGTHS,
-        "--num-labels",
-        32,
-        "--output",
-        runs / "teacher-n100-s0",
-    )
-    labels = folder / "labels"
-    for strategy, student in (("dist", "student"), ("self", "teacher")):
+    teacher = f"{runs}/teacher-n100-s0"
+    run(f"train_teacher.py --model {folder}/teacher {train} --num-labels 32 --output {teacher}")
+    for strategy, model in (("dist", "student"), ("self", "teacher")):
         run(
-            "distill.py",
-            "--teacher",
-            runs / "teacher-n100-s0" / "model",
-            "--student",
-            folder / student,
-            "--labels",
-            labels,
-            "--unlabeled",
-            folder / "unlabeled.jsonl",
-            *prefix,
-            *STEPS,
-            *LENGTHS,
-            "--strategy",
-            strategy,
-            "--temperature",
-            1,
-            "--top-k",
-            8,
-            "--teacher-batch-size",
-            16,
-            "--output",
-            runs / f"{strategy}-n100-u40-s0",
+            f"distill.py --teacher {teacher}/model --labels {labels} --student {folder}/{model} "
+            f"--unlabeled {folder}/unlabeled.jsonl {STEPS} {LENGTHS} --strategy {strategy} "
+            "--temperature 1 --top-k 8 --teacher-batch-size 16 "
+            f"--output {runs}/{strategy}-n100-u40-s0"
         )
-    answers = folder / "answers"
     run(
-        "gpt_annotate.py",
-        "--task",
-        "wlp",
-        "--labeled",
-        folder / "train.jsonl",
-        "--unlabeled",
-        folder / "test.jsonl",
-        "--simulate",
-        0.7,
-        "--gold",
-        folder / "test.jsonl",
-        "--num",
-        12,
-        "--budget",
-        1000000,
-        "--output",
-        answers,
+        f"gpt_annotate.py --task wlp --labeled {folder}/train.jsonl --num 12 --budget 1000000 "
+        f"--unlabeled {folder}/test.jsonl --simulate 0.7 --gold {folder}/test.jsonl "
+        f"--output {answers}"
     )
     pins["llm labels"] = hash_bytes((answers / "labels.jsonl").read_bytes())
     run(
-        "train_small.py",
-        "--model",
-        folder / "student",
-        "--strategy",
-        "llm",
-        "--train",
-        answers / "labels.jsonl",
-        *prefix,
-        *STEPS,
-        *LENGTHS,
-        "--output",
-        runs / "llm-n10-g12-s0",
+        f"{student} --strategy llm --train {answers}/labels.jsonl {STEPS} {LENGTHS} "
+        f"--output {runs}/llm-n10-g12-s0"
     )
     for path in sorted(runs.iterdir()):
         pins[f"weights {path.name}"] = hash_weights(path)
     pins["soft labels"], pins["soft labels, top ids"] = hash_soft_labels(labels, 40)
     for name in ("small-n100-s0", "teacher-n100-s0", "dist-n100-u40-s0"):
         run(
-            "evaluate.py",
-            "--task",
-            "wlp",
-            "--model",
-            runs / name / "model",
-            "--data",
-            folder / "test.jsonl",
-            "--max-source-length",
-            128,
-            "--max-target-length",
-            128,
-            "--output",
-            runs / name,
+            f"evaluate.py --task wlp --model {runs}/{name}/model --data {folder}/test.jsonl "
+            f"--max-source-length 128 --max-target-length 128 --output {runs}/{name}"
         )
         rows = (runs / name / "predictions.jsonl").read_text().splitlines()
         pins[f"predictions {name}"] = hash_bytes(*(json.loads(row)["prediction"] for row in rows))
     made = folder / "made"
-    run(
-        "plots.py",
-        "table2",
-        "--task",
-        "wlp",
-        "--scale",
-        "mini",
-        "--runs",
-        folder / "runs",
-        "--output",
-        made,
-    )
+    run(f"plots.py table2 --task wlp --scale mini --runs {folder}/runs --output {made}")
     pins["table2.md"] = hash_bytes((made / "table2.md").read_bytes())
     return pins
 

@@ -1,18 +1,34 @@
-"""Run scripts one after the other in one process: loading torch takes longer than scoring with a
-mini model.
+"""Run scripts one after the other in one process, where it can be a copy of one with torch loaded.
 
 Usage:
     python -m data.costs.in_one train_small.py FLAGS -- evaluate.py FLAGS
 
 Each runs as by `python SCRIPT FLAGS`; where one ends with an error, the next are not begun.
+
+Loading torch and transformers takes as long as a third of a mini model's training. So the first
+call of a make (MAKE_PID) leaves a keeper behind, which has loaded them and done nothing else; later
+calls have it fork a copy, which runs the scripts with their own words, folder, environment and
+output. The keeper ends with make, a copy with its caller. Where that cannot be (no Linux, no make)
+each call loads for itself.
 """
 
+import atexit
+import importlib
 import itertools
+import json
+import os
 import runpy
+import select
+import signal
+import socket
+import struct
 import sys
+import threading
+
+LIBRARIES = "torch datasets transformers.trainer_seq2seq transformers.models.t5.modeling_t5".split()
 
 
-def main(words):
+def run(words):
     for between, command in itertools.groupby(words, "--".__eq__):
         if between:
             continue
@@ -22,6 +38,114 @@ def main(words):
         except SystemExit as end:
             if end.code:
                 raise
+
+
+def is_mine(connection):
+    """Whether the other end is a process of this user: an address of this kind has no owner."""
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", peer)[1] == os.getuid()
+
+
+def ask(connection, words):
+    """Have a copy of the keeper run the words; its exit status, 137 where it was killed."""
+    request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(connection, [struct.pack("i", len(request))], [0, 1, 2])
+    connection.sendall(request)
+    answers = connection.makefile("rb")
+    copy = answers.readline()
+    # Ctrl-C reaches the copy by itself, as it is of the same process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if copy:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(int(copy), signal.SIGTERM))
+    return int(answers.readline() or 137)
+
+
+def leave_keeper(address, make):
+    """Load the libraries and fork the keeper, unless another call of this make does so."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        end_of_make = os.pidfd_open(make)
+        listener.bind(address)
+        for name in LIBRARIES:
+            importlib.import_module(name)
+    except (OSError, ImportError):
+        return
+    listener.listen(64)
+    if os.fork() == 0:
+        keep(listener, end_of_make)
+
+
+def keep(listener, end_of_make):
+    """Fork a copy for each request until make has ended. Never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+    while end_of_make not in select.select([listener, end_of_make], [], [])[0]:
+        connection, _ = listener.accept()
+        if is_mine(connection) and os.fork() == 0:
+            listener.close()
+            serve(connection)
+        connection.close()
+    os._exit(0)
+
+
+def serve(connection):
+    """Be the copy: run what is asked for in place of the caller, and tell it how that ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, streams, *_ = socket.recv_fds(connection, struct.calcsize("i"), 3)
+    with connection.makefile("rb") as file:
+        words, folder, environment = json.loads(file.read(*struct.unpack("i", size)))
+    for stream, given in enumerate(streams):
+        os.dup2(given, stream)
+        os.close(given)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    connection.sendall(b"%d\n" % os.getpid())
+    status = []
+    atexit.register(tell, connection, status)
+    threading.Thread(target=end_with_caller, args=[connection, status], daemon=True).start()
+    try:
+        run(words)
+        status.append(0)
+    except SystemExit as end:
+        status.append(end.code if isinstance(end.code, int) else 1)
+        raise
+    sys.exit()
+
+
+def tell(connection, status):
+    """Tell the caller how it ended, once all that was printed is out; by a traceback: 1."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    status.append(1)
+    connection.sendall(b"%d\n" % status[0])
+
+
+def end_with_caller(connection, status):
+    """A caller that was killed leaves no copy behind that goes on in its run folder."""
+    connection.recv(1)
+    if not status:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(words):
+    make = int(os.environ.get("MAKE_PID") or 0)
+    if not make or not hasattr(os, "pidfd_open"):
+        return run(words)
+    address = f"\0in_one-{os.getuid()}-{make}"
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+    except OSError:
+        leave_keeper(address, make)
+        return run(words)
+    if is_mine(connection):
+        sys.exit(ask(connection, words))
+    return run(words)
 
 
 if __name__ == "__main__":
