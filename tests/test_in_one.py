@@ -1,5 +1,5 @@
-"""data/costs/in_one.py: what scripts write in one process; after an error nothing is begun; a copy
-of the keeper does what a process of its own does, and neither outlives those it works for."""
+"""data/costs/in_one.py: after an error nothing is begun; a copy of the keeper does what a process
+of its own does (tests/test_pins.py has the bytes), and neither outlives those it works for."""
 
 import os
 import signal
@@ -13,9 +13,6 @@ import pytest
 from data.costs.in_one import LIBRARIES
 from tests.copied import ROOT
 
-TRAIN = f"""{ROOT}/train_small.py --model {ROOT}/data/world/models/student --train rows.jsonl
---max-source-length 16 --max-target-length 16 --max-steps 3 --batch-size 4 --output""".split()
-SCORE = [f"{ROOT}/evaluate.py", "--task", "wlp", "--data", "rows.jsonl", "--model"]
 IN_ONE = (sys.executable, "-m", "data.costs.in_one")
 TELL = "import sys, os; print(os.getcwd(), *sys.argv, os.environ['SEED'], 'torch' in sys.modules)"
 WAIT = """import signal, sys, time
@@ -28,19 +25,6 @@ def run(folder, *words, **given):
     return subprocess.run(
         [sys.executable, *words], cwd=folder, capture_output=True, text=True, **given
     )
-
-
-def test_scripts_in_one_process_write_what_each_writes_alone(tmp_path, monkeypatch):
-    rows = [f'{{"source": "mix {n} ml", "target": "mix [Action]"}}\n' for n in range(8)]
-    (tmp_path / "rows.jsonl").write_text("".join(rows))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for command in ([*TRAIN, "apart"], [*SCORE, "apart/model", "--output", "apart"]):
-        assert run(tmp_path, *command).returncode == 0
-    both = [*TRAIN, "one", "--", *SCORE, "one/model", "--output", "one"]
-    done = run(tmp_path, "-m", "data.costs.in_one", *both)
-    assert done.returncode == 0, done.stderr
-    for name in ("model/model.safetensors", "predictions.jsonl"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "apart" / name).read_bytes()
 
 
 @pytest.fixture

@@ -127,7 +127,11 @@ def make_pins(folder):
     runs, labels, answers, pins = folder / "runs/wlp", folder / "labels", folder / "answers", {}
     train = f"--train {folder}/train.jsonl {STEPS} {LENGTHS}"
     student = f"train_small.py --model {folder}/student"
-    run(f"{student} --strategy small {train} --output {runs}/small-n100-s0")
+    score = f"evaluate.py --task wlp --data {folder}/test.jsonl --max-source-length 128"
+    score += " --max-target-length 128 --model"
+    small = f"{runs}/small-n100-s0"  # trained and scored in one process, as by make
+    scored = f"{score} {small}/model --output {small}"
+    run(f"{student} --strategy small {train} --output {small} -- {scored}")
     run(
         f"train_small.py --model {folder}/encoder --strategy bert --train {folder}/classes.jsonl "
         f"{STEPS} --max-source-length 16 --output {runs}/bert-n40-s0"
@@ -155,10 +159,8 @@ def make_pins(folder):
         pins[f"weights {path.name}"] = hash_weights(path)
     pins["soft labels"], pins["soft labels, top ids"] = hash_soft_labels(labels, 40)
     for name in ("small-n100-s0", "teacher-n100-s0", "dist-n100-u40-s0"):
-        run(
-            f"evaluate.py --task wlp --model {runs}/{name}/model --data {folder}/test.jsonl "
-            f"--max-source-length 128 --max-target-length 128 --output {runs}/{name}"
-        )
+        if name != "small-n100-s0":
+            run(f"{score} {runs}/{name}/model --output {runs}/{name}")
         rows = (runs / name / "predictions.jsonl").read_text().splitlines()
         pins[f"predictions {name}"] = hash_bytes(*(json.loads(row)["prediction"] for row in rows))
     made = folder / "made"
