@@ -101,6 +101,7 @@ class Rules:
 
         Teachers come first, and then half of what doesn't need them: by then they are done, on two
         cores too, and a run whose files are not there yet would have to wait for make's next round.
+        Of those that need them the longest come first, so that none is left alone at the end.
         """
         runs = self.asked.get(table, ())
         learners = [run for run in runs if run.needs]
@@ -108,7 +109,8 @@ class Rules:
         others = [run.name for run in runs if not run.needs and run.name not in teachers]
         half = len(others) // 2
         names = [*teachers, *others[:half], *dict.fromkeys(map(self.name_pass, learners))]
-        names += [*others[half:], *(run.name for run in learners)]
+        names += others[half:]
+        names += [run.name for run in sorted(learners, key=lambda run: -run.unlabeled)]
         return [n if "/" in n else name_stamp(n, table == "pilot") for n in names]
 
     def name_pass(self, run):
