@@ -29,6 +29,17 @@ def test_recipes_are_chosen_at_each_n_and_at_fewest_and_most_rows(tmp_path, stra
     assert [(run.labels, run.unlabeled) for run in runs] == counts
 
 
+def test_double_tries_the_recipe_and_twice_its_steps_at_each_run_of_table_2(tmp_path):
+    args = make_args(tmp_path, "--strategy", "dist", "--double")
+    tried = {(r.labels, r.unlabeled): sweep.list_trials(args, r) for r in sweep.list_runs(args)}
+    assert [rows for n, rows in tried if n == 100] == [1900, 4200, 6500, 11100]
+    assert tried[100, 1900] == [(2e-3, 1200), (2e-3, 2400)]  # the fewest that a recipe takes
+    assert tried[100, 11100] == [(2e-3, 2638), (2e-3, 5276)]  # 3.8 epochs of 694 steps
+    named = make_args(tmp_path / "named", "--labels", "500", "--double")
+    (run,) = sweep.list_runs(named)
+    assert sweep.list_trials(named, run) == [(1e-3, 3600), (1e-3, 7200)]
+
+
 def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
     args = make_args(tmp_path, "--rates", "1", "2", "3", "--steps", "10", "30")
     trials = [(50.0, 10, 1), (60.0, 30, 2), (60.0, 10, 3), (60.0, 10, 2)]

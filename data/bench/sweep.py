@@ -4,6 +4,7 @@ Usage:
     make sweep TASK=wlp STRATEGY=small                 # at the N of Tables 2 and 11, and all labels
     python -m data.bench.sweep --task wlp --strategy dist --labels 100 --unlabeled 1900 11100
     python -m data.bench.sweep --task wlp --strategy teacher --labels 100 --rates 1e-3 --steps 500
+    python -m data.bench.sweep --task wlp --strategy small --double   # do the chosen steps suffice?
 
 Reads:  the splits in data/prepared/SCALE/TASK; the recipe of SCALE, for all other settings; for
         dist and self the teacher of that recipe, which is trained first
@@ -11,7 +12,9 @@ Writes: OUTPUT, a CSV with a row a trial, which a second call continues; runs/sw
 
 Every arm gets the same number of trials: all RATES x all STEPS, at each number of labels (and of
 unlabeled rows), seed 0. Test is never read. A choice at the edge of what was tried is told: widen
-the grid there. One process trains and scores, as loading the libraries takes longer than a trial.
+the grid there. --double tries what the recipe chose, at each run of Table 2 or those named, and
+twice its steps: where that gains more than a point the chosen steps were too few. One process
+trains and scores, as loading the libraries takes longer than a trial.
 """
 
 import contextlib
@@ -24,7 +27,8 @@ import sys
 from pathlib import Path
 
 from data.costs.flags import make_flags, show_flags
-from data.costs.grid import cells
+from data.costs.grid import cells, grid
+from data.costs.rules import count_steps
 from data.costs.runs import make_run
 from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cli
 from data.tasks import load_task
@@ -138,11 +142,15 @@ def tell_edges(best, args):
 def list_runs(args):
     """The runs whose recipe is chosen: those asked for, else of Tables 2, 11 and 4 each N and all
     labels, and of distilled students the fewest and the most rows at each N."""
+    task, home = load_task(args.task), args.splits.parent
     if args.labels:
         counts = args.unlabeled if args.strategy in DISTILLED else [0]
         pairs = set(itertools.product(args.labels, counts))
+    elif args.double:
+        runs = grid("table2", task, args.scale, prepared=home)
+        pairs = {(run.labels, run.unlabeled) for run in runs if run.strategy == args.strategy}
     else:
-        task, home, rows = load_task(args.task), args.splits.parent, {}
+        rows = {}
         laid = [cell for t in TABLES for cell in cells(t, task, args.scale, prepared=home)]
         found = [(cell.labels, run) for cell in laid for run in cell.runs.get(args.strategy) or ()]
         most = max((run.labels for _, run in found), default=0)
@@ -151,6 +159,15 @@ def list_runs(args):
                 rows.setdefault(run.labels, set()).add(run.unlabeled)
         pairs = {(n, pick(counts)) for n, counts in rows.items() for pick in (min, max)}
     return [make_run(args.strategy, n, 0, unlabeled=count) for n, count in sorted(pairs)]
+
+
+def list_trials(args, run):
+    """(learning rate, steps) of each trial of a run."""
+    if not args.double:
+        return list(itertools.product(args.rates, args.steps))
+    flags = make_flags(load_task(args.task), args.scale, run=run)
+    steps = count_steps(run, {name.replace("-", "_"): value for name, value in flags.items()})
+    return [(float(flags["learning-rate"]), steps), (float(flags["learning-rate"]), 2 * steps)]
 
 
 def parse_args(argv=None):
@@ -163,6 +180,7 @@ def parse_args(argv=None):
     add("--unlabeled", type=int, nargs="+", default=[0], help="unlabeled rows, for dist and self")
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
+    add("--double", action="store_true", help="the recipe's steps and twice as many, nothing else")
     add("--output", type=Path, default=ROOT / "data/results/sweep.csv", help="(%(default)s)")
     args = parser.parse_args(argv)
     args.runs = ROOT / "runs" / "sweep" / args.scale / args.task
@@ -182,7 +200,7 @@ def main(argv=None):
     for run in runs:
         rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made
-        for rate, steps in itertools.product(args.rates, args.steps):
+        for rate, steps in list_trials(args, run):
             row = known.get(tuple(map(str, (*place, rate, steps, 0))))
             if row is None:
                 inputs = inputs or find_inputs(args, run)
@@ -190,10 +208,11 @@ def main(argv=None):
                 write_trial(args.output, row)
             rows.append(row)
             print(f"{run.name} rate {rate:g} steps {steps}: {float(row['score_dev']):.1f}")
-        best = choose(rows)
-        rate, steps, score = (best[key] for key in ("learning_rate", "steps", "score_dev"))
-        chosen = f"rate {float(rate):g}, {steps} steps, {float(score):.1f} on dev"
-        print(f"{run.name}: chosen {chosen}{tell_edges(best, args)}", flush=True)
+        if not args.double:
+            best = choose(rows)
+            rate, steps, score = (best[key] for key in ("learning_rate", "steps", "score_dev"))
+            chosen = f"rate {float(rate):g}, {steps} steps, {float(score):.1f} on dev"
+            print(f"{run.name}: chosen {chosen}{tell_edges(best, args)}", flush=True)
 
 
 if __name__ == "__main__":
