@@ -199,3 +199,13 @@ def test_faults_are_named(tmp_path):
         with pytest.raises(memory.UserError, match=fault):
             run(*flags)
     assert json.dumps(memory.find_cards("2x141", CARDS)[1].name) == '"H200"'
+
+
+@pytest.mark.parametrize(
+    ("card", "rows"), [("H100-80GB", 256), ("RTX-4090", 60), ("RTX-3090", 64), ("T4", 1)]
+)
+def test_a_plan_decodes_as_many_rows_as_the_card_holds(card, rows):
+    """T5-XXL: 20.7 GiB in bf16, and 24 x 2 x 71 x 4,096 x 2 bytes a row. A T4 is full."""
+    (card,) = [each for each in CARDS if each.name == card]
+    shape = memory.read_shape("google/t5-v1_1-xxl")
+    assert round(memory.count_decoded(shape, card, (28, 43))) == rows

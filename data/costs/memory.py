@@ -31,8 +31,8 @@ LORA_RANK = 8  # train_teacher.py's default
 RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
 TIGHT = 0.97  # what needs a larger share of a card is taken only if nothing else fits
 # Estimated seconds that launching takes on any card: a step of a compact student, and one position
-# of a large teacher's greedy decoding of so many rows.
-STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 64
+# of a large teacher's greedy decoding of at most so many rows, distill.py's default.
+STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 256
 LOADED = 0.25e9  # bytes a second of the published fp32 weights, fetched and loaded; assumed
 LLM_SHOTS = 32  # labeled examples in each prompt of an LLM, as in the paper's appendix E
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
@@ -281,6 +281,15 @@ def estimate_teacher(task, flags, card, labels, mean):
     raise UserError(f"{model} does not fit 16 x {card.name}; state hours in the task's entry")
 
 
+def count_decoded(teacher, card, mean):
+    """Rows that a card decodes at once: beside the weights each has, in each decoder block, a key
+    and a value of every source and target token."""
+    size = 2 if card.bf16 else 4
+    row = size * 2 * teacher.decoders * sum(mean) * teacher.heads * teacher.head_width
+    free = (card.gib - RESERVE) * 2**30 - size * teacher.count_weights()[-1]
+    return min(DECODE_ROWS, max(1, free / row))
+
+
 def estimate_distilling(task, flags, card, teacher, mean):
     """GPU-hours for one unlabeled row: the teacher's greedy pass, and training the student on it.
 
@@ -293,7 +302,7 @@ def estimate_distilling(task, flags, card, teacher, mean):
     model, work = make_work(task, flags, 100_000, mean)
     peak = (card.bf16 or card.fp32) * 1e12 * work.utilisation
     position = max(DECODE_SECONDS, 2 * decoder / (card.bandwidth * 1e12))
-    label = max(flops / peak, mean[1] * position / DECODE_ROWS)
+    label = max(flops / peak, mean[1] * position / count_decoded(teacher, card, mean))
     train = estimate_hours(read_shape(model), card, "fp32", 1, False, work) * 3600
     return (label + max(train, work.steps * STEP_SECONDS) / 100_000) / 3600
 
