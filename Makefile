@@ -20,24 +20,41 @@ $(if $(findstring e,$(firstword -$(MAKEFLAGS))),$(error error: -e: variables com
 DRY := $(findstring n,$(firstword -$(MAKEFLAGS)))
 MAKEFLAGS += --no-builtin-rules --warn-undefined-variables
 
+#: TASK="wlp fever"	tasks of data/tasks.json, all, or one's own with DATA (wlp)
 TASK := $(if $(filter all,$(MAKECMDGOALS)),all,wlp)
+#: SCALE=middle	mini, middle or paper, or another of data/scales.json (mini)
 SCALE := mini
+#: RECIPE=released	settings of the paper or of the released code (the scale's own)
 RECIPE :=
+#: SEEDS="0 1 2"	each trains every run once more (0)
 SEEDS := 0
+#: DATA=FOLDER	real data, or one's own with its task.json
 DATA :=
+#: LAUNCH=COMMAND	put before each training: torchrun, accelerate launch, srun, free_gpu.sh
 LAUNCH :=
+#: PYTHON=python3.12	makes .venv (python3)
 PYTHON := python3
+#: PREPARE_FLAGS=...	for data/prepare.py, such as --test-rows 500
 # Below scale paper a sample of a real test set will do.
 PREPARE_FLAGS := $(if $(DATA),$(if $(filter mini,$(SCALE)),--test-rows 500)$(if $(filter \
   middle%,$(SCALE)),--test-rows 1000))
-# Flags for every training script, for train_small.py, train_teacher.py and distill.py.
+#: TRAIN_FLAGS=...	for every training script, such as --max-steps 60
 TRAIN_FLAGS :=
+#: SMALL_FLAGS=...	for train_small.py alone
 SMALL_FLAGS :=
+#: TEACHER_FLAGS=...	for train_teacher.py alone
 TEACHER_FLAGS :=
+#: DIST_FLAGS=...	for distill.py alone
 DIST_FLAGS :=
-# PARTIAL=1 shows what is finished and trains nothing; REDO=1 makes again what is out of date.
+#: PARTIAL=1	show what is finished, train nothing
 PARTIAL :=
+#: REDO=1	make again what data, task or recipe have left behind
 REDO :=
+#: LLM=1	labels by an LLM in table2, table11 and advise too
+#: MODEL=gpt-6-luna	the LLM that is asked, for money; without it a simulated one
+#: BUDGET=20	most USD of its answers, by task and seed; of advise and explore the budget
+#: LLM_ACCURACY=0.7	how often the simulated LLM is right
+#: LLM_FLAGS=...	for gpt_annotate.py, such as --base-url URL
 # Labels by an LLM (fig6, fig7; table2 with LLM=1). MODEL=gpt-6-luna calls that model, with
 # OPENAI_API_KEY at OpenAI or, by OPENAI_BASE_URL, at any other server. BUDGET: the most USD that
 # the answers of one task and seed may ever cost; paper: what they cost in the paper. Without MODEL
@@ -47,14 +64,17 @@ MODEL :=
 BUDGET := paper
 LLM_ACCURACY := 0.7
 LLM_FLAGS :=
-# Advice: how far the pilot goes (students, teacher or distilled); BUDGET is then the dollars to spend,
-# and prices and the like are flags of `costs.py advise`.
+#: PILOT=students	how far the pilot of advise goes: students, teacher or distilled (distilled)
 PILOT := distilled
+#: ADVISE_FLAGS=...	for costs.py advise: prices and the like
 ADVISE_FLAGS :=
+#: PYTEST_FLAGS=...	for make test
 PYTEST_FLAGS :=
-# make sweep: an arm, its learning rates and numbers of steps.
+#: STRATEGY=dist	the arm of make sweep: small, teacher or dist (small)
 STRATEGY := small
+#: RATES="1e-3 3e-3"	its learning rates
 RATES :=
+#: STEPS="300 900"	its numbers of steps
 STEPS :=
 
 # --- settings, checked before anything is made -----------------------------------------------
@@ -116,15 +136,18 @@ GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) dat
   $(if $(filter $(ADVICE),$(MAKECMDGOALS)),pilot)
 
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
-# Small models keep one core busy each, so at mini scale independent runs stand side by side.
+# Small models keep one core busy each, so at mini scale independent runs stand side by side. What
+# -j says, make 4.3 tells recipes alone, and not even them of -j1: here the command line has it.
+COMMAND := { tr '\0' ' ' < /proc/$$PPID/cmdline || ps -o args= -p $$PPID; } 2> /dev/null
+JOBS := $(or $(shell $(COMMAND) | sed -nE 's/.* (-[a-zA-Z]*j|--jobs[= ]) ?([0-9]+).*/\2/p'),$(if $(filter \
+  mini,$(SCALE)),$(CORES),1))
 ifeq ($(SCALE),mini)
   export OMP_NUM_THREADS ?= 1
   export MAKE_PID := $(shell echo $$PPID)
   ifeq ($(filter -j%,$(MAKEFLAGS)),)
-    MAKEFLAGS += -j$(CORES)
+    MAKEFLAGS += -j$(JOBS)
   endif
 endif
-JOBS := $(if $(filter mini,$(SCALE)),$(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(CORES)),1)
 export TOKENIZERS_PARALLELISM := false
 OPENAI_API_KEY ?=
 OPENAI_BASE_URL ?=
@@ -221,7 +244,7 @@ $(DRAWN): | $(INSTALLED)
 
 table5 table7: | $(patsubst %,$(PREPARED)/%/about.json,$(TASKS))
 $(PRINTED):
-	@$(PYTHON) $(show) $(if $(filter table5 table7,$@),--prepared $(PREPARED)) --output $(MADE)
+	@$(PYTHON) $(show) $(if $(filter table5 table6 table7,$@),--prepared $(PREPARED)) --output $(MADE)
 
 ## Advice for a task before the money is spent (BUDGET=500 ADVISE_FLAGS="--usd-per-label 0.20")
 pilot: ## the few runs that advice needs, scored on dev (PILOT=students|teacher|distilled)
@@ -247,9 +270,10 @@ mini-models: | $(INSTALLED) ## pre-train the mini models again, in data/world/mo
 
 ## The bundle itself
 help: ## this list
-	@echo "make TARGET [TASK=wlp|\"wlp fever\"|all] [SCALE=mini|middle|paper] [SEEDS=\"0 1 2\"] [DATA=FOLDER]"
-	@echo "            [PARTIAL=1: what is finished] [REDO=1: again what is out of date] [LAUNCH=COMMAND]"
+	@echo 'make TARGET [NAME=VALUE ...]   [-j JOBS: runs side by side] [-n: what would be done]'
 	@sed -nE 's/^## (.*)/\n\1/p; s/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@printf '\nVariables (from the command line alone)\n'
+	@sed -nE 's/^#: (.*)/  \1/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 settings: ## the values of all variables
 	@echo 'TASK=$(TASK) SCALE=$(SCALE) SEEDS=$(SEEDS) DATA=$(DATA)' LAUNCH=$(call quote,$(LAUNCH))
 	@echo 'LLM=$(LLM) MODEL=$(MODEL) LLM_ACCURACY=$(LLM_ACCURACY) answers: $(ANSWERS)'
@@ -259,8 +283,8 @@ bench: | $(INSTALLED) ## time distillation against the released loop and plain f
 bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (10 minutes)
 	@$(PY) -m data.bench.gpu --output data/results
 sweep: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## rates and steps of an arm, scored on dev: STRATEGY, RATES, STEPS
-	@$(PY) -m data.bench.sweep --task '$(TASK)' --scale $(SCALE) --strategy '$(STRATEGY)' $(if $(RATES),--rates $(RATES)) \
-	  $(if $(STEPS),--steps $(STEPS))
+	@$(PY) -m data.bench.sweep --task '$(TASK)' --scale $(SCALE) $(LIMITS) --strategy '$(STRATEGY)' \
+	  $(if $(RATES),--rates $(RATES)) $(if $(STEPS),--steps $(STEPS))
 backtest: | $(INSTALLED) ## how often advice is right, on measured tables (4 minutes)
 	@$(PY) -m data.bench.backtest
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)

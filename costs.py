@@ -47,6 +47,7 @@ from data.costs.grid import cells, choose_tasks, grid, parse_seeds
 from data.costs.ledger import report
 from data.costs.memory import run_memory
 from data.costs.prices import (
+    fill,
     load_prices,
     price_gpu_hour,
     show_columns,
@@ -68,7 +69,7 @@ def print_json(value):
 
 
 def print_notes(notes):
-    print("\n".join(["", *(f"- {note}" for note in notes)]))
+    print("\n".join(["", *(fill(f"- {note}") for note in notes)]))
 
 
 def run_plan(args):
@@ -220,8 +221,8 @@ def run_prices(args):
     rows = []
     for p in prices:
         value = show_price(p.usd) if p.ratio is None else f"{float(p.ratio):g} x"
-        rows.append((p.list, p.item, p.name, value, p.unit, p.date, p.source))
-    print(show_columns("List,Item,Name,Price,Unit,Date,Source".split(","), rows))
+        rows.append((p.list, p.item, p.name, value, p.unit, f"{p.source} ({p.date})"))
+    print(show_columns("List,Item,Name,Price,Unit,Source".split(","), rows))
     own = f"{args.prices}: edit it, or pass --prices FILE; a price given by flag comes first"
     second = "secondary source: read off another list than the vendor's; check it before you spend"
     print_notes([own, second])

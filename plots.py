@@ -232,7 +232,7 @@ def add_flags(add, name):
     if name in FIGURES:
         rule = "score by the strict rule or by the released scorer's (default: strict)"
         add("--rule", choices=("strict", "released"), default="strict", help=rule)
-    if name in ("table5", "table7"):
+    if name in ("table5", "table6", "table7"):
         splits = "data/prepared/mini" if name == "table7" else None
         text = "folder of prepared tasks, e.g. data/prepared/mini (default: %(default)s)"
         add("--prepared", metavar="DIR", default=splits, help=text)

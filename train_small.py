@@ -241,8 +241,8 @@ DEFAULTS = f"""--optim adamw_torch_fused --seed 0 --save-strategy steps --save-s
 FIRST = os.environ.get("RANK", "0") == "0"  # of several processes
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
-    "output|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio|dataloader|local"
-    "|micro_batch|recompute"
+    "output|command|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio"
+    "|dataloader|local|micro_batch|recompute"
 )
 MADE = "model", "checkpoints", "config.json", "log.jsonl", "training.json"  # in OUTPUT
 
@@ -381,6 +381,7 @@ def open_run(args, training, data, model, **more):
         fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
     settings = {**training.to_dict(), **vars(args), **more}
     settings |= {"processes": training.world_size, "device": training.device.type}
+    settings["command"] = shlex.join(sys.argv)
     settings |= {"data_sha256": hash_file(data), "model_sha256": hash_model(model)}
     settings = json.loads(json.dumps(settings, default=str))
     keys = sorted(key for key in before.keys() & settings.keys() if not FREE.match(key))

@@ -4,14 +4,13 @@ Reads:  data/tasks.json, scales.json, prices.csv; the tokenizers of the scale's 
 Paper:  Table 2 (what N labels and a budget buy)
 """
 
-import textwrap
 from collections import Counter
 
 from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags
 from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
-from data.costs.prices import load_prices, show_price, show_usd
+from data.costs.prices import fill, load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
 from data.files import DATA, UserError, read_json
 from data.spans import make_brackets, split_entities
@@ -80,7 +79,7 @@ def find_contradictions(splits):
     if not several:
         return []
     shown = [f"{source[:60]!r}: {' / '.join(sorted(each))[:60]}" for source, each in several[:3]]
-    return [f"{len(several):,} sources of train have several targets, as {'; '.join(shown)}"]
+    return [f"sources of train with several targets: {len(several):,}, as {'; '.join(shown)}"]
 
 
 # --- lengths and vocabulary ------------------------------------------------------------------
@@ -186,6 +185,6 @@ def check_task(task, scale, splits, real_text):
         lines, refused = lines + told, refused + wrong
     rows = {split: len(splits[split]) for split in splits}
     lines += [*more, *describe_targets(task, scale, rows, real_text)]
-    print("\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines))
+    print("\n".join(map(fill, lines)))
     if refused:
         raise UserError("; ".join(refused))

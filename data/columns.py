@@ -180,10 +180,11 @@ def choose_columns(table, task, labeled, columns):
     return Columns(**found), f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
 
 
-def make_rows(table, task, labeled, columns):
+def make_rows(table, task, labeled, columns, blank=False):
     """([{"source", "target"}], [Fault], [notes]) of a Table; without `labeled` sources alone.
 
-    A target of a task of answers may stay a list of texts.
+    A target of a task of answers may stay a list of texts. `blank`: a row may be without its class,
+    as in a sheet that is half labeled; its target is "".
     """
     rows, faults, left, renamed = [], [], 0, Counter()
     table = Table(table.name, [(place, unwrap(row)) for place, row in table.rows])
@@ -203,6 +204,8 @@ def make_rows(table, task, labeled, columns):
                 rows.append({"source": source, **known})
             elif row.get("answer") in LEFT_OUT and chosen.target != "answer":
                 left += 1
+            elif blank and is_blank(row, chosen.target, task):
+                rows.append({"source": source, "target": ""})
             else:
                 target = read_target(row, source, chosen.target, task, names, renamed)
                 rows.append({"source": source, "target": target})
@@ -226,6 +229,12 @@ def unwrap(row):
         return Wrong("several annotations or none; keep one", str(len(row["annotations"])))
     result = row["annotations"][0].get("result", [])
     return {**row["data"], "label": [each.get("value") for each in result]}
+
+
+def is_blank(row, key, task):
+    """Whether a row of classes is not labeled yet: its cell is there and empty."""
+    value = row.get(key, key)
+    return task.metric == "classes" and (value is None or str(value).strip() == "")
 
 
 def read_source(row, key):

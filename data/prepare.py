@@ -18,10 +18,11 @@ Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which f
 Copy:   the whole project
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
-One labeled file is split by seed: a fifth is test. Without a dev file, dev is drawn from train.
-Without unlabeled rows, at scale mini, they too are drawn from train, which stands for text that
-nobody has labeled yet. No source is in two splits, and sources that are the same tokens to T5 are
-one: what test holds is taken out of the others, what dev or train holds out of unlabeled.
+One labeled file is split by seed: a fifth is test. Rows without a target are no lesson; where most
+of that file are such rows, they are the unlabeled ones. Without a dev file, dev is drawn from
+train. Without unlabeled rows, at scale mini, they too are drawn from train, which stands for text
+that nobody has labeled yet. No source is in two splits, and sources that are the same tokens to T5
+are one: what test holds is taken out of the others, what dev or train holds out of unlabeled.
 """
 
 import functools
@@ -35,6 +36,7 @@ from data import fetch
 from data.check import check_task, describe_faults
 from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
 from data.costs.flags import load_scale
+from data.costs.prices import fill
 from data.costs.stale import ABOUT, REDO, find_changed_splits
 from data.files import (
     UserError,
@@ -152,14 +154,22 @@ def take_rows(rows, count, seed, notes, what):
     return [rows[i] for i in sorted(taken.values())], rest
 
 
-def split_all(rows, args, notes):
-    """Train and test, and what else `rows` has, of one labeled file: a fifth is test, by seed."""
+def split_all(rows, args, notes, keep_empty):
+    """Train and test, and what else `rows` has, of one labeled file: a fifth is test, by seed. Its
+    rows without a target are unlabeled ones, where they are the most or a file has others."""
     every = rows.pop("all")
-    count = max(1, len(name_sources(every)) // 5)
+    labeled = [row for row in every if keep_empty or row["target"]]
+    blank = [row for row in every if not (keep_empty or row["target"])]
+    if blank and ("unlabeled" in rows or len(blank) > len(labeled)):
+        pool = rows.setdefault("unlabeled", [])
+        pool += ({"source": row["source"]} for row in blank)
+        notes["unlabeled"].append(f"{len(blank):,} rows of the one labeled file have no target")
+        blank = []
+    count = max(1, len(name_sources(labeled)) // 5)
     count = min(count, args.test_rows or count)
     what = "of the one labeled file drawn as test"
-    test, train = take_rows(every, count, f"test {args.seed}", notes["test"], what)
-    return {"train": train, "test": test, **rows}
+    test, train = take_rows(labeled, count, f"test {args.seed}", notes["test"], what)
+    return {**rows, "train": train + blank, "test": test}
 
 
 def split_rows(rows, sizes, seed, notes, keep_empty=False):
@@ -272,7 +282,8 @@ def read_data(args, entry, sources):
         refuse_unlabeled(args, entry, sources)
     rows, faults, notes = {}, [], {split: [] for split in SPLITS}
     for split, table in tables.items():
-        rows[split], wrong, told = make_rows(table, entry, True, columns)
+        blank = split in ("train", "all")
+        rows[split], wrong, told = make_rows(table, entry, True, columns, blank)
         faults += wrong
         notes["train" if split == "all" else split] += told
         if split == "test" and str(table.name).endswith(" validation"):
@@ -305,7 +316,7 @@ def describe_splits(splits, notes, entry, divide_by):
         told = f"{paper // divide_by:,}" if paper else "-"
         distinct = len({row["source"] for row in rows})
         lines.append(f"{split:<10}{len(rows):>9,}{distinct:>9,}" + f"{told:>14}" * bool(table))
-    lines += [f"{split}: {note}" for split in SPLITS for note in notes.get(split, [])]
+    lines += [fill(f"{split}: {note}") for split in SPLITS for note in notes.get(split, [])]
     return "\n".join(lines)
 
 
@@ -377,7 +388,7 @@ def main(argv=None):
         splits, names = draw_mini(args.task)
     else:
         rows, names, notes = read_data(args, entry, sources)
-        rows = split_all(rows, args, notes) if "all" in rows else rows
+        rows = split_all(rows, args, notes, entry.keeps_empty) if "all" in rows else rows
         sizes = size_splits(args, entry, rows, divide_by)
         splits = split_rows(rows, sizes, args.seed, notes, entry.keeps_empty)
         compare_rows(rows, splits, notes, entry, divide_by)

@@ -118,6 +118,10 @@ def test_make_alone_is_help_and_lists_every_target():
         assert re.search(rf"^  {target} ", shown, re.MULTILINE), target
     for target in ("table1", "table2", "fig2", "all", "test", "mini-models"):
         assert f"  {target} " in shown
+    known = re.search(r"^KNOWN := (.*?)OPENAI_API_KEY", text, re.MULTILINE | re.DOTALL)[1]
+    for variable in known.replace("\\\n", " ").split():
+        assert re.search(rf"^  {variable}=\S", shown, re.MULTILINE), variable
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
@@ -488,8 +492,11 @@ def test_each_script_gets_its_own_flags_and_the_work_is_told_first(tmp_path):
         "TEACHER_FLAGS=--lora-rank 4",
         "DIST_FLAGS=--temperature 2",
     )
-    done = run_make("-n", f"RUNS={tmp_path}", "table2", *flags)
-    assert done.stderr.startswith("20 of 20 runs to do, about "), done.stderr
+    done = run_make("-n", f"RUNS={tmp_path}", "table2", "-j", "3", *flags)
+    told = r"20 of 20 runs to do, about .*, 3 at a time$"
+    assert re.match(told, done.stderr, re.MULTILINE), done.stderr
+    told = run_make("-n", f"RUNS={tmp_path}", "table2", "-j1").stderr
+    assert "20 runs to do" in told and "at a time" not in told
     for line in done.stdout.splitlines():
         for script, flag in zip(
             ("train_small.py", "train_teacher.py", "distill.py"), flags, strict=True

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from copied import copy_stage
@@ -22,7 +23,7 @@ from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags, pick_nearest
 from data.costs.grid import TABLES
 from data.costs.prices import match_gpu
-from data.costs.rules import tell_progress
+from data.costs.rules import tell_progress, tell_work
 from data.costs.runs import make_run, measure_rates, read_llm_use
 from data.files import UserError, read_csv, read_json
 from data.plots.printed import load_printed
@@ -752,6 +753,27 @@ def test_a_price_that_was_not_read_at_the_vendor_says_so(capsys):
     assert "check it before you spend" in run("prices", capsys=capsys)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prices",
+        "plan --task wlp --labels 5000 --budget 100",
+        "plan --task nq --labels 1000 --budget 0.5",
+        "convert --task wlp --usd 200",
+        "convert --task fever --unlabeled 100000 --at-labels 5000",
+        'memory --gpus "1xH100-80GB 64xA40 3x48 1xT4"',
+        "memory --scale middle --model google/t5-v1_1-xl --gpus 1x24",
+    ],
+)
+def test_what_is_printed_fits_a_terminal(line, capsys):
+    text = run(*shlex.split(line), capsys=capsys)
+    assert max(map(len, text.splitlines())) <= 100, text
+    words = re.sub(r"\s+", " ", text)
+    if line == "prices":  # what goes on below is whole
+        lambda_row = next(price for price in PRICES if price.source.startswith("Lambda"))
+        assert f"{lambda_row.source} ({lambda_row.date})" in words
+
+
 def test_a_missing_price_is_named(tmp_path):
     plan = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--prices")
     path = write(tmp_path / "prices.csv", HEAD)
@@ -1156,6 +1178,27 @@ def test_an_annotation_as_it_is_written_is_read(tmp_path):
     found |= {"llm_tokens": {"in": 9, "cached": 0, "out": 1}, "seconds": 1.341}
     write(tmp_path / "annotation.json", found)
     assert read_llm_use(tmp_path) == (found["llm_tokens"], None)
+
+
+def test_work_to_do_is_runs_apart_from_scores(tmp_path):
+    """Of six runs three are there; one is trained and lacks its score on dev."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name / "dev").mkdir(parents=True)
+        (tmp_path / name / "training.json").touch()
+    for name in ("a", "b"):
+        (tmp_path / name / "dev" / "metrics.json").touch()
+    args = SimpleNamespace(runs=tmp_path, jobs=2, partial=False)
+
+    def tell(names, seconds=600):
+        return tell_work({f"{name}/dev/metrics.json": seconds for name in names}, args)
+
+    assert tell("abcdef") == "3 of 6 runs to do, 1 to score, about 20 minutes, 2 at a time"
+    assert tell("def") == "3 of 3 runs to do, about 15 minutes, 2 at a time"
+    assert tell("abc", 0) == "1 to score, about a minute" and tell("ab") is None
+    both = {f"c/{stamp}": 0 for stamp in ("metrics.json", "dev/metrics.json")}
+    assert tell_work(both, args).startswith("2 to score, about a minute")
+    new = {f"d/{stamp}": 60 for stamp in ("metrics.json", "dev/metrics.json")}
+    assert tell_work(new, args).startswith("1 of 1 runs to do, about a minute")
 
 
 def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):

@@ -856,6 +856,43 @@ def test_result_has_its_keys(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["score"] == 100
 
 
+OWN = {"title": "Mine", "prefix": "m: ", "max_source_length": 32, "max_target_length": 16}
+OWN |= {"labels_n": [20], "budgets": [10], "usd_per_label": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("entry", "target"),
+    [
+        ({"metric": "classes", "report": "accuracy", "labels": ["up", "down"]}, "up"),
+        ({"metric": "entities", "labels": ["Gene"]}, "TP1 [Gene]"),
+        ({"metric": "answers"}, "the harbour"),
+    ],
+)
+def test_a_task_of_ones_own_has_no_released_score(tmp_path, capsys, entry, target):
+    """The authors released no scorer of it."""
+    (tmp_path / "task.json").write_text(json.dumps({**OWN, **entry}))
+    path = write(tmp_path / "p.jsonl", make([(target, target), (target, "x")]))
+    line = ("--task", f"mine={tmp_path / 'task.json'}")
+    for what in (("--predictions", path), ("--compare", path, path)):
+        for more in ((), ("--json",)):
+            assert run(*line, *what, *more) == 0
+            assert "released" not in capsys.readouterr().out
+        assert run(*line, *what, "--rule", "released") == 1
+        assert "error: --rule released: the authors released no scorer" in capsys.readouterr().err
+
+
+def test_a_long_signature_fits_a_terminal(tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", make([("a b [Time]", "a b [Time]")]))
+    for what in (("--predictions", path), ("--compare", path, path)):
+        assert run("--task", "wlp", *what) == 0
+        said = capsys.readouterr().out
+        assert max(len(line) for line in said.splitlines() if " | " in line) <= 100
+        assert "rule:strict | match:multiset(text,label) | case:kept" in said
+        assert run("--task", "wlp", *what, "--json") == 0
+        whole = json.loads(capsys.readouterr().out)["signature"]
+        assert whole.replace("|", " | ") in " ".join(said.split())
+
+
 def spoil(tmp_path):
     """Bad inputs: name -> (command line, what the one line of the error must say)."""
     rows = [json.dumps(row) for row in make([("NO", "NO")] * 20)]

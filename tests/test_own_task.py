@@ -298,14 +298,19 @@ def list_redone(project, *words):
         return []
     assert done.stderr.count("error:") == 1 and "REDO=1" in done.stderr, done.stderr
     assert "since" in done.stderr and "plots.py" not in done.stdout
+    redo(project, *words)
+    there = project.glob("runs/mini-remarks/mine/*/metrics.json")
+    return sorted(before - {path.parent.name for path in there})
+
+
+def redo(project, *words):
+    """What make does with REDO=1 before it trains."""
     flags = [f"--train-flags={word.partition('=')[2]}" for word in words]
     line = (
         f"costs.py rules --for table2 --task mine --data {words_data(words)} --redo --prepare-flags"
     )
-    redone = call(project, sys.executable, *line.split(), "--test-rows 500", *flags)
-    assert redone.returncode == 0, redone.stderr
-    there = project.glob("runs/mini-remarks/mine/*/metrics.json")
-    return sorted(before - {path.parent.name for path in there})
+    done = call(project, sys.executable, *line.split(), "--test-rows 500", *flags)
+    assert done.returncode == 0, done.stderr
 
 
 def words_data(words):
@@ -345,6 +350,17 @@ def test_results_out_of_date_are_refused_and_exactly_those_made_again(project):
         assert list_redone(project) == everything
     undo()
     assert list_redone(project, "TRAIN_FLAGS=--max-steps 5") == everything
+    undo()
+    begun = project / "runs" / "mini-remarks" / "mine" / "small-n200-s0"  # and stopped
+    record = json.loads((begun / "training.json").read_text())
+    for name in ("training.json", "metrics.json"):
+        (begun / name).unlink()
+    for flags in ("", " --weight-decay 0.5"):
+        write_json(begun / "config.json", {**record, "command": record["command"] + flags})
+        done = make(project, "-n", "table2")
+        assert ("weight_decay 0.5 -> none since 1 run was made" in done.stderr) == bool(flags)
+    redo(project)
+    assert not begun.exists() and (begun.parent / "small-n100-s0" / "metrics.json").exists()
     undo()
     row = {"source": "a lamp nobody has seen, so quick", "target": "GOOD"}
     with (folder / "train.jsonl").open("a") as file:

@@ -131,13 +131,13 @@ def test_render_prints_and_writes_three_files(tmp_path, capsys):
     assert (tmp_path / "new" / "any.md").read_text() == tables.to_markdown(TABLE)
 
 
-def test_of_a_long_second_table_the_path_is_printed(tmp_path, capsys):
-    long = TABLE._replace(name="long", title="Cells", rows=TABLE.rows * 40)
-    tables.render([TABLE, long], tmp_path)
-    shown = tables.to_markdown(TABLE) + f"\nCells: {tmp_path}/long.md\n"
+def test_of_a_second_table_the_path_is_printed(tmp_path, capsys):
+    cells = TABLE._replace(name="other", title="Cells")
+    tables.render([TABLE, cells], tmp_path)
+    shown = tables.to_markdown(TABLE) + f"\nCells: {tmp_path}/other.md\n"
     assert capsys.readouterr().out == shown
-    tables.render([TABLE, long])
-    assert capsys.readouterr().out.endswith(tables.to_markdown(long))
+    tables.render([TABLE, cells])
+    assert capsys.readouterr().out.endswith(tables.to_markdown(cells))
 
 
 def test_long_cells_and_notes_go_on_in_further_lines():
@@ -222,14 +222,14 @@ def test_table5_counts_a_prepared_world(tmp_path):
 
 def test_table6():
     table = build("table6")
-    assert len(table.rows) == 6
-    values = [[parse_amount(c.replace(",", ""), "") for c in r[1:9]] for r in table.rows]
-    different = [
-        (row[0], table.columns[i + 1])
-        for row, amounts in zip(table.rows, values, strict=True)
-        for i in range(0, 8, 2)
-        if abs(amounts[i] - amounts[i + 1]) >= 0.05
-    ]
+    pairs = list(zip(table.rows[::2], table.rows[1::2], strict=True))
+    assert len(pairs) == 6
+    different = []
+    for ours, paper in pairs:
+        assert (ours[1], paper[1]) == ("ours", "paper")
+        for head, *both in list(zip(table.columns, ours, paper, strict=True))[2:6]:
+            one, other = (parse_amount(cell.replace(",", ""), head) for cell in both)
+            different += [(ours[0], head)] * (abs(one - other) >= 0.05)
     assert different == [("MultiPIT-Id", "Teacher")]  # $37.5 against the $32.49 of Table 2
     text = "\n".join(table.notes)
     assert "A40-hours at $1.875: WLP 36, Stanceosaurus 32, FEVER 12" in text
@@ -274,12 +274,22 @@ def test_one_task_and_a_task_of_ones_own(name, tmp_path):
     assert len({row[0] for row in build(name, "--task", "wlp").rows} - {""}) in (1, 5)
     entry = {"title": "Mine", "metric": "classes", "prefix": "mine: ", "labels": ["a", "b"]}
     entry |= {"max_source_length": 32, "max_target_length": 8, "usd_per_label": 0.5}
-    entry |= {"labels_n": [100], "budgets": [10], "teacher_gpu_hours": {"100": 1}}
-    entry |= {"distill_gpu_hours_per_100k": 20}
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps(entry))
-    table = build(name, "--task", path)
-    assert tables.to_markdown(table) and "Mine" in str(table)
+    entry |= {"labels_n": [100], "budgets": [10]}
+    hours = {"teacher_gpu_hours": {"100": 1}, "distill_gpu_hours_per_100k": 20}
+    for more in (hours, {}):  # of an entry without hours they are planned, and said to be
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps({**entry, **more}))
+        text = tables.to_markdown(build(name, "--task", path))
+        assert "Mine" in text
+        planned = not more and name in ("table5", "table6")
+        assert ("are planned (arithmetic" in " ".join(text.split())) == planned
+        assert (name != "table6") or "A40 at $0.995 an hour" in text
+
+
+@pytest.mark.parametrize("name", ["table1", "table5", "table6", "table8"])
+def test_printed_tables_fit_a_terminal(name):
+    text = tables.to_markdown(build(name, "--task", "all"))
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_mistakes_and_exit_codes(tmp_path):

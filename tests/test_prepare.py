@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -583,6 +584,35 @@ def check_own(tmp_path, capsys, entry, rows):
         return capsys.readouterr().out, str(error)
 
 
+def test_a_half_labeled_sheet_is_split_and_its_rest_unlabeled(tmp_path, capsys):
+    """A few blank labels are dropped with a note; where they are the most, they are unlabeled rows;
+    in a test file each is a fault, as a label of another name is everywhere."""
+    data, output = tmp_path / "mine", tmp_path / "out"
+    (data / "task.json").parent.mkdir()
+    (data / "task.json").write_text(json.dumps(ENTRY))
+
+    def split(blank, name="sheet.csv"):
+        rows = [["text", "label"], *([f"text {i}", INTENTS[i % 12]] for i in range(100))]
+        rows += [[f"more {i}", " " * (i % 2)] for i in range(blank)]
+        write_csv(data / name, rows)
+        prepare.main(["--task", "mine", "--data", str(data), "--output", str(output), "--redo"])
+        said, about = capsys.readouterr().out, json.loads((output / "about.json").read_text())
+        assert not (output / "unlabeled_gold.jsonl").exists() or blank < 100
+        rows = [read_rows(output / f"{name}.jsonl") for name in ("train", "dev", "test")]
+        assert all(row["target"] in INTENTS for row in itertools.chain(*rows))
+        return said, about["rows"]
+
+    said, rows = split(5)
+    assert "train: 5 rows dropped: no target" in said and rows["test"] == 20
+    said, rows = split(300)
+    assert "unlabeled: 300 rows of the one labeled file have no target" in said
+    assert rows["unlabeled"] == 300 and rows["train"] + rows["dev"] + rows["test"] == 100
+    (data / "sheet.csv").unlink()
+    write_csv(data / "train.csv", [["text", "label"], ["a", "intent a"]])
+    with pytest.raises(UserError, match=r"test.csv line 102: target is none of .* \(and 4 more"):
+        split(5, "test.csv")
+
+
 def test_check_shows_classes_contradictions_lengths_and_cost(tmp_path, capsys):
     pytest.importorskip("transformers")
     rows = [{"text": f"text {i}", "label": INTENTS[i % 11]} for i in range(150)]
@@ -594,7 +624,7 @@ def test_check_shows_classes_contradictions_lengths_and_cost(tmp_path, capsys):
     assert not fault
     assert re.search(r"^intent a +\d+ +\d+ +\d+$", said, re.MULTILINE)
     assert "train has no intent l" in said and "rare, under 10 in train: intent " in said
-    assert re.search(r"\d+ sources of train have several targets, as 'text +\d+': intent", said)
+    assert re.search(r"sources of train with several targets: \d+, as 'text +\d+': intent", said)
     assert re.search(r"student: \d+ of \d+ sources are cut at 32 tokens; 99% have at most", said)
     assert "make can make: table2" in said and re.search(
         r"table2 takes \d runs, [\d,]+ steps", said

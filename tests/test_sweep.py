@@ -1,6 +1,8 @@
 """data/bench/sweep.py: which runs are tried, what is chosen, a trial through the real scripts."""
 
 import csv
+import json
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,43 @@ def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
     assert sweep.tell_edges(rows[3], args) == ""
     assert "steps 30 is the highest" in sweep.tell_edges(rows[1], args)
     assert "learning_rate 1 is the lowest" in sweep.tell_edges(rows[0], args)
+
+
+def test_a_task_of_ones_own_is_swept_on_its_own_splits(tmp_path, monkeypatch, capsys):
+    """Its trials stay out of the bundle's own CSV, and its empty rows are lessons."""
+    entry = {"title": "Mine", "metric": "entities", "prefix": "m: ", "labels": ["Gene"]}
+    entry |= {"max_source_length": 32, "max_target_length": 16, "usd_per_label": 0.1}
+    data, called = tmp_path / "notes", []
+    data.mkdir()
+    (data / "task.json").write_text(json.dumps({**entry, "labels_n": [20], "budgets": [10]}))
+    splits = tmp_path / "data" / "prepared" / "mini-notes" / "mine"
+    splits.mkdir(parents=True)
+    (splits / "dev.jsonl").touch()
+
+    def call(script, *words):
+        called.append([script, *map(str, words)])
+        output = Path(words[words.index("--output") + 1])
+        (output / "model").mkdir(parents=True, exist_ok=True)
+        record = {"train_loss": 1.5, "seconds": {"train": 2}, "git_commit": None}
+        write_json(output / "training.json", record)
+        write_json(output / "metrics.json", {"score": 50, "metric": "entity_f1"})
+
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "call", call)
+    words = ["--labels", "20", "--rates", "1e-3", "2e-3", "--steps", "30"]
+    sweep.main(["--task", "mine", "--data", str(data), *words])
+    home = tmp_path / "runs" / "sweep" / "mini-notes" / "mine"
+    train, score = called[:2]
+    assert (train[0], score[0], len(called)) == ("train_small", "evaluate", 4)
+    assert str(splits / "train.jsonl") in train and "--keep-empty" in train
+    assert f"mine={data / 'task.json'}" in score and str(splits / "dev.jsonl") in score
+    said = capsys.readouterr()
+    assert said.err == f"1 runs, 2 trials on dev, written to {home / 'sweep.csv'}\n"
+    assert "small-n20-s0: chosen rate 0.001, 30 steps, 50.0 on dev" in said.out
+    assert len(sweep.read_trials(home / "sweep.csv")) == 2
+    with pytest.raises(UserError, match=r"no splits; make data TASK=mine SCALE=mini DATA=\S+notes"):
+        (splits / "dev.jsonl").unlink()
+        sweep.main(["--task", "mine", "--data", str(data), *words])
 
 
 def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):

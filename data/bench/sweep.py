@@ -2,12 +2,13 @@
 
 Usage:
     make sweep TASK=wlp STRATEGY=small                 # at the N of Tables 2 and 11, and all labels
+    make sweep TASK=mine DATA=remarks STRATEGY=dist RATES="1e-3 3e-3" STEPS="300 900"
     python -m data.bench.sweep --task wlp --strategy dist --labels 100 --unlabeled 1900 11100
     python -m data.bench.sweep --task wlp --strategy teacher --labels 100 --rates 1e-3 --steps 500
     python -m data.bench.sweep --task wlp --strategy small --double   # do the chosen steps suffice?
 
-Reads:  the splits in data/prepared/SCALE/TASK; the recipe of SCALE, for all other settings; for
-        dist and self the teacher of that recipe, which is trained first
+Reads:  the splits in data/prepared/SCALE/TASK, of a folder DATA SCALE-DATA/TASK; the recipe of
+        SCALE, for all other settings; for dist and self the teacher of that recipe, trained first
 Writes: OUTPUT, a CSV with a row a trial, which a second call continues; runs/sweep/SCALE/TASK
 
 Every arm gets the same number of trials: all RATES x all STEPS, at each number of labels (and of
@@ -56,13 +57,13 @@ def call(script, *words):
 
 def list_flags(args, run, **changed):
     """The recipe's flags of a run, with some `changed`; None takes one away."""
-    flags = make_flags(load_task(args.task), args.scale, run=run)
+    flags = make_flags(args.entry, args.scale, run=run, real_text=bool(args.data))
     return shlex.split(show_flags({**flags, **changed}))
 
 
 def find_place(args, run):
     """The first values of a trial's CSV row: what no trial of the run changes."""
-    batch = make_flags(load_task(args.task), args.scale, run=run)["batch-size"]
+    batch = make_flags(args.entry, args.scale, run=run)["batch-size"]
     return args.scale, args.task, run.strategy, run.labels, run.unlabeled, batch
 
 
@@ -97,8 +98,8 @@ def try_recipe(args, run, inputs, rate, steps):
     names = ["--task", args.task, "--strategy", run.strategy]
     call(SCRIPTS.get(run.strategy, "train_small"), *names, *flags, *inputs, "--output", output)
     dev = ["--data", args.splits / "dev.jsonl", "--output", output]
-    scorer = shlex.split(show_flags(load_task(args.task).at(args.scale, "evaluate")))
-    call("evaluate", "--task", args.task, "--model", output / "model", *dev, *scorer)
+    scorer = shlex.split(show_flags(args.entry.at(args.scale, "evaluate")))
+    call("evaluate", "--task", args.entry.word, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
     shutil.rmtree(output / "model")
     values = [*place, rate, steps, 0, metrics["score"], metrics["metric"]]
@@ -142,16 +143,16 @@ def tell_edges(best, args):
 def list_runs(args):
     """The runs whose recipe is chosen: those asked for, else of Tables 2, 11 and 4 each N and all
     labels, and of distilled students the fewest and the most rows at each N."""
-    task, home = load_task(args.task), args.splits.parent
+    home = args.splits.parent
     if args.labels:
         counts = args.unlabeled if args.strategy in DISTILLED else [0]
         pairs = set(itertools.product(args.labels, counts))
     elif args.double:
-        runs = grid("table2", task, args.scale, prepared=home)
+        runs = grid("table2", args.entry, args.scale, prepared=home)
         pairs = {(run.labels, run.unlabeled) for run in runs if run.strategy == args.strategy}
     else:
         rows = {}
-        laid = [cell for t in TABLES for cell in cells(t, task, args.scale, prepared=home)]
+        laid = [cell for t in TABLES for cell in cells(t, args.entry, args.scale, prepared=home)]
         found = [(cell.labels, run) for cell in laid for run in cell.runs.get(args.strategy) or ()]
         most = max((run.labels for _, run in found), default=0)
         for n, run in found:
@@ -165,7 +166,7 @@ def list_trials(args, run):
     """(learning rate, steps) of each trial of a run."""
     if not args.double:
         return list(itertools.product(args.rates, args.steps))
-    flags = make_flags(load_task(args.task), args.scale, run=run)
+    flags = make_flags(args.entry, args.scale, run=run, real_text=bool(args.data))
     steps = count_steps(run, {name.replace("-", "_"): value for name, value in flags.items()})
     return [(float(flags["learning-rate"]), steps), (float(flags["learning-rate"]), 2 * steps)]
 
@@ -173,7 +174,8 @@ def list_trials(args, run):
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     add, labels = parser.add_argument, "(default: each N of Tables 2 and 11, and all labels)"
-    add("--task", required=True, help="a name in data/tasks.json")
+    add("--task", required=True, help="a name in data/tasks.json, or of DATA/task.json")
+    add("--data", default="", help="folder of real data (default: none)")
     add("--scale", default="mini", help="a name in data/scales.json (%(default)s)")
     add("--strategy", default="small", help="small, teacher, dist, self, bert (%(default)s)")
     add("--labels", type=int, nargs="+", help=labels)
@@ -181,22 +183,32 @@ def parse_args(argv=None):
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
     add("--double", action="store_true", help="the recipe's steps and twice as many, nothing else")
-    add("--output", type=Path, default=ROOT / "data/results/sweep.csv", help="(%(default)s)")
+    more = "with --data runs/sweep/SCALE-DATA/TASK/sweep.csv"
+    add("--output", type=Path, help=f"(default: data/results/sweep.csv, {more})")
     args = parser.parse_args(argv)
-    args.runs = ROOT / "runs" / "sweep" / args.scale / args.task
-    args.splits = ROOT / "data" / "prepared" / args.scale / args.task
+    args.entry = load_task(args.task, args.data)
+    args.task = args.entry.name
+    world = f"{args.scale}-{Path(args.data).resolve().name}" if args.data else args.scale
+    args.runs = ROOT / "runs" / "sweep" / world / args.task
+    args.splits = ROOT / "data" / "prepared" / world / args.task
+    known = args.runs / "sweep.csv" if args.data else ROOT / "data/results/sweep.csv"
+    args.output = args.output or known
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
     if not (args.splits / "dev.jsonl").exists():
-        raise UserError(f"{args.splits}: no splits; make data TASK={args.task} SCALE={args.scale}")
+        data = f" DATA={args.data}" * bool(args.data)
+        make = f"make data TASK={args.task} SCALE={args.scale}{data}"
+        raise UserError(f"{args.splits}: no splits; {make}")
     runs = list_runs(args)
     if not runs:
         raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
     args.most = max(run.unlabeled for run in runs)
-    known = read_trials(args.output)
+    known, count = read_trials(args.output), sum(len(list_trials(args, run)) for run in runs)
+    told = f"{len(runs)} runs, {count} trials on dev, written to {args.output}"
+    print(told, file=sys.stderr)
     for run in runs:
         rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made

@@ -12,7 +12,6 @@ import json
 import math
 import shlex
 import sys
-import textwrap
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from data.costs.flags import find_unit
 from data.costs.grid import read_row_counts
 from data.costs.pilot import make_posterior, read_pilot, read_score
 from data.costs.prices import (
+    fill,
     load_prices,
     name_llm,
     show_columns,
@@ -428,13 +428,10 @@ def show_advice(task, found, market):
     if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
         notes.append(tell("rows_run_out", rows=found["unlabeled"], spent=show_budget(spent)))
 
-    def fill(text, indent=""):
-        return textwrap.fill(text, 100, subsequent_indent=indent)
-
     table = show_budgets(found["budgets"], market.labels)
-    parts = [fill(head), fill(tell("prices", **prices)), "", table]
-    parts += [*map(fill, ("", tell("legend"), "", *said)), ""]
-    return "\n".join([*parts, *(fill(f"- {note}", "  ") for note in notes + found["notes"])])
+    parts = [fill(head, ""), fill(tell("prices", **prices), ""), "", table]
+    parts += [*(fill(text, "") for text in ("", tell("legend"), "", *said)), ""]
+    return "\n".join([*parts, *(fill(f"- {note}") for note in notes + found["notes"])])
 
 
 ANY = 10**9  # unlabeled rows, where nobody says how many there are

@@ -41,8 +41,10 @@ class Ledger:
         try:
             return find()
         except UserError:
-            line = ",".join((self.which, *row, "USD,,SOURCE,YEAR"))
-            self.notes[f"no price of {row[1]}, so dollars are –; add to prices.csv: {line}"] = None
+            how = "add to prices.csv: " + ",".join((self.which, *row, "USD,,SOURCE,YEAR"))
+            if row[0] == "label":
+                how = f"of a task of one's own --task {row[1]}=FILE.json tells it; else {how}"
+            self.notes[f"no price of {row[1]}, so dollars are –; {how}"] = None
             return None
 
     def price_hours(self, record, hours):

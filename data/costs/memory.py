@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.flags import find_unit, make_flags
-from data.costs.prices import load_prices, price_gpu_hour, show_columns, show_price, show_usd, tell
+from data.costs.prices import (
+    fill,
+    load_prices,
+    price_gpu_hour,
+    show_columns,
+    show_price,
+    show_usd,
+    tell,
+)
 from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
 from data.tasks import load_task
 
@@ -373,13 +381,13 @@ def measure_tokens(task, rows):
     ]
 
 
-HEADS = "Way,GPUs,Rows,Recompute,Model,Activations,Fullest,DDP,Hours,GPU-hours,USD,Disk,RAM,"
+HEADS = "Way,GPUs,Rows,Recompute,Model,Kept,Fullest,DDP,Hours,GPU-h,USD,Disk,RAM,Fits"
 
 
 def show_plan(plan, card, usd, chosen):
     """One line of the table of plans, under HEADS."""
     over, hours = plan.most / card.gib, plan.hours * plan.cards
-    fits = "does not fit" if over > 1 else "tight" if over > TIGHT else "fits"
+    fits = "no" if over > 1 else "tight" if over > TIGHT else "yes"
     costs = (f"{plan.hours:.2f}", f"{hours:.2f}", show_usd(hours * float(usd)))
     sizes = (plan.model, plan.kept, plan.most, plan.ddp if plan.cards == 1 else None)
     return [
@@ -387,7 +395,7 @@ def show_plan(plan, card, usd, chosen):
         *(each and f"{each:.1f}" for each in sizes),
         *(costs if over <= 1 else [None] * 3),
         *(f"{plan.disk:,.0f}", f"{plan.ram:,.0f}"),
-        fits + (", cheapest" if plan is chosen else ""),
+        fits + "*" * (plan is chosen),
     ]
 
 
@@ -405,7 +413,7 @@ def show_cards(shape, count, card, work, usd, how):
     """Every way on `count` cards, and how to train by the cheapest."""
     plans = [plan_way(shape, card, count, way, work) for way in (BYTES if card.bf16 else ["fp32"])]
     chosen = choose_plan(plans, card)
-    print(f"{count} x {card.name}: {card.gib} GiB each, {show_price(usd)} an hour ({how})")
+    print(fill(f"{count} x {card.name}: {card.gib} GiB each, {show_price(usd)} an hour ({how})"))
     print(show_columns(HEADS.split(","), [show_plan(p, card, usd, chosen) for p in plans]))
     if not card.bf16:
         print("fp32 alone, as this card would have to emulate bf16")
@@ -427,13 +435,12 @@ def run_memory(args):
     for model, shape in shapes.items():
         head = "tied" if shape.tied else "untied"
         rows = [f"{source:g} + {target:g}" for source, target in (work.mean, work.longest)]
-        print(
-            f"{model}: {shape.count_weights()[-1] / 1e9:.2f}B weights, head {head}; {work.steps:,} "
-            f"steps of {work.batch} rows of {rows[0]} tokens, at most {rows[1]}\n"
-        )
+        size = f"{shape.count_weights()[-1] / 1e9:.2f}B weights, head {head}"
+        steps = f"{work.steps:,} steps of {work.batch} rows of {rows[0]} tokens"
+        print(fill(f"{model}: {size}; {steps}, at most {rows[1]}"), end="\n\n")
         for count, card in wanted:
             usd, how = price_gpu_hour(prices, card.name, "today")
             if args.gpu_usd_per_hour is not None:
                 usd, how = parse_price(args.gpu_usd_per_hour, "--gpu-usd-per-hour"), "as given"
             show_cards(shape, count, card, work, usd, how)
-    print(tell("memory", reserve=RESERVE, used=work.utilisation))
+    print(fill(tell("memory", reserve=RESERVE, used=work.utilisation)))

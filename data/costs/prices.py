@@ -6,6 +6,7 @@ Paper:  section 2.5, Table 1, appendices A and E
 
 import math
 import re
+import textwrap
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -51,16 +52,41 @@ def to_json(value):
     return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
+PAGE = 100  # columns of a terminal
+WHOLE = {"break_long_words": False, "break_on_hyphens": False}  # a path, a name
+
+
 def show_columns(heads, rows):
-    """An aligned plain table: columns of numbers stand right, None shows as –."""
-    lines = [["–" if cell is None else str(cell) for cell in line] for line in [heads, *rows]]
-    columns = list(zip(*lines, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    """An aligned plain table: columns of numbers stand right, None shows as –. Where it is wider
+    than a page, its heads take a line a word and the last column's texts as many as they need."""
+    rows = [["–" if cell is None else str(cell) for cell in row] for row in rows]
+    top, widths = [heads], measure([heads, *rows])
+    if sum(widths) + 2 * len(widths) - 2 > PAGE:
+        words = [head.split() for head in heads]
+        top = [*zip(*([""] * (max(map(len, words)) - len(w)) + w for w in words), strict=True)]
+        *others, last = measure([*top, *rows])
+        widths = [*others, min(last, max(20, PAGE - sum(others) - 2 * len(others)))]
     number = re.compile(r"[$+]?[\d.,]+( x)?|–|N/A")
-    sides = [">" if all(map(number.fullmatch, column[1:])) else "<" for column in columns]
+    sides = [">" if all(map(number.fullmatch, each)) else "<" for each in zip(*rows, strict=True)]
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    shown = [form.format(*line).rstrip() for line in lines]
-    return "\n".join([shown[0], "-" * max(map(len, shown)), *shown[1:]])
+    lines = []
+    for *row, last in [*top, *rows]:
+        first, *more = textwrap.wrap(last, widths[-1], **WHOLE) or [""]
+        lines += [form.format(*row, first), *(form.format(*[""] * len(row), m) for m in more)]
+    lines = [line.rstrip() for line in lines]
+    return "\n".join([*lines[: len(top)], "-" * max(map(len, lines)), *lines[len(top) :]])
+
+
+def measure(lines):
+    """The width of each column."""
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def fill(text, indent="  "):
+    """Each line of a text on as many lines of a page as it takes, those after the first indented;
+    a long word, such as a path, stays whole."""
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, PAGE, subsequent_indent=indent, **WHOLE) for line in lines)
 
 
 def tell(key, **words):

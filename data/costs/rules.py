@@ -306,33 +306,48 @@ def estimate(rules):
     else from the scale's recorded seconds a step."""
     steps, used = {}, {}
     for stamp, run in rules.stamps.items():
-        trained = run.strategy != "prompted"
-        steps[stamp] = count_steps(run, list_asked(rules, run)) if trained else 0
-        if (rules.home / stamp).exists() and steps[stamp]:
+        there = (rules.home / stamp).exists()
+        trained = is_trained(rules.home / stamp) and not there  # its score alone is missing
+        none = trained or run.strategy == "prompted"
+        steps[stamp] = 0 if none else count_steps(run, list_asked(rules, run))
+        if there and steps[stamp]:
             seconds, before = used.get(run.recipe, (0, 0))
             used[run.recipe] = seconds + read_spent(rules.home / stamp), before + steps[stamp]
-    rates = {"prompted": 0, **(load_scale(rules.args.scale).get("seconds_a_step") or {})}
+    rates = {**(load_scale(rules.args.scale).get("seconds_a_step") or {})}
     rates |= {kind: seconds / count for kind, (seconds, count) in used.items() if seconds}
-    return {
-        f"{rules.task.name}/{stamp}": rates.get(run.recipe) and steps[stamp] * rates[run.recipe]
-        for stamp, run in rules.stamps.items()
-    }
+    each = {stamp: rates.get(run.recipe) for stamp, run in rules.stamps.items()}
+    each = {stamp: steps[stamp] and rate and steps[stamp] * rate for stamp, rate in each.items()}
+    return {f"{rules.task.name}/{stamp}": seconds for stamp, seconds in each.items()}
+
+
+def find_run_folder(stamp):
+    """The folder of the run that a metrics.json scores, on test or on dev."""
+    return stamp.parents[1] if stamp.parent.name == "dev" else stamp.parent
+
+
+def is_trained(stamp):
+    return (find_run_folder(stamp) / "training.json").exists()
 
 
 def read_spent(stamp):
     """Seconds that a finished run took, by its metrics.json."""
     metrics = read_json(stamp, METRICS)
-    home = stamp.parents[1] if stamp.parent.name == "dev" else stamp.parent
-    training = read_if_there(home / "training.json", TRAINING) or metrics.get("training") or {}
+    path = find_run_folder(stamp) / "training.json"
+    training = read_if_there(path, TRAINING) or metrics.get("training") or {}
     return sum({**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}.values())
 
 
 def tell_work(seconds, args):
     """The first line of a make: how many runs are to do, and about how long they take."""
-    left = [each for stamp, each in seconds.items() if not Path(args.runs, stamp).exists()]
+    stamps = {Path(args.runs, stamp): each for stamp, each in seconds.items()}
+    left = {stamp: each for stamp, each in stamps.items() if not stamp.exists()}
     if not left or args.partial:
         return None
-    at_once, text = max(1, min(args.jobs, len(left))), f"{len(left)} of {len(seconds)} runs to do"
+    new = {find_run_folder(stamp) for stamp in left if not is_trained(stamp)}
+    score = sum(map(is_trained, left))
+    text = f"{len(new)} of {len(set(map(find_run_folder, stamps)))} runs to do" * bool(new)
+    text += f"{', ' * bool(new)}{score} to score" * bool(score)
+    left, at_once = left.values(), max(1, min(args.jobs, len(left)))
     if None in left:
         return f"{text}; no run like them is finished, so nobody knows how long they take"
     side = f", {at_once} at a time" * (at_once > 1)

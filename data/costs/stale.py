@@ -127,7 +127,7 @@ def find_changed_splits(about, asked, names):
 
 
 def find_changed_flags(now, training, config):
-    """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a finished run."""
+    """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a run."""
     then = read_command(training.get("command"))
     changes = []
     for name in (name for name in {**now, **then} if not FREE.search(name)):
@@ -140,14 +140,17 @@ def find_changed_flags(now, training, config):
 
 
 def find_change(folder, now, data):
-    """What changed since the run in `folder` was made, None where nothing did or none is there.
+    """What changed since the run in `folder` was made or begun, None where nothing did or none is
+    there.
 
     `now` are its flags {name: text}, `data` the file that it learns from.
     """
-    if not (folder / "training.json").exists():
-        return None
-    training = read_json(folder / "training.json", TRAINING)
     config = read_if_there(folder / "config.json")
+    training = config  # as much as a run that was stopped has
+    if (folder / "training.json").exists():
+        training = read_json(folder / "training.json", TRAINING)
+    elif not config:
+        return None
     if "data_sha256" not in training:
         return "a run of an older version"
     if changes := find_changed_flags(now, training, config):

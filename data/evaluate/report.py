@@ -1,5 +1,6 @@
 """What evaluate.py shows to people: scores, comparisons, errors.md, a model's card."""
 
+import textwrap
 from pathlib import Path
 
 from data.files import read_if_there, write_atomic
@@ -34,7 +35,12 @@ def show_result(result):
         lost = f"  {result['unwritable_targets']:,} targets hold what the tokenizer cannot write"
         lines.append(f"{lost}, or more than the limit")
     lines += [f"note: {result['note']}"] if "note" in result else []
-    return "\n".join([*lines, result["signature"]])
+    return "\n".join([*lines, show_signature(result["signature"])])
+
+
+def show_signature(signature):
+    """A signature of metrics.json on lines of a page."""
+    return textwrap.fill(signature.replace("|", " | "), 100, break_on_hyphens=False)
 
 
 def show_classes(result):
@@ -85,7 +91,7 @@ def show_comparison(result):
                 told += f", by Holm {run['p_holm']:.4f}" if len(runs) > 2 else ""
             lines.append(f"  {score}{told}")
     lines.append("p is of the drawing of test rows alone, not of seeds")
-    return "\n".join([*lines, result["signature"]])
+    return "\n".join([*lines, show_signature(result["signature"])])
 
 
 def show_errors(result, rows, scores, cut):
@@ -162,7 +168,6 @@ def show_card(folder, task, result, config):
     scores = (
         f"| {key} | {value:.1f} | {show_spread(result, key, '{:.1f} to {:.1f}')} |"
         for key, value in result["metrics"].items()
-        if not (task.own and "_released" in key)  # a rule of the paper's tasks
     )
     return CARD.read_text(encoding="utf-8").format(
         **{**result, **settings},

@@ -77,8 +77,29 @@ def make_row(row):
 
 def score_rows(rows, task, options):
     """(Rows, their Scores by the task's metric family) of rows of predictions."""
+    if task.own and options.rule == "released":
+        what = f"the authors released no scorer of {task.name}, a task of one's own"
+        raise UserError(f"--rule released: {what}")
     made = [make_row(row) for row in rows]
-    return made, SCORERS[task.metric](made, task, options)
+    scores = SCORERS[task.metric](made, task, options)
+    if task.own:
+        return made, drop_released(scores)
+    sides = ((row.released_source, row.released_target) != (row.source, row.target) for row in made)
+    settings = scores.settings | {"released_side": "token-ids" if any(sides) else "text"}
+    return made, scores._replace(settings=settings)
+
+
+def drop_released(scores):
+    """Scores by the strict rule alone, as of a task that the authors have no scorer for."""
+
+    def drop(found):
+        return {key: value for key, value in found.items() if not key.endswith("_released")}
+
+    return scores._replace(
+        finish=lambda sums, n: drop(scores.finish(sums, n)),
+        constants=drop(scores.constants),
+        settings=drop(scores.settings),
+    )
 
 
 def bootstrap_sums(columns, samples, seed):
@@ -141,16 +162,12 @@ def summarize(rows, task, options):
         result["by"] = {"half": halves}
     if options.bootstrap:
         result["intervals"] = {key: find_interval(value[1:]) for key, value in values.items()}
-    return result | scores.details | {"signature": show_signature(scores, options, rows)}, scores
+    return result | scores.details | {"signature": show_signature(scores, options)}, scores
 
 
-def show_signature(scores, options, rows):
+def show_signature(scores, options):
     """Everything that decides the numbers, as one line in sacrebleu's manner."""
-    decoded = any(
-        (row.released_source, row.released_target) != (row.source, row.target) for row in rows
-    )
     settings = {"rule": options.rule} | scores.settings
-    settings |= {"released_side": "token-ids" if decoded else "text"}
     settings |= {"bootstrap": options.bootstrap, "seed": options.seed, "version": 2}
     return "|".join(f"{key}:{value}" for key, value in settings.items())
 
@@ -192,7 +209,7 @@ def compare_runs(options, task):
         if mine != keys[0]:
             sizes = f"{len(keys[0]):,} and {len(mine):,} rows"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
-    made, scored = zip(*(score_rows(rows, task, options) for rows in read), strict=True)
+    scored = [score_rows(rows, task, options)[1] for rows in read]
     values, metrics = draw_scores(scored, options), {}
     for key in (key for key in values[0] if all(key in value for value in values)):
         pairs = zip(options.compare, values, strict=True)
@@ -207,5 +224,5 @@ def compare_runs(options, task):
         metrics[key] = runs
     headline = task.name_score(options.rule)
     head = {"task": task.name, "n": len(keys[0]), "rule": options.rule, "metric": headline}
-    signature = show_signature(scored[0], options, made[0])
+    signature = show_signature(scored[0], options)
     return head | {"runs": metrics[headline], "metrics": metrics, "signature": signature}

@@ -87,7 +87,7 @@ def note_signatures(studies):
         if len({re.sub(r"released_side:[^|]*", "", signature) for signature in found}) > 1:
             text = f"{study.title}: scored with {len(found)} different settings, so these numbers"
             yield f"{text} can't be compared; run evaluate.py again"
-        yield from (f"Scorer, {study.title}: {signature}" for signature in found)
+        yield from (f"Scorer, {study.title}: {one.replace('|', ' | ')}" for one in found)
 
 
 def note_printed(study):

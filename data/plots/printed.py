@@ -14,11 +14,12 @@ from pathlib import Path
 
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.flags import make_flags
-from data.costs.prices import load_prices, show_dollars, show_usd
+from data.costs.memory import complete_task
+from data.costs.prices import load_prices, show_dollars, show_price, show_usd
 from data.files import DATA, parse_amount, read_csv, read_jsonl
 from data.plots.notes import TEXTS, tell
 from data.plots.results import load_scores, read_tasks
-from data.plots.tables import Table
+from data.plots.tables import Table, join
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
 # --- the paper's tables of prices and settings ---------------------------------------------
@@ -98,6 +99,14 @@ def build_table1(args):
     return Table("table1", title, columns, rows, tuple(notes), left=2)
 
 
+def read_planned(args):
+    """The Tasks of --task, with planned hours where one of one's own states none, as Table 2 has
+    them."""
+    homes = Path(args.prepared or "")
+    tasks = read_tasks(args)
+    return [complete_task(each, "paper", homes / each.name / "train.jsonl") for each in tasks]
+
+
 def find_most_unlabeled(table, task, args):
     """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped.
 
@@ -113,7 +122,8 @@ def find_most_unlabeled(table, task, args):
 
 def build_table5(args):
     printed, notes, rows, short = load_printed(5), Notes(), [], []
-    for task in read_tasks(args):
+    tasks = read_planned(args)
+    for task in tasks:
         name, ours = task.name, {**task.rows}
         ours["unlabeled"] = find_most_unlabeled("table2", task, args)
         few_shot = find_most_unlabeled("table11", task, args)
@@ -131,7 +141,7 @@ def build_table5(args):
                 counts.append(len(read_jsonl(path, ("source",))) if path.exists() else None)
             count, *others = (None if n is None else f"{n:,}" for n in counts)
             rows.append([task.title, split, count, theirs, *others, mark])
-    notes.append(TEXTS["table5"])
+    notes += [TEXTS["table5"], *(text for task in tasks for text in task.estimates)]
     if short:
         notes.append(tell("table5_short", tasks=", ".join(short)))
     counted = ["Prepared"] * bool(args.prepared)
@@ -156,7 +166,7 @@ def count_fitted(tasks, printed):
 
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
-    tasks, teachers, prices = read_tasks(args), [], load_prices(args.prices)
+    tasks, teachers, prices = read_planned(args), [], load_prices(args.prices)
     for task in tasks:
         name, terms = task.name, make_terms(task, prices)
         teacher, hours = price_distilling(terms, n, 0), float(count_teacher_hours(terms, n))
@@ -166,11 +176,10 @@ def build_table6(args):
             "teacher_usd": teacher,
             "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
         }
-        row, mark = [task.title], ""
+        mark = ""
         at, whole = read_table4("dist", name) or (n, None)
         for item, usd in ours.items():
             theirs = printed.get((name, item))
-            row += [show_dollars(usd), theirs]
             if theirs and abs(usd - parse_amount(theirs.replace(",", ""), item)) >= 0.05:
                 counts = f"the unlabeled counts of Table 2 follow from {hours:g} h of teacher"
                 what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
@@ -179,15 +188,22 @@ def build_table6(args):
         if whole and abs(usd - whole) > 1:
             parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
             mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
-        rows.append([*row, mark])
-        teachers.append(f"{task.title} {hours:.4g}")
-    notes.append(tell("table6", hours=", ".join(teachers)))
+        lines = {"ours": [*map(show_dollars, ours.values()), mark]}
+        if not task.own:
+            lines["paper"] = [*(printed.get((name, item)) for item in ours), ""]
+        rows += join([task.title], lines)
+        if task.own:
+            price = f"{terms.gpu} at {show_price(terms.usd_per_gpu_hour)} an hour"
+            notes += [f"Teacher of {task.title}: {hours:.4g} hours of {price}.", *task.estimates]
+        else:
+            teachers.append(f"{task.title} {hours:.4g}")
+    if teachers:
+        notes.append(tell("table6", hours=", ".join(teachers)))
     if fitted := count_fitted(tasks, printed):
         notes.append(tell("table6_fitted", count=fitted))
-    heads = [[h, f"{h}, paper"] for h in ("Initial $", "Ann. +1K", "Teacher", "Dist. 100K")]
-    columns = ["Dataset", *(text for pair in heads for text in pair), "Note"]
+    columns = ["Dataset", "By", "Initial $", "Ann. +1K", "Teacher", "Dist. 100K", "Note"]
     title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
-    return Table("table6", title, columns, rows, tuple(notes))
+    return Table("table6", title, columns, rows, tuple(notes), left=2)
 
 
 def show_rate(rate):

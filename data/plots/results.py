@@ -203,9 +203,10 @@ PLANNED["self"] = PLANNED["dist"]
 class Score:
     """What the runs of one strategy in one cell scored, a run for each seed: percent.
 
-    `key` is "score" (strict), "released" (strict where both rules agree), "rule" (what the figure
-    asks for) or any key of metrics.json. With `part`, a strategy of the cell that answered to some
-    test rows alone, the strict score is of these rows where they are known.
+    `key` is "score" (strict), "released" (strict where both rules agree; a task of one's own has
+    none), "rule" (what the figure asks for) or any key of metrics.json. With `part`, a strategy of
+    the cell that answered to some test rows alone, the strict score is of these rows where they are
+    known.
     """
 
     def __init__(self, study, cell, strategy, part=None):
@@ -235,7 +236,8 @@ class Score:
         """The keys of metrics.json that `key` stands for, the first that is there."""
         metric = self.study.metric
         key = {"score": "strict", "rule": self.study.rule}.get(key, key)
-        return {"strict": [metric], "released": [self.study.released, metric]}.get(key, [key])
+        released = [self.study.released, *([] if self.study.own else [metric])]
+        return {"strict": [metric], "released": released}.get(key, [key])
 
     def values(self, key="score"):
         """One value for each finished run that has it."""
@@ -271,8 +273,8 @@ class Score:
         return found[0]["n"] if found else None
 
     def has_released(self):
-        """Whether the released rule, which knows no own tasks, gives these runs a score."""
-        return not self.study.own and any(self.study.released in m["metrics"] for m in self.found)
+        """Whether these runs have a score by the released rule, which knows no own tasks."""
+        return any(self.study.released in metrics["metrics"] for metrics in self.found)
 
     def show(self, key="score"):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""

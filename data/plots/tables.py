@@ -45,8 +45,6 @@ class Table(NamedTuple):
 MISSING = "–"
 NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among them
-WIDTH = 76  # characters of a long cell before it goes on in the next row; of a note 24 more
-LONG = 60  # rows
 PAGE = 100  # characters of a terminal's line, and of a LaTeX table that takes one of two columns
 
 
@@ -107,9 +105,13 @@ def find_sides(table):
 
 
 def wrap_rows(table):
-    """The rows, each with a long cell in column `wide` spread over several."""
+    """The rows, each with a long cell in column `wide` spread over several, as wide as a page has
+    room for beside the others."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    sizes = [max(3, *(measure(show_cell(cell)) for cell in column)) for column in columns]
+    room = PAGE - sum(sizes) + sizes[table.wide] - 3 * len(sizes) - 1
     for row in table.rows:
-        texts = textwrap.wrap(show_cell(row[table.wide]), WIDTH) or [""]
+        texts = textwrap.wrap(show_cell(row[table.wide]), max(40, room)) or [""]
         for number, text in enumerate(texts):
             others = row if number == 0 else [""] * len(row)
             yield [text if i == table.wide else cell for i, cell in enumerate(others)]
@@ -119,7 +121,7 @@ def wrap_notes(notes):
     """Notes as a Markdown list of short lines; a long word, such as a path, stays whole."""
     whole = {"break_long_words": False, "break_on_hyphens": False}
     whole |= {"initial_indent": "- ", "subsequent_indent": "  "}
-    lines = (textwrap.wrap(CONTROLS.sub(" ", note), WIDTH + 24, **whole) for note in notes)
+    lines = (textwrap.wrap(CONTROLS.sub(" ", note), PAGE, **whole) for note in notes)
     return "".join(line + "\n" for line in itertools.chain(*lines))
 
 
@@ -206,7 +208,7 @@ def to_tex(table):
 
 def render(tables, output=None):
     """Write each table in the folder `output`, if one is given, as .md, .csv and .tex; then, when
-    all files are there, print them as Markdown, of a long one after the first its path alone."""
+    all files are there, print them as Markdown, of those after the first their paths alone."""
     for table in tables:
         if any(len(row) != len(table.columns) for row in table.rows):  # our own mistake
             raise ValueError(f"{table.name}: not each row has a cell for each column")
@@ -215,7 +217,7 @@ def render(tables, output=None):
         for suffix, convert in formats.items():
             write_atomic(Path(output) / f"{table.name}.{suffix}", convert(table))
     for i, table in enumerate(tables):
-        if i and output and len(table.rows) > LONG:
+        if i and output:
             print(f"\n{table.title}: {Path(output) / table.name}.md")
         else:
             print("\n" * bool(i) + to_markdown(table), end="")
