@@ -75,21 +75,22 @@ def show_comparison(result):
     inside = f" in {folder}" * (folder != Path())
     head = f"{result['task']}, {result['n']:,} rows, 95% intervals"
     lines = [f"{head}; differences from the first{inside}:"]
+    names = [Path(run["run"]).name if inside else run["run"] for run in result["runs"]]
+    width = max(map(len, names))
     for key, runs in sorted(
         result["metrics"].items(), key=lambda each: each[0] != result["metric"]
     ):
         lines.append(key)
-        for run in runs:
-            score = "{score:7.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**run)
-            score += f"  {Path(run['run']).name if inside else run['run']}"
-            told = ""
+        for name, run in zip(names, runs, strict=True):
+            spread = "[{:.2f}, {:.2f}]".format(*run["interval"])
+            score, told = f"{name:<{width}} {run['score']:7.2f} {spread:<16}", ""
             if "difference" in run:
                 low, high = run["difference_interval"]
                 told = (
-                    f"  {run['difference']:+.2f} [{low:+.2f}, {high:+.2f}] p={run['p_value']:.4f}"
+                    f"  {run['difference']:+7.2f} [{low:+.2f}, {high:+.2f}] p={run['p_value']:.4f}"
                 )
                 told += f", by Holm {run['p_holm']:.4f}" if len(runs) > 2 else ""
-            lines.append(f"  {score}{told}")
+            lines.append(f"  {score}{told}".rstrip())
     lines.append("p is of the drawing of test rows alone, not of seeds")
     return "\n".join([*lines, show_signature(result["signature"])])
 
@@ -103,7 +104,7 @@ def show_errors(result, rows, scores, cut):
     lines = [
         f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right",
         "",
-        f"{scores.invalid.sum():,} unreadable ones first, then by the score of the row, the worst "
+        f"{scores.invalid.sum():,} unreadable ones first, then by the score of the row, the worst",
         f"first; {min(ERRORS, len(bad)):,} are shown. predictions.jsonl has all.",
     ]
     for i in bad[:ERRORS]:
