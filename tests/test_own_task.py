@@ -149,6 +149,19 @@ def test_every_other_target_is_planned_or_says_what_the_entry_lacks(project, sca
             assert f"plots.py {name} " in done.stdout
 
 
+def test_tables_of_prices_and_settings_are_made_and_a_sweep_finds_the_folder(project):
+    for name in ("table1", "table5", "table6", "table7", "table8"):
+        done = make(project, name)
+        assert done.returncode == 0 and "Remarks" in done.stdout, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= 100
+    swept = make(project, "-n", "sweep", "RATES=1e-3 2e-3", "STEPS=30")
+    words = " ".join(swept.stdout.replace("\\\n", " ").split())
+    assert (
+        "data.bench.sweep --task 'mine' --scale mini --data 'remarks' --strategy 'small'" in words
+    )
+    assert words.endswith("--rates 1e-3 2e-3 --steps 30"), words
+
+
 def test_hours_that_an_entry_lacks_are_planned_and_said():
     task, rows = make_task("mine", read_entry()["mine"]), {"train": 300, "unlabeled": 5000}
     made = cells("table2", task, llm=True, rows=rows)
