@@ -301,10 +301,11 @@ def main(argv=None):
 
     task = load_task(options.task)
     if options.predict:
-        parts = load_parts(options, task)
-        from data.evaluate.predict import predict_file
+        from data.evaluate.predict import predict_file, read_rows
 
-        return predict_file(options, *parts)
+        check_paths(options)
+        rows = read_rows(options, task)  # what is wrong with them is said before torch loads
+        return predict_file(options, rows, *load_parts(options, task))
     if options.compare:
         result = scores.compare_runs(options, task)
     elif options.model:

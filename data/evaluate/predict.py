@@ -20,10 +20,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from data.columns import Columns, choose_columns, read_table
-from data.evaluate import decode
 from data.files import (
     UserError,
     check_kind,
@@ -37,11 +34,10 @@ from data.spans import Wrong, find_spans
 ADDED = ("text", "confidence", "scores", "spans")
 
 
-def predict_file(options, loaded, reader, settings):
-    """Label the rows of a file or of stdin; prints how fast, and the cost of a million rows."""
-    path = "/dev/stdin" if options.predict == "-" else options.predict
-    rows = read_rows(Path(path), reader.task, options.source_column)
-    check_overwrite(filter(None, [options.output]), [path])
+def predict_file(options, rows, loaded, reader, settings):
+    """Label rows; prints how fast, and the cost of a million."""
+    from data.evaluate import decode
+
     loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
     told = {"model": name_weights(options.model), "task": reader.task.name, **settings}
     with open_output(options.output, rows, told) as (file, done):
@@ -56,13 +52,17 @@ def predict_file(options, loaded, reader, settings):
         tell_speed(len(rows) - done, time.monotonic() - start, done, options.usd_per_hour)
 
 
-def read_rows(path, task, column):
-    """The rows of a file with the texts of a column as their source; a guessed one is said."""
-    table = read_table(path)
-    (name, _), told = choose_columns(table, task, False, Columns(column or task.source_column))
-    if told:
-        print(told, file=sys.stderr)
-    return [check_row(row, name, f"{path} {place}") for place, row in table.rows]
+def read_rows(options, task):
+    """The rows of a file or of stdin with the texts of a column as their source; says how many, and
+    a guessed column."""
+    path = "/dev/stdin" if options.predict == "-" else options.predict
+    check_overwrite(filter(None, [options.output]), [path])
+    table, column = read_table(Path(path)), options.source_column or task.source_column
+    (name, _), told = choose_columns(table, task, False, Columns(column))
+    rows = [check_row(row, name, f"{path} {place}") for place, row in table.rows]
+    lines = [told] * bool(told) + [f"{path}: {len(rows):,} rows; loading {options.model}"]
+    print("\n".join(lines), file=sys.stderr)
+    return rows
 
 
 def check_row(row, name, where):
@@ -114,6 +114,8 @@ def fit_batch(loaded, settings):
     """Rows whose keys and values take half of a GPU's free memory, up to 1,024; 128 on a CPU."""
     if loaded.model.device.type != "cuda":
         return 128
+    import torch
+
     config, free = loaded.model.config, torch.cuda.mem_get_info()[0]
     layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
     tokens = settings["max_source_length"] + settings["max_target_length"]
@@ -123,6 +125,8 @@ def fit_batch(loaded, settings):
 
 def predict_rows(loaded, reader, rows, progress):
     """What is added to each of some rows."""
+    from data.evaluate import decode
+
     out = reader.decode([row["source"] for row in rows], progress)
     if reader.names:
         return share_scores(out, list(reader.names.values()), out.logits)
