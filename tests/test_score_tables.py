@@ -415,7 +415,7 @@ def test_a_score_below_the_constant_predictor_is_marked(runs):
         write_run(runs, parse_run(f"small-n138-s{seed}"), 0.2)
     table, cells = build(runs)
     assert find_row(table, "Ann.")[2:4] == ["21.0 ±1.0", "0.2 ±0.0 ↓"]
-    assert "↓: below the constant predictor." in table.notes
+    assert "↓: below the constant predictor; between two such scores nobody has won." in table.notes
     assert "↓" not in tables.to_csv(cells)
 
 

@@ -152,7 +152,7 @@ def note_table(args, studies, own):
             f"In percent; {spread}.",
             any(score.has_released() for score in scores) and TEXTS["rules"],
             *note_metrics(studies),
-            any(s.is_below_constant() for s in scores) and "↓: below the constant predictor.",
+            any(s.is_below_constant() for s in scores) and TEXTS["below"],
             *own,
             *note_missing(studies),
             mini and scale,
