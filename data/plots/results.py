@@ -236,7 +236,7 @@ class Score:
         """The keys of metrics.json that `key` stands for, the first that is there."""
         metric = self.study.metric
         key = {"score": "strict", "rule": self.study.rule}.get(key, key)
-        released = [self.study.released, *([] if self.study.own else [metric])]
+        released = [] if self.study.own else [self.study.released, metric]
         return {"strict": [metric], "released": released}.get(key, [key])
 
     def values(self, key="score"):
@@ -274,7 +274,7 @@ class Score:
 
     def has_released(self):
         """Whether these runs have a score by the released rule, which knows no own tasks."""
-        return any(self.study.released in metrics["metrics"] for metrics in self.found)
+        return not self.study.own and any(self.study.released in m["metrics"] for m in self.found)
 
     def show(self, key="score"):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""
