@@ -133,6 +133,7 @@ def end_with_caller(connection, status):
 
 
 def main(words):
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of runs side by side would mix
     make = int(os.environ.get("MAKE_PID") or 0)
     if not make or not hasattr(os, "pidfd_open"):
         return run(words)
