@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from data.costs.in_one import LIBRARIES
+from data.costs.in_one import LIBRARIES, name_keeper
 from tests.copied import ROOT
 
 IN_ONE = (sys.executable, "-m", "data.costs.in_one")
@@ -46,7 +46,7 @@ def make(tmp_path, monkeypatch):
 def ask_keeper(make):
     """Whether a keeper listens."""
     with socket.socket(socket.AF_UNIX) as connection:
-        return connection.connect_ex(f"\0in_one-{os.getuid()}-{make.pid}") == 0
+        return connection.connect_ex(name_keeper(make.pid)) == 0
 
 
 def until(holds):

@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import threading
+import warnings
 
 LIBRARIES = "torch datasets transformers.trainer_seq2seq transformers.models.t5.modeling_t5".split()
 
@@ -71,8 +72,12 @@ def leave_keeper(address, make):
     except (OSError, ImportError):
         return
     listener.listen(64)
-    if os.fork() == 0:
+    with warnings.catch_warnings():  # the libraries' own threads are idle, and no copy needs them
+        warnings.simplefilter("ignore", DeprecationWarning)
+        keeper = os.fork()
+    if keeper == 0:
         keep(listener, end_of_make)
+    listener.close()
 
 
 def keep(listener, end_of_make):
@@ -132,17 +137,22 @@ def end_with_caller(connection, status):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def name_keeper(make):
+    """The socket of a make's keeper. Containers may share a network, and so the names of sockets,
+    but not their files."""
+    return f"\0in_one-{os.getuid()}-{os.stat('/proc/self/ns/mnt').st_ino}-{make}"
+
+
 def main(words):
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of runs side by side would mix
     make = int(os.environ.get("MAKE_PID") or 0)
-    if not make or not hasattr(os, "pidfd_open"):
+    if not make or not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/ns/mnt"):
         return run(words)
-    address = f"\0in_one-{os.getuid()}-{make}"
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(address)
+        connection.connect(name_keeper(make))
     except OSError:
-        leave_keeper(address, make)
+        leave_keeper(name_keeper(make), make)
         return run(words)
     if is_mine(connection):
         sys.exit(ask(connection, words))
