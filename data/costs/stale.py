@@ -186,4 +186,4 @@ def tell_changes(changed):
     more = f" and {len(others)} more changes" if others else ""
     shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
     made = "1 run was made" if len(names) == 1 else f"{len(names)} runs were made"
-    return f"{first}{more} since {made} ({shown}): {REDO}"
+    return f"{first}{more} since {made} ({shown}): take that back, or {REDO}"
