@@ -421,8 +421,9 @@ def tell_progress(path):
     if left and None not in left:
         begun = Path(path).stat().st_mtime
         new = [(s, each) for s, each in done.items() if each and s.stat().st_mtime >= begun]
-        known = [(each, read_spent(stamp)) for stamp, each in new] or [(1, 1)]
-        guessed, spent = map(sum, zip(*known, strict=True))
+        known = [(each, read_spent(stamp)) for stamp, each in new]
+        # A minute as estimated beside them, as loading alone makes one short run many times longer.
+        guessed, spent = (60 + sum(pair[i] for pair in known) for i in (0, 1))
         duration = tell_duration(sum(left) * spent / guessed / max(1, min(jobs, len(left))))
         text += f", {duration} left"
     print(text, file=sys.stderr)
