@@ -153,7 +153,7 @@ def test_long_cells_and_notes_go_on_in_further_lines():
     assert r"\begin{tabular}{lp{0.6\linewidth}}" in tables.to_tex(table)
 
 
-def test_columns_of_one_value_or_none_are_left_out_of_compact_tables_but_not_of_csv():
+def test_columns_of_one_value_are_left_out_of_compact_tables_and_empty_ones_of_all_but_csv():
     rows = [["a", None, "1", 0, "x"], ["b", "", "1", 0, ""]]
     columns = ["A", "Empty", "Seeds", "Zero", "B"]
     table = tables.Table("t", "T", columns, rows, compact=True)
@@ -162,7 +162,10 @@ def test_columns_of_one_value_or_none_are_left_out_of_compact_tables_but_not_of_
     ]
     assert "Empty" not in tables.to_tex(table) and "T: Seeds 1, Zero 0" in tables.to_tex(table)
     assert tables.to_csv(table).splitlines()[:2] == [",".join(columns), "a,,1,0,x"]
-    assert "Empty" in tables.to_markdown(table._replace(compact=False))
+    whole = table._replace(compact=False, left=2, wide=4)
+    lines = tables.to_markdown(whole).splitlines()
+    assert lines[2::2] == ["| A   | Seeds | Zero |   B |", "| a   |     1 |    0 |   x |"]
+    assert r"\begin{tabular}{lrrp{0.6\linewidth}}" in tables.to_tex(whole)  # wide goes along
     assert "Seeds" in tables.to_markdown(table._replace(rows=rows[:1])).splitlines()[2]
 
 

@@ -26,8 +26,8 @@ class Table(NamedTuple):
     The first `left` columns are text and stand left, unless all they hold is numbers; the others
     stand right.
     `notes` are printed below, one per line. The texts of column `wide` may be long: in Markdown
-    they go on in further rows, in LaTeX in a paragraph. Of a `compact` table these two leave out
-    the columns that hold the same in all rows or nothing, which CSV keeps.
+    they go on in further rows, in LaTeX in a paragraph. These two leave out the columns that hold
+    nothing, and of a `compact` table those that hold the same in all rows, which CSV keeps.
     """
 
     name: str
@@ -77,20 +77,20 @@ def join(head, lines):
 
 
 def drop_same(table):
-    """A compact table without the columns that hold one value in all rows, or none; its title says
-    which."""
-    if not table.compact:
+    """A table without the columns in which nothing stands; of a compact one without those that hold
+    one value in all rows either, which its title says."""
+    if not table.rows:
         return table
     columns = list(zip(*table.rows, strict=True))
     values = [{"" if cell is None else str(cell) for cell in column} for column in columns]
     alone = len(table.rows) == 1
-    keep = [any(each) and (alone or len(each) > 1) for each in values]
+    keep = [any(each) and (not table.compact or alone or len(each) > 1) for each in values]
     pairs = zip(table.columns, values, keep, strict=True)
     same = ", ".join(f"{name} {min(each)}" for name, each, kept in pairs if not kept and any(each))
     lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
     title = f"{table.title}: {same}" if same else table.title
-    left = sum(keep[: table.left])
-    return table._replace(title=title, columns=lines[0], rows=lines[1:], left=left)
+    left, wide = sum(keep[: table.left]), table.wide and sum(keep[: table.wide])
+    return table._replace(title=title, columns=lines[0], rows=lines[1:], left=left, wide=wide)
 
 
 def find_sides(table):
