@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -553,6 +554,24 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path, capsys):
     write(tmp_path / "new.jsonl", [{"source": "a", "text": "mine"}])
     assert run(*flags) == 1
     assert "has a key 'text'" in capsys.readouterr().err
+
+
+def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
+    """What is written when it is killed is all but the last few batches."""
+    from data.evaluate import predict
+
+    folder, _ = trained
+    data = write(tmp_path / "new.jsonl", [{"source": text} for text, _ in TRAINED * 2])
+    label, parts = predict.predict_rows, []
+
+    def stop_at_the_second(loaded, reader, rows):
+        parts.append(len(rows))
+        return label(loaded, reader, rows) if len(parts) == 1 else sys.exit(9)
+
+    monkeypatch.setattr(predict, "predict_rows", stop_at_the_second)
+    flags = ["--task", "wlp", "--model", folder / "model", "--predict", data, "--batch-size", 1]
+    assert run(*flags, "--output", tmp_path / "out.jsonl") == 9
+    assert parts == [4, 4] and len(read_lines((tmp_path / "out.jsonl").read_text())) == 4
 
 
 def test_predict_gives_each_class_a_score(income, monkeypatch, capsys):

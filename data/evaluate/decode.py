@@ -342,8 +342,9 @@ class Reader:
         elif self.metric == "entities":
             self.restorer = Restorer(loaded.tokenizer, task.labels)
 
-    def decode(self, sources, progress):
-        """The Outputs of rows by their sources."""
+    def decode(self, sources, progress=None):
+        """The Outputs of rows by their sources, counted in `progress`."""
+        progress = tqdm(disable=True) if progress is None else progress
         loaded, limit = self.loaded, self.settings["max_source_length"]
         texts = [self.settings["prefix"] + source for source in sources]
         inputs, sizes = encode(texts, loaded.tokenizer, limit)

@@ -41,14 +41,15 @@ def predict_file(options, rows, loaded, reader, settings):
     loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
     told = {"model": name_weights(options.model), "task": reader.task.name, **settings}
     with open_output(options.output, rows, told) as (file, done):
-        start, size = time.monotonic(), 16 * loaded.batch_size
+        start, size = time.monotonic(), 4 * loaded.batch_size
         with decode.show_progress("predict", len(rows) - done) as progress:
             for first in range(done, len(rows), size):
                 part = rows[first : first + size]
-                found = predict_rows(loaded, reader, part, progress)
+                found = predict_rows(loaded, reader, part)
                 for row, more in zip(part, found, strict=True):
                     file.write(json.dumps({**row, **more}, ensure_ascii=False) + "\n")
                 file.flush()
+                progress.update(len(part))  # of rows that are written, scores and all
         tell_speed(len(rows) - done, time.monotonic() - start, done, options.usd_per_hour)
 
 
@@ -123,11 +124,11 @@ def fit_batch(loaded, settings):
     return int(max(1, min(1024, free / 2 // row)))
 
 
-def predict_rows(loaded, reader, rows, progress):
+def predict_rows(loaded, reader, rows):
     """What is added to each of some rows."""
     from data.evaluate import decode
 
-    out = reader.decode([row["source"] for row in rows], progress)
+    out = reader.decode([row["source"] for row in rows])
     if reader.names:
         return share_scores(out, list(reader.names.values()), out.logits)
     if reader.labels:
