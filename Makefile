@@ -79,6 +79,14 @@ STEPS :=
 
 # --- settings, checked before anything is made -----------------------------------------------
 
+$(if $(wildcard data/scales.json),,$(error error: $(CURDIR) has no data/scales.json: run make in the\
+  folder of the Makefile, as by make -C FOLDER))
+$(if $(value PYTHONSAFEPATH),$(error error: PYTHONSAFEPATH is set, by which Python finds no module of\
+  this project: unset it))
+# Spaces around a word say nothing.
+$(foreach v,TASK SCALE RECIPE SEEDS DATA PYTHON PARTIAL REDO LLM MODEL BUDGET LLM_ACCURACY STRATEGY RATES \
+  STEPS PILOT,$(eval override $(v) := $$(strip $$($(v)))))
+
 # These words become paths and words of a shell, so only plain characters pass, whatever the goal;
 # a folder of runs or splits is never named by anything else.
 PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T \

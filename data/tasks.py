@@ -309,9 +309,16 @@ def load_task(word, folder=None):
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
     name, _, file = word.rpartition("=")
     known, own = read_json(DATA / "tasks.json"), file.endswith(".json")
+    path = Path(file) if own else Path(folder or "", "task.json")
+    if folder and not str(folder).startswith("hub:") and not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if word in known and folder and path.is_file():
+        raise UserError(
+            f"{path}: would not be read, as {word!r} is an entry of data/tasks.json; name the task "
+            "otherwise (make: TASK=mine), or move the file away"
+        )
     if word in known:
         return make_task(check_name(word), known[word])
-    path = Path(file) if own else Path(folder or "", "task.json")
     if own or (folder and path.is_file()):
         stem = path.resolve().parent.name if path.name == "task.json" else path.stem
         name = check_name((name or stem) if own else word)

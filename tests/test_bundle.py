@@ -173,6 +173,30 @@ def test_words_that_are_no_plain_path_stop_every_goal(goal, setting, tmp_path):
     assert "rm -rf" not in done.stdout and not (ROOT / "made").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "safe", "said"),
+    [
+        (["-f", str(ROOT / "Makefile")], "", "has no data/scales.json: run make in the folder of"),
+        (["-C", str(ROOT)], "1", "PYTHONSAFEPATH is set, by which Python finds no module"),
+        (["-C", str(ROOT), "SCALE=mini ", "TASK= wlp"], "", None),
+    ],
+)
+def test_make_says_where_it_runs_and_by_which_python(words, safe, said, tmp_path):
+    done = subprocess.run(
+        ["make", "settings", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONSAFEPATH": safe},
+        capture_output=True,
+        text=True,
+    )
+    if said is None:
+        assert done.returncode == 0 and "TASK=wlp SCALE=mini SEEDS=0" in done.stdout
+        assert not done.stderr
+        return
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: " in done.stderr
+    assert said in done.stderr
+
+
 @pytest.mark.parametrize("case", ["link", "whole", "broken"])
 def test_an_environment_that_is_there_is_not_emptied(tmp_path, case):
     """A link may lead to another's; what runs may hold the torch that its user chose."""

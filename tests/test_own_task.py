@@ -237,6 +237,15 @@ def test_a_name_that_make_cannot_carry_is_refused(name, tmp_path):
         load_task(f"{name}={tmp_path / 'task.json'}" if name else "=", tmp_path)
 
 
+def test_an_entry_that_a_known_name_would_hide_is_refused(tmp_path):
+    assert load_task("wlp", tmp_path).name == load_task("wlp", "hub:name").name == "wlp"
+    with pytest.raises(UserError, match="none: no such folder"):
+        load_task("wlp", tmp_path / "none")
+    (tmp_path / "task.json").write_text(json.dumps(read_entry()["mine"]))
+    with pytest.raises(UserError, match="would not be read, as 'wlp'"):
+        load_task("wlp", tmp_path)
+
+
 def test_labels_beyond_the_rows_are_cut_and_no_cell_stands_twice(project):
     """N of 100 and 50,000 with 216 rows: the teacher learns from what there is, and only once."""
     entry = {**read_entry()["mine"], "labels_n": [100, 5000, 50000]}
