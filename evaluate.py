@@ -126,7 +126,7 @@ def check_paths(options):
     if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
         raise UserError(f"{name}: no such model folder")
     if options.predict not in (None, "-") and not Path(options.predict).is_file():
-        raise UserError(f"{options.predict}: no such file")
+        raise UserError(f"--predict {options.predict!r}: no such file")
 
 
 def load_parts(options, task):
@@ -274,11 +274,14 @@ def check_args(parser, options):
     """Refuse a command line that cannot be meant, with exit code 2."""
     if options.model and (options.data is None) == (options.predict is None):
         parser.error("--model needs --data or --predict")
-    if options.predict and not options.model:
+    if options.predict is not None and not options.model:
         parser.error("--predict needs --model")
+    for name in ("source_column", "usd_per_hour") if options.predict is None else ():
+        if getattr(options, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} needs --predict")
     if options.compare and len(options.compare) < 2:
         parser.error("--compare needs two runs or more")
-    least = {"batch_size": 1, "max_source_length": 1, "max_target_length": 1, "bertscore_layers": 1}
+    least = {"batch_size": 1, "max_source_length": 2, "max_target_length": 2, "bertscore_layers": 1}
     for name, low in {**least, "bootstrap": bool(options.compare) + 0, "seed": 0}.items():
         value = getattr(options, name)
         if value is not None and value < low:
@@ -300,7 +303,7 @@ def main(argv=None):
     from data.evaluate import report, scores  # after --help; run_cli() tells of a missing package
 
     task = load_task(options.task)
-    if options.predict:
+    if options.predict is not None:
         from data.evaluate.predict import predict_file, read_rows
 
         check_paths(options)
@@ -322,7 +325,7 @@ def main(argv=None):
         if options.output:
             write_json(options.output / "metrics.json", result)
     if options.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(report.show_comparison(result) if options.compare else report.show_result(result))
 

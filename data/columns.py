@@ -11,8 +11,10 @@ export, which data/spans.py turns into targets.
 import csv
 import io
 import logging
+import math
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from data.files import UserError, parse_json, read_text
@@ -80,7 +82,10 @@ def read_lines(name, text):
             try:
                 rows.append((f"line {number}", parse_json(line, name)))
             except UserError as error:
-                rows.append((f"line {number}", Wrong(str(error).removeprefix(f"{name}: "))))
+                what = str(error).removeprefix(f"{name}: ")
+                if Path(name).suffix not in ENDINGS:
+                    what += f"; a file's name tells what it is: {' '.join(ENDINGS)}"
+                rows.append((f"line {number}", Wrong(what)))
     return Table(name, rows)
 
 
@@ -123,6 +128,8 @@ def load_dataset(shown, *args, **options):
     try:
         return datasets.load_dataset(*args, **options)
     except Exception as error:  # the hub's errors have no common class
+        if type(error).__name__ == "DatasetGenerationError":  # whose own text says nothing
+            error = error.__cause__ or error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{shown}: can't be loaded ({reason}); check the file, or the name and the connection"
@@ -270,7 +277,7 @@ def read_target(row, source, key, task, names, renamed):
 
 
 def check_text(value, key, more=""):
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         raise Wrong(f"{key!r} is not a text{more}", repr(value))

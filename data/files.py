@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -60,7 +61,16 @@ def run_cli(main):
 def make_parser(about):
     """A parser whose help begins with `about`, the docstring of a script, as it is written."""
     form = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=about, formatter_class=form)
+    parser = argparse.ArgumentParser(description=about, formatter_class=form)
+    parser.register("type", Path, read_path)
+    return parser
+
+
+def read_path(text):
+    """The Path of a flag with type=Path; "", of an unset variable, would be the folder at hand."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(text)
 
 
 # --- numbers -------------------------------------------------------------------------------
@@ -113,7 +123,8 @@ def check_kind(value, kind, where):
     if isinstance(value, bool) and kind is not bool:
         fits = False
     if not fits or (isinstance(value, (int, float)) and not abs(value) < 1e300):
-        raise UserError(f"{where}: must be {KINDS[kind]}, not {json.dumps(value)[:60]}")
+        shown = json.dumps(value, default=str)[:60]  # of Parquet it may be a date
+        raise UserError(f"{where}: must be {KINDS[kind]}, not {shown}")
     return value
 
 
@@ -149,6 +160,11 @@ def parse_json(text, where):
     def refuse(name):
         raise ValueError(f"{name} is no number that JSON knows")
 
+    def number(text):
+        if abs(value := float(text)) == math.inf:
+            raise ValueError(f"{text} is too large a number")
+        return value
+
     def pair(items):
         value = dict(items)
         if len(value) < len(items):  # else the last one would hold, and the others be lost
@@ -158,7 +174,7 @@ def parse_json(text, where):
         return value
 
     try:
-        value = json.loads(text, parse_constant=refuse, object_pairs_hook=pair)
+        value = json.loads(text, parse_float=number, parse_constant=refuse, object_pairs_hook=pair)
         if "\\ud" in text.lower():  # only an escape can be half of a character
             json.dumps(value, ensure_ascii=False).encode()
         return value

@@ -960,6 +960,9 @@ def test_bad_input(tmp_path, capsys):
         ["--task", "wlp", "--model", "m", "--data", "d", "--predict", "p"],
         ["--task", "wlp", "--model", "m", "--predict", "p", "--usd-per-hour", "nan"],
         ["--task", "wlp", "--predictions", "p", "--rule", "right"],
+        ["--task", "wlp", "--predictions", "p", "--predict", ""],
+        ["--task", "wlp", "--model", "m", "--data", "d", "--source-column", "text"],
+        ["--task", "wlp", "--model", "m", "--data", "d", "--max-target-length", "1"],
     ],
 )
 def test_wrong_command_line(argv):

@@ -1,17 +1,22 @@
 """evaluate.py with models: decoding, what a vocabulary cannot write, --predict, damaged folders."""
 
+import io
 import json
 import shutil
 import sys
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from test_evaluate import LABELS, SPIECE, needs_spiece, run, write
 from tiny import build_char_tokenizer, train_by_heart
 
 import evaluate
-from data.evaluate import decode
+from data.evaluate import decode, predict
 from data.evaluate.restore import Restorer, split_units
 from data.evaluate.scores import make_row
 from data.files import UserError, read_jsonl
@@ -538,7 +543,7 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path, capsys):
     assert run(*flags) == 0
     assert out.read_bytes() == whole and "were there" in capsys.readouterr().err
     assert run(*flags, "--max-target-length", 9) == 1
-    assert "begun with other settings" in capsys.readouterr().err
+    assert "not begun with these settings" in capsys.readouterr().err
     write(tmp_path / "new.jsonl", [{"source": "other"}])
     assert run(*flags) == 1
     assert "not of this file" in capsys.readouterr().err and out.read_bytes() == whole
@@ -572,6 +577,99 @@ def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
     flags = ["--task", "wlp", "--model", folder / "model", "--predict", data, "--batch-size", 1]
     assert run(*flags, "--output", tmp_path / "out.jsonl") == 9
     assert parts == [4, 4] and len(read_lines((tmp_path / "out.jsonl").read_text())) == 4
+
+
+def test_rows_of_every_kind_of_file_are_written_as_json_has_them(tmp_path):
+    columns = {
+        "text": ["a"],
+        "day": [date(2026, 1, 2)],
+        "x": [float("nan")],
+        "usd": [Decimal("1.1")],
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({**columns, "more": [{"y": [1.5, float("inf")]}]}), path)
+    row = {"source": "a", "day": "2026-01-02", "x": None, "usd": "1.1", "more": {"y": [1.5, None]}}
+    assert predict.read_rows(path, load_task("wlp"), None) == [row]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "said"),
+    [
+        (
+            "a.parquet",
+            {"source": ["a"], "x": [b"\0"]},
+            None,
+            "row 1: a value that JSON has not (bytes)",
+        ),
+        (
+            "a.parquet",
+            {"text": [date(2026, 1, 2)]},
+            None,
+            "row 1: 'text': must be a text, not \"2026",
+        ),
+        ("a.parquet", {"text": ["a"], "source": ["b"]}, "text", "row 1: has a key 'source'"),
+        ("a.csv", "text,source\na,b\n", "text", "line 2: has a key 'source', as the output"),
+        ("a.csv", 'text\n"a "b" c"\n', None, "line 2: not CSV"),
+        ("a.txt", "Add water .\n", None, "line 1: not JSON (Expecting value); a file's name tells"),
+    ],
+)
+def test_rows_that_cannot_be_labeled_are_named(tmp_path, name, content, column, said):
+    path = tmp_path / name
+    if isinstance(content, dict):
+        parquet.write_table(pyarrow.table(content), path)
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
+        predict.read_rows(path, load_task("wlp"), column)
+    assert str(error.value).startswith(f"{path} {said}")
+
+
+def open_rows(path, rows):
+    with predict.open_output(path, rows, {"task": "wlp"}) as (_, done):
+        return done
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"source": "a", "id": 1, "text": "x", "confidence": 1}, None),
+        ({"source": "a", "id": 2, "text": "x", "confidence": 1}, "line 1: not of this row"),
+        ({"source": "b", "id": 1, "text": "x", "confidence": 1}, "line 1: not of this row"),
+        (
+            {"source": "a", "id": 1, "more": 1, "text": "x", "confidence": 1},
+            "line 1: not of this row",
+        ),
+        ({"source": "a", "id": 1}, "line 1: not of this row"),
+    ],
+)
+def test_a_file_of_other_rows_is_not_continued(tmp_path, line, said):
+    """Other columns than the source tell, too: two rows of one text, or a file that was edited."""
+    path, rows = tmp_path / "out", [{"source": "a", "id": 1}, {"source": "c", "id": 3}]
+    assert open_rows(path, rows) == 0
+    path.write_text(json.dumps(line) + '\n{"source": "c", "i')
+    if said is None:
+        assert open_rows(path, rows) == 1
+        return
+    with pytest.raises(UserError, match=said):
+        open_rows(path, rows)
+    assert path.read_text().endswith('"i')
+
+
+def test_only_a_file_that_was_begun_here_is_continued(tmp_path):
+    (tmp_path / "mine.txt").write_text("one line of mine without an end")
+    for path, said in ((tmp_path / "mine.txt", "not begun with these"), (tmp_path, "not a file")):
+        with pytest.raises(UserError, match=said):
+            open_rows(path, [{"source": "a"}])
+    assert (tmp_path / "mine.txt").read_text() == "one line of mine without an end"
+
+
+def test_labels_on_stdout_are_the_bytes_of_a_file(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, "latin-1", errors="replace"))
+    with predict.open_output(None, [], {}) as (file, _):
+        file.write("25 μl")
+        file.flush()
+    assert raw.getvalue() == "25 μl".encode()
 
 
 def test_predict_gives_each_class_a_score(income, monkeypatch, capsys):

@@ -28,6 +28,7 @@ from data.files import (
         (b'{"source": "a", "target": "b"}\n[1]', "line 2: no 'source'"),
         (b'{"source": "a"}', "line 1: no 'target'"),
         (b'{"source": NaN, "target": "b"}', "NaN is no number"),
+        (b'{"source": 1e999, "target": "b"}', "1e999 is too large a number"),
         (b'{"source": "a", "target": "b", "target": "c"}', "'target' stands twice"),
         (b"[" * 100_000, "line 1: not JSON"),
         (b'{"source": "a", "target": "b"}\n\xff', "line 2: not UTF-8"),

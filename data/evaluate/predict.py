@@ -7,9 +7,10 @@ Each row is written as soon as its part of the file is done, with its own keys a
   scores      for classes: the probability of each, over the classes of the task (by forced
               decoding of each label; an encoder's softmax)
   spans       for entities: [start, end, label] of each that stands in the source, in characters
-A file may be JSONL, CSV, TSV or Parquet; its column of texts becomes "source", stdin is JSONL.
-A killed run goes on after the last whole line; other settings than the file was begun with, which
-stand beside it in OUTPUT.settings.json, are refused.
+A file may be JSONL, CSV, TSV or Parquet; its column of texts becomes "source", stdin is JSONL. Of
+Parquet dates are written as in ISO 8601, decimals as texts, NaN and infinity as null. A killed run
+goes on after the last whole line; a file of other rows, or begun with other settings than stand
+beside it in OUTPUT.settings.json, is refused.
 """
 
 import fcntl
@@ -18,6 +19,8 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from data.columns import Columns, choose_columns, read_table
@@ -73,10 +76,27 @@ def check_row(row, name, where):
     if name not in row:
         raise UserError(f"{where}: no {name!r} in this row")
     check_kind(row[name], str, f"{where}: {name!r}")
-    row = {"source": row[name], **{key: value for key, value in row.items() if key != name}}
-    if taken := [key for key in ADDED if key in row]:
+    if taken := [key for key in ("source", *ADDED) if key in row and key != name]:
         raise UserError(f"{where}: has a key {taken[0]!r}, as the output; rename it")
-    return row
+    return make_plain({"source": row.pop(name), **row}, where)
+
+
+def make_plain(row, where):
+    """A row as JSON can have it; of a JSON file it is so already."""
+
+    def write(value):
+        if isinstance(value, (Decimal, timedelta)):
+            return str(value)
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise TypeError(type(value).__name__)
+
+    try:
+        text = json.dumps(row, default=write)
+        return json.loads(text, parse_constant=lambda name: None)
+    except (TypeError, RecursionError) as error:
+        what = f"a value that JSON has not ({error})"
+        raise UserError(f"{where}: {what}; leave its column out") from None
 
 
 def name_weights(model):
@@ -88,24 +108,32 @@ def name_weights(model):
 @contextmanager
 def open_output(path, rows, told):
     """(the file to write to, how many of `rows` it has already); stdout has none."""
-    if path is None:
+    if path is None:  # the same bytes as in a file, whatever the terminal's encoding
+        sys.stdout.reconfigure(encoding="utf-8")
         yield sys.stdout, 0
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file, so none that could be continued; choose another")
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path}: another process is writing to it") from None
         beside = Path(f"{path}.settings.json")
-        lines = path.read_bytes().split(b"\n")[:-1]  # without a torn one
-        if lines and (not beside.exists() or read_json(beside) != told):
-            raise UserError(f"{path}: begun with other settings; choose another --output")
+        *lines, torn = path.read_bytes().split(b"\n")
+        if (lines or torn) and (not beside.exists() or read_json(beside) != told):
+            raise UserError(f"{path}: not begun with these settings; choose another --output")
         for number, line in enumerate(lines, 1):
             where = f"{path} line {number}"
             said = check_kind(parse_json(line.decode(errors="replace"), where), dict, where)
-            if number > len(rows) or said.get("source") != rows[number - 1]["source"]:
-                raise UserError(f"{where}: not of this file; choose another")
+            own = {key: said[key] for key in said if key not in ADDED}
+            if (
+                number > len(rows)
+                or own != rows[number - 1]
+                or not {"text", "confidence"} <= said.keys()
+            ):
+                raise UserError(f"{where}: not of this row of the file; choose another --output")
         file.truncate(sum(len(line) + 1 for line in lines))
         write_json(beside, told)
         yield file, len(lines)
