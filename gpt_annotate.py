@@ -51,9 +51,11 @@ from data.files import (
     check_overwrite,
     make_parser,
     parse_amount,
+    parse_json,
     read_jsonl,
     run_cli,
 )
+from data.spans import Wrong, check_entities
 from data.tasks import load_task
 
 DEFAULT_MODEL = "gpt-6-luna"  # of the model pages on 2026-11: small, for many calls
@@ -139,10 +141,25 @@ def read_labeled(args, task):
     if args.add_labeled > len(rows):
         asked = f"{args.add_labeled:,} rows asked for by --add-labeled"
         raise UserError(f"{args.labeled}: {asked}, {len(rows):,} with a target are there")
-    odd = [row for row in pool if task.metric == "classes" and row["target"] not in task.labels]
-    if odd:
-        raise UserError(f"{args.labeled}: {odd[0]['target']!r} is no label of task {task.name!r}")
+    for row in rows[: max(len(pool), args.add_labeled)]:
+        if fault := find_fault(row, task):
+            raise UserError(f"{args.labeled}: {fault}")
     return rows
+
+
+def find_fault(row, task):
+    """What is wrong with a labeled row, None where nothing is."""
+    source, target = row["source"], row["target"]
+    if not source.strip():
+        return f"an empty source with target {target!r}"
+    if task.metric == "classes" and target not in task.labels:
+        return f"{target!r} is no label of task {task.name!r}"
+    try:
+        if task.metric == "entities":
+            check_entities(target, source, task.labels)
+    except Wrong as wrong:
+        return ": ".join(wrong.args)
+    return None
 
 
 def read_inputs(args):
@@ -162,9 +179,11 @@ def make_calls(args, prompter, rows):
     numbers = draw_rows(range(len(rows)), args.num, args.seed)
     calls = {}
     for number in numbers:
-        source = rows[number]["source"]
+        source, name = rows[number]["source"], f"{args.unlabeled} row {number + 1}"
+        if not source.strip():
+            raise UserError(f"{name}: an empty source, whose label would be paid for")
         if source not in calls:
-            calls[source] = prompter.make_call(f"{args.unlabeled} row {number + 1}", source)
+            calls[source] = prompter.make_call(name, source)
     return [rows[number] for number in numbers], calls
 
 
@@ -221,6 +240,9 @@ def prepare_job(args):
     money = Money(args.model, prices, given if args.price_in is not None else None)
     prompter = Prompter(args, task, labeled[: args.pool])
     rows, calls = make_calls(args, prompter, rows)
+    if known := len(calls.keys() & {row["source"] for row in labeled}):
+        text = f"{known:,} of {len(calls):,} sources to label have a target in {args.labeled}"
+        print(f"note: {text}, and are paid for again", file=sys.stderr)
     return Job(args, task, prompter, Reader(task), money, prices, labeled, rows, calls, gold)
 
 
@@ -245,7 +267,7 @@ def parse_args(argv=None):
     add("--endpoint", choices=("chat", "completions"),
         help="(default: completions for text-davinci-003 and *-instruct, else chat)")
     add("--shots", type=int, default=32, help="examples in a prompt (%(default)s)")
-    add("--pool", type=int, default=100, help="labeled rows to draw them from (%(default)s)")
+    add("--pool", type=int, help="labeled rows to draw them from (default: 100, or --shots)")
     add("--fixed-examples", action=switch, default=False,
         help="the same examples in each prompt, for providers that cache a prefix (default: no; "
         "the paper draws and shuffles anew, which lowers the variance)")
@@ -255,7 +277,7 @@ def parse_args(argv=None):
     add("--structured", choices=("auto", "on", "off"), default="auto",
         help="ask for JSON with the label set: auto tries it on the first chat call (%(default)s; "
         "the paper had plain text; tasks without labels always have)")
-    add("--extra", type=json.loads, default={}, metavar="JSON",
+    add("--extra", type=read_extra, default={}, metavar="JSON",
         help='more fields of the request, null removes one, such as \'{"max_tokens": null, '
         '"max_completion_tokens": 64}\'')
     add("--prices", type=Path, default=DATA / "prices.csv", help="price list (%(default)s)")
@@ -291,10 +313,18 @@ def parse_args(argv=None):
     return check_args(parser, parser.parse_args(argv))
 
 
+def read_extra(text):
+    """The object of --extra."""
+    try:
+        return parse_json(text, text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(error) from None
+
+
 def check_args(parser, args):
     """Refuse flags that cannot be meant, and fill in defaults that depend on others."""
     above = "pool concurrency attempts num max_tokens rpm tpm timeout".split()
-    for name in [*above, "shots", "backoff", "add_labeled", "brake", "temperature"]:
+    for name in [*above, "shots", "backoff", "add_labeled", "brake", "temperature", "seed"]:
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         most = 1000 if name == "concurrency" else 10**9
         if value is not None and not (0 <= value <= most and (value or name not in above)):
@@ -302,8 +332,12 @@ def check_args(parser, args):
             parser.error(f"{flag} must be {least} and at most {most:,}: {value:g}")
     if not isinstance(args.extra, dict) or set(args.extra) & RESERVED:
         parser.error(f"--extra must be a JSON object without {', '.join(sorted(RESERVED))}")
-    if (args.price_in is None) != (args.price_out is None):
-        parser.error("--price-in and --price-out go together")
+    given = [args.price_in is not None, args.price_out is not None]
+    if any(given) != all(given) or (args.price_cached is not None and not all(given)):
+        parser.error("--price-in and --price-out go together, --price-cached with them")
+    args.pool = args.pool or max(100, args.shots)
+    if args.pool < args.shots:
+        parser.error(f"--pool {args.pool}: fewer than the --shots {args.shots} drawn from it")
     if args.simulate is not None and not 0 <= args.simulate <= 1:
         parser.error("--simulate must be a share from 0 to 1")
     if args.simulate is not None and (args.base_url or args.batch or not args.gold):
@@ -314,7 +348,6 @@ def check_args(parser, args):
     if not args.endpoint:
         old = args.model == PAPER_MODEL or args.model.endswith("-instruct")
         args.endpoint = "completions" if old else "chat"
-    args.pool = max(args.pool, args.shots)
     args.store = args.store or args.output / "answers.jsonl"
     return args
 

@@ -576,7 +576,12 @@ def test_another_file_is_no_store(tmp_path, text):
         ('{"type": "answer", "key": "k", "attempt": 1, "status": 200, "usage": [-8, 0, 1], '
          '"estimate": 1, "raw": "{\\"choices\\": [{\\"text\\": \\"x\\"}]}"}', "no counts of"),
         ('{"type": "call", "key": "k", "attempt": 1, "worst": [1, 2]}', "no counts of tokens"),
-        ("[1]", "list"), ("null", "NoneType"), ("{", "JSONDecodeError"), ('{"type": 5}', "type 5"),
+        ("[1]", "list"), ("null", "NoneType"), ("{", "JSONDecodeError"),
+        ('{"type": 5}', "KeyError.5"), ("[" * 100_000, "RecursionError"),
+        ('{"type": "call", "key": "k", "attempt": "1", "worst": [1, 0, 2]}', "'attempt': must"),
+        ('{"type": "answer", "key": null, "raw": "{}", "status": 200}', "'key': must be a text"),
+        ('{"type": "answer", "key": "k", "raw": "{}", "status": "200"}', "'status': must"),
+        ('{"type": "decision", "structured": "no"}', "must be true or false"),
     ],
 )  # fmt: skip
 def test_damaged_store_names_its_line(tmp_path, record, text):
@@ -672,7 +677,7 @@ def test_a_reply_sent_to_two_calls_answers_one(tmp_path):
 def test_a_server_whose_replies_all_have_one_id(tmp_path):
     """Then the id says nothing: at most one call is asked twice."""
     gold = dict.fromkeys(make_world(tmp_path, 30), LABELS[0])
-    with open_annotator(gold, edit=lambda reply: {**reply, "id": "x"}) as server:
+    with open_annotator(gold, edit=lambda reply: {**reply, "id": "x", "model": ["odd"]}) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--concurrency", "1")
     assert len(read_results(tmp_path)[0]) == 30
     assert server.requests == 31
@@ -1105,10 +1110,24 @@ def test_a_batch_is_taken_in_whole(tmp_path):
         (["--budget", "1", "--price-in", "x"], "--price-in: 'x' is not a number"),
         (["--budget", "1", "--price-out", "-1"], "--price-out: '-1' is not a number"),
         (["--budget", "1", "--price-cached", "x"], "--price-cached: 'x' is not a number"),
+        (["--budget", "1", "--unlabeled", "IN/blank.jsonl"], r"blank.jsonl row 3: an empty source"),
+        (["--budget", "1", "--labeled", "IN/blank.jsonl"], r"blank.jsonl: an empty source with t"),
+        (
+            ["--budget", "1", "--add-labeled", "6", "--pool", "3", "--labeled", "IN/late.jsonl"],
+            "'x'",
+        ),
+        (
+            ["--budget", "1", "--labeled", "IN/plain.jsonl", "--task", "wlp"],
+            r"plain.jsonl: target does not end with a \[Label\]",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, flags, text):
     make_world(tmp_path, 10)
+    good = [{"source": f"a{i}", "target": LABELS[0]} for i in range(5)]
+    write_rows(tmp_path / "blank.jsonl", [{"source": " ", "target": LABELS[0]}] * 5)
+    write_rows(tmp_path / "late.jsonl", [*good, {"source": "b", "target": "x"}])
+    write_rows(tmp_path / "plain.jsonl", good)
     with pytest.raises(UserError, match=text) as error:
         annotate(tmp_path, None, *(flag.replace("IN", str(tmp_path)) for flag in flags))
     assert "\n" not in str(error.value)
@@ -1122,6 +1141,8 @@ def test_bad_input_is_one_line(tmp_path, flags, text):
         *(["--temperature", "nan"], ["--temperature", "-1"], ["--timeout", "inf"]),
         *(["--concurrency", "9" * 25], ["--brake", "9" * 25], ["--attempts", "9" * 25]),
         *(["--brake", "-1"], ["--backoff", "nan"], ["--simulate", "nan", "--gold", "x"]),
+        *(["--extra", '{"x": NaN}'], ["--extra", '{"x": 1e999}'], ["--extra", '{"x": "\\ud83d"}']),
+        *(["--pool", "2"], ["--seed", "-1"], ["--store", ""]),
     ],
 )
 def test_wrong_flags_are_argparse_errors(tmp_path, flags):

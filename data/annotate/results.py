@@ -72,7 +72,7 @@ def list_predictions(answers):
 
 def measure_accuracy(job, labels):
     """Shares of right labels (and entities) where --gold has the answers."""
-    gold = {row["source"]: row["target"] for row in job.gold}
+    gold = {row["source"]: row["target"] for row in reversed(job.gold)}  # the first, as simulated
     known = [(row["target"], gold[row["source"]]) for row in labels if row["source"] in gold]
     if not known:
         return None

@@ -70,7 +70,7 @@ class Annotator:
         """The reply to one request body, with the tokens that it takes."""
         chat = "messages" in body
         text = "\n".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
-        source = text.rpartition("Input: ")[2].rpartition("Output:")[0]
+        source = text.rpartition("\nInput: ")[2].rpartition("\nOutput:")[0]
         answer = self.answer(" ".join(source.split()))
         if "response_format" in body:
             answer = self.follow_schema(answer, body["response_format"]["json_schema"]["schema"])

@@ -24,10 +24,23 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from data.costs.prices import price_tokens
-from data.files import UserError, parse_amount
+from data.files import UserError, need, parse_amount
 
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 HEADING = b'{"type": "store"'
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+RECORDS = {  # type of a record -> what it must have
+    "store": {"settings": dict},
+    "call": {"key": str, "attempt": int, "worst": list},
+    "answer": {"key": str, "status": int, "raw": str},
+    "free": {"key": str, "why": str},
+    "lost": {"key": str, "why": str},
+    "batch": {"nonce": str, "calls": dict},
+    "batch-id": {"nonce": str, "id": str},
+    "batch-end": {"nonce": str},
+    "decision": {"structured": bool},
+    "session": {"seconds": float},
+}
 
 
 class Call(NamedTuple):
@@ -195,10 +208,14 @@ class Store:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    self.apply(json.loads(line))
-                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    record = json.loads(line)
+                    for name, kind in RECORDS[record["type"]].items():
+                        need(record, name, kind, record["type"])
+                    self.apply(record)
+                except DAMAGE as error:
+                    what = error if isinstance(error, UserError) else repr(error)
                     where = f"{self.path} line {number}"
-                    raise UserError(f"{where}: not a record of such a store ({error!r})") from None
+                    raise UserError(f"{where}: not a record of such a store ({what})") from None
                 whole += len(line)
         return whole
 
@@ -272,8 +289,6 @@ class Store:
             self.structured = record["structured"]
         elif kind == "session":
             self.seconds += record["seconds"]
-        else:
-            raise ValueError(f"type {kind!r}")
 
     def take_answer(self, record):
         key, usage = record["key"], record["usage"]
@@ -321,7 +336,8 @@ def read_choice(raw, status=200):
         raise ValueError("a reply without an answer") from None
     finish = "refusal" if finish == "content_filter" else finish
     confidence = read_confidence(choice.get("logprobs"))
-    return {"text": text, "finish": finish, "model": reply.get("model"), "confidence": confidence}
+    model = reply["model"] if isinstance(reply.get("model"), str) else None
+    return {"text": text, "finish": finish, "model": model, "confidence": confidence}
 
 
 def read_confidence(logprobs):
