@@ -265,6 +265,11 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
     plots.main(["advice", "--advice", str(saved)])
     assert capsys.readouterr().out.split() == [f"{saved.with_suffix(e)}" for e in (".png", ".pdf")]
     assert saved.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    odd = {"title": 5, "labels": "x", "curve": [], "tried": [{}], "turns": {}, "constant": "x"}
+    for key, value in odd.items():
+        write_json(tmp_path / "odd.json", {**advice, key: value})
+        with pytest.raises(UserError, match=rf"odd.json: .*({key}|IndexError|KeyError)"):
+            plots.main(["advice", "--advice", str(tmp_path / "odd.json")])
     panel = make_panel(advice)
     assert [line.label for line in panel.lines if line.list_seen()] == [
         "Ann., predicted", "Dist., predicted", "LLM, predicted",

@@ -365,6 +365,11 @@ ODD = {  # what metrics.json is or holds -> words of the error
     '"metric": "accuracy"': "accuracy of task 'wlp', not entity_f1 of 'wlp'",
     '"metrics": {"entity_f1": "x"}': "'entity_f1': must be a number",
     '"metrics": {"entity_f1": NaN}': "NaN is no number",
+    '"metrics": {"entity_f1": null}': "'entity_f1': must be a number, not null",
+    '"metrics": {"em": 3}': "no 'entity_f1', which is a number",
+    '"training": {"seed": 0}': "of a run with seed 0, not of small-n138-s1",
+    '"training": {"seed": 1, "labels": 100}': "of a run with labels 100, not of small-n138-s1",
+    '"by": {"half": {"new": 5}}': "'by': 'new': must be an object",
     '"metrics": {"entity_f1": 5000}': "no percentage",
     '"settings": 5': "'settings': must be an object",
     '"seconds": {"load": []}': "'load': must be a number",
@@ -385,6 +390,11 @@ def test_a_metrics_json_that_is_none_of_this_table_is_refused_by_name(runs, text
     with pytest.raises(UserError) as caught:
         build(runs)
     assert "small-n138-s1/metrics.json" in str(caught.value) and ODD[key] in str(caught.value)
+
+
+def test_a_folder_of_runs_that_is_not_there_is_no_table_of_missing_runs(tmp_path):
+    with pytest.raises(UserError, match=r"--runs .*nosuch: no such folder"):
+        build(tmp_path / "nosuch")
 
 
 def test_runs_on_other_rows_of_equal_number_are_refused(runs):

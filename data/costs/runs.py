@@ -122,6 +122,7 @@ def read_record(folder):
     training = read_json(path, TRAINING) if path.exists() else metrics.get("training")
     if training is None:
         return None
+    path = path if path.exists() else f"{folder / 'metrics.json'}: 'training'"
 
     def count(key, record=training, least=0):
         return parse_count(record.get(key) or 0, f"{path}: {key!r}", least)

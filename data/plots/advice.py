@@ -11,13 +11,24 @@ Paper:  none; Figure 2's question for scores that were not measured
 from pathlib import Path
 
 from data.costs.prices import show_dollars
-from data.files import UserError, need, read_json
+from data.files import UserError, read_json
 from data.plots import drawing
 from data.plots.drawing import ANN, DIST, GREY, LLM, Dot, Line, Panel, Style
 from data.plots.results import TITLES
 
 ARMS = {"ann": ("Ann.", ANN), "dist": ("Dist.", DIST), "llm": ("LLM", LLM)}
 SPLIT = Style(drawing.PURPLE, "", (0, (4, 2)))
+TRIED = {"strategy": str, "usd": float, "score": float}
+ADVICE = {  # the file, as read_json() checks it
+    **dict.fromkeys(["title", "task", "metric"], str),
+    "labels": int,
+    "constant": float,
+    "curve": [{"budget": float, "split": float, "bands": {None: [float]}}],
+    "tried": [TRIED],
+    "measured": [TRIED],
+    "llm": {"score": float},
+    "turns": {"first": list},
+}
 RUNS = {"small": ARMS["ann"], "dist": ARMS["dist"]}  # by the strategy of a run
 
 
@@ -75,11 +86,13 @@ def find_span(advice, low, high):
 
 def write_advice(args):
     """Draw one advice; prints the paths."""
-    advice = read_json(args.advice)
-    need(advice, "curve", list, args.advice)
+    advice = read_json(args.advice, ADVICE, "title task labels metric curve tried measured turns")
     if not drawing.can_draw(advice["title"]):
         advice["title"] = advice["task"]
     place = Path(args.output or Path(args.advice).parent, Path(args.advice).stem)
-    if not advice["curve"]:
-        raise UserError(f"{args.advice}: no budgets; costs.py advise --save writes them")
-    print(*drawing.write(drawing.draw([make_panel(advice)], width=6.3), place), sep="\n")
+    try:
+        panel = make_panel(advice)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"not an advice as costs.py advise --save writes it ({error!r})"
+        raise UserError(f"{args.advice}: {what}") from None
+    print(*drawing.write(drawing.draw([panel], width=6.3), place), sep="\n")

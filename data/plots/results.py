@@ -22,7 +22,7 @@ from data.costs.flags import find_unit
 from data.costs.grid import LLM_EXAMPLES, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.memory import complete_task
 from data.costs.pilot import load_scores
-from data.costs.runs import find_annotation, read_record
+from data.costs.runs import find_annotation, parse_run, read_record
 from data.costs.stale import METRICS
 from data.files import UserError, need, read_json, read_jsonl
 from data.tasks import load_tasks
@@ -38,18 +38,27 @@ def read_metrics(path, task):
     metric, released = task.name_score(), task.name_score("released")
     try:
         found = read_json(path, METRICS, "task metric n metrics signature")
-        if not -1 <= found["metrics"].get(metric, 0) <= 101:  # rounding, and BERT-iBLEU of copies
+        if found["metric"] not in (metric, released) or found["task"] != task.name:
+            theirs = f"{found['metric']} of task {found['task']!r}"
+            raise UserError(f"{path}: {theirs}, not {metric} of {task.name!r}")
+        score = need(found, f"metrics {metric}", float, path)
+        if not -1 <= score <= 101:  # rounding, and BERT-iBLEU of copies
             raise UserError(f"{path}: {metric!r}: no percentage")
         halves = need(found, "by half", dict, path) if "by" in found else {}
         for half, part in halves.items():  # a measure like the others
-            found["metrics"][f"{half} half"] = need(part, f"metrics {metric}", float, path)
-        known = metric in found["metrics"] and found["metric"] in (metric, released)
-        if not known or found["task"] != task.name:
-            theirs = f"{found['metric']} of task {found['task']!r}"
-            raise UserError(f"{path}: {theirs}, not {metric} of {task.name!r}")
+            where = f"{path}: 'by': {half!r}"
+            found["metrics"][f"{half} half"] = need(part, f"metrics {metric}", float, where)
     except UserError as error:
         raise UserError(f"{error}; run evaluate.py again") from None
     return found
+
+
+def check_origin(path, found):
+    """Refuse the metrics.json of another run, such as a copied one, by seed and people's labels."""
+    run, trained = parse_run(path.parent.name), found.get("training") or {}
+    for key in ["seed"] if run.needs or run.llm_labels else ["seed", "labels"]:
+        if trained.get(key) not in (None, getattr(run, key)):
+            raise UserError(f"{path}: of a run with {key} {trained[key]:,}, not of {run.name}")
 
 
 def read_row_scores(path, n, score):
@@ -87,6 +96,10 @@ class Study:
         self.metric, self.released = task.name_score(), task.name_score("released")
         self.llm, self.rule = getattr(args, "llm", False), getattr(args, "rule", "strict")
         self.folder, splits = Path(args.runs, task.name), None
+        if not Path(args.runs).is_dir():
+            raise UserError(
+                f"--runs {args.runs}: no such folder; give the one that holds the tasks"
+            )
         if args.prepared:
             splits = Path(args.prepared, task.name, "train.jsonl")
         self.task = complete_task(task, args.scale, splits)
@@ -106,6 +119,8 @@ class Study:
         if run not in self.read:
             path = self.folder / run / "metrics.json"
             self.read[run] = read_metrics(path, self.task) if path.exists() else None
+            if self.read[run]:
+                check_origin(path, self.read[run])
             if self.read[run] and not run.startswith("prompted"):  # which answers to some rows
                 self.check_rows(path, self.read[run])
         return self.read[run]
