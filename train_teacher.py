@@ -476,6 +476,7 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "lora_rank gradient_accumulation_steps": (1, 10**4),
     "max_source_length max_target_length": (2, 32_767),
     "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
+    "dataloader_num_workers": (0, 10**4),
     "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
     "dropout": (0, 0.99),
     "adam_beta1 adam_beta2": (0, 0.999_999),
@@ -513,11 +514,13 @@ def say(text):
 
 
 def check_limits(flags):
-    """ValueError for a flag outside its limits, or a folder without a name."""
+    """ValueError for a flag outside its limits or not UTF-8, or a folder without a name."""
     limits = {name: both for names, both in LIMITS.items() for name in names.split()}
     for name, given in flags.items():
         if isinstance(given, Path) and not given.name:
             raise ValueError(f"--{name}: {str(given)!r} has no name")
+        if re.search("[\ud800-\udfff]", str(given)):
+            raise ValueError(f"--{name}: {str(given)!a} is not UTF-8")
         low, high = limits.get(name, (-1e300, 1e300))
         for value in given if isinstance(given, list) else [given]:
             if isinstance(value, (int, float)) and not low <= value <= high:
@@ -555,6 +558,8 @@ def read_training(args, rest):
     try:
         check_limits({**flags, **vars(args)})
         parts = int(os.environ.get("WORLD_SIZE", 1)) * flags["gradient_accumulation_steps"]
+        if flags["max_steps"] == 0:  # would be one
+            raise ValueError("--max-steps 0: give 1 or more, or leave it out for --epochs")
         if args.batch_size % parts:
             text = f"--batch-size {args.batch_size}, of a step, does not divide by {parts}"
             raise ValueError(f"{text} (processes x --gradient-accumulation-steps)")
@@ -565,8 +570,10 @@ def read_training(args, rest):
         flags["use_cpu"] |= not torch.accelerator.is_available()
         flags["dataloader_pin_memory"] &= cuda
         training = kind(**flags)
-        if training.eval_strategy != "no" and not getattr(args, "dev", None):
-            raise ValueError("--eval-strategy needs --dev, the rows whose loss it shows")
+        evaluates, dev = training.eval_strategy != "no", bool(getattr(args, "dev", None))
+        if evaluates != dev or (training.load_best_model_at_end and not dev):
+            best = "and --load-best-model-at-end needs both"
+            raise ValueError(f"--dev, and --eval-strategy for its loss, go together, {best}")
         trackers = transformers.integrations.get_reporting_integration_callbacks
         for tracker in trackers(training.report_to):
             tracker()  # refused where its package is missing
@@ -871,7 +878,7 @@ class Progress(transformers.TrainerCallback):
             (folder / "sha256").write_text(hash_file(folder / "trainer_state.json"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "train_runtime" in logs:
+        if "train_loss" in logs:  # the summary, last
             state.log_history.pop()
             return
         now, entry, step = time.monotonic(), state.log_history[-1], state.global_step
@@ -934,6 +941,8 @@ def fit(trainer, args, settings, record, start):
         text = "the same command goes on from there" if kept else "without a checkpoint"
         say(f"error: {output.name}: stopped at step {state.global_step:,}; {text}")
         sys.exit(128 + progress.signal)
+    if not state.global_step:
+        fail(f"{output.name}: no step was taken, as --dataloader-drop-last leaves no batch")
     losses = [(log["step"], log["loss"]) for log in state.log_history if "loss" in log]
     steps = np.diff([0, *(step for step, _ in losses)])
     seconds = {"load": loaded - start, "train": progress.before + time.monotonic() - loaded}

@@ -372,6 +372,8 @@ WRONG_FLAGS = """
 --eval-strategy steps; --report-to nonsense; --push-to-hub; --optim nonsense
 --max-steps x; --auto-find-batch-size; --metric-for-best-model x; --torch-compile-mode nonsense
 --torch-compile-backend nonsense
+--max-steps 0; --dataloader-num-workers -1; --load-best-model-at-end; --dev README.md
+--prefix caf\udce9
 --labels A A; stray; --resume-from-checkpoint x; --save-steps 5.5; --train-sampling-strategy random
 """
 
@@ -401,6 +403,7 @@ def test_flags_of_trainer_work_as_they_are(world, tmp_path):
     """Weight decay, dev loss while training, and the best checkpoint at the end."""
     flags = {"weight_decay": 0.1, "dev": world / "few.jsonl", "eval_strategy": "steps"}
     flags |= {"eval_steps": 4, "save_steps": 4, "load_best_model_at_end": "true"}
+    flags |= {"include_num_input_tokens_seen": "true"}  # stands in each entry of the log
     rows = (world / "dev.jsonl").read_text().splitlines(True)
     (world / "few.jsonl").write_text("".join(rows[:20]))
     train_small.main(list_flags(world, tmp_path / "run", **flags))
@@ -408,6 +411,8 @@ def test_flags_of_trainer_work_as_they_are(world, tmp_path):
     losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     assert list(losses) == [4, 8, 12] and losses[12] < losses[4]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["weight_decay"] == 0.1
+    training = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert training["train_loss"] > 1 and all("num_input_tokens_seen" in entry for entry in log)
 
 
 def write_lines(path, *lines):
@@ -465,6 +470,10 @@ def test_a_byte_order_mark_is_no_part_of_the_text(world, tmp_path):
         ({"model": "/no/such/model"}, r"/no/such/model: no model can be loaded"),
         ({"learning_rate": 1e30}, r"the loss is (nan|inf)"),
         ({"learning_rate": 1e30, "logging_steps": 50}, r"the loss is (nan|inf)"),
+        (
+            {"num_labels": 4, "dataloader_drop_last": True},
+            r"no step was taken, as --dataloader-drop",
+        ),
         ({"learning_rate": 1e39, "max_steps": 1}, r"last step made weights infinite or NaN"),
     ],
 )
