@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -563,8 +564,6 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path, capsys):
 
 def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
     """What is written when it is killed is all but the last few batches."""
-    from data.evaluate import predict
-
     folder, _ = trained
     data = write(tmp_path / "new.jsonl", [{"source": text} for text, _ in TRAINED * 2])
     label, parts = predict.predict_rows, []
@@ -579,6 +578,11 @@ def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
     assert parts == [4, 4] and len(read_lines((tmp_path / "out.jsonl").read_text())) == 4
 
 
+def read_rows(path, column=None):
+    asked = {"predict": str(path), "output": None, "source_column": column, "model": "m"}
+    return predict.read_rows(Namespace(**asked), load_task("wlp"))
+
+
 def test_rows_of_every_kind_of_file_are_written_as_json_has_them(tmp_path):
     columns = {
         "text": ["a"],
@@ -589,7 +593,7 @@ def test_rows_of_every_kind_of_file_are_written_as_json_has_them(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({**columns, "more": [{"y": [1.5, float("inf")]}]}), path)
     row = {"source": "a", "day": "2026-01-02", "x": None, "usd": "1.1", "more": {"y": [1.5, None]}}
-    assert predict.read_rows(path, load_task("wlp"), None) == [row]
+    assert read_rows(path) == [row]
 
 
 @pytest.mark.parametrize(
@@ -620,7 +624,7 @@ def test_rows_that_cannot_be_labeled_are_named(tmp_path, name, content, column, 
     else:
         path.write_text(content)
     with pytest.raises(UserError) as error:
-        predict.read_rows(path, load_task("wlp"), column)
+        read_rows(path, column)
     assert str(error.value).startswith(f"{path} {said}")
 
 
