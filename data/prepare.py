@@ -248,8 +248,6 @@ def open_data(args, sources):
     if str(args.data or "").startswith("hub:"):
         return open_hub(str(args.data)), args.unlabeled or []
     folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --data takes one that holds train and test")
     files = find_files(folder, args.task, sources)
     if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
         raise UserError(f"{args.output}: holds the data to read; choose another --output")

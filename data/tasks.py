@@ -311,7 +311,7 @@ def load_task(word, folder=None):
     known, own = read_json(DATA / "tasks.json"), file.endswith(".json")
     path = Path(file) if own else Path(folder or "", "task.json")
     if folder and not str(folder).startswith("hub:") and not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; one that holds train and test is needed")
     if word in known and folder and path.is_file():
         raise UserError(
             f"{path}: would not be read, as {word!r} is an entry of data/tasks.json; name the task "

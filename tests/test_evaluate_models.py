@@ -547,7 +547,7 @@ def test_predict_goes_on_where_it_was_killed(trained, tmp_path, capsys):
     assert "not begun with these settings" in capsys.readouterr().err
     write(tmp_path / "new.jsonl", [{"source": "other"}])
     assert run(*flags) == 1
-    assert "not of this file" in capsys.readouterr().err and out.read_bytes() == whole
+    assert "not of this row" in capsys.readouterr().err and out.read_bytes() == whole
     cells = "".join(f'{i},"{text}"\n' for i, (text, _) in enumerate(TRAINED))
     table, out = tmp_path / "new.csv", tmp_path / "cells.jsonl"
     table.write_text("id,text\n" + cells)
