@@ -135,6 +135,8 @@ def encode_rows(rows, tokenizer, args, classes=None):
     sources, cut = encode([args.prefix + row["source"] for row in rows], args.max_source_length)
     targets, counts = [row["target"] for row in rows], {"truncated_sources": cut}
     if classes:
+        if odd := sorted({target.strip() for target in targets} - {*classes}):
+            fail(f"target {odd[0]!r} is none of the classes {', '.join(classes)}")
         targets = [[classes.index(target.strip())] for target in targets]
     else:
         check_classes(targets, tokenizer, args.max_target_length)

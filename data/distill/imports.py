@@ -100,7 +100,7 @@ def read_answer(where, row, key, tokenizer):
             soft = read_tokens(row, scores, key, tokenizer)
     except KeyError as error:
         distill.fail(f"{where}: no field {error}; `Reads` in --help says what a row has")
-    except (TypeError, AttributeError, OverflowError) as error:
+    except (TypeError, AttributeError, IndexError, OverflowError) as error:
         distill.fail(f"{where}: not as `Reads` in --help has a row ({str(error).splitlines()[0]})")
     except (ValueError, RecursionError) as error:
         distill.fail(f"{where}: {str(error).splitlines()[0]}")
