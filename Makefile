@@ -190,6 +190,8 @@ queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
 # is a copy of one that make keeps loaded.
 in_one = $(if $(filter mini,$(SCALE)$(LAUNCH)),-m data.costs.in_one)
 then = $(if $(in_one),--,&& $(queue) $(PY))
+# A redirection would make the shell stay, and a SIGTERM that stops make would reach it alone.
+quiet = $(if $(in_one),,> /dev/null)
 # For advice BUDGET is a question, so the few answers to dev rows are bought under one of their own.
 spend = $(if $(filter $(ADVICE),$(MAKECMDGOALS)),5,$(BUDGET))
 llm = $(if $(MODEL),--model '$(MODEL)' --budget $(call quote,$(spend)),--simulate $(LLM_ACCURACY) --budget 1000000)

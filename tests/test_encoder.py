@@ -244,7 +244,7 @@ def test_table_10_distils_the_towns_encoder(tmp_path, capsys):
     place = ["--runs", str(runs.parent), "--made", str(tmp_path)]
     costs.main(["rules", "--for", "table10", "--task", "stanceosaurus", *place])
     rules = Path(capsys.readouterr().out.strip()).read_text()
-    values = {"$(RUNS)": str(runs.parent), "$(PREPARED)": str(splits.parent), "> /dev/null": ""}
+    values = {"$(RUNS)": str(runs.parent), "$(PREPARED)": str(splits.parent), "$(quiet)": ""}
     values |= {"$(TRAIN_FLAGS)": "--max-steps 2", "$(DIST_FLAGS)": "--num-unlabeled 12"}
     values |= {"$(launch)": "", "$(in_one)": "", "$(then)": "\n", "$(PY)": "", "@": ""}
     scripts = {"distill.py": distill.main, "evaluate.py": evaluate.main}

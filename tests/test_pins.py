@@ -92,7 +92,6 @@ def run(command):
         words, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def hash_bytes(*parts):

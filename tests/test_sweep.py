@@ -1,13 +1,18 @@
 """data/bench/sweep.py: which runs are tried, what is chosen, a trial through the real scripts."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
 from data.bench import sweep
-from data.files import UserError, write_json
+from data.costs.runs import make_run
+from data.files import ROOT, UserError, write_json
+from data.tasks import load_task
+
+ARMS = {"small": "Ann.", "teacher": "teacher", "dist": "Dist."}
 
 
 def make_args(tmp_path, *words):
@@ -113,3 +118,30 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     with open(args.output) as file:
         assert len(list(csv.DictReader(file))) == 4
     assert "chosen rate 0.001, 2700 steps, 2750.0 on dev" in capsys.readouterr().out
+
+
+def list_doubled():
+    """README's lines on the trials of --double: of each arm, at N (and rows), the score on dev
+    after the recipe's steps and after twice as many, bold where that is a point more."""
+    tasks = json.loads((ROOT / "data" / "tasks.json").read_text())
+    trials, lines = sweep.read_trials(ROOT / "data" / "results" / "mini-sweep.csv"), []
+    for task, strategy in itertools.product(tasks, ("small", "teacher", "dist")):
+        cells, args = [], sweep.parse_args(["--task", task, "--strategy", strategy, "--double"])
+        tried = {(int(k[3]), int(k[4])) for k in trials if k[1:3] == (task, strategy)}
+        for labels, rows in sorted(tried):
+            run = make_run(strategy, labels, 0, unlabeled=rows)
+            place = sweep.find_place(args, run)
+            keys = [tuple(map(str, (*place, *pair, 0))) for pair in sweep.list_trials(args, run)]
+            if all(key in trials for key in keys):
+                before, after = (float(trials[key]["score_dev"]) for key in keys)
+                mark = "**" * (after - before > 1)
+                at = f"{labels:,}" + f" ({rows:,})" * bool(rows)
+                cells.append(f"{at}: {before:.1f} {mark}{after:.1f}{mark}")
+        if cells:
+            title, arm = load_task(task).title, ARMS[strategy]
+            lines.append(f"| {title} | {arm} | {'; '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_readme_shows_what_twice_the_steps_did():
+    assert list_doubled() in (ROOT / "data" / "results" / "README.md").read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
 Usage:
     python -m data.costs.in_one train_small.py FLAGS -- evaluate.py FLAGS
 
-Each runs as by `python SCRIPT FLAGS`; where one ends with an error, the next are not begun.
+Each runs as by `python SCRIPT FLAGS`, but that what it prints to stdout is dropped, as make prints
+its own tables; where one ends with an error, the next are not begun.
 
 Loading torch and transformers takes as long as a third of a mini model's training. So the first
 call of a make (MAKE_PID) leaves a keeper behind, which has loaded them and done nothing else; later
@@ -30,6 +31,7 @@ LIBRARIES = "torch datasets transformers.trainer_seq2seq transformers.models.t5.
 
 
 def run(words):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for between, command in itertools.groupby(words, "--".__eq__):
         if between:
             continue
