@@ -538,4 +538,4 @@ def test_the_report_prices_predictions(capsys, tmp_path):
         (folder / name / "training.json").write_text(json.dumps(training))
     costs.main(["report", str(tmp_path), "--gpu-usd-per-hour", "1.875"])
     line = "paper/wlp student 0.21 on NVIDIA A40, teacher 15.62 on NVIDIA A40"
-    assert line in capsys.readouterr().out
+    assert line in " ".join(capsys.readouterr().out.split())

@@ -794,6 +794,8 @@ def test_schema_where_the_server_knows_it(tmp_path, structured, task):
     gold, entry = make_world(tmp_path, 12), load_task(task)
     if task == "wlp":
         gold = dict.fromkeys(gold, "claim [Action] is odd [Modifier]")
+        rows = [{"source": f"claim: {i} is odd", "target": "claim [Action]"} for i in range(100)]
+        write_rows(tmp_path / "labeled.jsonl", rows)
     options = {"structured": structured, "metric": entry.metric, "labels": list(entry.labels)}
     with open_annotator(gold, **options) as server:
         annotate(tmp_path, server.url, "--budget", "1", "--structured", "auto", task=task)

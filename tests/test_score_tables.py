@@ -117,7 +117,7 @@ def test_halves_of_the_test_rows_are_told_where_all_runs_have_them(runs):
     arms = "Ann. 12.0, 12.0, 12.0, 12.0, 12.0; Dist. N/A, 51.0, 51.0, 51.0, 51.0"
     assert first == f"WLP, N=100, the new half of the rows: {arms}." and len(others) == 3
     write_json(path, {**found, "by": {"half": {"new": 5}}})
-    with pytest.raises(UserError, match=r"metrics.json: must be an object"):
+    with pytest.raises(UserError, match=r"metrics.json: 'by': 'new': must be an object"):
         told()
 
 
@@ -206,7 +206,8 @@ def test_labels_by_an_llm_on_request(tmp_path):
 
 
 def test_notes_say_what_the_numbers_are(runs):
-    table, _ = build(runs, "--data", "FOLDER")
+    (runs / "FOLDER").mkdir()
+    table, _ = build(runs, "--data", str(runs / "FOLDER"))
     text = "\n".join(table.notes)
     for part in ("Entity F1", "1,000 test rows", "divided by 10", "rule:strict", "FOLDER"):
         assert part in text
