@@ -55,15 +55,19 @@ def call(script, *words):
             raise UserError(f"{script}.py: {end.code}") from None
 
 
+def read_recipe(args, run):
+    """The recipe's flags of a run, {name: value}."""
+    return make_flags(args.entry, args.scale, run=run, real_text=bool(args.data))
+
+
 def list_flags(args, run, **changed):
-    """The recipe's flags of a run, with some `changed`; None takes one away."""
-    flags = make_flags(args.entry, args.scale, run=run, real_text=bool(args.data))
-    return shlex.split(show_flags({**flags, **changed}))
+    """The recipe's flags of a run as words, with some `changed`; None takes one away."""
+    return shlex.split(show_flags({**read_recipe(args, run), **changed}))
 
 
 def find_place(args, run):
     """The first values of a trial's CSV row: what no trial of the run changes."""
-    batch = make_flags(args.entry, args.scale, run=run)["batch-size"]
+    batch = read_recipe(args, run)["batch-size"]
     return args.scale, args.task, run.strategy, run.labels, run.unlabeled, batch
 
 
@@ -166,7 +170,7 @@ def list_trials(args, run):
     """(learning rate, steps) of each trial of a run."""
     if not args.double:
         return list(itertools.product(args.rates, args.steps))
-    flags = make_flags(args.entry, args.scale, run=run, real_text=bool(args.data))
+    flags = read_recipe(args, run)
     steps = count_steps(run, {name.replace("-", "_"): value for name, value in flags.items()})
     return [(float(flags["learning-rate"]), steps), (float(flags["learning-rate"]), 2 * steps)]
 
@@ -206,13 +210,13 @@ def main(argv=None):
     if not runs:
         raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
     args.most = max(run.unlabeled for run in runs)
-    known, count = read_trials(args.output), sum(len(list_trials(args, run)) for run in runs)
-    told = f"{len(runs)} runs, {count} trials on dev, written to {args.output}"
+    known, trials = read_trials(args.output), [list_trials(args, run) for run in runs]
+    told = f"{len(runs)} runs, {sum(map(len, trials))} trials on dev, written to {args.output}"
     print(told, file=sys.stderr)
-    for run in runs:
+    for run, pairs in zip(runs, trials, strict=True):
         rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made
-        for rate, steps in list_trials(args, run):
+        for rate, steps in pairs:
             row = known.get(tuple(map(str, (*place, rate, steps, 0))))
             if row is None:
                 inputs = inputs or find_inputs(args, run)
