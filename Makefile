@@ -157,6 +157,8 @@ ifeq ($(SCALE),mini)
   endif
 endif
 export TOKENIZERS_PARALLELISM := false
+# Set in many containers; each process would then compile all of torch again, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 OPENAI_API_KEY ?=
 OPENAI_BASE_URL ?=
 KEY := $(OPENAI_API_KEY)$(OPENAI_BASE_URL)$(findstring --base-url,$(LLM_FLAGS))
