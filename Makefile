@@ -191,8 +191,11 @@ queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
 # Loading torch takes longer than scoring with a mini model, so there one process does both, and
 # is a copy of one that make keeps loaded.
 in_one = $(if $(filter mini,$(SCALE)$(LAUNCH)),-m data.costs.in_one)
-then = $(if $(in_one),--,&& $(queue) $(PY))
-# A redirection would make the shell stay, and a SIGTERM that stops make would reach it alone.
+define alone
+
+@exec $(queue) $(PY)
+endef
+then = $(if $(in_one),--,$(alone))
 quiet = $(if $(in_one),,> /dev/null)
 # For advice BUDGET is a question, so the few answers to dev rows are bought under one of their own.
 spend = $(if $(filter $(ADVICE),$(MAKECMDGOALS)),5,$(BUDGET))
@@ -216,7 +219,7 @@ ifneq ($(strip $(GOALS)),)
 endif
 
 $(PREPARED)/%/about.json: | $(INSTALLED)
-	@$(PY) -m data.prepare --task $* --scale $(SCALE) $(PREPARE_FLAGS) $(LIMITS) --output $(@D) >&2
+	@exec $(PY) -m data.prepare --task $* --scale $(SCALE) $(PREPARE_FLAGS) $(LIMITS) --output $(@D) >&2
 
 # --- tables and figures ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,32 @@ def test_make_continues_where_it_stopped_and_then_only_prints(tmp_path):
     assert code == 0 and again == shown and log.read_text() == ""
 
 
+WAITS = """#!/usr/bin/env bash
+# In place of .venv/bin/python: waits at one script until it is stopped.
+case " $*" in *" {script} "*) trap 'echo stopped >> {log}; kill $!; exit 143' TERM
+echo begun >> {log}; sleep 60 & wait;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    "script", ["data.prepare", "train_teacher.py", "evaluate.py", "gpt_annotate.py"]
+)
+def test_a_sigterm_to_make_alone_reaches_what_runs(tmp_path, script):
+    """Not in one process, as at the other scales: else a shell between takes it, and the run goes
+    on in its folder, or buys answers, with nobody who knows."""
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(WAITS.replace("{script}", script).replace("{log}", str(log)))
+    python.chmod(0o755)
+    where = (f"RUNS={tmp_path}", f"PREPARED={tmp_path}/data", f"PY={python}", "INSTALLED=Makefile")
+    words = ["make", "-j1", "fig6", "LAUNCH=env", f"PYTHON={sys.executable}", *where]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, cwd=ROOT, **pipes) as make:
+        while not log.exists() and make.poll() is None:
+            time.sleep(0.05)
+        make.terminate()
+    assert log.read_text() == "begun\nstopped\n"
+
+
 @pytest.mark.parametrize(
     ("launch", "scored"),
     [("srun --gpus 1", True), ("torchrun --standalone --no-python --nproc-per-node 2", False)],
@@ -380,7 +407,7 @@ def test_launch_stands_before_training_and_a_queue_before_scoring_too(launch, sc
     for script in ("train_small.py", "train_teacher.py", "distill.py"):
         commands = [line for line in text.splitlines() if f"python  {script} " in line]
         assert commands and all(f" {launch} " in line for line in commands)
-    scores = [line for line in re.split(r"\n|&& ", text) if "evaluate.py" in line]
+    scores = re.findall(r"^exec (.* evaluate\.py .*)", text, re.MULTILINE)
     assert scores and all(line.startswith(launch) == scored for line in scores)
 
 
