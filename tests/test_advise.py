@@ -15,7 +15,7 @@ import plots
 from data.costs import curves
 from data.costs.advise import CURVE, choose_arm, choose_word
 from data.costs.budget import make_terms, price_distilling
-from data.costs.curves import Posterior, Run, band, share_above
+from data.costs.curves import Curves, Posterior, Run, band, share_above
 from data.costs.grid import grid
 from data.costs.memory import estimate_rates
 from data.costs.prices import load_prices
@@ -72,12 +72,12 @@ def make_posterior(runs, constant):
 
 
 @pytest.mark.parametrize("name", BANDS)
-def test_bands_are_the_same_to_a_hundredth(name):
+def test_bands_are_within_a_point_of_those_of_another_sampler(name):
     runs, constant, wanted = BANDS[name]
     posterior = make_posterior(runs, constant)
     for counts, expected in wanted.items():
         scores = posterior.dist(*counts) if isinstance(counts, tuple) else posterior.ann(counts)
-        assert band(scores) == pytest.approx(expected, abs=0.006), counts
+        assert band(scores) == pytest.approx(expected, abs=1), counts
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,40 @@ def test_bands_are_the_same_to_a_hundredth(name):
 def test_who_wins_how_surely(runs, constant, rows, labels, p):
     posterior = make_posterior(runs, constant)
     assert share_above(posterior.dist(*rows, 0), posterior.ann(labels, 0)) == pytest.approx(
-        p, abs=5e-4
+        p, abs=0.05
     )
+
+
+def test_a_distilled_student_may_score_as_high_as_its_teacher():
+    runs = [("small", 250, 0, 83.8), ("small", 500, 0, 91.3), ("teacher", 500, 0, 97.3)]
+    runs += [("dist", 500, 1000, 93.7), ("dist", 500, 4000, 95.4)]
+    posterior = make_posterior(runs, 0.8)
+    assert not posterior.find_misfits()
+    assert band(posterior.dist(500, 4000))[1] == pytest.approx(95, abs=1)
+    curves = Curves()
+    for name, value in {
+        "f": 0.1,
+        "at": 0.98,
+        "kt": 1,
+        "bt": 9,
+        "cap": 1,
+        "r": 1,
+        "k": 1,
+        "bd": 9,
+    }.items():
+        setattr(curves, name, value)
+    assert curves.dist(500, 500) == pytest.approx(curves.teach(500))
+
+
+def test_many_runs_leave_many_curves():
+    """Seven students within a point of one curve, which no two draws of the prior come near."""
+    runs = [("small", 125, 0, 72.9), ("teacher", 500, 0, 97.3), ("dist", 500, 1000, 93.7)]
+    runs += [("small", 250, 0, score) for score in (83.6, 83.7, 84.1)]
+    runs += [("small", 500, 0, score) for score in (91.9, 90.4, 91.5)]
+    posterior = make_posterior(runs, 0.8)
+    assert len({draw.k for draw in posterior.draws}) > 500
+    assert band(posterior.ann(500)) == pytest.approx((89, 90.9, 92.6), abs=1)
+    assert band(posterior.ann(1196)) == pytest.approx((92.5, 95, 97.3), abs=1)
 
 
 def test_runs_that_no_curve_explains_are_named():
@@ -217,8 +249,8 @@ def test_advice_on_wlp_from_five_runs(capsys, tmp_path):
 
 
 def test_few_dev_rows_are_no_contradiction(capsys, tmp_path, few_draws):
-    """Six runs on 48 rows, ±13 points each: scores 10 points off are noise, advice is told."""
-    runs = [("small", 100, 0, 68.8), ("small", 150, 0, 81.2), ("small", 200, 0, 85.4)]
+    """Six runs on 48 rows, ±13 points each: scores 20 points off are noise, advice is told."""
+    runs = [("small", 100, 0, 89.6), ("small", 150, 0, 60.4), ("small", 200, 0, 75.0)]
     runs += [("teacher", 100, 0, 52.1), ("dist", 100, 333, 50.0), ("dist", 100, 1666, 62.5)]
     write_pilot(tmp_path, runs, 16.7)
     told = {}

@@ -24,7 +24,7 @@ from data.costs.budget import (
     price_distilling,
     read_terms,
 )
-from data.costs.curves import EFFECTIVE, STRATEGIES, band, list_budgets, quantile, share_above
+from data.costs.curves import STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.flags import find_unit
 from data.costs.grid import read_row_counts
@@ -84,12 +84,6 @@ class Market(NamedTuple):
             usd = bought["llm"]["usd_per_label"]
             counts["llm"] = (labels, min(math.floor(left / usd), self.unlabeled))
         return counts
-
-
-def explains(posterior):
-    """Whether some curve goes through all runs."""
-    effective = min(posterior.effective, posterior.effective_student)
-    return effective >= EFFECTIVE and not posterior.find_misfits()
 
 
 def choose_word(p):
@@ -229,7 +223,6 @@ def list_notes(pilot, posterior, market, rows):
         "above_teacher": any(score > top + 0.08 for score in of["dist"]),
         "below_constant": any(score < pilot.constant for score in of["dist"]),
         "far": labels > FAR_LABELS or (of["dist"] and most / posterior.most_rows > FAR_ROWS),
-        "no_curve": not misfits and not explains(posterior),
         "other_labels": market.labels != posterior.most_labels,
     }
     words = {"n": market.labels, "most": posterior.most_labels}
@@ -257,7 +250,7 @@ def advise(pilot, market, budgets, servings, llm, unit):
     servings, llm: as list_serving() has them."""
     posterior = make_posterior(pilot, unit)
     arms = ARMS if pilot.llm else {arm: ARMS[arm] for arm in ("ann", "dist")}
-    sure = not pilot.runs or explains(posterior)  # whether some curve goes through all runs
+    sure = not posterior.find_misfits()  # whether some curve goes through all runs
     rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
     middle = budgets[len(budgets) // 2]
     terms, notes = market.terms, list_notes(pilot, posterior, market, rows)

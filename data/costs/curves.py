@@ -7,13 +7,16 @@ Scores are fractions of 1. With H(x; k, b) = 1 / (1 + (k / x)^b), a logistic cur
 
     ann(n)     = f + (a - f) H(n; k, b)                             student on n labels of people
     teach(n)   = f + (at - f) H(n; kt, bt)                          teacher on n labels
-    top(n)     = f + [(teach(n) - f)^-10 + (cap - f)^-10]^(-1/10)   the teacher, or the cap
+    top(n)     = f + (1 - f) [t^-10 + c^-10 - 1]^(-1/10)            the teacher, or the cap
     dist(n, u) = f + (top(n) - f) H(r u; k, bd)           a distilled row is worth r labels
     llm(n, m)  = f + (la - f) H(n + w m; k, b)                      m labels of an LLM beside n
 
-f is the floor (a constant predictor), a the asymptote, k the labels half-way, b the steepness. The
-prior is one for every task and is not fitted to any; runs reweight draws from it (importance
-resampling), so that the answer is a set of curves and not one. Nothing here knows a price.
+t, c and what la mixes are shares of the way from f to a perfect score, as (teach(n) - f) / (1 - f).
+Two limits that are close round each other off, but a perfect one limits nothing. f is the floor (a
+constant predictor), a the asymptote, k the labels half-way, b the steepness. The prior is one for
+every task and is not fitted to any; runs reweight draws from it (importance resampling; where few
+of them are near the runs, these then move), so that the answer is a set of curves and not one.
+Nothing here knows a price.
 """
 
 import copy
@@ -26,7 +29,7 @@ STUDENTS, KEPT, OTHERS = 40_000, 1_000, 30  # draws; draws kept; draws of the re
 DRIFT = 0.012  # standard deviation by which real curves leave the family, per e-fold past the runs
 TEACHER_NOISE = 0.02  # of one teacher run
 OUTCOMES = 40  # of a run that is not made yet
-EFFECTIVE = 20  # draws that must share the weight, or no curve explains the runs
+EFFECTIVE, ROUNDS = 400, 12  # where fewer draws share the weight, moves of each
 
 normal = NormalDist().inv_cdf
 
@@ -50,14 +53,14 @@ def rise(x, k, b):
 
 
 def join_limits(x, y):
-    """The smaller of two limits, rounded where they are close."""
-    return (max(x, 1e-4) ** -10 + max(y, 1e-4) ** -10) ** -0.1
+    """The smaller of two shares of a perfect score, rounded where they are close; x beside 1."""
+    return (max(x, 1e-4) ** -10 + max(y, 1e-4) ** -10 - 1) ** -0.1
 
 
 class Curves:
     """One draw: a value for each letter of the module's equations, and noise of its own."""
 
-    __slots__ = "f a k b s at kt bt cap r bd sd l w z".split()
+    __slots__ = "point f a k b s at kt bt cap r bd sd l w z".split()
 
     def ann(self, n, m=0):
         return self.f + (self.a - self.f) * rise(n, self.k, self.b)
@@ -66,13 +69,16 @@ class Curves:
         return self.f + (self.at - self.f) * rise(n, self.kt, self.bt)
 
     def dist(self, n, u):
-        top = join_limits(self.teach(n) - self.f, self.cap - self.f)
-        return self.f + top * rise(self.r * u, self.k, self.bd)
+        rest = 1 - self.f
+        top = join_limits((self.teach(n) - self.f) / rest, (self.cap - self.f) / rest)
+        return self.f + rest * top * rise(self.r * u, self.k, self.bd)
 
     def llm(self, n, m):
         whole = n + self.w * m
         share = n / whole if whole else 0
-        human, limit = self.a - self.f, join_limits(self.a - self.f, self.l - self.f)
+        rest = 1 - self.f
+        human, limit = self.a - self.f, (self.l - self.f) / rest
+        limit = rest * join_limits(human / rest, limit)
         return self.f + (share * human + (1 - share) * limit) * rise(whole, self.k, self.b)
 
     def predict(self, strategy, n, u):
@@ -83,10 +89,10 @@ class Curves:
 
 
 class Uniform:
-    """Numbers between 0 and 1, neither included, the same on every Python."""
+    """Numbers between 0 and 1, neither included, as `draw` gives them."""
 
-    def __init__(self, seed):
-        self.draw = random.Random(seed).random
+    def __init__(self, draw):
+        self.draw = draw
 
     def __call__(self):
         return min(max(self.draw(), 1e-12), 1 - 1e-12)
@@ -102,10 +108,11 @@ class Uniform:
         return (1 - (1 - self()) ** (1 / b)) ** (1 / a)
 
 
-def draw_student(u, constant):
-    """A curve of the student on labels, before any run; one in four rises in a jump."""
-    draw = Curves()
-    near = u() < 0.7
+def draw_student(point, constant):
+    """A curve of the student on labels, before any run; one in four rises in a jump. `point`: the
+    uniform numbers that it is made of."""
+    u, draw = Uniform(iter(point).__next__), Curves()
+    draw.point, near = point, u() < 0.7
     floor = constant + 0.012 * u.normal() if near else constant * u()
     draw.f = min(max(floor, 0.0), 0.98)
     jump = u() < 0.25
@@ -116,9 +123,10 @@ def draw_student(u, constant):
     return draw
 
 
-def draw_others(u, student):
+def draw_others(point, student):
     """The same draw with a teacher and with what its labels are worth."""
-    draw = copy.copy(student)
+    u, draw = Uniform(iter(point).__next__), copy.copy(student)
+    draw.point = student.point + point
     draw.at = draw.f + (1 - draw.f) * u.bounded(4.75, 1.35)
     draw.kt, draw.bt = u.lognormal(math.exp(4.3), 2.0), u.lognormal(0.9, 0.4)
     draw.cap = max(draw.a, draw.f + (1 - draw.f) * u.bounded(5.7, 1.2))
@@ -147,8 +155,9 @@ def weigh(residual, scale, error=0.0, degrees=4):
     return -math.log(scale) - (degrees + 1) / 2 * math.log1p((residual / scale) ** 2 / degrees)
 
 
-def resample(draws, logs, u, count=KEPT):
+def resample(draws, logs, u, count):
     """(`count` draws in proportion to exp(logs), systematically; how many share the weight)."""
+    logs = list(logs)
     most = max(logs)
     weights = [math.exp(log - most) for log in logs]
     total = sum(weights)
@@ -163,6 +172,29 @@ def resample(draws, logs, u, count=KEPT):
     return kept, total * total / sum(weight * weight for weight in weights)
 
 
+def stir(draws, make, weigh, u):
+    """Draws in proportion to exp(weigh(draw)) again, all of them different.
+
+    In each round the numbers that one is made of, `make(point)`, shift around the circle from 0 to
+    1, so that the prior stays as it is: some of them at random, or all by half of what two other
+    draws differ by; and the likelihood decides (Metropolis; differential evolution).
+    """
+    draws, logs = list(draws), [weigh(draw) for draw in draws]
+    for _ in range(ROUNDS):
+        before = [draw.point for draw in draws]
+        for i, point in enumerate(before):
+            size = 10 ** (-2 * u())
+            shifts = [size * (u() - 0.5) if u() < 0.5 else 0 for _ in point]
+            if u() < 0.5:
+                one, other = (before[int(u() * len(before))] for _ in range(2))
+                shifts = [(x - y) / 2 for x, y in zip(one, other, strict=True)]
+            moved = make([(x + shift) % 1 for x, shift in zip(point, shifts, strict=True)])
+            log = weigh(moved)
+            if math.log(u()) < log - logs[i]:
+                draws[i], logs[i] = moved, log
+    return draws
+
+
 def clip(score):
     return min(1.0, max(0.0, score))
 
@@ -171,26 +203,41 @@ class Posterior:
     """Draws that explain `runs` (Run) of a task whose constant predictor scores `constant`, 0 to 1.
 
     llm: (an LLM's own score, rows) or None; error: the standard error of a score by the rows it is
-    measured on. `effective` and `effective_student` tell how many draws share the weight; below
-    EFFECTIVE no curve of the family explains the runs. With a `share` of 2 or more there are so
-    many times fewer draws, to be joined with those of other tasks.
+    measured on. With a `share` of 2 or more there are so many times fewer draws, to be joined with
+    those of other tasks.
     """
 
     def __init__(self, runs, constant, llm=None, error=0.0, share=1):
-        u, self.runs, self.error = Uniform(0), list(runs), error
+        u, self.runs, self.error = Uniform(random.Random(0).random), list(runs), error
         of = {name: [run for run in runs if run.strategy == name] for name in STRATEGIES}
-        students = [draw_student(u, constant) for _ in range(STUDENTS // share)]
-        logs = [self.weigh_runs(draw, of["small"]) for draw in students]
-        students, self.effective_student = resample(students, logs, u, KEPT // share)
-        both = [draw_others(u, draw) for draw in students for _ in range(OTHERS)]
-        logs = [self.weigh_runs(draw, of["teacher"] + of["dist"]) for draw in both]
-        if not of["teacher"]:  # unmeasured, a teacher is hardly worse than the student
-            n = max((run.labels for run in of["small"]), default=100)
-            logs = [
-                log + (0 if draw.teach(n) > draw.ann(n) - 0.02 else -4)
-                for log, draw in zip(logs, both, strict=True)
-            ]
-        kept, self.effective = resample(both, logs, u, KEPT // share)
+        n = max((run.labels for run in of["small"]), default=100)
+
+        def draw_point():
+            return [u() for _ in range(7)]
+
+        def make(point):
+            return draw_others(point[7:], draw_student(point[:7], constant))
+
+        def weigh_student(draw):
+            return self.weigh_runs(draw, of["small"])
+
+        def weigh_others(draw):
+            log = self.weigh_runs(draw, of["teacher"] + of["dist"])
+            # Unmeasured, a teacher is hardly worse than the student.
+            weak = not of["teacher"] and draw.teach(n) <= draw.ann(n) - 0.02
+            return log - 4 * weak
+
+        def weigh(draw):
+            return weigh_student(draw) + weigh_others(draw)
+
+        students = [draw_student(draw_point(), constant) for _ in range(STUDENTS // share)]
+        students, effective = resample(students, map(weigh_student, students), u, KEPT // share)
+        if effective < EFFECTIVE:
+            students = stir(students, lambda p: draw_student(p, constant), weigh_student, u)
+        both = [draw_others(draw_point(), draw) for draw in students for _ in range(OTHERS)]
+        kept, effective = resample(both, map(weigh_others, both), u, KEPT // share)
+        if effective < EFFECTIVE:
+            kept = stir(kept, make, weigh, u)
         self.draws = [add_noise(draw, u, llm) for draw in kept]
         self.most_labels = max((run.labels for run in of["small"]), default=10)
         self.most_rows = max((run.unlabeled for run in of["dist"]), default=1000)
@@ -201,8 +248,6 @@ class Posterior:
         joined = cls.__new__(cls)
         joined.runs, joined.error = [], 0.0
         joined.draws = [draw for part in parts for draw in part.draws]
-        for name in ("effective", "effective_student"):
-            setattr(joined, name, sum(getattr(part, name) for part in parts))
         for name in ("most_labels", "most_rows"):
             setattr(joined, name, max(getattr(part, name) for part in parts))
         return joined
@@ -261,7 +306,7 @@ class Posterior:
 
         run: (strategy, labels, unlabeled); options: for each, its scores, one a draw, no noise.
         """
-        u, count = Uniform(1), len(self.draws)
+        u, count = Uniform(random.Random(1).random), len(self.draws)
         expected = [draw.predict(*run) for draw in self.draws]
         means = [sum(option) / count for option in options]
         now = max(range(len(means)), key=means.__getitem__)
