@@ -272,6 +272,12 @@ def test_table7_shows_the_first_labeled_row_as_a_model_reads_it(tmp_path):
     assert texts[-3:-1] == [None, None] and "Stanceosaurus" in table.notes[-1]
 
 
+def test_table7_of_a_task_without_splits_says_so(tmp_path):
+    """Then its column of texts, the wide one, holds nothing and is left out."""
+    text = tables.to_markdown(build("table7", "--task", "wlp", "--prepared", tmp_path))
+    assert "Not prepared, `make data` does it: WLP" in text and "| Text" not in text
+
+
 @pytest.mark.parametrize("name", ["table1", "table5", "table6", "table8"])
 def test_one_task_and_a_task_of_ones_own(name, tmp_path):
     assert len({row[0] for row in build(name, "--task", "wlp").rows} - {""}) in (1, 5)

@@ -16,6 +16,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+from data.costs.prices import fill
 from data.files import write_atomic
 
 
@@ -89,7 +90,8 @@ def drop_same(table):
     same = ", ".join(f"{name} {min(each)}" for name, each, kept in pairs if not kept and any(each))
     lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
     title = f"{table.title}: {same}" if same else table.title
-    left, wide = sum(keep[: table.left]), table.wide and sum(keep[: table.wide])
+    wide = None if table.wide is None or not keep[table.wide] else sum(keep[: table.wide])
+    left = sum(keep[: table.left])
     return table._replace(title=title, columns=lines[0], rows=lines[1:], left=left, wide=wide)
 
 
@@ -119,10 +121,7 @@ def wrap_rows(table):
 
 def wrap_notes(notes):
     """Notes as a Markdown list of short lines; a long word, such as a path, stays whole."""
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    whole |= {"initial_indent": "- ", "subsequent_indent": "  "}
-    lines = (textwrap.wrap(CONTROLS.sub(" ", note), PAGE, **whole) for note in notes)
-    return "".join(line + "\n" for line in itertools.chain(*lines))
+    return "".join(fill("- " + CONTROLS.sub(" ", note)) + "\n" for note in notes)
 
 
 def to_markdown(table):
