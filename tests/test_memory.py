@@ -189,6 +189,7 @@ def test_faults_are_named(tmp_path):
     for flags, fault in (
         (["--gpus", "2xTOASTER"], "--gpus 2xTOASTER: say COUNTxCARD"),
         (["--gpus", "99999xA40"], "--gpus 99999xA40: plans are for at most 64 cards"),
+        (["--gpus", ""], "say COUNTxCARD"),
         (["--gpus", "0x80"], "--gpus 0x80: '0' is not a whole number"),
         (["--gpus", "1x80", "--labels", "many"], "--labels"),
         (["--gpus", "1x80", "--task", "none"], "unknown task"),
@@ -199,6 +200,23 @@ def test_faults_are_named(tmp_path):
         with pytest.raises(memory.UserError, match=fault):
             run(*flags)
     assert json.dumps(memory.find_cards("2x141", CARDS)[1].name) == '"H200"'
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fault"),
+    [
+        ("eighty,149.7,74.8,0.696", "gib: 'eighty' is not a number"),
+        ("44.4,1497 TF,74.8,0.696", "bf16_tflops: '1497 TF' is not a number"),
+        ("44.4,149.7,,0.696", "fp32_tflops: a number above 0 is needed"),
+        ("44.4,149.7,74.8,", "tb_per_s: a number above 0 is needed"),
+    ],
+)
+def test_a_card_with_odd_numbers_is_named_by_its_line(tmp_path, numbers, fault):
+    text = (ROOT / "data/prices.csv").read_text().replace("44.4,149.7,74.8,0.696", numbers)
+    path = tmp_path / "prices.csv"
+    path.write_text(text)
+    with pytest.raises(memory.UserError, match=rf"prices.csv line \d+: {fault}"):
+        run("--gpus", "1xA40", "--prices", str(path))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,16 @@ from data.costs.prices import (
     show_usd,
     tell,
 )
-from data.files import DATA, UserError, parse_count, parse_price, read_csv, read_json, read_jsonl
+from data.files import (
+    DATA,
+    UserError,
+    parse_amount,
+    parse_count,
+    parse_price,
+    read_csv,
+    read_json,
+    read_jsonl,
+)
 from data.tasks import load_task
 
 # Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
@@ -142,11 +151,20 @@ class Card(NamedTuple):
     bandwidth: float
 
 
+def read_card(row, where):
+    """The Card of a row of the price list that says how much memory a GPU has."""
+    keys = ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s")
+    numbers = {key: float(parse_amount(row.get(key) or 0, f"{where}: {key}")) for key in keys}
+    for key, number in numbers.items():
+        if not number and key != "bf16_tflops":
+            raise UserError(f"{where}: {key}: a number above 0 is needed beside gib")
+    return Card(row["name"], *numbers.values())
+
+
 def read_cards(path=DATA / "prices.csv"):
-    """The cards of the price list, which load_prices has checked."""
-    columns = ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s")
-    rows = [row for row in read_csv(path).values() if row.get("gib")]
-    return [Card(row["name"], *(float(row[key] or 0) for key in columns)) for row in rows]
+    """The cards of the price list."""
+    rows = read_csv(path).items()
+    return [read_card(row, f"{path} line {line}") for line, row in rows if row.get("gib")]
 
 
 MOST_CARDS = 64  # no task here gains by more; each count below is tried
@@ -431,7 +449,7 @@ def run_memory(args):
     flags = make_flags(task, args.scale, "teacher")
     model, work = make_work(task, flags, labels, None, used)
     shapes = {each: read_shape(each) for each in (args.model or model).split()}
-    wanted = [find_cards(spec, cards) for spec in args.gpus.split()]
+    wanted = [find_cards(spec, cards) for spec in args.gpus.split() or [""]]
     for model, shape in shapes.items():
         head = "tied" if shape.tied else "untied"
         rows = [f"{source:g} + {target:g}" for source, target in (work.mean, work.longest)]
