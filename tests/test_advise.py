@@ -12,6 +12,7 @@ import pytest
 
 import costs
 import plots
+from data.bench import backtest
 from data.costs import curves
 from data.costs.advise import CURVE, choose_arm, choose_word
 from data.costs.budget import make_terms, price_distilling
@@ -571,3 +572,19 @@ def test_the_report_prices_predictions(capsys, tmp_path):
     costs.main(["report", str(tmp_path), "--gpu-usd-per-hour", "1.875"])
     line = "paper/wlp student 0.21 on NVIDIA A40, teacher 15.62 on NVIDIA A40"
     assert line in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("flag", ["--save", "--page"])
+def test_advice_is_not_written_over_the_tasks_own_entry(capsys, tmp_path, flag):
+    entry, path = read_json(costs.DATA / "tasks.json")["wlp"], tmp_path / "task.json"
+    kept = {key: entry[key] for key in ("title", "metric", "prefix", "labels")}
+    kept |= {"max_source_length": 64, "max_target_length": 64, "labels_n": [100], "budgets": [10]}
+    write_json(path, {**kept, "usd_per_label": 0.1})
+    with pytest.raises(UserError, match="would be overwritten"):
+        costs.main(["advise", "--task", f"mine={path}", "--budget", "10", flag, str(path)])
+    assert read_json(path)["title"] == "WLP"
+
+
+def test_a_back_test_without_the_tables_of_all_tasks_says_which(tmp_path):
+    with pytest.raises(UserError, match="no cells of WLP, Stanceosaurus"):
+        backtest.load_mini(tmp_path)

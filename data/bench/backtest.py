@@ -30,13 +30,14 @@ from data.costs.budget import count_distill_hours, make_terms, price_distilling
 from data.costs.curves import Posterior, Run, band, share_above
 from data.costs.pilot import PAPER_CONSTANTS, load_scores, read_paper_runs
 from data.costs.prices import load_prices
-from data.files import DATA, make_parser, read_csv, run_cli
+from data.files import DATA, UserError, make_parser, read_csv, run_cli
 from data.tasks import PAPER_TASKS, load_task
 
 ARMS = {"Teacher": "teacher", "Ann.": "small", "Dist.": "dist"}
 HORIZONS = ((1.3, 3, "2x"), (3, 7, "4x"), (7, 16, "10x"), (16, math.inf, ">16x"))
 LEVELS = ("P0", "P1", "P2", "P3", "P4")
 LABEL_PRICES, GPU_PRICES = (1 / 30, 1 / 10, 1 / 3, 1, 3), (1 / 3, 1, 3)
+COLUMNS = ("Task", "Strategy", "Labels", "Unlabeled", "Score", "By seed", "Constant")
 TIE = 1.5  # points
 DIVIDE = {"mini": 10, "paper": 1}
 MOST = {  # mean absolute errors that the method kept when it was designed, on these tables
@@ -55,7 +56,8 @@ def load_mini(folder):
     names = {load_task(task).title: task for task in PAPER_TASKS}
     scores, constants, runs = {}, {}, defaultdict(list)
     for path in sorted(folder.glob("mini-*-cells.csv")):
-        for row in read_csv(path).values():
+        rows = read_csv(path, COLUMNS)
+        for row in (row for row in rows.values() if row["Task"] in names):
             task, arm = names[row["Task"]], ARMS.get(row["Strategy"])
             seeds = (row["By seed"] or row["Score"].split()[0]).split()
             if row["Constant"]:
@@ -63,6 +65,9 @@ def load_mini(folder):
             if arm and seeds != ["N/A"]:
                 key = task, arm, int(row["Labels"]), int(row["Unlabeled"] or 0)
                 scores[key] = max(scores.get(key, []), [float(each) for each in seeds], key=len)
+    if lacking := [title for title, task in names.items() if ("mini", task) not in constants]:
+        what = f"no cells of {', '.join(lacking)} in its mini-*-cells.csv"
+        raise UserError(f"{folder}: {what}; make table2 TASK=all writes them")
     for (task, *run), score in scores.items():
         runs["mini", task].append(Run(*run, statistics.mean(score) / 100))
     return runs, constants

@@ -382,19 +382,16 @@ def name_run(run):
     return f"{NAMES[run[0]]} on {run[1]:,} labels{rows}"
 
 
-def show_budget(usd):
-    """Dollars to three digits; a quantile of draws is not known better."""
-    if usd == math.inf:
-        return "never"
-    digits = 2 - math.floor(math.log10(max(usd, 0.01)))
-    return f"${round(float(usd), digits):,.{min(max(digits, 0), 2)}f}"
-
-
-def show_count(value):
-    """A count of predictions to three digits."""
+def show_count(value, mark="", decimals=0):
+    """A number to three digits; a quantile of draws is not known better."""
     if value == math.inf:
         return "never"
-    return f"{round(value, 2 - math.floor(math.log10(max(value, 1)))):,.0f}"
+    digits = 2 - math.floor(math.log10(max(value, 10**-decimals)))
+    return f"{mark}{round(float(value), digits):,.{min(max(digits, 0), decimals)}f}"
+
+
+def show_budget(usd):
+    return show_count(usd, "$", 2)
 
 
 def show_band(scores):
@@ -493,7 +490,8 @@ def show_command(args):
 def run_advise(args):
     """which strategy, at which budget, how sure, from the runs of a pilot"""
     task = load_task(args.task, args.data)
-    check_overwrite(filter(None, (args.page, args.save)), [args.prices])
+    inputs = args.prices, DATA / "tasks.json", DATA / "scales.json", task.word.partition("=")[2]
+    check_overwrite(filter(None, (args.page, args.save)), inputs)
     pilot = read_llm(args, read_pilot(args.runs, task))
     args.price_list = choose_list(task, args.price_list)
     folder = Path(args.prepared, task.name) if args.prepared else Path(args.data or "")
