@@ -12,7 +12,7 @@ from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
 from data.costs.prices import fill, load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
-from data.files import DATA, UserError, read_json
+from data.files import UserError
 from data.spans import make_brackets, split_entities
 
 RARE = 10  # rows of train, below which a class is called rare
@@ -140,8 +140,7 @@ def describe_cost(task, scale, runs, real_text):
     rates, steps = load_scale(scale).get("seconds_a_step", {}), {}
     for run in runs:
         flags = make_flags(task, scale, run=run, real_text=real_text)
-        named = {name.replace("-", "_"): value for name, value in flags.items()}
-        steps[run.recipe] = steps.get(run.recipe, 0) + count_steps(run, named)
+        steps[run.recipe] = steps.get(run.recipe, 0) + count_steps(run, flags)
     known = steps.keys() <= rates.keys()
     seconds = sum(count * rates[kind] for kind, count in steps.items() if known)
     time = f", {tell_duration(seconds)} on one core, one after the other" if seconds else ""
@@ -153,11 +152,9 @@ def describe_targets(task, scale, rows, real_text):
     terms = make_terms(task, load_prices())
     gpu = f"{show_price(terms.usd_per_gpu_hour)} an hour of {terms.gpu}"
     lines = [f"prices: {show_price(terms.usd_per_label)} a label, {gpu}", *task.estimates]
-    most, scales, made, lacking = max(task.labels_n), read_json(DATA / "scales.json"), {}, {}
+    most, made, lacking = max(task.labels_n), {}, {}
     if task.own and most > rows["train"]:
         lines.append(f"labels_n: {most:,} are more than train has; runs take its {rows['train']:,}")
-    if unread := sorted(set(task.scales) - set(scales)):
-        lines.append(f"fields of the entry that nothing reads: {', '.join(unread)}")
     for table in TABLES:
         try:
             made[table] = grid(table, task, scale, rows=rows)

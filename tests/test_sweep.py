@@ -47,6 +47,21 @@ def test_double_tries_the_recipe_and_twice_its_steps_at_each_run_of_table_2(tmp_
     assert sweep.list_trials(named, run) == [(1e-3, 3600), (1e-3, 7200)]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--strategy", "dist", "--labels", "100"],
+        ["--strategy", "self", "--unlabeled", "1900"],
+        ["--strategy", "small", "--labels", "100", "--unlabeled", "1900"],
+    ],
+)
+def test_counts_that_do_not_go_together_are_refused(words, capsys):
+    """A distilled run without rows would train on as many as there are labels, and say 0."""
+    with pytest.raises(SystemExit):
+        sweep.parse_args(["--task", "wlp", *words])
+    assert "--unlabeled goes with --labels" in capsys.readouterr().err
+
+
 def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
     args = make_args(tmp_path, "--rates", "1", "2", "3", "--steps", "10", "30")
     trials = [(50.0, 10, 1), (60.0, 30, 2), (60.0, 10, 3), (60.0, 10, 2)]

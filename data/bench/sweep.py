@@ -29,7 +29,7 @@ from pathlib import Path
 
 from data.costs.flags import make_flags, show_flags
 from data.costs.grid import cells, grid
-from data.costs.rules import count_steps
+from data.costs.rules import SCRIPTS, count_steps
 from data.costs.runs import make_run
 from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cli
 from data.tasks import load_task
@@ -41,7 +41,6 @@ COLUMNS = (
 KEY = COLUMNS[:9]
 DISTILLED = ("dist", "self")
 TABLES = ("table2", "table11", "table3", "table4")
-SCRIPTS = {"teacher": "train_teacher", "dist": "distill", "self": "distill"}
 
 
 def call(script, *words):
@@ -100,7 +99,8 @@ def try_recipe(args, run, inputs, rate, steps):
         args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
     )
     names = ["--task", args.task, "--strategy", run.strategy]
-    call(SCRIPTS.get(run.strategy, "train_small"), *names, *flags, *inputs, "--output", output)
+    script = SCRIPTS.get(run.strategy, "train_small.py").removesuffix(".py")
+    call(script, *names, *flags, *inputs, "--output", output)
     dev = ["--data", args.splits / "dev.jsonl", "--output", output]
     scorer = shlex.split(show_flags(args.entry.at(args.scale, "evaluate")))
     call("evaluate", "--task", args.entry.word, "--model", output / "model", *dev, *scorer)
@@ -113,7 +113,7 @@ def try_recipe(args, run, inputs, rate, steps):
 
 def read_trials(path):
     """{trial: its row} of a CSV written before."""
-    rows = read_csv(path).values() if path.exists() else ()
+    rows = read_csv(path, COLUMNS).values() if path.exists() else ()
     return {tuple(row[name] for name in KEY): row for row in rows}
 
 
@@ -171,8 +171,8 @@ def list_trials(args, run):
     if not args.double:
         return list(itertools.product(args.rates, args.steps))
     flags = read_recipe(args, run)
-    steps = count_steps(run, {name.replace("-", "_"): value for name, value in flags.items()})
-    return [(float(flags["learning-rate"]), steps), (float(flags["learning-rate"]), 2 * steps)]
+    rate, steps = float(flags["learning-rate"]), count_steps(run, flags)
+    return [(rate, steps), (rate, 2 * steps)]
 
 
 def parse_args(argv=None):
@@ -183,13 +183,15 @@ def parse_args(argv=None):
     add("--scale", default="mini", help="a name in data/scales.json (%(default)s)")
     add("--strategy", default="small", help="small, teacher, dist, self, bert (%(default)s)")
     add("--labels", type=int, nargs="+", help=labels)
-    add("--unlabeled", type=int, nargs="+", default=[0], help="unlabeled rows, for dist and self")
+    add("--unlabeled", type=int, nargs="+", help="with --labels, for dist and self: unlabeled rows")
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
     add("--double", action="store_true", help="the recipe's steps and twice as many, nothing else")
     more = "with --data runs/sweep/SCALE-DATA/TASK/sweep.csv"
     add("--output", type=Path, help=f"(default: data/results/sweep.csv, {more})")
     args = parser.parse_args(argv)
+    if bool(args.unlabeled) != bool(args.labels and args.strategy in DISTILLED):
+        parser.error("--unlabeled goes with --labels for dist and self, and only there")
     args.entry = load_task(args.task, args.data)
     args.task = args.entry.name
     world = f"{args.scale}-{Path(args.data).resolve().name}" if args.data else args.scale

@@ -74,20 +74,13 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     tokens = pay("usd_per_1k_tokens", lambda: price_tokens(prices, model, which))
     if "usd_per_1k_tokens" in asked:
         tokens = {"in": tokens / 1000, "out": tokens / 1000}
+    speed = asked.get("gpu_speed")
     if rates == "measured":
-        known = (gpu, asked.get("gpu_speed"), "gpu_usd_per_hour" in asked)
-        kind, teacher, distill, what = measure_rates(task.name, runs, prices, *known)
-        notes.append(f"rates measured in {runs}: {what}; other models and cards take others")
+        priced = "gpu_usd_per_hour" in asked
+        kind, teacher, distill, told = measure_rates(task.name, runs, prices, gpu, speed, priced)
     else:
-        kind, teacher, distill = task.gpu, task.teacher_hours, task.distill_hours
-        if gpu and gpu != kind:
-            factor = compare_speeds(prices, kind, gpu, asked.get("gpu_speed"))
-            teacher = {n: hours * factor for n, hours in teacher.items()}
-            distill = {n: hours * factor for n, hours in distill.items()}
-            notes.append(f"one hour of {gpu} does the work of {float(1 / factor):g} h of {kind}")
-            kind = gpu
-        elif "gpu_speed" in asked:  # would change nothing
-            raise UserError(f"--gpu-speed: name its GPU by --gpu, another one than {kind}")
+        kind, teacher, distill, told = move_rates(task, prices, gpu, speed)
+    notes += told
     if "gpu_usd_per_hour" in asked:
         hour, how = parse_price(asked["gpu_usd_per_hour"], "--gpu-usd-per-hour"), "as given"
     else:
@@ -97,6 +90,19 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     llm = price_llm_label(task, tokens)
     known = (label, llm, tokens["in"], kind, hour, teacher, distill, tuple(notes))
     return Terms(task.name, rates, *known)
+
+
+def move_rates(task, prices, gpu, gpu_speed):
+    """(GPU, labels -> teacher hours, labels -> hours of one row, notes): the entry's hours, as
+    hours of `gpu` where one is named."""
+    kind, teacher, distill = task.gpu, task.teacher_hours, task.distill_hours
+    if not gpu or gpu == kind:
+        if gpu_speed is not None:  # would change nothing
+            raise UserError(f"--gpu-speed: name its GPU by --gpu, another one than {kind}")
+        return kind, teacher, distill, []
+    factor = compare_speeds(prices, kind, gpu, gpu_speed)
+    moved = ({n: hours * factor for n, hours in table.items()} for table in (teacher, distill))
+    return gpu, *moved, [f"one hour of {gpu} does the work of {float(1 / factor):g} h of {kind}"]
 
 
 ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()

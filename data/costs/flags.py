@@ -107,6 +107,20 @@ def choose_recipe(task, scale, recipe):
     return known, own, models
 
 
+def choose_model(task, scale, run, known, models):
+    """The model that a Run trains, with the flags `known` and `models` of a scale; a UserError
+    where there is none."""
+    if run.recipe not in known:
+        raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
+    size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
+    if size not in models:
+        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
+    if run.encoder and task.metric != "classes":
+        fault = f"no classes, so nothing for {run.encoder} to learn"
+        raise UserError(f"task {task.name!r}: {fault}")
+    return models[size]
+
+
 def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=None):
     """{flag: value} for the script that trains `strategy`, or for one Run with its counts.
 
@@ -118,20 +132,13 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
     known, own, models = choose_recipe(task, scale, recipe)
     kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
     run = run or make_run(kind, 0, 0, student=student or "small")
-    if run.recipe not in known:
-        raise UserError(f"scale {scale!r}: no strategy {run.recipe!r}; known: {', '.join(known)}")
-    size = run.teacher if run.strategy == "teacher" else run.encoder or run.student
-    if size not in models:
-        raise UserError(f"scale {scale!r}: no model of size {size!r}; known: {', '.join(models)}")
-    if run.encoder and task.metric != "classes":
-        fault = f"no classes, so nothing for {run.encoder} to learn"
-        raise UserError(f"task {task.name!r}: {fault}")
+    model = choose_model(task, scale, run, known, models)
     distilled = run.strategy in ("dist", "self")
     # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
     which = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
     rates = task.at("paper" if recipe else scale, "learning_rate")
     flags = {
-        "student" if distilled else "model": models[size],
+        "student" if distilled else "model": model,
         **pick_nearest(known[run.recipe], run),
         **({"learning-rate": rates[which]} if which in rates and "-" not in run.recipe else {}),
         "max-source-length": task.max_source_length,

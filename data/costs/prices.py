@@ -169,7 +169,7 @@ def find_speed(prices, gpu):
     return base, Fraction(1) if gpu.lower() == base.lower() else speeds.get(gpu.lower())
 
 
-def compare_speeds(prices, kind, gpu, gpu_speed=None):
+def compare_speeds(prices, kind, gpu, gpu_speed):
     """Hours of `gpu` that do the work of one hour of `kind`; `gpu_speed` overrides the list."""
     (_, known), (base, speed) = find_speed(prices, kind), find_speed(prices, gpu)
     speed = speed if gpu_speed is None else parse_price(gpu_speed, "--gpu-speed")

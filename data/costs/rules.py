@@ -21,11 +21,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from data.costs.flags import load_scale, make_flags, show_flags
 from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, shows
-from data.costs.runs import find_annotation, make_run, parse_run
+from data.costs.runs import find_annotation, find_run_folder, make_run, parse_run
 from data.costs.stale import (
     METRICS,
     TRAINING,
@@ -225,20 +226,22 @@ def check_annotator(rules):
 
 
 def read_number(flags, name, default):
-    """A number among flags {name: text}; the scripts check what is within their limits."""
+    """A number among flags {name: value}; the scripts check what is within their limits."""
     try:
-        return check_kind(float(flags.get(name) or default), float, f"--{name.replace('_', '-')}")
+        return check_kind(float(flags.get(name) or default), float, f"--{name}")
     except (TypeError, ValueError):
-        raise UserError(f"--{name.replace('_', '-')} {flags[name]}: no number") from None
+        raise UserError(f"--{name} {flags[name]}: no number") from None
 
 
 def count_steps(run, flags):
-    """Optimiser steps of a run with these flags {name: text}; Table 8's where they say nothing."""
-    if (most := read_number(flags, "max_steps", 0)) > 0:
+    """Optimiser steps of a run with these flags, as make_flags() or as read_words() has them;
+    Table 8's where they say nothing."""
+    flags = {name.replace("_", "-"): value for name, value in flags.items()}
+    if (most := read_number(flags, "max-steps", 0)) > 0:
         return int(most)
-    rows, batch = run.unlabeled or run.labels + run.llm_labels, read_number(flags, "batch_size", 32)
+    rows, batch = run.unlabeled or run.labels + run.llm_labels, read_number(flags, "batch-size", 32)
     steps = math.ceil(rows / max(1, batch)) * read_number(flags, "epochs", 50)
-    return math.ceil(max(steps, read_number(flags, "min_steps", 0)))
+    return math.ceil(max(steps, read_number(flags, "min-steps", 0)))
 
 
 def tell_duration(seconds):
@@ -304,25 +307,22 @@ def check_runs(rules):
 def estimate(rules):
     """{stamp of a run: seconds that it may take or None}, from the finished runs of its strategy,
     else from the scale's recorded seconds a step."""
-    steps, used = {}, {}
+    steps, made, spent = {}, Counter(), Counter()
     for stamp, run in rules.stamps.items():
         there = (rules.home / stamp).exists()
         trained = is_trained(rules.home / stamp) and not there  # its score alone is missing
         none = trained or run.strategy == "prompted"
         steps[stamp] = 0 if none else count_steps(run, list_asked(rules, run))
         if there and steps[stamp]:
-            seconds, before = used.get(run.recipe, (0, 0))
-            used[run.recipe] = seconds + read_spent(rules.home / stamp), before + steps[stamp]
+            made[run.recipe] += steps[stamp]
+            spent[run.recipe] += read_spent(rules.home / stamp)
     rates = {**(load_scale(rules.args.scale).get("seconds_a_step") or {})}
-    rates |= {kind: seconds / count for kind, (seconds, count) in used.items() if seconds}
-    each = {stamp: rates.get(run.recipe) for stamp, run in rules.stamps.items()}
-    each = {stamp: steps[stamp] and rate and steps[stamp] * rate for stamp, rate in each.items()}
-    return {f"{rules.task.name}/{stamp}": seconds for stamp, seconds in each.items()}
-
-
-def find_run_folder(stamp):
-    """The folder of the run that a metrics.json scores, on test or on dev."""
-    return stamp.parents[1] if stamp.parent.name == "dev" else stamp.parent
+    rates |= {kind: seconds / made[kind] for kind, seconds in spent.items() if seconds}
+    found = {}
+    for stamp, run in rules.stamps.items():
+        rate = rates.get(run.recipe)
+        found[f"{rules.task.name}/{stamp}"] = steps[stamp] and rate and steps[stamp] * rate
+    return found
 
 
 def is_trained(stamp):

@@ -150,6 +150,11 @@ def read_record(folder):
     )
 
 
+def find_run_folder(metrics):
+    """The folder of the run that a metrics.json scores, on test or on dev."""
+    return metrics.parents[1] if metrics.parent.name == "dev" else metrics.parent
+
+
 def find_annotation(folder):
     """The annotation.json of a run, in its folder or one below; None where it has none."""
     found = [folder / "annotation.json", *sorted(folder.glob("*/annotation.json"))]
@@ -181,14 +186,8 @@ def read_runs(folder):
     return records
 
 
-def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
-    """(GPU, labels -> teacher hours, labels -> hours an example, what was measured) of the runs of
-    task `name`.
-
-    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs. Runs
-    of several models are refused, and so are seconds of a CPU, unless its hour is `priced` by flag:
-    they say nothing of a GPU.
-    """
+def list_timed(name, folder):
+    """(teachers, distilled students) among the finished runs of task `name`, of one model each."""
     if folder is None:
         raise UserError("--rates measured: pass --runs DIR, the folder of your runs")
     records = [record for record in read_runs(folder) if record.task == name]
@@ -199,15 +198,27 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
             f"{folder}: {len(teachers)} teacher and {len(students)} dist runs of task {name!r}; "
             "measured rates need one of each"
         )
+    models = [sorted({record.model for record in group}) for group in (teachers, students)]
+    if max(map(len, models)) > 1:
+        raise UserError(f"{folder}: runs of several models ({models}); measure those of one alone")
+    return teachers, students
+
+
+def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
+    """(GPU, labels -> teacher hours, labels -> hours an example, [what was measured]) of the runs
+    of task `name`.
+
+    Hours of teachers with the same N are averaged; distilling is hours over rows of all runs. Runs
+    of several models are refused, and so are seconds of a CPU, unless its hour is `priced` by flag:
+    they say nothing of a GPU.
+    """
+    teachers, students = list_timed(name, folder)
     kinds = [r.gpu and match_gpu(prices, r.gpu) for r in teachers + students]
     if None in kinds and (gpu or not priced):
         raise UserError(
             f"{folder}: these runs used a CPU, whose seconds say nothing of a GPU; "
             "pass --gpu-usd-per-hour (of this machine) without --gpu, or --rates paper"
         )
-    models = [sorted({record.model for record in group}) for group in (teachers, students)]
-    if max(map(len, models)) > 1:
-        raise UserError(f"{folder}: runs of several models ({models}); measure those of one alone")
     if len(set(kinds)) > 1 and not gpu:
         raise UserError(f"{folder}: runs on {len(set(kinds))} kinds of device; name one by --gpu")
     target, used = gpu or kinds[0] or "CPU", {}
@@ -217,7 +228,8 @@ def measure_rates(name, folder, prices, gpu=None, gpu_speed=None, priced=False):
         key = record.labels if record.strategy == "teacher" else "dist"
         used.setdefault(key, []).append((record.hours + record.pass_hours) * factor)
     distill = sum(used.pop("dist")) / sum(record.unlabeled for record in students)
-    devices = " and ".join(sorted({kind or "a CPU" for kind in kinds}))
-    what = f"teacher {models[0][0]}, student {models[1][0]}, on {devices}"
     teacher_hours = {n: sum(each) / len(each) for n, each in sorted(used.items())}
-    return target, teacher_hours, {0: distill}, what
+    devices = " and ".join(sorted({kind or "a CPU" for kind in kinds}))
+    what = f"teacher {teachers[0].model}, student {students[0].model}, on {devices}"
+    told = [f"rates measured in {folder}: {what}; other models and cards take others"]
+    return target, teacher_hours, {0: distill}, told

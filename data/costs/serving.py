@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs.prices import match_gpu, price_gpu_hour
-from data.costs.runs import find_run
+from data.costs.runs import find_run, find_run_folder
 from data.costs.stale import METRICS
 from data.files import UserError, need, parse_amount, parse_count, read_json
 
@@ -49,7 +49,7 @@ def measure_serving(folder):
     """The Servings of all scored runs below a folder: student and teacher, on each device."""
     found = {}
     for path in sorted(Path(folder).rglob("metrics.json")):
-        home = path.parents[1] if path.parent.name == "dev" else path.parent
+        home = find_run_folder(path)
         run = find_run(home.name)
         usual = run and run.usual and run.strategy in KINDS
         metrics = read_json(path, METRICS) if usual else {}
