@@ -202,20 +202,26 @@ def split_rows(rows, sizes, seed, notes, keep_empty=False):
     if sizes["train"] and sizes["train"] < len(train):
         asked = (sizes["train"], f"train {seed}", notes["train"], "of train drawn as labeled")
         train, rest = take_rows(train, *asked)
-    pool = rows["unlabeled"] if "unlabeled" in rows else rest + empty
     if "unlabeled" not in rows:
         notes["unlabeled"].append("drawn from train, targets taken off")
     held |= name_sources(dev + train)
-    pool = drop_sources(pool, held, "their source is in test, dev or train", notes["unlabeled"])
-    distinct = {}
-    for row in pool:
-        distinct.setdefault(name_source(row["source"]), row)
-    if len(distinct) < len(pool):
-        notes["unlabeled"].append(f"{len(pool) - len(distinct):,} repeated sources dropped")
-    unlabeled = take_first(list(distinct.values()), [])
-    random.Random(f"unlabeled {seed}").shuffle(unlabeled)
+    pool = rows.get("unlabeled", rest + empty)
+    unlabeled = draw_unlabeled(pool, held, seed, notes["unlabeled"])
     train = take_first(train, notes["train"])
     return {"train": train, "dev": dev, "test": test, "unlabeled": unlabeled}
+
+
+def draw_unlabeled(rows, held, seed, notes):
+    """Each source of `rows` once, none that is `held`, in an order by seed."""
+    rows = drop_sources(rows, held, "their source is in test, dev or train", notes)
+    distinct = {}
+    for row in rows:
+        distinct.setdefault(name_source(row["source"]), row)
+    if len(distinct) < len(rows):
+        notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
+    unlabeled = take_first(list(distinct.values()), [])
+    random.Random(f"unlabeled {seed}").shuffle(unlabeled)
+    return unlabeled
 
 
 def take_first(rows, notes):

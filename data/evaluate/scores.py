@@ -7,7 +7,7 @@ import numpy as np
 
 from data.evaluate.metrics import Row, score_answers, score_classes, score_entities
 from data.evaluate.paraphrase import score_paraphrase
-from data.files import UserError, read_json, read_jsonl
+from data.files import UserError, read_if_there, read_jsonl
 from data.plots.paired import adjust_holm
 
 SCORERS = {
@@ -178,9 +178,9 @@ def show_signature(scores, options):
 def find_predictions(path, name):
     """The predictions file of a run folder, whose metrics.json must be this task's, or `path`."""
     path = Path(path)
-    told = path / "metrics.json"
-    if told.exists() and read_json(told).get("task") != name:
-        raise UserError(f"{told}: of task {read_json(told).get('task')!r}, not {name!r}")
+    told = read_if_there(path / "metrics.json")
+    if told and told.get("task") != name:
+        raise UserError(f"{path / 'metrics.json'}: of task {told.get('task')!r}, not {name!r}")
     return path / "predictions.jsonl" if path.is_dir() else path
 
 

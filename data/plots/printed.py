@@ -164,6 +164,21 @@ def count_fitted(tasks, printed):
     return count
 
 
+def compare_table6(terms, ours, theirs, hours):
+    """Notes on where the paper prints other dollars than `ours`, in Table 6 or in Table 4."""
+    for item, usd in ours.items():
+        printed = theirs[item]
+        if printed and abs(usd - parse_amount(printed.replace(",", ""), item)) >= 0.05:
+            counts = f"the unlabeled counts of Table 2 follow from {hours:g} h of teacher"
+            what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
+            yield f"{what}; the paper prints {printed} here"
+    at, whole = read_table4("dist", terms.task) or (0, None)
+    usd = price_distilling(terms, at, 100_000)
+    if whole and abs(usd - whole) > 1:
+        parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
+        yield f"{parts}; Table 4 prints ${whole:,}"
+
+
 def build_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
     tasks, teachers, prices = read_planned(args), [], load_prices(args.prices)
@@ -176,21 +191,11 @@ def build_table6(args):
             "teacher_usd": teacher,
             "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
         }
-        mark = ""
-        at, whole = read_table4("dist", name) or (n, None)
-        for item, usd in ours.items():
-            theirs = printed.get((name, item))
-            if theirs and abs(usd - parse_amount(theirs.replace(",", ""), item)) >= 0.05:
-                counts = f"the unlabeled counts of Table 2 follow from {hours:g} h of teacher"
-                what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
-                mark += notes.mark(f"{what}; the paper prints {theirs} here")
-        usd = price_distilling(terms, at, 100_000)
-        if whole and abs(usd - whole) > 1:
-            parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
-            mark += notes.mark(f"{parts}; Table 4 prints ${whole:,}")
+        theirs = {item: printed.get((name, item)) for item in ours}
+        mark = "".join(map(notes.mark, compare_table6(terms, ours, theirs, hours)))
         lines = {"ours": [*map(show_dollars, ours.values()), mark]}
         if not task.own:
-            lines["paper"] = [*(printed.get((name, item)) for item in ours), ""]
+            lines["paper"] = [*theirs.values(), ""]
         rows += join([task.title], lines)
         if task.own:
             price = f"{terms.gpu} at {show_price(terms.usd_per_gpu_hour)} an hour"

@@ -16,7 +16,6 @@ in a test sentence never occur in a hundred labeled ones, but do occur in the un
 is of the test's own kind (much of the paper's is of another: Appendix D).
 """
 
-import bisect
 import itertools
 import random
 import re
@@ -61,8 +60,7 @@ class Lab:
 
     def draw_word(self, rng, label):
         """One word of an open class, by its frequency."""
-        cumulative = self.cumulative[label]
-        return self.words[label][bisect.bisect(cumulative, rng.random() * cumulative[-1])]
+        return rng.choices(self.words[label], cum_weights=self.cumulative[label])[0]
 
     def draw_quantity(self, rng, label):
         """A number with a unit of class `label`."""

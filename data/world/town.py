@@ -28,12 +28,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import make_parser, read_json, run_cli
+from data.files import DATA, make_parser, read_json, run_cli
 from data.tasks import load_task
 from data.world.lab import HeldOut
 
 LISTS = Path(__file__).with_name("town.json")
-SCALES = Path(__file__).parents[1] / "scales.json"
 TASKS = ("stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
 CLOSED_BOOK = ("fever", "nq")
 LABELED = {"dev": 500, "test": 1000}  # narrower intervals than a tenth of the paper's would give
@@ -264,7 +263,7 @@ class Town:
 
 def count_rows(task):
     """{split: rows}: Table 5's over the mini scale's divisor; dev and test as in LABELED."""
-    rows, unit = load_task(task).rows, read_json(SCALES)["mini"]["divide_by"]
+    rows, unit = load_task(task).rows, read_json(DATA / "scales.json")["mini"]["divide_by"]
     return {"train": rows["train"] // unit, **LABELED, "unlabeled": rows["unlabeled"] // unit}
 
 
