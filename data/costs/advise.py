@@ -368,7 +368,7 @@ def show_costs(ways, budget):
     if not any(entry["model"] == "student" for entry in ways):
         hows.append("no model is scored yet, so none is measured")
     paid = [(entry["paid_back_after"], entry["model"]) for entry in ways]
-    paid = [f"{show_count(n)} against the {model}" for n, model in paid if n is not None]
+    paid = [f"{show_digits(n)} against the {model}" for n, model in paid if n is not None]
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
     back = f". {show_dollars(budget)} of distilling paid back after (predictions) "
     return text + (back if paid else "") + ", ".join(paid)
@@ -382,7 +382,7 @@ def name_run(run):
     return f"{NAMES[run[0]]} on {run[1]:,} labels{rows}"
 
 
-def show_count(value, mark="", decimals=0):
+def show_digits(value, mark="", decimals=0):
     """A number to three digits; a quantile of draws is not known better."""
     if value == math.inf:
         return "never"
@@ -391,7 +391,7 @@ def show_count(value, mark="", decimals=0):
 
 
 def show_budget(usd):
-    return show_count(usd, "$", 2)
+    return show_digits(usd, "$", 2)
 
 
 def show_band(scores):
