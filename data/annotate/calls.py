@@ -86,10 +86,8 @@ class Client:
     """One server: sends a request, gives its raw reply or a Fault. Used in one event loop."""
 
     def __init__(self, url, key, endpoint):
-        try:
-            import openai
-        except ImportError:
-            raise UserError("the package openai is missing; pip install openai") from None
+        import openai  # run_cli() tells where a package is missing
+
         local = urlsplit(url or "").hostname in ("127.0.0.1", "localhost", "::1")
         http = openai.DefaultAsyncHttpxClient(trust_env=not local)  # no proxy to this machine
         options = {"base_url": url, "api_key": key or "none", "http_client": http}
@@ -209,7 +207,7 @@ class Run:
 
     async def run(self, calls):
         """Ask for all that the store lacks; False where the budget ended before that."""
-        from tqdm import tqdm  # run_cli() tells where a package is missing
+        from tqdm import tqdm
 
         start, left = time.monotonic(), [c for c in calls if c.key not in self.store.answers]
         loop = asyncio.get_running_loop()
