@@ -12,7 +12,7 @@ from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
 from data.costs.prices import fill, load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
-from data.files import UserError
+from data.files import UserError, say_first
 from data.spans import make_brackets, split_entities
 
 RARE = 10  # rows of train, below which a class is called rare
@@ -98,8 +98,7 @@ def read_vocabularies(task, scale, real_text):
         try:
             tokenizer = AutoTokenizer.from_pretrained(flags["model"])
         except Exception as error:  # of a broken folder or an unreachable hub
-            why = (str(error) or type(error).__name__).splitlines()[0]
-            lines.append(f"{flags['model']}: lengths and labels not checked ({why})")
+            lines.append(f"{flags['model']}: lengths and labels not checked ({say_first(error)})")
             continue
         same = [known for known, _ in found.values() if known.get_vocab() == tokenizer.get_vocab()]
         if not same:

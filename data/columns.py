@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import UserError, parse_json, read_text
+from data.files import UserError, parse_json, read_text, say_first
 from data.spans import Wrong, check_entities, write_spans
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -130,7 +130,7 @@ def load_dataset(shown, *args, **options):
     except Exception as error:  # the hub's errors have no common class
         if type(error).__name__ == "DatasetGenerationError":  # whose own text says nothing
             error = error.__cause__ or error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = say_first(error)
         raise UserError(
             f"{shown}: can't be loaded ({reason}); check the file, or the name and the connection"
         ) from None

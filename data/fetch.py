@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from data.files import UserError, need, read_json, write_atomic
+from data.files import UserError, need, read_json, say_first, write_atomic
 
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"
@@ -49,11 +49,6 @@ def list_files(task, sources):
         known = ", ".join(sorted({name.split("/")[0] for name in sources["files"]}))
         raise UserError(f"the authors' repository has no {task!r} (it has {known}); give --data")
     return files
-
-
-def say_first(error):
-    """The first line of what an error says."""
-    return (str(getattr(error, "reason", None) or error) or type(error).__name__).splitlines()[0]
 
 
 def download(url, timeout=60):

@@ -58,6 +58,12 @@ def run_cli(main):
     sys.exit(1)
 
 
+def say_first(error):
+    """The first line of what a library's error says, or its kind where it says nothing."""
+    text = str(getattr(error, "reason", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
 def make_parser(about):
     """A parser whose help begins with `about`, the docstring of a script, as it is written."""
     form = argparse.RawDescriptionHelpFormatter

@@ -22,7 +22,7 @@ import transformers
 from tqdm import tqdm
 
 from data.evaluate.restore import Restorer, mark_unknown, strip_ids
-from data.files import UserError
+from data.files import UserError, say_first
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
 transformers.logging.set_verbosity_error()
@@ -121,8 +121,7 @@ def load_model(name, bf16, batch_size):
         place |= {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
         model, info = kind.from_pretrained(name, **place)
     except Exception as error:  # whatever a broken folder or an unreachable hub raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise UserError(f"{name}: no model can be loaded ({reason})") from None
+        raise UserError(f"{name}: no model can be loaded ({say_first(error)})") from None
     check_model(name, model, tokenizer, info)
     return Loaded(model.eval(), tokenizer, classifier, batch_size)
 

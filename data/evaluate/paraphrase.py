@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.evaluate.metrics import Scores, count_each
-from data.files import UserError, hash_file, read_json
+from data.files import UserError, hash_file, read_json, say_first
 
 NO_PREDICTION = "no prediction"  # stands for an empty paraphrase, as BERTScore needs a word
 ADVICE = "give a folder with --bertscore-model DIR --bertscore-layers N"
@@ -35,8 +35,8 @@ def load_bertscore(name, layers):
     try:
         scorer = bert_score.BERTScorer(model_type=name, num_layers=layers, nthreads=0, idf=True)
     except Exception as error:  # whatever an unreachable hub or a foreign folder raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"BERTScore's encoder {name} cannot be had ({reason}); {ADVICE}") from None
+        fault = f"BERTScore's encoder {name} cannot be had ({say_first(error)})"
+        raise UserError(f"{fault}; {ADVICE}") from None
     # DeBERTa's tokenizer brings no length limit, and its 1e30 overflows in the fast tokenizers.
     limit = getattr(scorer._model.config, "max_position_embeddings", 512)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
