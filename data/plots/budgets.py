@@ -11,11 +11,6 @@ from data.plots.paired import compare_scores
 from data.plots.tables import join, show_count, show_gap
 
 
-def show_constant(scores):
-    """The best score of a predictor that always gives the same output; None without a run."""
-    return next(filter(None, (score.show_mean("constant") for score in scores)), None)
-
-
 def compare_cells(study):
     """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells."""
     sides = {
@@ -75,7 +70,8 @@ def lay_group(study, cells, tested):
         lines["Ann., released"] = [score.show("released") for score in ann]
         label = f"Dist. [{teacher.show_mean('released') or '–'}], released"
         lines[label] = [score.show("released") for score in dist]
-    lines["Constant predictor"] = [show_constant(ann + dist), *[""] * (len(cells) - 1)]
+    constants = [score.show_mean("constant") for score in ann + dist]  # each the same or None
+    lines["Constant predictor"] = [next(filter(None, constants), None), *[""] * (len(cells) - 1)]
     invalid = [[score.show_mean("invalid_rate") for score in pair] for _, *pair in both]
     if any(map(any, invalid)):
         shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
