@@ -89,7 +89,7 @@ def find_payback(build, serve, other_build, other_serve):
 
 
 def show_predictions(usd):
-    """Dollars per million predictions, to three digits: 0.21, 15.6, 367."""
+    """Dollars per million predictions: 0.21, 15.60, 367."""
     return f"{float(usd):,.2f}" if usd < 100 else f"{float(usd):,.0f}"
 
 
