@@ -439,6 +439,8 @@ def train(args, training):
         training.learning_rate = args.lora_learning_rate
     if way == "bf16":
         training.max_grad_norm = 0.0  # SplitAdafactor has its own clipping
+        if training.weight_decay or training.optim != "adamw_torch_fused":
+            fail("--memory bf16 has an optimiser of its own: leave --optim and --weight-decay out")
     settings = open_run(args, training, data=args.train, model=args.model)
     if not settings:
         return
@@ -479,15 +481,20 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "max_source_length max_target_length": (2, 32_767),
     "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "dataloader_num_workers": (0, 10**4),
-    "epochs learning_rate lora_learning_rate temperature temperatures": (1e-300, 1e300),
+    "dataloader_prefetch_factor per_device_eval_batch_size": (1, 10**4),
+    "epochs learning_rate lora_learning_rate": (1e-300, 1e300),
+    "temperature temperatures": (0.01, 100),
     "dropout": (0, 0.99),
     "adam_beta1 adam_beta2": (0, 0.999_999),
     "seed": (0, 2**32 - 1),
 }
-OURS = (  # Trainer's flags that are settled by ours, or would change the experiment
+OURS = (  # Trainer's flags that are settled by ours, would change the experiment or do nothing here
     "output_dir num_train_epochs per_device_train_batch_size resume_from_checkpoint push_to_hub"
     " fp16 fp16_full_eval train_sampling_strategy label_smoothing_factor auto_find_batch_size"
-    " remove_unused_columns metric_for_best_model"
+    " remove_unused_columns metric_for_best_model accelerator_config debug neftune_noise_alpha"
+    " data_seed ignore_data_skip save_only_model label_names length_column_name sortish_sampler"
+    " predict_with_generate prediction_loss_only generation_config generation_max_length"
+    " generation_num_beams use_liger_kernel"
 ).split()
 BY_TIME = 10**9  # the --save-steps that stands for a checkpoint each PAUSE seconds
 PAUSE = 600
@@ -572,25 +579,36 @@ def read_training(args, rest):
         flags["use_cpu"] |= not torch.accelerator.is_available()
         flags["dataloader_pin_memory"] &= cuda
         training = kind(**flags)
-        evaluates, dev = training.eval_strategy != "no", bool(getattr(args, "dev", None))
-        if evaluates != dev or (training.load_best_model_at_end and not dev):
-            best = "and --load-best-model-at-end needs both"
-            raise ValueError(f"--dev, and --eval-strategy for its loss, go together, {best}")
-        trackers = transformers.integrations.get_reporting_integration_callbacks
-        for tracker in trackers(training.report_to):
-            tracker()  # refused where its package is missing
-        weight = torch.nn.Linear(1, 1)
-        make, values = transformers.Trainer.get_optimizer_cls_and_kwargs(training, weight)
-        schedule = training.lr_scheduler_type, make(weight.parameters(), **values), 1, 2
-        transformers.get_scheduler(*schedule, training.lr_scheduler_kwargs)
-        backend, mode = training.torch_compile_backend, training.torch_compile_mode
-        if training.torch_compile:  # nothing is compiled yet
-            torch.compile(weight, backend=backend, mode=mode)
+        check_training(training, bool(getattr(args, "dev", None)))
     except Exception as error:  # each flag's library has its own
         parser.error(str(error).partition("\n")[0] or type(error).__name__)
     args.pad_to = 32 if training.torch_compile else 1  # tokens: few shapes to compile and capture
     training._n_gpu = min(1, training.n_gpu)  # DataParallel would multiply the batch unasked
     return training
+
+
+def check_training(training, dev):
+    """Raise what Trainer or a library would only when data and models are loaded; `dev`: whether
+    there is a file of it."""
+    best, evaluates = training.load_best_model_at_end, training.eval_strategy != "no"
+    alone = training.save_strategy == "best" and not best
+    if evaluates != dev or alone or ((best or training.eval_on_start) and not dev):
+        both = "--load-best-model-at-end, which --save-strategy best needs, and --eval-on-start"
+        raise ValueError(f"--dev goes with --eval-strategy, for its loss, and {both} with both")
+    if training.fsdp and training.world_size == 1:
+        raise ValueError("--fsdp needs several processes, as by torchrun")
+    if training.dataloader_persistent_workers and not training.dataloader_num_workers:
+        raise ValueError("--dataloader-persistent-workers needs --dataloader-num-workers")
+    trackers = transformers.integrations.get_reporting_integration_callbacks
+    for tracker in trackers(training.report_to):
+        tracker()  # refused where its package is missing
+    weight = torch.nn.Linear(1, 1)
+    make, values = transformers.Trainer.get_optimizer_cls_and_kwargs(training, weight)
+    schedule = training.lr_scheduler_type, make(weight.parameters(), **values), 1, 2
+    transformers.get_scheduler(*schedule, training.lr_scheduler_kwargs)
+    backend, mode = training.torch_compile_backend, training.torch_compile_mode
+    if training.torch_compile:  # nothing is compiled yet
+        torch.compile(weight, backend=backend, mode=mode)
 
 
 @contextlib.contextmanager
@@ -652,15 +670,24 @@ def open_run(args, training, data, model, **more):
     if changes := ", ".join(changes):
         fail(f"{output} was begun with other settings ({changes}); remove it or choose another")
     if (record := output / "training.json") in there:
-        if read_json(record) and (output / "model" / "config.json").exists():
+        if "seconds" in read_json(record) and is_whole(output / "model"):
             return say(f"[{output.name}] already trained")
         say(f"[{output.name}] training.json or model/ is damaged: trained again")
     return settings
 
 
+def is_whole(model):
+    """Whether config, tokenizer, weights and preprocessing.json of a folder can be opened."""
+    with contextlib.suppress(Exception, SystemExit):  # each library has its own; fail()
+        load_parts(str(model))
+        weights = [safe_open(path, "pt") for path in model.glob("*.safetensors")]
+        return bool(weights) and "prefix" in read_json(model / "preprocessing.json")
+    return False
+
+
 def read_rows(path, *keys):
     """The rows of a JSONL file, each with the texts `keys`; a fault is named by file and line."""
-    rows = []
+    rows, empty = [], []
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -668,12 +695,15 @@ def read_rows(path, *keys):
                     row = json.loads(line.decode("utf-8-sig"))
                     rows.append({key: row[key] for key in keys})
                     "".join(rows[-1].values()).encode()
+                    empty += [] if row["source"].strip() else [number]
             except UnicodeError as error:  # of surrogates too: half a character, such as \\ud83d
                 fail(f"{path} line {number}: not UTF-8 ({error.reason})")
             except (KeyError, TypeError):
                 fail(f"{path} line {number}: a row needs the texts {' and '.join(keys)}")
             except (ValueError, RecursionError):
                 fail(f"{path} line {number}: not a JSON object")
+    if empty:
+        fail(f"{path}: {len(empty):,} empty sources, the first in line {empty[0]}; leave them out")
     return rows or fail(f"{path}: no rows")
 
 
@@ -908,6 +938,7 @@ def find_checkpoint(output, training):
         try:
             step = read_json(state)["global_step"]
             whole = not digest.exists() or digest.read_text() == hash_file(state)
+            whole &= all(map(read_json, folder.glob("*.json")))
             if not (training.fsdp or training.deepspeed):  # they have files of their own
                 whole &= not any(zipfile.ZipFile(path).testzip() for path in states)
                 whole &= len(states) >= 2 + training.world_size  # a process has its random state

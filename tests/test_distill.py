@@ -510,7 +510,7 @@ def test_two_processes_write_the_same_labels_as_one(world, tmp_path, monkeypatch
     assert read_tables(tmp_path / "two-0") == read_tables(tmp_path / "one")
 
 
-@pytest.mark.parametrize("harm", ["flip", "shorten", "rename", "foreign"])
+@pytest.mark.parametrize("harm", ["flip", "shorten", "rename", "move", "copy", "foreign"])
 def test_a_damaged_file_is_named_and_made_again(world, tmp_path, capsys, harm):
     shutil.copytree(world / "labels", tmp_path / "labels")
     before = read_tables(tmp_path / "labels")
@@ -523,6 +523,12 @@ def test_a_damaged_file_is_named_and_made_again(world, tmp_path, capsys, harm):
         path.write_bytes(data[:-1])
     elif harm == "rename":
         path = path.rename(path.with_name("000000016-x.arrow"))
+    elif harm == "move":  # rows 8 to 16 would be there twice, 16 to 24 never
+        path = path.rename(path.with_name(f"000000008-000000024{path.name[19:]}"))
+    elif harm == "copy":
+        first, name = min(path.parent.glob("*.arrow")), path.name[:20]
+        path.unlink()
+        path = Path(shutil.copy(first, path.with_name(f"{name}{first.name[20:]}")))
     else:  # a whole file, but made with other settings
         make_labels(world, tmp_path / "other", 32, ["--top-k", "4"])
         path.unlink()
@@ -553,6 +559,14 @@ def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
         distill.main([*map(str, words), "--output", str(tmp_path / "run")])
 
 
+def forge(text, *lost):
+    """A manifest with a checksum of its own, whose key has lost some names or all that it says."""
+    manifest = json.loads(text)
+    manifest["key"] = {n: v for n, v in manifest["key"].items() if n not in lost} if lost else [1]
+    del manifest["sha256"]
+    return json.dumps({**manifest, "sha256": distill.hash_json(manifest)})
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -562,17 +576,20 @@ def test_damage_at_the_end_never_means_fewer_rows(world, tmp_path):
         (lambda old: '{"key": 5}', "edited, damaged"),
         (lambda old: old.replace('"top_k": 8', '"top_k": 4'), "edited, damaged"),
         (lambda old: old.replace('"vocabulary_size": 63', '"vocabulary_size": "x"'), "edited"),
+        (lambda old: forge(old, "classes"), "of an older version"),
+        (lambda old: forge(old), "of an older version"),
         (None, "no labels.json"),
     ],
 )
-def test_a_manifest_that_was_edited_is_refused(world, tmp_path, edit, said):
+@pytest.mark.parametrize("flag", ["--labels", "--teacher"])
+def test_a_manifest_that_was_edited_is_refused(world, tmp_path, edit, said, flag):
     shutil.copytree(world / "labels", tmp_path / "labels")
     path = tmp_path / "labels" / "labels.json"
     text = edit(path.read_text()) if edit else path.unlink()
     if text:
         path.write_text(text)
     with fails(said):
-        distill.main(["--labels", str(path.parent), "--output", str(tmp_path / "run")])
+        distill.main([flag, str(path.parent), "--output", str(tmp_path / "run")])
 
 
 def test_labels_of_an_older_version_say_what_to_do(world, tmp_path):
@@ -808,6 +825,7 @@ def test_an_output_layer_may_be_larger_but_not_smaller(world, tmp_path):
         ('{"source": "a"}\n["b"]\n', "rows.jsonl line 2: a row needs the text"),
         ('{"source": "a"}\n{"sou', "rows.jsonl line 2: not a JSON object"),
         ("\n\n", "rows.jsonl: no rows"),
+        ('{"source": "a"}\n{"source": ""}\n', "rows.jsonl: 1 empty sources, the first in line 2"),
         ('{"source": "a \\ud83d"}\n', "rows.jsonl line 1: not UTF-8 .*surrogate"),
         ('{"source": "a"}\n', "rows.jsonl: 60 rows asked for, 1 are there"),
         (None, "rows.jsonl: no such file"),
@@ -881,6 +899,15 @@ def test_no_output_overwrites_an_input(world, tmp_path, inside):
         assert len({(path / "model.safetensors").read_bytes() for path in weights}) == 1
 
 
+@pytest.mark.parametrize("name", ["teacher", "."])
+def test_labels_are_never_written_among_other_files(world, tmp_path, name):
+    folder = shutil.copytree(world / name, tmp_path / "copy")
+    before = sorted(folder.iterdir())
+    with fails("holds .*, so it is no folder of labels; choose another"):
+        make_labels(world, folder)
+    assert sorted(set(folder.iterdir()) - {folder / ".lock"}) == before
+
+
 def test_a_damaged_record_beside_the_teacher_is_no_traceback(world, tmp_path):
     shutil.copytree(world / "teacher", tmp_path / "run" / "model")
     (tmp_path / "run" / "training.json").write_text("[1]")
@@ -898,6 +925,8 @@ def test_a_damaged_record_beside_the_teacher_is_no_traceback(world, tmp_path):
         "--teacher x --output OUT --unlabeled ROWS --num-unlabeled 0",
         "--teacher x --output OUT --unlabeled ROWS --temperature 0",
         "--teacher x --output OUT --unlabeled ROWS --temperatures nan",
+        "--teacher x --output OUT --unlabeled ROWS --temperature 1e-9",
+        "--teacher x --output OUT --unlabeled ROWS --temperatures 1e300",
         "--teacher x --output OUT --unlabeled ROWS --temperatures 1 inf",
         "--teacher x --output OUT --unlabeled ROWS --max-source-length 0",
         "--teacher x --output OUT --unlabeled ROWS --top-k -1",
@@ -1092,6 +1121,7 @@ def test_a_student_learns_from_imported_labels_as_from_ours(world, tmp_path):
         ({"ids": [[5] * 8]}, "line 3: ids and logprobs|line 3: not 8 different ids"),
         ({"target_ids": [1] * 40}, "line 3: 40 tokens in target"),
         ({"source": 5}, "line 3: "),
+        ({"source": " "}, "line 3: an empty source"),
         ({"tokens": [["w1", "nosuch"]], "ids": None}, "line 3: tokens: 'nosuch' is not in the"),
     ],
 )

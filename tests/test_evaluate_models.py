@@ -596,6 +596,12 @@ def test_rows_of_every_kind_of_file_are_written_as_json_has_them(tmp_path):
     assert read_rows(path) == [row]
 
 
+def test_rows_without_a_text_are_labeled_with_a_word(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text('text\na\n" "\n')
+    assert [row["source"] for row in read_rows(tmp_path / "a.csv")] == ["a", " "]
+    assert "a.csv: 2 rows, 1 of them empty, whose labels say nothing;" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "said"),
     [

@@ -557,6 +557,17 @@ def test_store_of_the_first_version_is_read(tmp_path):
     )
 
 
+@pytest.mark.parametrize("version", ["3", "0", '"2"', "true", "null"])
+def test_store_of_another_version_is_refused_and_left_alone(tmp_path, version):
+    gold = make_world(tmp_path, 3)
+    path, text = tmp_path / "s", f'{{"type": "store", "settings": {{}}, "version": {version}}}\n'
+    path.write_text(text)
+    said = pytest.raises(UserError, match=r"s line 1: not a record of such a store \(.*version")
+    with open_annotator(gold) as server, said:
+        annotate(tmp_path, server.url, "--budget", "1", "--store", str(path))
+    assert path.read_text() == text and server.requests == 0
+
+
 @pytest.mark.parametrize("text", ["my notes", "my notes\n", '{"a": 1}\n{"a": 2}\n', "\n"])
 def test_another_file_is_no_store(tmp_path, text):
     gold = make_world(tmp_path, 3)

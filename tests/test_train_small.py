@@ -241,6 +241,8 @@ def empty(path):
         ("trainer_state.json", lambda path: edit_config(path.parent, path.name, logging_steps=0)),
         ("trainer_state.json", lambda path: edit_config(path.parent, path.name, log_history=[5])),
         ("trainer_state.json", lambda path: path.rename(path.parent / "x")),
+        ("config.json", cut),
+        ("config.json", lambda path: path.write_text("null")),
         ("", lambda path: path.rename(path.parent / "checkpoint-x")),
         ("../../log.jsonl", lambda path: path.write_text('garbage}\n{"loss": 3}\n')),
         ("../../log.jsonl", lambda path: path.write_bytes(b"\xff\x00")),
@@ -257,10 +259,28 @@ def test_a_damaged_checkpoint_is_passed_over(world, whole, killed, tmp_path, cap
     assert len((run / "log.jsonl").read_text().splitlines()) == 12
 
 
-@pytest.mark.parametrize("name", ["training.json", "model"])
-def test_a_finished_run_needs_its_record_and_its_model(world, whole, tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("training.json", empty),
+        ("training.json", lambda path: path.write_text("[]")),
+        ("training.json", lambda path: path.write_text('{"a": 1}')),
+        ("model", shutil.rmtree),
+        ("model/config.json", cut),
+        ("model/config.json", lambda path: path.write_text("null")),
+        ("model/config.json", lambda path: edit_config(path.parent, model_type="odd")),
+        ("model/model.safetensors", cut),
+        ("model/model.safetensors", Path.unlink),
+        ("model/tokenizer.json", empty),
+        ("model/preprocessing.json", lambda path: path.write_text("[1]")),
+        ("model/preprocessing.json", Path.unlink),
+    ],
+)
+def test_a_finished_run_needs_its_record_and_its_model(
+    world, whole, tmp_path, capsys, name, damage
+):
     run = shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(run / name) if name == "model" else empty(run / name)
+    damage(run / name)
     train_small.main(list_flags(world, run, dropout=0.1))
     assert "damaged: trained again" in capsys.readouterr().err and same_weights(whole, run)
     train_small.main(list_flags(world, run, dropout=0.1))
@@ -374,6 +394,10 @@ WRONG_FLAGS = """
 --torch-compile-backend nonsense
 --max-steps 0; --dataloader-num-workers -1; --load-best-model-at-end; --dev README.md
 --prefix caf\udce9
+--debug underflow_overflow; --accelerator-config {"dispatch_batches":true}; --save-only-model
+--neftune-noise-alpha 5; --data-seed 3; --ignore-data-skip; --predict-with-generate; --eval-on-start
+--save-strategy best; --fsdp full_shard; --generation-config x; --use-liger-kernel
+--dataloader-persistent-workers; --dataloader-prefetch-factor 0; --per-device-eval-batch-size 0
 --labels A A; stray; --resume-from-checkpoint x; --save-steps 5.5; --train-sampling-strategy random
 """
 
@@ -429,6 +453,10 @@ BAD_FILES = {  # name: (its lines, what is said of it)
     "null": (["null"], "null.jsonl line 1: a row needs the texts"),
     "empty": (["", " "], "empty.jsonl: no rows"),
     "blank": (['{"source": "a", "target": " "}'], "blank.jsonl: .* 0 rows with a target"),
+    "unsaid": (
+        [ROW, '{"source": " ", "target": "b"}', "", '{"source": "", "target": "b"}'],
+        "unsaid.jsonl: 2 empty sources, the first in line 2; leave them out",
+    ),
     "half": (
         [ROW, '{"source": "a \\ud83d", "target": "b"}'],
         "half.jsonl line 2: not UTF-8 .*surrogate",

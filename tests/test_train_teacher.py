@@ -615,6 +615,10 @@ def test_refusals(world, tmp_path, capsys):
     for flags in (["--train", "x"], ["--train", "x", "--output", "y", "--dry-run"]):
         with pytest.raises(SystemExit):
             train_teacher.main(flags)
+    for flags in (["--weight-decay", 0.1], ["--optim", "sgd"]):
+        with fails("--memory bf16 has an optimiser of its own"):
+            run(world, tmp_path / "d", "--memory", "bf16", *flags)
+    shutil.rmtree(tmp_path / "d")
     with pytest.raises(SystemExit) as error:
         run(world, tmp_path / "d", "--micro-batch", 3)
     assert error.value.code == 2 and not (tmp_path / "d").exists()

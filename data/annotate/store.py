@@ -30,7 +30,7 @@ TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 HEADING = b'{"type": "store"'
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 RECORDS = {  # type of a record -> what it must have
-    "store": {"settings": dict},
+    "store": {"settings": dict, "version": int},
     "call": {"key": str, "attempt": int, "worst": list},
     "answer": {"key": str, "status": int, "raw": str},
     "free": {"key": str, "why": str},
@@ -263,6 +263,8 @@ class Store:
         """Take a record into account: the same when it is made and when it is read again."""
         kind, key, attempt = record["type"], record.get("key"), record.get("attempt")
         if kind == "store":
+            if record["version"] not in (1, 2):
+                raise UserError(f"version {record['version']}, where 1 and 2 are known")
             self.header = {**record, "settings": dict(record["settings"])}
         elif kind == "call":
             self.attempts[key] = attempt

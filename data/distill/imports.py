@@ -93,6 +93,8 @@ def read_answer(where, row, key, tokenizer):
     try:
         row = json.loads(row) if isinstance(row, str) else row
         text, scores = row["source"], np.array(row["logprobs"], np.float64)
+        if not text.strip():
+            raise ValueError("an empty source")
         whole = tokenizer(key["prefix"] + text).input_ids
         if key["classes"]:
             soft = {"logprobs": read_scores(scores, len(key["classes"]))}

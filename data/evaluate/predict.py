@@ -64,7 +64,9 @@ def read_rows(options, task):
     table, column = read_table(Path(path)), options.source_column or task.source_column
     (name, _), told = choose_columns(table, task, False, Columns(column))
     rows = [check_row(row, name, f"{path} {place}") for place, row in table.rows]
-    lines = [told] * bool(told) + [f"{path}: {len(rows):,} rows; loading {options.model}"]
+    empty = sum(not row["source"].strip() for row in rows)
+    more = f", {empty:,} of them empty, whose labels say nothing" * bool(empty)
+    lines = [told] * bool(told) + [f"{path}: {len(rows):,} rows{more}; loading {options.model}"]
     print("\n".join(lines), file=sys.stderr)
     return rows
 

@@ -40,6 +40,8 @@ def read_data(path, task):
     """The rows of a data file, checked, as predictions.jsonl begins them."""
     rows = read_jsonl(path)
     check_rows(rows, path, task)
+    if empty := sum(not row["source"].strip() for row in rows):
+        raise UserError(f"{path}: {empty:,} rows have an empty source; leave them out")
     return [{key: row[key] for key in GIVEN if key in row} for row in rows]
 
 
