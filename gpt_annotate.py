@@ -52,6 +52,7 @@ from data.files import (
     make_parser,
     parse_amount,
     parse_json,
+    plural,
     read_jsonl,
     run_cli,
 )
@@ -96,7 +97,7 @@ def estimate_cost(job, store):
     if args.budget:
         left = max(0, args.budget - store.wallet.used - store.wallet.held)
         labels = math.floor(left / each) if each else math.inf
-        yield f"{show_usd(args.budget)} buys about {labels:,} labels"
+        yield f"{show_usd(args.budget)} buys about {plural(labels, 'label')}"
     number = round(prompt + answer)
     yield f'to plan with such labels (costs.py): "llm_tokens_per_label": {number} in the entry'
 
@@ -112,7 +113,7 @@ def count_paper(args, task, prices):
     tokens, usd = price_paper_label(task, prices)
     if not usd or not args.budget:
         return None
-    labels = f"{math.floor(args.budget / usd):,} labels at {show_price(usd)}"
+    labels = f"{plural(math.floor(args.budget / usd), 'label')} at {show_price(usd)}"
     return f"{show_usd(args.budget)} bought {labels} in the paper, {float(tokens):,.0f} tokens each"
 
 
@@ -139,7 +140,7 @@ def read_labeled(args, task):
             "are there; label more or lower --shots (and --pool)"
         )
     if args.add_labeled > len(rows):
-        asked = f"{args.add_labeled:,} rows asked for by --add-labeled"
+        asked = f"{plural(args.add_labeled, 'row')} asked for by --add-labeled"
         raise UserError(f"{args.labeled}: {asked}, {len(rows):,} with a target are there")
     for row in rows[: max(len(pool), args.add_labeled)]:
         if fault := find_fault(row, task):
@@ -170,7 +171,9 @@ def read_inputs(args):
     keys = ("source", "target") if args.predictions else ("source",)
     rows = read_jsonl(args.unlabeled, keys, str)
     if args.num and args.num > len(rows):
-        raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} are there")
+        raise UserError(
+            f"{args.unlabeled}: {plural(args.num, 'row')} asked for, {len(rows):,} there"
+        )
     return task, labeled, rows, read_jsonl(args.gold, kind=str) if args.gold else None
 
 

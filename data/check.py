@@ -12,7 +12,7 @@ from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
 from data.costs.prices import fill, load_prices, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
-from data.files import UserError, say_first
+from data.files import UserError, plural, say_first
 from data.spans import make_brackets, split_entities
 
 RARE = 10  # rows of train, below which a class is called rare
@@ -143,7 +143,7 @@ def describe_cost(task, scale, runs, real_text):
     known = steps.keys() <= rates.keys()
     seconds = sum(count * rates[kind] for kind, count in steps.items() if known)
     time = f", {tell_duration(seconds)} on one core, one after the other" if seconds else ""
-    return f"{len(runs)} runs, {sum(steps.values()):,} steps{time}"
+    return f"{plural(len(runs), 'run')}, {plural(sum(steps.values()), 'step')}{time}"
 
 
 def describe_targets(task, scale, rows, real_text):

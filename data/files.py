@@ -82,6 +82,11 @@ def read_path(text):
 # --- numbers -------------------------------------------------------------------------------
 
 
+def plural(count, word):
+    """A count and its word: 1 row, 2 rows, 1,200 rows."""
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
 def parse_amount(value, what):
     """`value` as an exact Fraction >= 0; `what` names it in the error.
 

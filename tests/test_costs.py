@@ -1198,7 +1198,7 @@ def test_work_to_do_is_runs_apart_from_scores(tmp_path):
     both = {f"c/{stamp}": 0 for stamp in ("metrics.json", "dev/metrics.json")}
     assert tell_work(both, args).startswith("2 to score, about a minute")
     new = {f"d/{stamp}": 60 for stamp in ("metrics.json", "dev/metrics.json")}
-    assert tell_work(new, args).startswith("1 of 1 runs to do, about a minute")
+    assert tell_work(new, args).startswith("1 of 1 run to do, about a minute")
 
 
 def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):

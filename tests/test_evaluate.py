@@ -853,7 +853,7 @@ def test_result_has_its_keys(tmp_path, capsys):
     assert run("--task", "wlp", "--predictions", path, "--json", "--rule", "released") == 0
     assert json.loads(capsys.readouterr().out)["metric"] == "f1_released"
     assert run("--task", "wlp", "--predictions", path) == 0
-    assert "entity_f1 100.00 on 1 rows" in capsys.readouterr().out
+    assert "entity_f1 100.00 on 1 row" in capsys.readouterr().out
     assert run("--task", "wlp", "--predictions", path, "--output", tmp_path / "run") == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["score"] == 100
 

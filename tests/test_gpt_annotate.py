@@ -446,7 +446,7 @@ def test_complete_means_every_row(tmp_path):
     gold = make_world(tmp_path, 40)
     with open_annotator(gold) as server:
         flags = ["--complete", "--budget", "0.005"]
-        with pytest.raises(UserError, match=r"\d+ of 40 rows have no answer; a larger --bud"):
+        with pytest.raises(UserError, match=r"\d+ of 40 rows without an answer; a larger --bud"):
             annotate(tmp_path, server.url, *flags)
         assert not (tmp_path / "out" / "labels.jsonl").exists()
         annotate(tmp_path, server.url, "--complete", "--budget", "1")
@@ -796,7 +796,7 @@ def test_odd_answers_are_left_out(tmp_path, capsys):
     }
     assert summary["invalid_reasons"] == {"empty": 2, "refusal": 2, "unparseable": 2}
     assert summary["usd"] == float(server.usd)  # paid for all the same
-    assert "6 answers are no label" in capsys.readouterr().out
+    assert "6 answers without a label" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("structured", ["yes", "reject", "reject-500", "ignore"])
@@ -1106,7 +1106,7 @@ def test_a_batch_is_taken_in_whole(tmp_path):
         (["--budget", "-3"], "--budget: '-3' is not a number of 0 or more"),
         (["--budget", "much"], "--budget: 'much' is not a number"),
         (["--budget", "1", "--shots", "101"], r"101 examples go into a prompt, and 100 labeled"),
-        (["--budget", "1", "--num", "11"], r"unlabeled.jsonl: 11 rows asked for, 10 are there"),
+        (["--budget", "1", "--num", "11"], r"unlabeled.jsonl: 11 rows asked for, 10 there"),
         (["--budget", "1", "--base-url", "http://127.0.0.1:9/v1"], "cannot be reached"),
         (["--budget", "paper"], "--budget paper: needs --num"),
         (["--budget", "paper", "--num", "5", "--task", "nq"], "task whose price the paper states"),

@@ -284,7 +284,7 @@ def test_files_of_a_windows_program_are_read(project):
     flags = "-m data.prepare --task mine --data windows --check".split()
     done = call(project, sys.executable, *flags)
     assert done.returncode == 0, done.stderr
-    assert "train: 1 rows dropped: their source is in test" in done.stdout
+    assert "train: 1 row dropped: their source is in test" in done.stdout
     (folder / "test.jsonl").write_text(train)
     done = call(project, sys.executable, *flags)
     assert done.returncode == 1

@@ -103,7 +103,7 @@ def test_a_task_of_ones_own_is_swept_on_its_own_splits(tmp_path, monkeypatch, ca
     assert str(splits / "train.jsonl") in train and "--keep-empty" in train
     assert f"mine={data / 'task.json'}" in score and str(splits / "dev.jsonl") in score
     said = capsys.readouterr()
-    assert said.err == f"1 runs, 2 trials on dev, written to {home / 'sweep.csv'}\n"
+    assert said.err.split() == f"1 run, 2 trials on dev, written to {home / 'sweep.csv'}".split()
     assert "small-n20-s0: chosen rate 0.001, 30 steps, 50.0 on dev" in said.out
     assert len(sweep.read_trials(home / "sweep.csv")) == 2
     with pytest.raises(UserError, match=r"no splits; make data TASK=mine SCALE=mini DATA=\S+notes"):

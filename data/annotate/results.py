@@ -19,6 +19,7 @@ from data.files import (
     find_commit,
     hash_file,
     parse_amount,
+    plural,
     read_json,
     show_rows,
     write_atomic,
@@ -136,12 +137,12 @@ def write_results(job, store):
     labels, summary = summarize(job, store, answers)
     if summary["missing"] and (args.complete or args.predictions):
         raise UserError(
-            f"{store.path}: {summary['missing']:,} of {len(job.rows):,} rows have no answer; a "
-            "larger --budget (make: BUDGET=USD) continues"
+            f"{store.path}: {summary['missing']:,} of {plural(len(job.rows), 'row')} without an "
+            "answer; a larger --budget (make: BUDGET=USD) continues"
         )
     if not summary["valid"]:
         told = show_reasons(summary)
-        text = f"no label in its {summary['answers']:,} answers ({told}); read them"
+        text = f"no label in its {plural(summary['answers'], 'answer')} ({told}); read them"
         raise UserError(f"{store.path}: {text}")
     own = [{key: row[key] for key in ("source", "target")} for row in job.labeled]
     texts = {"labels.jsonl": show_rows([*own[: args.add_labeled], *labels])}
@@ -189,15 +190,16 @@ def show_result(args, summary):
     usd, paper, possible = (
         show_usd(parse_amount(summary[key], key)) for key in ("usd", "usd_paper", "usd_possible")
     )
-    yield f"{summary['annotator']}: {summary['valid']:,} of {summary['items']:,} rows labeled"
+    items, wrong = plural(summary["items"], "row"), plural(summary["invalid"], "answer")
+    yield f"{summary['annotator']}: {summary['valid']:,} of {items} labeled"
     if summary["invalid"]:
-        yield f"{summary['invalid']:,} answers are no label ({show_reasons(summary)}); left out"
+        yield f"{wrong} without a label ({show_reasons(summary)}); left out"
     if summary["missing"]:
-        yield f"{summary['missing']:,} rows have no answer"
+        yield f"{plural(summary['missing'], 'row')} without an answer"
     tokens = summary["llm_tokens"]
     yield (
-        f"{summary['calls']:,} calls; {tokens['in']:,} new, {tokens['cached']:,} cached and "
-        f"{tokens['out']:,} answer tokens"
+        f"{plural(summary['calls'], 'call')}; {tokens['in']:,} new, {tokens['cached']:,} cached "
+        f"and {tokens['out']:,} answer tokens"
     )
     more = f"; up to {possible} more may have been billed for lost answers"
     spent = "that real answers would cost, none spent" if args.simulate is not None else "spent"

@@ -29,9 +29,10 @@ from pathlib import Path
 
 from data.costs.flags import make_flags, show_flags
 from data.costs.grid import cells, grid
+from data.costs.prices import fill
 from data.costs.rules import SCRIPTS, count_steps
 from data.costs.runs import make_run
-from data.files import ROOT, UserError, make_parser, read_csv, read_json, run_cli
+from data.files import ROOT, UserError, make_parser, plural, read_csv, read_json, run_cli
 from data.tasks import load_task
 
 COLUMNS = (
@@ -141,7 +142,7 @@ def tell_edges(best, args):
         low, high, value = min(tried), max(tried), float(best[name])
         if value == high or (value == low and name == "learning_rate"):
             edges.append(f"{name} {value:g} is the {'highest' if value == high else 'lowest'}")
-    return f"  at the edge: {', '.join(edges)}" if edges else ""
+    return f"; at the edge: {', '.join(edges)}" if edges else ""
 
 
 def list_runs(args):
@@ -213,8 +214,8 @@ def main(argv=None):
         raise UserError(f"--strategy {args.strategy}: no such run in the tables of {args.task}")
     args.most = max(run.unlabeled for run in runs)
     known, trials = read_trials(args.output), [list_trials(args, run) for run in runs]
-    told = f"{len(runs)} runs, {sum(map(len, trials))} trials on dev, written to {args.output}"
-    print(told, file=sys.stderr)
+    told = f"{plural(len(runs), 'run')}, {plural(sum(map(len, trials)), 'trial')} on dev"
+    print(fill(f"{told}, written to {args.output}"), file=sys.stderr)
     for run, pairs in zip(runs, trials, strict=True):
         rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made
@@ -230,7 +231,7 @@ def main(argv=None):
             best = choose(rows)
             rate, steps, score = (best[key] for key in ("learning_rate", "steps", "score_dev"))
             chosen = f"rate {float(rate):g}, {steps} steps, {float(score):.1f} on dev"
-            print(f"{run.name}: chosen {chosen}{tell_edges(best, args)}", flush=True)
+            print(fill(f"{run.name}: chosen {chosen}{tell_edges(best, args)}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from data.files import (
     ROOT,
     UserError,
     check_kind,
+    plural,
     read_if_there,
     read_json,
     read_text,
@@ -270,7 +271,7 @@ def prepare_splits(task, args):
     if done.returncode:
         paths = sorted(Path(args.runs, task.name).glob("*/metrics.json"))
         shown = ", ".join(path.parent.name for path in paths[:3])
-        made = f" ({len(paths)} runs were made of them: {shown}, ...)" * bool(paths)
+        made = f" (of them {plural(len(paths), 'run')} made: {shown}, ...)" * bool(paths)
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UserError((said.partition("error: ")[2] or said) + made)
 
@@ -345,7 +346,8 @@ def tell_work(seconds, args):
         return None
     new = {find_run_folder(stamp) for stamp in left if not is_trained(stamp)}
     score = sum(map(is_trained, left))
-    text = f"{len(new)} of {len(set(map(find_run_folder, stamps)))} runs to do" * bool(new)
+    every = plural(len(set(map(find_run_folder, stamps))), "run")
+    text = f"{len(new)} of {every} to do" * bool(new)
     text += f"{', ' * bool(new)}{score} to score" * bool(score)
     left, at_once = left.values(), max(1, min(args.jobs, len(left)))
     if None in left:
@@ -417,7 +419,7 @@ def tell_progress(path):
     stamps = {Path(runs, stamp): each for stamp, each in seconds.items()}
     done = {stamp: each for stamp, each in stamps.items() if stamp.exists()}
     left = [each for stamp, each in stamps.items() if stamp not in done]
-    text = f"{len(done)} of {len(stamps)} runs done"
+    text = f"{len(done)} of {plural(len(stamps), 'run')} done"
     if left and None not in left:
         begun = Path(path).stat().st_mtime
         new = [(s, each) for s, each in done.items() if each and s.stat().st_mtime >= begun]

@@ -15,7 +15,7 @@ import shlex
 import shutil
 from pathlib import Path
 
-from data.files import ROOT, UserError, hash_file, read_if_there, read_json
+from data.files import ROOT, UserError, hash_file, plural, read_if_there, read_json
 
 # What leaves a result alone or is held to account by a hash: paths, and how a run logs and saves.
 FREE = re.compile(
@@ -185,5 +185,5 @@ def tell_changes(changed):
     first, *others = dict.fromkeys(changed.values())
     more = f" and {len(others)} more changes" if others else ""
     shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-    made = "1 run was made" if len(names) == 1 else f"{len(names)} runs were made"
+    made = f"{plural(len(names), 'run')} {'was' if len(names) == 1 else 'were'} made"
     return f"{first}{more} since {made} ({shown}): take that back, or {REDO}"

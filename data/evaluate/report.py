@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from data.files import read_if_there, write_atomic
+from data.files import plural, read_if_there, write_atomic
 
 ERRORS = 200  # rows in errors.md
 CARD = Path(__file__).with_name("card.md")
@@ -18,7 +18,8 @@ def show_spread(result, key, form):
 
 def show_result(result):
     """The result as text; --json prints it whole."""
-    lines = [f"{result['task']}: {result['metric']} {result['score']:.2f} on {result['n']:,} rows"]
+    rows = plural(result["n"], "row")
+    lines = [f"{result['task']}: {result['metric']} {result['score']:.2f} on {rows}"]
     for key, value in result["metrics"].items():
         lines.append(f"  {key:<20} {value:7.2f}" + show_spread(result, key, "  [{:.2f}, {:.2f}]"))
     lines.append(f"  best constant output {result['constant']['prediction']!r}")
@@ -26,7 +27,7 @@ def show_result(result):
         lines.append(f"  {result['metric']} of {name.replace('_', ' ')}: {value:.2f}")
     for half, found in result.get("by", {}).get("half", {}).items():
         told = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
-        lines.append(f"  half {half}, {found['n']:,} rows: {told}")
+        lines.append(f"  half {half}, {plural(found['n'], 'row')}: {told}")
     lines += show_classes(result)
     kinds = [kind for kind in ("sources", "targets", "outputs") if f"truncated_{kind}" in result]
     cut = ", ".join(f"{result[f'truncated_{kind}']:,} {kind}" for kind in kinds)
@@ -73,7 +74,7 @@ def show_comparison(result):
     folders = {Path(run["run"]).parent for run in result["runs"]}
     folder = folders.pop() if len(folders) == 1 else Path()
     inside = f" in {folder}" * (folder != Path())
-    head = f"{result['task']}, {result['n']:,} rows, 95% intervals"
+    head = f"{result['task']}, {plural(result['n'], 'row')}, 95% intervals"
     lines = [f"{head}; differences from the first{inside}:"]
     names = [Path(run["run"]).name if inside else run["run"] for run in result["runs"]]
     width = max(map(len, names))
@@ -149,16 +150,18 @@ def show_origin(training, config):
     labels, teacher = training.get("labels"), training.get("teacher") or {}
     text = f"`{base}`, trained by strategy `{training.get('strategy')}`"
     if rows := training.get("unlabeled"):
-        text += f": distilled on {rows:,} unlabeled rows from the teacher `{teacher.get('model')}`"
+        text += f": distilled on {plural(rows, 'unlabeled row')} from the teacher "
+        text += f"`{teacher.get('model')}`"
     if labels:
-        text += f"{', which was trained' if rows else ''} on {labels:,} labeled rows"
+        text += f"{', which was trained' if rows else ''} on {plural(labels, 'labeled row')}"
     both = training, teacher.get("training") or {}
     total, before = (sum((each.get("seconds") or {}).values()) for each in both)
     hardware = training.get("hardware") or {}
     device = hardware.get("gpu") or hardware.get("cpu") or "an unknown device"
     cost = f"Training took {total:,.0f} s on {device}" if total else "Its training was not timed"
     cost += f", its teacher's {before:,.0f} s" if before else ""
-    return f"{text}. {cost}; seed {training.get('seed')}, {training.get('steps') or 0:,} steps."
+    steps = plural(training.get("steps") or 0, "step")
+    return f"{text}. {cost}; seed {training.get('seed')}, {steps}."
 
 
 def show_card(folder, task, result, config):

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.evaluate.metrics import Row, score_answers, score_classes, score_entities
 from data.evaluate.paraphrase import score_paraphrase
-from data.files import UserError, read_if_there, read_jsonl
+from data.files import UserError, plural, read_if_there, read_jsonl
 from data.plots.paired import adjust_holm
 
 SCORERS = {
@@ -50,7 +50,9 @@ def read_rows(predictions, data, task):
     rows = read_jsonl(predictions, ("prediction",) if data else ("source", "target", "prediction"))
     examples = read_jsonl(data) if data else [{}] * len(rows)
     if len(examples) != len(rows):
-        counts = f"{len(rows):,} predictions for the {len(examples):,} rows of {data}"
+        counts = (
+            f"{plural(len(rows), 'prediction')} for the {plural(len(examples), 'row')} of {data}"
+        )
         raise UserError(f"{predictions}: {counts}")
     for number, (row, example) in enumerate(zip(rows, examples, strict=True), 1):
         for key in (key for key in GIVEN if key in example):
@@ -209,7 +211,7 @@ def compare_runs(options, task):
     keys = [[(row["source"], row["target"]) for row in rows] for rows in read]
     for path, mine in zip(paths, keys, strict=True):
         if mine != keys[0]:
-            sizes = f"{len(keys[0]):,} and {len(mine):,} rows"
+            sizes = f"{len(keys[0]):,} and {plural(len(mine), 'row')}"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
     scored = [score_rows(rows, task, options)[1] for rows in read]
     values, metrics = draw_scores(scored, options), {}
