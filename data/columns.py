@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import UserError, parse_json, read_text, say_first
+from data.files import UserError, parse_json, plural, read_text, say_first
 from data.spans import Wrong, check_entities, write_spans
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -194,7 +194,7 @@ def make_rows(table, task, labeled, columns, blank=False):
     as in a sheet that is half labeled; its target is "".
     """
     rows, faults, left, renamed = [], [], 0, Counter()
-    table = Table(table.name, [(place, unwrap(row)) for place, row in table.rows])
+    table = unwrap(table, labeled)
     chosen, told = choose_columns(table, task, labeled, columns)
     names = {label.casefold(): label for label in task.labels}
     hub = str(table.name).startswith("hub:")
@@ -220,18 +220,27 @@ def make_rows(table, task, labeled, columns, blank=False):
             faults.append(Fault(table.name, place, *wrong.args))
     notes = [told] if told else []
     if left:
-        notes.append(f"{left:,} rows left out: blank, or their answer is reject or ignore")
-    for (said, label), count in renamed.items():
-        notes.append(f"{count:,} targets {said!r} are taken for the label {label!r}")
+        notes.append(f"{plural(left, 'row')} left out: blank, or their answer is reject or ignore")
+    if renamed:
+        told = ", ".join(f"{n:,} {said!r} for {label!r}" for (said, label), n in renamed.items())
+        count = plural(sum(renamed.values()), "target")
+        notes.append(f"{count} spelled otherwise than the label: {told}")
     return rows, faults, notes
 
 
-def unwrap(row):
-    """A row as it is, or one of Label Studio's full export, {"data": ..., "annotations": ...}."""
+def unwrap(table, labeled):
+    """A Table whose rows are flat objects, or Wrong: those of Label Studio's full export are
+    {"data": ..., "annotations": ...}; where no label is asked for, they may be without one."""
+    return table._replace(rows=[(place, flatten(row, labeled)) for place, row in table.rows])
+
+
+def flatten(row, labeled):
     if not isinstance(row, dict):
         return row if isinstance(row, Wrong) else Wrong("not a JSON object")
     if not (isinstance(row.get("data"), dict) and isinstance(row.get("annotations"), list)):
         return row
+    if not labeled:
+        return {**{key: row[key] for key in row.keys() & {"id"}}, **row["data"]}
     if len(row["annotations"]) != 1:
         return Wrong("several annotations or none; keep one", str(len(row["annotations"])))
     result = row["annotations"][0].get("result", [])

@@ -42,6 +42,7 @@ from data.files import (
     UserError,
     hash_file,
     make_parser,
+    plural,
     read_json,
     run_cli,
     show_rows,
@@ -132,7 +133,7 @@ def drop_sources(rows, held, what, notes):
     """`rows` without those whose source is among `held`; what was dropped goes to `notes`."""
     kept = [row for row in rows if name_source(row["source"]) not in held]
     if len(kept) < len(rows):
-        notes.append(f"{len(rows) - len(kept):,} rows dropped: {what}")
+        notes.append(f"{plural(len(rows) - len(kept), 'row')} dropped: {what}")
     return kept
 
 
@@ -149,8 +150,8 @@ def take_rows(rows, count, seed, notes, what):
             break
     rest = [row for row in rows if name_source(row["source"]) not in taken]
     copies = len(rows) - len(rest) - len(taken)
-    more = f"; {copies:,} more rows of the same sources left out" * (copies > 0)
-    notes.append(f"{len(taken):,} of {len(rows):,} rows {what}{more}")
+    more = f"; {plural(copies, 'more row')} of the same sources left out" * (copies > 0)
+    notes.append(f"{len(taken):,} of {plural(len(rows), 'row')} {what}{more}")
     return [rows[i] for i in sorted(taken.values())], rest
 
 
@@ -163,7 +164,9 @@ def split_all(rows, args, notes, keep_empty):
     if blank and ("unlabeled" in rows or len(blank) > len(labeled)):
         pool = rows.setdefault("unlabeled", [])
         pool += ({"source": row["source"]} for row in blank)
-        notes["unlabeled"].append(f"{len(blank):,} rows of the one labeled file have no target")
+        notes["unlabeled"].append(
+            f"{plural(len(blank), 'row')} of the one labeled file without a target"
+        )
         blank = []
     count = max(1, len(name_sources(labeled)) // 5)
     count = min(count, args.test_rows or count)
@@ -182,15 +185,15 @@ def split_rows(rows, sizes, seed, notes, keep_empty=False):
     held = name_sources(test)  # the whole test set, even where a part is scored
     if sizes["test"] and sizes["test"] < len(test):
         keep = sorted(random.Random(f"test {seed}").sample(range(len(test)), sizes["test"]))
-        notes["test"].append(f"{len(keep):,} of {len(test):,} rows drawn")
+        notes["test"].append(f"{len(keep):,} of {plural(len(test), 'row')} drawn")
         test = [test[i] for i in keep]
     train = drop_sources(rows["train"], held, "their source is in test", notes["train"])
     empty = [row for row in train if not (keep_empty or row["target"])]
     train = [row for row in train if keep_empty or row["target"]]
     if empty:
         notes["train"].append(
-            f"{len(empty):,} rows dropped: no target (the paper's authors skip such rows too; a "
-            "task of entities of one's own learns from them that there is nothing)"
+            f"{plural(len(empty), 'row')} dropped: no target (the paper's authors skip such rows "
+            "too; a task of entities of one's own learns from them that there is nothing)"
         )
     if "dev" in rows:
         dev = drop_sources(rows["dev"], held, "their source is in test", notes["dev"])
@@ -228,7 +231,9 @@ def take_first(rows, notes):
     """Rows to learn from: of several answers the first, as a model writes one."""
     several = [isinstance(row.get("target"), list) for row in rows]
     if any(several):
-        notes.append(f"{sum(several):,} rows have lists of answers; the first of each is learned")
+        notes.append(
+            f"{plural(sum(several), 'row')} with a list of answers, the first of which is learned"
+        )
     pairs = zip(rows, several, strict=True)
     return [{**row, "target": row["target"][0]} if some else row for row, some in pairs]
 
@@ -303,7 +308,9 @@ def read_data(args, entry, sources):
     if faults and args.check:
         print("\n".join(describe_faults(faults)))
     if faults:
-        more = f" (and {len(faults) - 1:,} more faults; --check lists them)" * (len(faults) > 1)
+        more = f" (and {plural(len(faults) - 1, 'more fault')}; --check lists all)" * (
+            len(faults) > 1
+        )
         raise UserError(f"{faults[0]}{more}")
     return rows, names, notes
 

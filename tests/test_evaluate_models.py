@@ -603,6 +603,29 @@ def test_rows_without_a_text_are_labeled_with_a_word(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("exported", "row"),
+    [
+        (
+            {"text": "a b", "spans": [{"start": 0, "end": 1, "label": "Gene"}], "answer": "accept"},
+            {},
+        ),
+        ({"text": "a b", "spans": [[0, 1, "Gene"]], "meta": {"page": 1}}, {"meta": {"page": 1}}),
+        ({"text": "a b", "label": [[0, 1, "Gene"]]}, {"label": [[0, 1, "Gene"]]}),
+        ({"source": "a b", "spans": [[0, 1, "Gene"]], "id": 7}, {"id": 7}),
+        ({"id": 7, "data": {"text": "a b"}, "annotations": [{"result": []}] * 2}, {"id": 7}),
+        ({"id": 7, "data": {"text": "a b", "n": 1}, "annotations": []}, {"id": 7, "n": 1}),
+    ],
+    ids=["Prodigy", "spans", "doccano", "source", "Label Studio, twice", "Label Studio, without"],
+)
+def test_texts_of_exports_are_labeled_anew(tmp_path, capsys, exported, row):
+    path = write(tmp_path / "a.jsonl", [exported])
+    accepted = {"answer": "accept"} if "answer" in exported else {}
+    assert read_rows(path) == [{"source": "a b", **row, **accepted}]
+    said = f"note: spans in {path} are left out, those written are the model's\n"
+    assert (said in capsys.readouterr().err) == ("spans" in exported)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "column", "said"),
     [
         (

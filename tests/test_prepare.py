@@ -110,8 +110,8 @@ def test_plain_folder_keeps_files_and_removes_overlap(tmp_path, capsys):
     assert splits["test"][0] == {"source": "in test", "target": ""}  # kept: it is scored
     assert_disjoint(splits)
     printed = capsys.readouterr().out
-    assert "1 rows dropped: their source is in test" in printed
-    assert "1 repeated sources dropped" in printed
+    assert "1 row dropped: their source is in test" in printed
+    assert "1 repeated source dropped" in printed
 
 
 def test_unlabeled_drawn_from_train_is_seeded_and_disjoint(tmp_path):
@@ -301,7 +301,7 @@ def test_csv_is_read_as_it_is(tmp_path, name, mark):
     assert faults == [f"{path} line 5: target is none of {', '.join(INTENTS)}: ' '"]
     assert notes == [
         f"{path}: source from 'text' and target from 'label' (guessed; columns: id, text, label)",
-        "1 targets 'INTENT B' are taken for the label 'intent b'",
+        "1 target spelled otherwise than the label: 1 'INTENT B' for 'intent b'",
     ]
 
 
@@ -357,7 +357,7 @@ def test_columns_by_name_and_prodigy_answers(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", rows)
     found, _, notes = read_own(path, ENTRY, source="body")
     assert found == [{"source": "long a", "target": "intent a"}]
-    assert "1 rows left out: blank, or their answer is reject or ignore" in notes
+    assert "1 row left out: blank, or their answer is reject or ignore" in notes
     with pytest.raises(UserError, match="no column 'nope'; it has 'text', 'label'"):
         read_own(path, ENTRY, source="nope")
 
@@ -425,7 +425,7 @@ def test_several_answers_are_kept_where_scored_and_the_first_is_learned(tmp_path
     splits = run(tmp_path / "out", data=data, task="mine")
     assert all(len(row["target"]) == 2 for row in splits["test"])
     assert all(row["target"].startswith("a ") for row in splits["train"])
-    assert "rows have lists of answers; the first of each is learned" in capsys.readouterr().out
+    assert " with a list of answers, the first of which is learned" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", ["  ", "\u00a0", "\r\n", "\u200b", "\x07 ", "\u2028"])
@@ -515,6 +515,8 @@ def test_label_studios_full_export(tmp_path):
     rows, faults, _ = read_own(tmp_path / "a.json", GENES)
     assert rows == [{"source": TEXT, "target": "BRCA1 [Gene]"}]
     assert faults[0].endswith("row 2: several annotations or none; keep one: 2")
+    rows, faults, _ = read_own(tmp_path / "a.json", GENES, labeled=False)
+    assert rows == [{"source": TEXT}] * 2 and not faults  # their texts alone are asked for
 
 
 @pytest.mark.parametrize(
@@ -605,7 +607,7 @@ def test_a_half_labeled_sheet_is_split_and_its_rest_unlabeled(tmp_path, capsys):
     said, rows = split(5)
     assert "train: 5 rows dropped: no target" in said and rows["test"] == 20
     said, rows = split(300)
-    assert "unlabeled: 300 rows of the one labeled file have no target" in said
+    assert "unlabeled: 300 rows of the one labeled file without a target" in said
     assert rows["unlabeled"] == 300 and rows["train"] + rows["dev"] + rows["test"] == 100
     (data / "sheet.csv").unlink()
     write_csv(data / "train.csv", [["text", "label"], ["a", "intent a"]])
@@ -750,7 +752,7 @@ def test_public_sets(tmp_path, monkeypatch, capsys, name):
     splits = run(tmp_path / "out", *flags, data=data, task=entry["task"])
     assert splits["unlabeled"] == [{"source": "the sea is dry"}]  # the other one is labeled
     shown = capsys.readouterr()
-    assert "1 rows dropped: their source is in test, dev or train" in shown.out and not shown.err
+    assert "1 row dropped: their source is in test, dev or train" in shown.out and not shown.err
 
 
 def test_public_sets_that_cannot_be_had(tmp_path, monkeypatch):

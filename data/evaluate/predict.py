@@ -7,10 +7,11 @@ Each row is written as soon as its part of the file is done, with its own keys a
   scores      for classes: the probability of each, over the classes of the task (by forced
               decoding of each label; an encoder's softmax)
   spans       for entities: [start, end, label] of each that stands in the source, in characters
-A file may be JSONL, CSV, TSV or Parquet; its column of texts becomes "source", stdin is JSONL. Of
-Parquet dates are written as in ISO 8601, decimals as texts, NaN and infinity as null. A killed run
-goes on after the last whole line; a file of other rows, or begun with other settings than stand
-beside it in OUTPUT.settings.json, is refused.
+A file may be JSONL, CSV, TSV or Parquet, or what Prodigy, doccano and Label Studio export, whose
+own spans are left out; its column of texts becomes "source", stdin is JSONL. Of Parquet dates are
+written as in ISO 8601, decimals as texts, NaN and infinity as null. A killed run goes on after the
+last whole line; a file of other rows, or begun with other settings than stand beside it in
+OUTPUT.settings.json, is refused.
 """
 
 import fcntl
@@ -23,16 +24,17 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from data.columns import Columns, choose_columns, read_table
+from data.columns import Columns, choose_columns, read_table, unwrap
 from data.files import (
     UserError,
     check_kind,
     check_overwrite,
     parse_json,
+    plural,
     read_json,
     write_json,
 )
-from data.spans import Wrong, find_spans
+from data.spans import find_spans
 
 ADDED = ("text", "confidence", "scores", "spans")
 
@@ -61,20 +63,30 @@ def read_rows(options, task):
     a guessed column."""
     path = "/dev/stdin" if options.predict == "-" else options.predict
     check_overwrite(filter(None, [options.output]), [path])
-    table, column = read_table(Path(path)), options.source_column or task.source_column
+    table = unwrap(read_table(Path(path)), labeled=False)
+    column = options.source_column or task.source_column
     (name, _), told = choose_columns(table, task, False, Columns(column))
+    spans = sum(drop_spans(row) for _, row in table.rows if name != "spans")
     rows = [check_row(row, name, f"{path} {place}") for place, row in table.rows]
     empty = sum(not row["source"].strip() for row in rows)
     more = f", {empty:,} of them empty, whose labels say nothing" * bool(empty)
-    lines = [told] * bool(told) + [f"{path}: {len(rows):,} rows{more}; loading {options.model}"]
+    lines = [told] * bool(told)
+    if spans:
+        lines.append(f"note: spans in {path} are left out, those written are the model's")
+    lines.append(f"{path}: {plural(len(rows), 'row')}{more}; loading {options.model}")
     print("\n".join(lines), file=sys.stderr)
     return rows
+
+
+def drop_spans(row):
+    """Whether a row had spans, as an export holds them; they are taken out."""
+    return isinstance(row, dict) and isinstance(row.get("spans"), list) and row.pop("spans") != []
 
 
 def check_row(row, name, where):
     """A row with its source first, which must be a text, and without a key that the output adds."""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: {row if isinstance(row, Wrong) else 'not a JSON object'}")
+        raise UserError(f"{where}: {row}")
     if name not in row:
         raise UserError(f"{where}: no {name!r} in this row")
     check_kind(row[name], str, f"{where}: {name!r}")
@@ -186,7 +198,7 @@ def share_scores(out, labels, logits):
 
 def tell_speed(count, seconds, before, usd_per_hour):
     """Rows a second and the cost of a million of them, on stderr."""
-    text = f"{count:,} rows in {seconds:.1f} s"
+    text = f"{plural(count, 'row')} in {seconds:.1f} s"
     if before:
         text += f", {before:,} were there"
     if count:
