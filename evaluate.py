@@ -122,8 +122,9 @@ def choose_settings(options, task):
 
 def check_paths(options):
     """Refuse a model folder and a file that are not there, before libraries load for seconds."""
-    name = options.model
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
+    name, folder = options.model, Path(options.model)
+    named = name.startswith((".", "/")) or name.count("/") != 1 or folder.parent.is_dir()
+    if named and not folder.is_dir():
         raise UserError(f"{name}: no such model folder")
     if options.predict not in (None, "-") and not Path(options.predict).is_file():
         raise UserError(f"--predict {options.predict!r}: no such file")
@@ -131,7 +132,6 @@ def check_paths(options):
 
 def load_parts(options, task):
     """(loaded model, reader of its outputs, settings)."""
-    check_paths(options)
     settings = choose_settings(options, task)
     from data.evaluate import decode
 
@@ -303,10 +303,11 @@ def main(argv=None):
     from data.evaluate import report, scores  # after --help; run_cli() tells of a missing package
 
     task = load_task(options.task)
+    if options.model:
+        check_paths(options)
     if options.predict is not None:
         from data.evaluate.predict import predict_file, read_rows
 
-        check_paths(options)
         rows = read_rows(options, task)  # what is wrong with them is said before torch loads
         return predict_file(options, rows, *load_parts(options, task))
     if options.compare:

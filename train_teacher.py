@@ -97,7 +97,19 @@ def parse_args(argv=None):
         parser.error(f"--micro-batch must divide --batch-size {args.batch_size}")
     if not args.train.is_file():
         sys.exit(f"error: {args.train}: no such file")
+    check_model(args.model)
     return args, rest
+
+
+# same in: train_small.py, train_teacher.py, distill.py
+def check_model(name):
+    """Refuse a path without a folder before libraries load; NAME and OWNER/NAME are the hub's."""
+    path, local = Path(name), name.startswith((".", "/")) or name.count("/") > 1
+    if (local or ("/" in name and path.parent.is_dir())) and not path.is_dir():
+        sys.exit(f"error: {name}: no such model folder")
+
+
+# end same
 
 
 if __name__ == "__main__":
@@ -754,8 +766,7 @@ def loading(model, what="model"):
 
 def load_parts(model, dropout=None):
     """(config, tokenizer) of a T5 or an encoder, from a folder or the hub; others are refused."""
-    if "/" in model and Path(model).parent.is_dir() and not Path(model).is_dir():
-        fail(f"{model}: no such model folder")
+    check_model(model)
     with loading(model):
         config = transformers.AutoConfig.from_pretrained(model)
     with loading(model, "tokenizer"):
@@ -1016,8 +1027,9 @@ def save_run(trainer, tokenizer, args, record, gpus=1):
     write_json(output / "training.json", {**record, **describe_run(trainer.args, gpus)})
     shutil.rmtree(kept, ignore_errors=True)
     rows, seconds = record["unlabeled"], record["seconds"]["train"]
-    text = f"{rows:,} rows" if rows else f"{record['labels']:,} labels"
-    text += f", {record['steps']:,} steps, mean loss {record['train_loss']:.3f}, {seconds:.0f} s"
+    counts = [(rows, "row") if rows else (record["labels"], "label"), (record["steps"], "step")]
+    text = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
+    text += f", mean loss {record['train_loss']:.3f}, {seconds:.0f} s"
     for kind in ("source", "target"):
         if count := record.get(f"truncated_{kind}s"):
             text += f", {count:,} {kind}s cut at {getattr(args, f'max_{kind}_length')} tokens"
