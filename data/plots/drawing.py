@@ -158,14 +158,14 @@ def find_ends(panel):
 def find_shifts(panel, inches):
     """A factor of x for each series of a panel: 1, or a little to either side with `dodge`.
 
-    Neighbours are 4 points apart, nearer where the outer ones would be more than 14.
+    Neighbours that are seen are 4 points apart, nearer where the outer ones would be more than 14.
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
     ends = find_ends(panel)
     if not panel.dodge or not ends:
         return [1] * len(panel.lines)
     decades = math.log10(ends[1] / ends[0])
-    joined = [line.style.line != "none" for line in panel.lines]
+    joined = [line.style.line != "none" and bool(line.list_seen()) for line in panel.lines]
     middle = (sum(joined) - 1) / 2
     step = min(4 / 72, 14 / 72 / max(sum(joined) - 1, 1)) / inches
     places = [sum(joined[:i]) - middle if own else 0 for i, own in enumerate(joined)]
@@ -263,10 +263,10 @@ def draw(panels, columns=None, width=None):
     width = width or WIDTHS.get(columns, 2.4 * columns)
     inner = 2.6 if columns < 3 else 2.1 if rows < 4 else 1.5
     inner += 0.2 if any(panel.top for panel in panels) else 0
-    lines = itertools.chain(*(panel.lines for panel in panels))
-    labels = [line.label for line in lines if line.list_seen()]
-    labels += [label for panel in panels for label in panel.list_levels()]
-    labels = list(dict.fromkeys(labels))
+    lines = [line for panel in panels for line in panel.lines]
+    seen = {line.label for line in lines if line.list_seen()}
+    labels = [label for label in dict.fromkeys(line.label for line in lines) if label in seen]
+    labels += dict.fromkeys(label for panel in panels for label in panel.list_levels())
     in_row = count_legend_columns(labels, width)
     height = inner * rows + LEGEND_LINE * math.ceil(len(labels) / in_row) + 0.1
     with matplotlib.style.context(LOOK):

@@ -290,8 +290,10 @@ def to_csv(drawn):
 def render(drawn, output=None):
     """Write a Drawing as CSV, Markdown, PNG and PDF and print the paths; without `output` print
     the points. Missing runs go to stderr."""
-    for run in drawn.missing:
+    for run in drawn.missing[:10]:
         print(f"missing: {run}", file=sys.stderr)
+    if more := drawn.missing[10:]:
+        print(f"missing: {len(more)} more, as the CSV file has them", file=sys.stderr)
     if not output:
         return print(to_csv(drawn), end="")
     place = Path(output) / drawn.name
