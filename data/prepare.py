@@ -221,7 +221,7 @@ def draw_unlabeled(rows, held, seed, notes):
     for row in rows:
         distinct.setdefault(name_source(row["source"]), row)
     if len(distinct) < len(rows):
-        notes.append(f"{len(rows) - len(distinct):,} repeated sources dropped")
+        notes.append(f"{plural(len(rows) - len(distinct), 'repeated source')} dropped")
     unlabeled = take_first(list(distinct.values()), [])
     random.Random(f"unlabeled {seed}").shuffle(unlabeled)
     return unlabeled

@@ -41,7 +41,7 @@ from data.costs.prices import (
     to_json,
 )
 from data.costs.runs import find_run
-from data.files import DATA, UserError, check_overwrite, parse_amount, read_csv, write_json
+from data.files import DATA, UserError, check_overwrite, parse_amount, plural, read_csv, write_json
 from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
@@ -272,12 +272,15 @@ def advise(pilot, market, budgets, servings, llm, unit):
 
 
 def list_serving(servings, market, budget, llm):
-    """Each way to serve with its build and the predictions from which `budget` spent on the
-    student has paid against it; None where a price is not known, inf where it never pays.
+    """Each way to serve with its build and the predictions from which the student, of as many rows
+    as `budget` buys and are there, has paid against it; None where a price is not known, inf where
+    it never pays.
 
     servings: [(Serving, dollars of an hour of its device or None)]; llm: the name of the LLM.
     """
-    builds = {"student": budget, "teacher": market.price_teacher(market.labels), "LLM": 0}
+    teacher = market.price_teacher(market.labels)
+    spent = min(budget, teacher + market.price_rows(market.unlabeled))
+    builds = {"student": spent, "teacher": teacher, "LLM": 0}
     ways = [(each.model, usd := each.price(hour), each.show(usd)) for each, hour in servings]
     if market.terms.usd_per_llm_label is not None:
         usd = 1_000_000 * market.terms.usd_per_llm_label
@@ -287,7 +290,7 @@ def list_serving(servings, market, budget, llm):
     for model, usd, how in ways:
         entry = {"model": model, "usd_per_million": usd, "how": how, "build_usd": builds[model]}
         known = model != "student" and None not in (student, usd)
-        paid = serving.find_payback(budget, student, builds[model], usd) if known else None
+        paid = serving.find_payback(spent, student, builds[model], usd) if known else None
         found.append({**entry, "paid_back_after": paid})
     return found
 
@@ -344,7 +347,7 @@ def show_split(split, market):
     if not best:
         return tell("no_split", usd=usd)
     extra, unspent = best["labels"], split["budget"] - best["usd"]
-    words = {"usd": usd, "labels": f"buy {extra:,} labels" if extra else "buy no label"}
+    words = {"usd": usd, "labels": f"buy {plural(extra, 'label')}" if extra else "buy no label"}
     words |= {"n": market.labels + extra, "band": show_band(best["band"])}
     words["left"] = f"; {show_budget(unspent)} are left" * (50 * unspent >= split["budget"])
     return tell("split", rows=best["rows"], p=best["p"], **words)
@@ -362,24 +365,27 @@ def show_next(ranked):
     return f"Next run: none, as {why}"
 
 
-def show_costs(ways, budget):
+def show_costs(ways):
     """Serving costs and from how many predictions on distilling has paid."""
     hows = [entry["how"] for entry in ways]
-    if not any(entry["model"] == "student" for entry in ways):
+    students = [entry for entry in ways if entry["model"] == "student"]
+    if not students:
         hows.append("no model is scored yet, so none is measured")
     paid = [(entry["paid_back_after"], entry["model"]) for entry in ways]
     paid = [f"{show_digits(n)} against the {model}" for n, model in paid if n is not None]
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
-    back = f". {show_dollars(budget)} of distilling paid back after (predictions) "
-    return text + (back if paid else "") + ", ".join(paid)
+    if not paid:
+        return text
+    spent = show_budget(students[0]["build_usd"])
+    return f"{text}. {spent} of distilling paid back after (predictions) {', '.join(paid)}"
 
 
 NAMES = {"small": "student", "teacher": "teacher", "dist": "student distilled from a teacher"}
 
 
 def name_run(run):
-    rows = f", {run[2]:,} rows" if run[2] else ""
-    return f"{NAMES[run[0]]} on {run[1]:,} labels{rows}"
+    rows = f", {plural(run[2], 'row')}" if run[2] else ""
+    return f"{NAMES[run[0]]} on {plural(run[1], 'label')}{rows}"
 
 
 def show_digits(value, mark="", decimals=0):
@@ -387,7 +393,8 @@ def show_digits(value, mark="", decimals=0):
     if value == math.inf:
         return "never"
     digits = 2 - math.floor(math.log10(max(value, 10**-decimals)))
-    return f"{mark}{round(float(value), digits):,.{min(max(digits, 0), decimals)}f}"
+    shown = f"{mark}{round(float(value), digits):,.{decimals * (digits > 0)}f}"
+    return shown.removesuffix(".00")  # $55 and $75.50
 
 
 def show_budget(usd):
@@ -410,7 +417,7 @@ def show_advice(task, found, market):
     prices |= {"teacher": show_budget(found["teacher_usd"]), "rows": show_budget(found["rows_usd"])}
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
     said = [show_split(found["split"], market), show_turns(found["turns"], market.unit)]
-    said += [show_next(found["next_runs"]), show_costs(found["serving"], found["split"]["budget"])]
+    said += [show_next(found["next_runs"]), show_costs(found["serving"])]
     notes, last = [], found["budgets"][-1]
     spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
     if any("dist" not in row["buys"] for row in found["budgets"]):
