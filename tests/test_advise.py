@@ -23,6 +23,7 @@ from data.costs.prices import load_prices
 from data.costs.serving import Serving, find_payback
 from data.files import UserError, read_json, write_json
 from data.plots.advice import make_panel
+from data.plots.drawing import find_range
 from data.tasks import load_task, make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,7 +313,10 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
     assert panel.span and len(panel.bands) == 3
     anywhere = {**advice, "turns": {**advice["turns"], "first": [1, 1, None]}}
     assert not make_panel(anywhere).span  # a shade over all would say that Dist. leads there
-    assert [text for text, *_ in panel.levels][:2] == ["constant predictor", "teacher on N"]
+    names = [text for text, *_ in panel.levels]
+    assert names[:2] == ["constant predictor, 9.2", "teacher on N, 74.2"]
+    far = panel._replace(levels=[*panel.levels, ("far", "grey", -1000)])
+    assert find_range([far]) == find_range([panel])  # else all that matters would be flat
 
 
 def test_prices_and_budget_times_ten_are_the_same_advice(capsys, tmp_path, few_draws):

@@ -479,9 +479,9 @@ def read_llm(args, pilot):
     """The Pilot with an LLM's own score, where a flag tells it."""
     if args.llm_score is None:
         return pilot
-    if args.llm_score > 100:
+    if args.llm_score > 100 or 0 < args.llm_score < 1:  # a share is meant otherwise
         score = f"{float(args.llm_score):g}"
-        raise UserError(f"--llm-score: {score}: a number from 0 to 100 is needed")
+        raise UserError(f"--llm-score: {score}: percent are needed, 0 or from 1 to 100")
     return pilot._replace(llm=(float(args.llm_score) / 100, args.llm_rows))
 
 

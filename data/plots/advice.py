@@ -65,14 +65,17 @@ def make_panel(advice):
 
 
 def list_levels(advice):
-    """Scores that no budget changes: of the constant predictor, the teacher, the LLM itself."""
+    """Scores that no budget changes: of the constant predictor, the teacher, the LLM itself. Their
+    names say them, as one far from all others is out of sight."""
     if advice["constant"] is not None:
-        yield "constant predictor", GREY, advice["constant"]
+        yield f"constant predictor, {advice['constant']:.1f}", GREY, advice["constant"]
     teachers = [run["score"] for run in advice["tried"] if run["strategy"] == "teacher"]
     if teachers:
-        yield "teacher on N", DIST.color, sum(teachers) / len(teachers)
+        mean = sum(teachers) / len(teachers)
+        yield f"teacher on N, {mean:.1f}", DIST.color, mean
     if advice["llm"]:
-        yield "LLM's own answers", LLM.color, advice["llm"]["score"]
+        score = advice["llm"]["score"]
+        yield f"LLM's own answers, {score:.1f}", LLM.color, score
 
 
 def find_span(advice, low, high):

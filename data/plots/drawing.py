@@ -128,14 +128,16 @@ def make_dollar_ticks(low, high, inches):
 
 
 def find_range(panels):
-    """(low, high) of y over `panels`, error bars inside; None where they have no dots."""
+    """(low, high) of y over `panels`, error bars and near levels inside; None without dots."""
     dots = [dot for panel in panels for line in panel.lines for dot in line.list_seen()]
     values = [y for dot in dots for y in (dot.y, *(dot.bar or ()))]
     if not dots:
         return None
     for panel in panels:
         values += [y for _, points in panel.bands for _, *ends in points for y in ends]
-        values += [y for *_, y in panel.levels]
+    low, high = min(values), max(values)
+    near = 2 * low - high, 2 * high - low  # a level farther away would press all else flat
+    values += [y for p in panels for *_, y in p.levels if near[0] <= y <= near[1]]
     low, high = min(values), max(values)
     lacking = max(LEAST_SPAN - (high - low), 0) / 2
     low, high = low - lacking, high + lacking
