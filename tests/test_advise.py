@@ -426,6 +426,17 @@ def test_an_llms_own_score_adds_its_arm(capsys, tmp_path, few_draws):
     (row,) = ask_json(capsys, *words)["budgets"]
     assert row["buys"]["llm"][1] > 4000 and 0 <= row["p_best"] <= 1
     assert "LLM labels" in ask(capsys, *words)
+    with pytest.raises(UserError, match=r"--llm-score: 0.71: percent are needed"):
+        ask(capsys, *words[:-1], "0.71")
+
+
+def test_a_student_costs_no_more_than_its_rows(capsys, tmp_path, few_draws):
+    """1,000 rows at N=5K are $67.50 of teacher and $4.35, whatever the budget is."""
+    runs = write_pilot(tmp_path, WLP)
+    words = ("--runs", runs, "--budgets", "1300", "--unlabeled", 1000, "--llm-model", "gpt-4o-mini")
+    serving = {each["model"]: each for each in ask_json(capsys, *words)["serving"]}
+    assert serving["student"]["build_usd"] == pytest.approx(67.5 + 4.35)
+    assert "$71.80 of distilling paid back after" in " ".join(ask(capsys, *words).split())
 
 
 def test_a_cpus_seconds_have_dollars_by_flag_alone(capsys, tmp_path, few_draws):

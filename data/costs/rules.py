@@ -271,7 +271,7 @@ def prepare_splits(task, args):
     if done.returncode:
         paths = sorted(Path(args.runs, task.name).glob("*/metrics.json"))
         shown = ", ".join(path.parent.name for path in paths[:3])
-        made = f" (of them {plural(len(paths), 'run')} made: {shown}, ...)" * bool(paths)
+        made = f" ({plural(len(paths), 'run')} made of them: {shown}, ...)" * bool(paths)
         said = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise UserError((said.partition("error: ")[2] or said) + made)
 
