@@ -376,7 +376,7 @@ def show_costs(ways):
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
     if not paid:
         return text
-    spent = show_budget(students[0]["build_usd"])
+    spent = show_dollars(students[0]["build_usd"])
     return f"{text}. {spent} of distilling paid back after (predictions) {', '.join(paid)}"
 
 
@@ -423,7 +423,7 @@ def show_advice(task, found, market):
     if any("dist" not in row["buys"] for row in found["budgets"]):
         notes.append(tell("not_affordable", teacher=show_usd(found["teacher_usd"])))
     if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
-        notes.append(tell("rows_run_out", rows=found["unlabeled"], spent=show_budget(spent)))
+        notes.append(tell("rows_run_out", rows=found["unlabeled"], spent=show_dollars(spent)))
 
     table = show_budgets(found["budgets"], market.labels)
     parts = [fill(head, ""), fill(tell("prices", **prices), ""), "", table]
