@@ -113,7 +113,7 @@ def wrap_rows(table):
     sizes = [max(3, *(measure(show_cell(cell)) for cell in column)) for column in columns]
     room = PAGE - sum(sizes) + sizes[table.wide] - 3 * len(sizes) - 1
     for row in table.rows:
-        texts = textwrap.wrap(show_cell(row[table.wide]), max(40, room)) or [""]
+        texts = textwrap.wrap(show_cell(row[table.wide]), max(30, room)) or [""]
         for number, text in enumerate(texts):
             others = row if number == 0 else [""] * len(row)
             yield [text if i == table.wide else cell for i, cell in enumerate(others)]
