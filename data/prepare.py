@@ -359,8 +359,13 @@ def write_splits(output, splits, about):
     write_json(output / "about.json", about)
 
 
-def draw_mini(task):
+def draw_mini(args):
     """({split: rows}, files that made them) of the mini world: the lab or the town."""
+    for name in ("unlabeled", "train_rows", "dev_rows", "test_rows", "seed"):
+        if getattr(args, name):  # else it would look as if it had been followed
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: goes with --data; the mini world's splits never change")
+    task = args.task
     if task == "wlp":
         return lab.draw_splits(), ["data/world/lab.py", "data/world/lab.json"]
     if task in town.TASKS:
@@ -396,7 +401,7 @@ def main(argv=None):
         return print(f"{args.output}: as its data stands there")
     notes = {split: [] for split in SPLITS}
     if args.scale == "mini" and not args.data:
-        splits, names = draw_mini(args.task)
+        splits, names = draw_mini(args)
     else:
         rows, names, notes = read_data(args, entry, sources)
         rows = split_all(rows, args, notes, entry.keeps_empty) if "all" in rows else rows

@@ -236,6 +236,8 @@ def test_other_mistakes(tmp_path):
         (["--task", "wlp", "--data", str(data)], "unlabeled.jsonl line 2: not UTF-8"),
         (["--task", "nope"], "unknown task 'nope'"),
         (["--task", "wlp", "--scale", "huge"], "unknown scale 'huge'"),
+        (["--task", "wlp", "--test-rows", "500"], "--test-rows: goes with --data"),
+        (["--task", "nq", "--seed", "1"], "--seed: goes with --data"),
         (["--task", "wlp", "--data", str(tmp_path / "no")], "no such folder"),
         (["--task", "wlp", "--data", str(data), "--unlabeled", "no.jsonl"], "no.jsonl: no such"),
     ]:
