@@ -279,8 +279,8 @@ def check_args(parser, options):
     for name in ("source_column", "usd_per_hour") if options.predict is None else ():
         if getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} needs --predict")
-    if options.compare and len(options.compare) < 2:
-        parser.error("--compare needs two runs or more")
+    if options.compare and (len(options.compare) < 2 or options.output):
+        parser.error("--compare needs two runs or more, and prints alone: no --output")
     least = {"batch_size": 1, "max_source_length": 2, "max_target_length": 2, "bertscore_layers": 1}
     for name, low in {**least, "bootstrap": bool(options.compare) + 0, "seed": 0}.items():
         value = getattr(options, name)

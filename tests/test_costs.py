@@ -1043,6 +1043,7 @@ def test_measured_rates(tmp_path, capsys):
         ("plan --task wlp --labels 100 --budget 10 --gpu-usd-per-hour -1", "--gpu-usd-per-hour"),
         ("plan --task wlp --labels 100 --budget 10 --llm-model gpt-9", "gpt-9"),
         ("plan --task wlp --labels 100 --budget 10 --rates measured", "--runs"),
+        ("plan --task wlp --labels 100 --budget 10 --runs runs", "--rates measured"),
         ("grid --for table99 --task wlp", "table99"),
         ("grid --for table2 --task wlp --scale huge", "huge"),
         ("grid --for table2 --task wlp --seeds x", "--seeds"),

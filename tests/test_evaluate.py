@@ -959,6 +959,7 @@ def test_bad_input(tmp_path, capsys):
         ["--task", "wlp", "--predictions", "p", "--batch-size", "0"],
         ["--task", "wlp", "--compare", "a", "b", "--bootstrap", "0"],
         ["--task", "wlp", "--compare", "a"],
+        ["--task", "wlp", "--compare", "a", "b", "--output", "c"],
         ["--task", "wlp", "--predictions", "p", "--seed", "-1"],
         ["--task", "wlp", "--predict", "p"],
         ["--task", "wlp", "--model", "m", "--data", "d", "--predict", "p"],

@@ -112,6 +112,8 @@ def read_terms(task, args, rows=None):
     """(the Task with what its entry lacks by arithmetic, its Terms) that the flags of costs.py
     describe; rows: as complete_task() has them."""
     scale, measured = getattr(args, "scale", "paper"), args.rates == "measured"
+    if args.runs and not measured and args.command != "advise":  # whose pilot they are
+        raise UserError(f"--runs {args.runs}: not read without --rates measured; pass both")
     task = complete_task(task, scale, rows, args.gpu, measured)
     asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
     return task, make_terms(task, load_prices(args.prices), args.price_list, **asked)
