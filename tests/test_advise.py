@@ -603,3 +603,5 @@ def test_advice_is_not_written_over_the_tasks_own_entry(capsys, tmp_path, flag):
 def test_a_back_test_without_the_tables_of_all_tasks_says_which(tmp_path):
     with pytest.raises(UserError, match="no cells of WLP, Stanceosaurus"):
         backtest.load_mini(tmp_path)
+    with pytest.raises(UserError, match="no such folder to write to"):
+        backtest.main(["--output", str(tmp_path / "none" / "x.csv")])

@@ -332,6 +332,8 @@ def main(argv=None):
     parser.add_argument("--results", type=Path, default=results, help="folder (%(default)s)")
     parser.add_argument("--output", type=Path, default=results / "advise-backtest.csv")
     args = parser.parse_args(argv)
+    if not args.output.parent.is_dir():  # before minutes are spent
+        raise UserError(f"{args.output.parent}: no such folder to write to")
     for *row, value, cases, bounds in list_results(Measured(args.results)):
         kept = [show_bounds(*bounds), bounds[0] <= value <= bounds[1]] if bounds else ["", ""]
         rows.append([*row, f"{value:.3f}", cases, *kept])
