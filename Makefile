@@ -168,6 +168,8 @@ KEY := $(OPENAI_API_KEY)$(OPENAI_BASE_URL)$(findstring --base-url,$(LLM_FLAGS))
 VENV := .venv
 PY := $(VENV)/bin/python
 SHA := import hashlib; print(hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest()[:12])
+# The pip that Python 3.11 brings takes twice as long, and does where no newer one is to be had.
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := $(VENV)/installed-$(shell $(PYTHON) -c '$(SHA)')
 
 $(INSTALLED):
@@ -177,7 +179,8 @@ $(INSTALLED):
 	  "venv there, or remove the link" >&2; exit 1; }
 	@echo "installing requirements.txt into $(VENV): some minutes, about 1.5 GB" >&2
 	@$(PYTHON) -m venv $$($(PY) -c '' 2>/dev/null || echo --clear) $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	@$(PIP) --upgrade pip==26.3 2> /dev/null || true
+	@$(PIP) -r requirements.txt
 	@touch $@
 
 # --- runs ------------------------------------------------------------------------------------
