@@ -262,7 +262,7 @@ FIRST = os.environ.get("RANK", "0") == "0"  # of several processes
 DRIVER = Path("/proc/driver/nvidia/version")
 FREE = re.compile(  # settings that may change: they leave the result alone, or have their own hash
     "output|command|(model|train|dev)$|log|sav|report|run_name|disable|hub|project|trackio"
-    "|dataloader|local|micro_batch|recompute"
+    "|dataloader(?!_drop)|local|micro_batch|recompute"
 )
 MADE = "model", "checkpoints", "config.json", "log.jsonl", "training.json"  # in OUTPUT
 
@@ -323,8 +323,8 @@ def read_training(args, rest):
     try:
         check_limits({**flags, **vars(args)})
         parts = int(os.environ.get("WORLD_SIZE", 1)) * flags["gradient_accumulation_steps"]
-        if flags["max_steps"] == 0:  # would be one
-            raise ValueError("--max-steps 0: give 1 or more, or leave it out for --epochs")
+        if flags["max_steps"] == 0 or flags["max_steps"] < -1:  # would be one, or --epochs
+            raise ValueError("--max-steps: give 1 or more, or leave it out for --epochs")
         if args.batch_size % parts:
             text = f"--batch-size {args.batch_size}, of a step, does not divide by {parts}"
             raise ValueError(f"{text} (processes x --gradient-accumulation-steps)")
@@ -413,9 +413,11 @@ def open_run(args, training, data, model, **more):
     for path in (Path(data).resolve(), Path(model).resolve()):
         if {output.resolve() / name for name in MADE} & {path, *path.parents}:
             fail(f"{path} would be overwritten by this run; choose another --output than {output}")
-    there = [output / name for name in MADE if (output / name).exists()]
+    paths = [output / name for name in MADE]
+    there = [path for path in paths if path.is_file() or any(path.glob("*"))]
     if there and "model_sha256" not in before:
-        fail(f"{there[0]}: not of a run of this version; remove {output} or choose another")
+        text = "not of a run of this version, by config.json"
+        fail(f"{there[0]}: {text}; remove {output} or choose another")
     settings = {**training.to_dict(), **vars(args), **more}
     settings |= {"processes": training.world_size, "device": training.device.type}
     settings["command"] = shlex.join(sys.argv)
@@ -685,7 +687,7 @@ class Progress(transformers.TrainerCallback):
 
 def find_checkpoint(output, training):
     """The newest checkpoint whose weights, optimiser, schedule, random states and step can be read
-    and are as they were written, or None; what is passed over is said on stderr."""
+    and are as they were written, or None; others are set aside, with a word on stderr."""
     found = {}
     for folder in (output / "checkpoints").glob("checkpoint-*"):
         state, digest = folder / "trainer_state.json", folder / "sha256"  # written last
@@ -703,7 +705,11 @@ def find_checkpoint(output, training):
         if whole and folder.name == f"checkpoint-{step}":
             found[step] = str(folder)
         else:
-            say(f"[{output.name}] {folder.name} is not whole: passed over")
+            say(f"[{output.name}] {folder.name} is not whole: set aside")
+            aside = folder.with_name(f"not-whole-{folder.name}")
+            if FIRST:  # else, of a later step, it would be kept in place of each new one
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
     return found[max(found)] if found else None
 
 

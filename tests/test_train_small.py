@@ -244,17 +244,18 @@ def empty(path):
         ("config.json", cut),
         ("config.json", lambda path: path.write_text("null")),
         ("", lambda path: path.rename(path.parent / "checkpoint-x")),
+        ("", lambda path: path.rename(path.parent / "checkpoint-11")),
         ("../../log.jsonl", lambda path: path.write_text('garbage}\n{"loss": 3}\n')),
         ("../../log.jsonl", lambda path: path.write_bytes(b"\xff\x00")),
         ("../seconds", lambda path: path.write_text("[]")),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(world, whole, killed, tmp_path, capsys, name, damage):
+def test_a_damaged_checkpoint_is_set_aside(world, whole, killed, tmp_path, capsys, name, damage):
     """The end is the same; what can't be continued is begun anew, with a word."""
     run = shutil.copytree(killed, tmp_path / "run")
     damage(run / "checkpoints" / "checkpoint-5" / name)
     train_small.main(list_flags(world, run, dropout=0.1))
-    assert ("not whole: passed over" in capsys.readouterr().err) == (".." not in name)
+    assert ("not whole: set aside" in capsys.readouterr().err) == (".." not in name)
     assert same_weights(whole, run)
     assert len((run / "log.jsonl").read_text().splitlines()) == 12
 
@@ -393,6 +394,7 @@ WRONG_FLAGS = """
 --max-steps x; --auto-find-batch-size; --metric-for-best-model x; --torch-compile-mode nonsense
 --torch-compile-backend nonsense
 --max-steps 0; --dataloader-num-workers -1; --load-best-model-at-end; --dev README.md
+--max-steps -5
 --prefix caf\udce9
 --debug underflow_overflow; --accelerator-config {"dispatch_batches":true}; --save-only-model
 --neftune-noise-alpha 5; --data-seed 3; --ignore-data-skip; --predict-with-generate; --eval-on-start
@@ -646,16 +648,22 @@ def test_an_unusable_gpu_is_an_error_not_a_slow_run(world, tmp_path, monkeypatch
     train_small.main(list_flags(world, tmp_path / "other", max_steps=1))
 
 
-def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(world, tmp_path, monkeypatch):
-    flags = list_flags(world, tmp_path / "run")
-
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (torch, "save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")),
+        (train_small, "write_json", OSError(28, "No space left on device")),  # before config.json
+    ],
+)
+def test_a_full_disk_is_one_error_line_and_the_run_goes_on_later(
+    world, tmp_path, monkeypatch, module, name, error
+):
     def refuse(*args, **kwargs):
-        raise RuntimeError(
-            "[enforce fail at inline_container.cc:672] . unexpected pos 8896 vs 8788"
-        )
+        raise error
 
+    flags = list_flags(world, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", refuse)
+        patch.setattr(module, name, refuse)
         with pytest.raises(SystemExit, match=r"error: .*the disk is full"):
             train_small.main(flags)
     train_small.main(flags)

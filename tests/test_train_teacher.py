@@ -179,9 +179,9 @@ def test_passes_of_a_few_rows_give_the_same_step(world, tmp_path):
     run(world, tmp_path / "whole", *flags)
     run(world, tmp_path / "parts", *flags, "--micro-batch", 2, "--recompute")
     run(world, tmp_path / "sum", *flags, "--gradient-accumulation-steps", 2)
-    placement = json.loads((tmp_path / "parts" / "training.json").read_text())["placement"]
-    assert placement["recompute"] and placement["micro_batch"] == 2
-    for other in ("parts", "sum"):
+    for other, rows in {"parts": 2, "sum": 4}.items():
+        placement = json.loads((tmp_path / other / "training.json").read_text())["placement"]
+        assert (placement["recompute"], placement["micro_batch"]) == (other == "parts", rows)
         assert read_losses(tmp_path / other) == pytest.approx(read_losses(tmp_path / "whole"), 1e-4)
         assert compare_weights(tmp_path / "whole", tmp_path / other) < 1e-4
 
