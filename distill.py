@@ -748,7 +748,7 @@ LIMITS = {  # lowest and highest value of flags; none is NaN or infinite
     "max_source_length max_target_length": (2, 32_767),
     "min_steps top_k save_steps weight_decay max_grad_norm adam_epsilon": (0, 10**9),
     "dataloader_num_workers": (0, 10**4),
-    "dataloader_prefetch_factor per_device_eval_batch_size": (1, 10**4),
+    "dataloader_prefetch_factor per_device_eval_batch_size eval_accumulation_steps": (1, 10**4),
     "epochs learning_rate lora_learning_rate": (1e-300, 1e300),
     "temperature temperatures": (0.01, 100),
     "dropout": (0, 0.99),

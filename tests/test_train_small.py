@@ -394,7 +394,7 @@ WRONG_FLAGS = """
 --max-steps x; --auto-find-batch-size; --metric-for-best-model x; --torch-compile-mode nonsense
 --torch-compile-backend nonsense
 --max-steps 0; --dataloader-num-workers -1; --load-best-model-at-end; --dev README.md
---max-steps -5
+--max-steps -5; --eval-accumulation-steps 0
 --prefix caf\udce9
 --debug underflow_overflow; --accelerator-config {"dispatch_batches":true}; --save-only-model
 --neftune-noise-alpha 5; --data-seed 3; --ignore-data-skip; --predict-with-generate; --eval-on-start
