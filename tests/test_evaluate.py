@@ -930,8 +930,8 @@ def spoil(tmp_path):
         "no answer": (["--task", "nq", "--predictions", file["none"]], "'target' is no text"),
         "fewer": ([*at, file["fewer"], "--data", file["good"]], "7 predictions for the 20 rows"),
         "empty source": (
-            [*at[:2], "--model", "m", "--output", str(tmp_path), "--data", file["silent"]],
-            "silent: 1 rows have an empty source",
+            [*at[:2], "--model", "owner/m", "--output", str(tmp_path), "--data", file["silent"]],
+            "silent: 1 row with an empty source",
         ),
         "other": ([*at, file["label"], "--data", file["several"]], "row 1: not the 'source'"),
         "task": (

@@ -174,9 +174,9 @@ def test_bad_models(tmp_path, capsys):
     for model, text in (
         (tmp_path / "absent", "no such model folder"),
         (tmp_path / "hollow", "no model can be loaded"),
-        ("t5-tiny", "--output: needed"),
+        ("owner/t5-tiny", "--output: needed"),
     ):
-        flags = [] if model == "t5-tiny" else ["--output", tmp_path / "run"]
+        flags = [] if model == "owner/t5-tiny" else ["--output", tmp_path / "run"]
         assert run("--task", "multipit_id", "--model", model, "--data", data, *flags) == 1
         out, err = capsys.readouterr()
         assert out == "" and text in err and err.count("\n") == 1
@@ -475,6 +475,7 @@ def test_inputs_are_never_overwritten_and_faults_are_told_before_decoding(
 
 def test_targets_are_checked_before_the_model_is_loaded(tmp_path, capsys):
     data = write(tmp_path / "d.jsonl", [{"source": "a", "target": "PERHAPS"}])
+    (tmp_path / "none").mkdir()
     flags = ["--task", "fever", "--model", tmp_path / "none", "--data", data]
     assert run(*flags, "--output", tmp_path) == 1
     assert f"{data} row 1: target 'PERHAPS' is no label" in capsys.readouterr().err

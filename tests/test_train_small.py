@@ -497,7 +497,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(world, tmp_path):
         ({"num_labels": 5000}, r"5,000 labels asked for, 1,200 rows"),
         ({"train": "/no/such.jsonl"}, r"/no/such.jsonl: no such file"),
         ({"dev": "/no/such.jsonl"}, r"/no/such.jsonl: no such file"),
-        ({"model": "/no/such/model"}, r"/no/such/model: no model can be loaded"),
+        ({"model": "/no/such/model"}, r"/no/such/model: no such model folder"),
         ({"learning_rate": 1e30}, r"the loss is (nan|inf)"),
         ({"learning_rate": 1e30, "logging_steps": 50}, r"the loss is (nan|inf)"),
         (
