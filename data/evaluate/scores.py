@@ -41,7 +41,7 @@ def read_data(path, task):
     rows = read_jsonl(path)
     check_rows(rows, path, task)
     if empty := sum(not row["source"].strip() for row in rows):
-        raise UserError(f"{path}: {plural(empty, "row")} with an empty source, to be left out")
+        raise UserError(f"{path}: {plural(empty, 'row')} with an empty source, to be left out")
     return [{key: row[key] for key in GIVEN if key in row} for row in rows]
 
 
