@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 from copied import list_copied  # noqa: E402
 
 from data.costs.grid import TABLES, grid, shows  # noqa: E402
+from data.costs.stale import find_changed_flags, read_words  # noqa: E402
 from data.plots import printed  # noqa: E402
 from data.plots.results import load_scores  # noqa: E402
 from data.tasks import load_task  # noqa: E402
@@ -565,3 +566,23 @@ def test_two_makes_at_once_each_do_their_own_work(tmp_path):
         trained = re.findall(r"--strategy .* --output \S+-s(\d) -- evaluate.py ", text)
         assert process.returncode == 0 and sorted(set(trained)) == seed.split(), errors
         assert len(trained) == 20 * len(seed.split())
+
+
+@pytest.mark.parametrize(
+    ("word", "counts"),
+    [
+        ("--dataloader-drop-last", True),  # other rows are learnt from
+        ("--dataloader-num-workers 2", False),
+        ("--report-to tensorboard", False),
+        ("--weight-decay 0.1", True),
+    ],
+)
+def test_flags_that_change_an_experiment_are_told_from_those_that_do_not(word, counts):
+    """By make of a finished run, and by the scripts of a run that they continue."""
+    now = read_words(shlex.split(word))
+    assert bool(find_changed_flags(now, {"command": "train_small.py"}, {})) == counts
+    for script in ("train_small.py", "train_teacher.py", "distill.py"):
+        free = re.search(
+            r"FREE = re.compile\(.*?\n    (.*?)\n\)", (ROOT / script).read_text(), re.S
+        )
+        assert bool(re.search(ast.literal_eval(f"({free[1]})"), *now)) != counts
