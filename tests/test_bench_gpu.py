@@ -34,6 +34,7 @@ def test_every_part_measures(args, name):
     args.compiled = "--torch-compile-backend eager"  # off without a GPU
     kept = run_part(args, name)
     assert {"device", "date", "versions"} <= set(kept["machine"])
+    assert "command" not in kept["machine"]
     found = kept["found"]
     assert found["rows_a_second"] > 0 and found["whole"] and "failed" not in found
     if name == "tune":

@@ -471,7 +471,9 @@ def main(argv=None):
     results = MODES[args.mode](args)
     settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     here = argparse.Namespace(device=torch.empty(0).device, world_size=1)
-    facts = {"settings": settings, "results": results, "machine": distill.describe_run(here)}
+    machine = distill.describe_run(here)
+    del machine["command"]  # of a module: where it lies, and the settings say the rest
+    facts = {"settings": settings, "results": results, "machine": machine}
     distill.write_json(args.output / f"{args.mode}.json", facts)
 
 

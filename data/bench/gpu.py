@@ -378,6 +378,7 @@ def price_row(parts, usd):
 def describe_machine():
     here = argparse.Namespace(device=torch.device(DEVICE), world_size=1)
     about = train_teacher.describe_run(here)
+    del about["command"]  # of a part's own process: where this module lies
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     name = about["hardware"]["gpu"] or about["hardware"]["cpu"]
     return {"device": name, "date": today, **about}
