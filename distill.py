@@ -104,8 +104,9 @@ def parse_args(argv=None):
 
 def check_flags(parser, args):
     """Refuse flags that do not go together; settle where LABELS lies."""
-    there = " ".join(path.name for path in Path(args.teacher or "/dev/null").glob("*"))
-    made = args.teacher if re.search(r"(?<!\S)labels\.json|\.arrow", there) else None
+    there = Path(args.teacher or "/dev/null").glob("*")
+    labels = any(path.name == "labels.json" or path.suffix == ".arrow" for path in there)
+    made = args.teacher if labels else None
     if not (args.teacher or args.labels):
         parser.error("give --teacher, or --labels made before")
     if not (args.output or (args.labels and args.labels_only)):

@@ -76,9 +76,8 @@ class Curves:
     def llm(self, n, m):
         whole = n + self.w * m
         share = n / whole if whole else 0
-        rest = 1 - self.f
-        human, limit = self.a - self.f, (self.l - self.f) / rest
-        limit = rest * join_limits(human / rest, limit)
+        human, rest = self.a - self.f, 1 - self.f
+        limit = rest * join_limits(human / rest, (self.l - self.f) / rest)
         return self.f + (share * human + (1 - share) * limit) * rise(whole, self.k, self.b)
 
     def predict(self, strategy, n, u):
