@@ -6,13 +6,14 @@ Usage:
     python -m data.bench.sweep --task wlp --strategy dist --labels 100 --unlabeled 1900 11100
     python -m data.bench.sweep --task wlp --strategy teacher --labels 100 --rates 1e-3 --steps 500
     python -m data.bench.sweep --task wlp --strategy small --double   # do the chosen steps suffice?
+    python -m data.bench.sweep --task wlp --strategy small --double --seed 1
 
 Reads:  the splits in data/prepared/SCALE/TASK, of a folder DATA SCALE-DATA/TASK; the recipe of
         SCALE, for all other settings; for dist and self the teacher of that recipe, trained first
 Writes: OUTPUT, a CSV with a row a trial, which a second call continues; runs/sweep/SCALE/TASK
 
 Every arm gets the same number of trials: all RATES x all STEPS, at each number of labels (and of
-unlabeled rows), seed 0. Test is never read. A choice at the edge of what was tried is told: widen
+unlabeled rows), one seed. Test is never read. A choice at the edge of what was tried is told: widen
 the grid there. --double tries what the recipe chose, at each run of Table 2 or those named, and
 twice its steps: where that gains more than a point the chosen steps were too few. One process
 trains and scores, as loading the libraries takes longer than a trial.
@@ -73,11 +74,11 @@ def find_place(args, run):
 
 def make_teacher(args, labels, most):
     """Folder of the soft labels of the recipe's teacher for `most` rows, trained where missing."""
-    run = make_run("teacher", labels, 0)
+    run = make_run("teacher", labels, args.seed)
     output, splits = args.runs / run.name, args.splits
     train = ["--task", args.task, "--strategy", "teacher", "--train", splits / "train.jsonl"]
     call("train_teacher", *train, *list_flags(args, run), "--output", output)
-    run = make_run("dist", labels, 0, unlabeled=most)
+    run = make_run("dist", labels, args.seed, unlabeled=most)
     flags = list_flags(args, run)
     rows = ["--unlabeled", splits / "unlabeled.jsonl", "--labels", output / "labels"]
     call("distill", "--labels-only", "--teacher", output / "model", *rows, *flags)
@@ -107,7 +108,7 @@ def try_recipe(args, run, inputs, rate, steps):
     call("evaluate", "--task", args.entry.word, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
     shutil.rmtree(output / "model")
-    values = [*place, rate, steps, 0, metrics["score"], metrics["metric"]]
+    values = [*place, rate, steps, args.seed, metrics["score"], metrics["metric"]]
     values += [record["train_loss"], record["seconds"]["train"], record["git_commit"]]
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -164,7 +165,7 @@ def list_runs(args):
             if args.strategy in DISTILLED or run.labels in (n, most):
                 rows.setdefault(run.labels, set()).add(run.unlabeled)
         pairs = {(n, pick(counts)) for n, counts in rows.items() for pick in (min, max)}
-    return [make_run(args.strategy, n, 0, unlabeled=count) for n, count in sorted(pairs)]
+    return [make_run(args.strategy, n, args.seed, unlabeled=count) for n, count in sorted(pairs)]
 
 
 def list_trials(args, run):
@@ -188,6 +189,7 @@ def parse_args(argv=None):
     add("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3], help="peak learning rates")
     add("--steps", type=int, nargs="+", default=[900, 2700], help="optimiser steps")
     add("--double", action="store_true", help="the recipe's steps and twice as many, nothing else")
+    add("--seed", type=int, default=0, help="order of labels, rows and batches (%(default)s)")
     more = "with --data runs/sweep/SCALE-DATA/TASK/sweep.csv"
     add("--output", type=Path, help=f"(default: data/results/sweep.csv, {more})")
     args = parser.parse_args(argv)
@@ -220,7 +222,7 @@ def main(argv=None):
         rows, place = [], find_place(args, run)
         inputs = None  # of a run without a trial left they are not made
         for rate, steps in pairs:
-            row = known.get(tuple(map(str, (*place, rate, steps, 0))))
+            row = known.get(tuple(map(str, (*place, rate, steps, args.seed))))
             if row is None:
                 inputs = inputs or find_inputs(args, run)
                 row = try_recipe(args, run, inputs, rate, steps)
