@@ -28,9 +28,9 @@ from data.plots.budgets import lay_budgets
 from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
 from data.plots.figures import FIGURES
 from data.plots.notes import TEXTS, note_table, note_tests, tell
-from data.plots.paired import compare_scores
+from data.plots.paired import compare_scores, find_gap
 from data.plots.pipeline import write_pipeline
-from data.plots.results import Study, read_tasks
+from data.plots.results import Score, Study, read_tasks
 from data.plots.tables import Table, join, render, show_count, show_gap
 
 # --- the layouts ---------------------------------------------------------------------------
@@ -54,9 +54,9 @@ def lay_table3(studies):
         arms = study.score(cell, "self"), study.score(cell, "dist")
         tested = compare_scores({f"{cell.unlabeled:,} rows": arms})
         tests.append((f"{study.title}, N={cell.labels:,}", tested))
-        means = {"strict": [score.mean() for score in arms], "paper": [printed[1], printed[3]]}
+        gaps = {"strict": show_gap(find_gap(*arms)), "paper": show_gap(printed[3], printed[1])}
         for key, line in lines.items():
-            line.append(show_gap(*reversed(means[key])) if key in means else None)
+            line.append(gaps.get(key))
         head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
         rows += join(head, lines)
     columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
@@ -73,10 +73,12 @@ def lay_table4(studies):
         never = theirs.get("small", {}).get("text") == "N/A"
         shown = [study.find_printed(*group) for group in groups]
         lines = show_both(study, groups, [shown[0], "N/A" if never else shown[1], shown[2]])
-        ours = [first.distill_usd, bought[-1].annotate_usd, whole.annotate_usd]
+        scores = [study.score(cell, "small") for cell in (*bought, whole)]
+        ours = [first.distill_usd, *(score.planned_usd() for score in scores[-2:])]
         kinds = ("dist", "small", "small-full")
         printed = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
-        anns = {show_dollars(c.annotate_usd): study.score(c, "small") for c in (*bought, whole)}
+        scores.sort(key=Score.planned_usd)  # of one's own the budgets may stand in any order
+        anns = {show_dollars(score.planned_usd()): score for score in scores}
         dist = study.score(first, "dist")
         tested = compare_scores({f"+{usd}": (ann, dist) for usd, ann in anns.items()})
         tests.append((f"{study.title}, N={first.labels:,}", tested))

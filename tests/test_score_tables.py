@@ -460,6 +460,73 @@ def test_cells_that_were_never_bought_say_so_themselves(tmp_path):
     assert spent == {"30": "$0", "50": "$2", "54": "$2.40"}
 
 
+def write_own(folder, table, scores, seeds=(0,), rows=None, **fields):
+    """Runs of a task of one's own with 290 labels; `scores` are by the run's name."""
+    entry = {"title": "Mine", "metric": "classes", "report": "accuracy", "prefix": "mine: "}
+    entry |= {"labels": ["a", "b"], "max_source_length": 32, "max_target_length": 8}
+    entry |= {"usd_per_label": 0.1, "teacher_gpu_hours": 0.1, "gpu": "A100-40GB"}
+    entry |= {"distill_gpu_hours_per_100k": 500, "rows": {"train": 290, "unlabeled": 3000}}
+    write_json(folder / "task.json", {**entry, **fields})
+    METRICS["mine"] = METRICS["fever"]
+    try:
+        for run in grid(table, load_task("mine", folder), "mini", seeds):
+            write_run(folder, run, scores[run.name.split("-u")[0]], task="mine")
+            if rows:
+                write_json(folder / "mine" / run.name / "row_scores.json", rows(run))
+    finally:
+        del METRICS["mine"]
+    return build(folder, "--data", str(folder), table=table, task="mine", seeds="0")
+
+
+def test_all_of_several_n_that_take_every_label_are_one(tmp_path):
+    """Else Table 2 has a column twice, or after all the training no table at all."""
+    scores = {"small-n100-s0": 60.0, "small-n200-s0": 61.0, "small-n290-s0": 62.0}
+    scores |= {"teacher-n100-s0": 70.0, "teacher-n290-s0": 71.0, "dist-n100": 64.0, "dist-n290": 65}
+    labels = {"labels_n": [100, 300, 400, 100], "budgets": [10, 20, 10]}
+    table, _ = write_own(tmp_path, "table2", scores, **labels)
+    assert table.columns[2:] == ["+$0", "+$10", "+$20"]
+    assert [row[0] for row in table.rows if row[0]] == ["100 ($10)", "290 ($29)"]
+    table, _ = write_own(tmp_path, "table10", scores, **labels)
+    assert [row[1] for row in table.rows] == ["100", "290"]
+
+
+def test_table4_pays_for_the_labels_there_are_and_compares_each_model_once(tmp_path):
+    """190 labels are left: $19, whatever the budget; budgets stand in any order."""
+    scores = {"small-n100-s0": 60.0, "small-n150-s0": 61.0, "small-n200-s0": 62.0}
+    scores |= {"small-n290-s0": 75.0, "teacher-n100-s0": 80.0, "dist-n100": 70.0}
+
+    def rows(run):
+        right = [1.0] * int(10 * scores[run.name.split("-u")[0]])
+        return {"numerators": right + [0.0] * (1000 - len(right)), "denominators": [1.0] * 1000}
+
+    some = {"labels_n": [100], "budgets": [500, 10], "catch_up_usd": [5, 1000]}
+    table, _ = write_own(tmp_path, "table4", scores, rows=rows, **some)
+    (row,) = table.rows
+    found = dict(zip(table.columns, row, strict=True))
+    assert (found["Ann. $"], found["All $"]) == ("$19", "$19")
+    assert found["Ann. catches up"] == "$10 to $19"
+    text = "\n".join(table.notes)
+    assert "Of 4 cells Dist. wins 3, Ann. 1; ties: 0." in text and "$500" not in text
+
+
+def test_a_gap_compares_the_same_seeds_and_says_where_it_is_not_tested(tmp_path):
+    """Ann. scores 20, 21, 22 by seed. A mean over all of them and Dist. of seed 0 alone would have
+    a gap that no pair of runs has."""
+    write_runs(tmp_path, "table2")
+    for run in grid("table2", load_task("wlp"), "mini", (0, 1, 2)):
+        place = tmp_path / "wlp" / run.name
+        if run.name in ("small-n138-s2", "dist-n100-u1900-s0", "dist-n100-u1900-s1"):
+            (place / "metrics.json").unlink()  # no seed has both
+        elif run.name in ("dist-n100-u4200-s1", "dist-n100-u4200-s2"):
+            (place / "metrics.json").unlink()
+        elif run.name != "dist-n100-u6500-s1":  # of which no rows are known
+            score = json.loads((place / "metrics.json").read_text())["score"]
+            rows = [score / 100] * 1000
+            write_json(place / "row_scores.json", {"numerators": rows, "denominators": [1] * 1000})
+    gaps = find_row(build(tmp_path)[0], "Dist. - Ann.")[2:]
+    assert gaps == [None, None, "+40.0", "+39.0 untested", "+39.0"]
+
+
 def test_where_the_paper_says_that_ann_never_catches_up(tmp_path):
     runs = write_runs(tmp_path, "table4", ["stanceosaurus"], seeds=(0,))
     table, _ = build(runs, table="table4", task="stanceosaurus", seeds="0")

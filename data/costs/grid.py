@@ -146,6 +146,8 @@ class Layout:
         return self.add_llm(cell) if self.llm and self.terms.usd_per_llm_label else cell
 
     def at_budgets(self, counts, budgets, **more):
+        """A cell of each count and budget, none twice."""
+        counts, budgets = self.keep_distinct(counts, self.train_rows), dict.fromkeys(budgets)
         return [self.at_budget(n, usd, **more) for n in counts for usd in budgets]
 
     def add_labels(self, cell, wanted, also):
@@ -244,8 +246,7 @@ def lay_table11(at):
 
 def lay_fig2(at):
     if at.task.own:  # the runs of Table 2, so that one training gives both
-        counts = at.keep_distinct(at.task.labels_n, at.train_rows)
-        return at.at_budgets(counts, (0, *at.task.budgets))
+        return at.at_budgets(at.task.labels_n, (0, *at.task.budgets))
     rows = at.keep_distinct(FIGURE_U, at.unlabeled_rows)
     distilled = [at.at_counts(n, u, ("teacher", "dist")) for n in at.list_labels() for u in rows]
     return [*lay_labels(at), *distilled]

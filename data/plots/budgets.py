@@ -7,7 +7,7 @@ Paper:  sections 3.1 and 5, Tables 2 and 11
 from data.costs.grid import LLM_EXAMPLES
 from data.costs.prices import name_llm, show_dollars, show_price
 from data.plots.notes import TEXTS, keep, note_halves, note_tests, tell
-from data.plots.paired import compare_scores
+from data.plots.paired import compare_scores, find_gap
 from data.plots.tables import join, show_count, show_gap
 
 
@@ -20,26 +20,28 @@ def compare_cells(study):
     return compare_scores(sides)
 
 
-def show_tested(cell, scores, tested):
-    """Dist. - Ann. in a cell: ns where chance alone may make it, n= where few rows are scored."""
-    found, gap = tested.get((cell.labels, cell.budget_usd)), show_gap(*(s.mean() for s in scores))
-    rows = scores[0].count_rows()
-    if gap is None or rows is None:
-        return gap
+def show_tested(cell, ann, dist, tested):
+    """Dist. - Ann. in a cell, at the seeds that both have: ns where chance alone may make it, n=
+    where few rows are scored."""
+    found, gap = tested.get((cell.labels, cell.budget_usd)), show_gap(find_gap(ann, dist))
+    if gap is None:
+        return None
     gap += " ns" * (found is not None and not found.decided)
+    gap += " untested" * (found is None and bool(tested))
+    rows = ann.count_rows()
     return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
 
 
 FEW_ROWS = 200  # below it a point of score is a row or two
 
 
-def show_once(scores, heads):
-    """Each score, or where its runs are those of a cell before, as nothing more could be bought,
+def show_once(texts, runs, heads):
+    """Each text, or where its runs are those of a cell before, as nothing more could be bought,
     that cell's budget."""
     seen, shown = {}, []
-    for score, head in zip(scores, heads, strict=True):
-        first = seen.setdefault(score.runs, head)
-        shown.append(score.show() if first == head or not score.runs else f"as {first}")
+    for text, each, head in zip(texts, runs, heads, strict=True):
+        first = seen.setdefault(each, head)
+        shown.append(text if first == head or not each else f"as {first}")
     return shown
 
 
@@ -54,15 +56,18 @@ def lay_group(study, cells, tested):
     heads = [f"+{show_dollars(cell.budget_usd)}" for cell in cells]
     ann, dist = ([study.score(cell, kind) for cell in cells] for kind in ("small", "dist"))
     both = list(zip(cells, ann, dist, strict=True))
+    runs = [[score.runs for score in scores] for scores in (ann, dist)]
+    runs.append([(a, d) if d else () for a, d in zip(*runs, strict=True)])
+    gaps = [show_tested(*each, tested) for each in both]
     rows = [c.unlabeled and show_part(c.unlabeled, c.wanted, show_count) for c in cells]
     lines = {
-        "Ann.": show_once(ann, heads),
+        "Ann.": show_once([s.show() for s in ann], runs[0], heads),
         "  labels bought": ["+" + show_part(s.count_bought(), c.extra_labels) for c, s, _ in both],
-        f"Dist. from [{teacher.show()}]": show_once(dist, heads),
+        f"Dist. from [{teacher.show()}]": show_once([s.show() for s in dist], runs[1], heads),
         f"  {study.terms.gpu}-h / rows distilled": [
             some and f"{c.gpu_hours}h / {some}" for c, some in zip(cells, rows, strict=True)
         ],
-        "Dist. - Ann.": [show_tested(c, (d, a), tested) for c, a, d in both],
+        "Dist. - Ann.": show_once(gaps, runs[2], heads),
     }
     if any(cell.llm_labels for cell in cells):
         lines |= lay_llm(study, cells)

@@ -108,25 +108,41 @@ def find_row_variance(first, second):
     return statistics.variance(differences) / len(differences) if len(differences) > 1 else 0.0
 
 
+def match_seeds(first, second):
+    """Names of the runs of two Scores at the seeds that both have, the same seed in one place."""
+    by_seed = [{run.seed: run.name for run in score.there} for score in (first, second)]
+    return [[side[seed] for seed in by_seed[0] if seed in by_seed[1]] for side in by_seed]
+
+
+def list_differences(first, second):
+    """second - first at each seed that both Scores have, in percentage points."""
+    metric, load = first.study.metric, first.study.load
+    names = zip(*match_seeds(first, second), strict=True)
+    return [load(b)["metrics"][metric] - load(a)["metrics"][metric] for a, b in names]
+
+
+def find_gap(first, second):
+    """The mean of list_differences(), None where no seed has both."""
+    differences = list_differences(first, second)
+    return statistics.fmean(differences) if differences else None
+
+
 def pair_scores(first, second):
     """The Pair of two Scores over the seeds that both have; None without rows or seeds."""
-    rows = first.study.rows
-    by_seed = [{run.seed: run.name for run in score.there} for score in (first, second)]
-    seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]
-    names = [[side[seed] for seed in seeds] for side in by_seed]
-    parts = [[rows(name) for name in side] for side in names]
-    if not seeds or None in parts[0] + parts[1]:
+    parts = [list(map(first.study.rows, side)) for side in match_seeds(first, second)]
+    if not parts[0] or None in parts[0] + parts[1]:
         return None
-    metric = first.study.metric
-    a, b = ([first.study.load(name)["metrics"][metric] for name in side] for side in names)
-    differences = [y - x for x, y in zip(a, b, strict=True)]
-    return Pair(differences, find_row_variance(*parts))
+    return Pair(list_differences(first, second), find_row_variance(*parts))
 
 
 def compare_scores(sides):
     """{key: the Difference of second - first} of {key: (first, second)} Scores, tested together;
-    without those whose runs are not there or were scored before rows were kept."""
-    pairs = {key: pair for key, each in sides.items() if (pair := pair_scores(*each))}
+    without those whose runs are not there, were scored before rows were kept, or are those of a
+    key before."""
+    first = {}
+    for key, each in sides.items():
+        first.setdefault(tuple(score.runs for score in each), key)
+    pairs = {key: pair for key in first.values() if (pair := pair_scores(*sides[key]))}
     return dict(zip(pairs, compare(list(pairs.values())), strict=True)) if pairs else {}
 
 

@@ -65,8 +65,8 @@ def measure(text):
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in marks)
 
 
-def show_gap(one, other):
-    """The difference of two means; None where one is missing."""
+def show_gap(one, other=0):
+    """The difference of two means, or one that is known; None where one is missing."""
     return f"{one - other:+.1f}" if None not in (one, other) else None
 
 
