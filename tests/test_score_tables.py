@@ -370,6 +370,8 @@ ODD = {  # what metrics.json is or holds -> words of the error
     '"metrics": {"em": 3}': "no 'entity_f1', which is a number",
     '"training": {"seed": 0}': "of a run with seed 0, not of small-n138-s1",
     '"training": {"seed": 1, "labels": 100}': "of a run with labels 100, not of small-n138-s1",
+    '"training": {"strategy": "dist"}': "of a run with strategy dist, not of small-n138-s1",
+    '"training": {"unlabeled": 1900}': "of a run with unlabeled 1900, not of small-n138-s1",
     '"by": {"half": {"new": 5}}': "'by': 'new': must be an object",
     '"metrics": {"entity_f1": 5000}': "no percentage",
     '"settings": 5': "'settings': must be an object",

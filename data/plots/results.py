@@ -54,11 +54,12 @@ def read_metrics(path, task):
 
 
 def check_origin(path, found):
-    """Refuse the metrics.json of another run, such as a copied one, by seed and people's labels."""
+    """Refuse the metrics.json of another run, such as a copied one, by what its name says."""
     run, trained = parse_run(path.parent.name), found.get("training") or {}
-    for key in ["seed"] if run.needs or run.llm_labels else ["seed", "labels"]:
+    keys = ["strategy", "seed", "unlabeled"]
+    for key in keys if run.needs or run.llm_labels else [*keys, "labels"]:
         if trained.get(key) not in (None, getattr(run, key)):
-            raise UserError(f"{path}: of a run with {key} {trained[key]:,}, not of {run.name}")
+            raise UserError(f"{path}: of a run with {key} {trained[key]}, not of {run.name}")
 
 
 def read_row_scores(path, n, score):
