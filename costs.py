@@ -46,16 +46,7 @@ from data.costs.flags import make_flags, show_flags
 from data.costs.grid import cells, choose_tasks, grid, parse_seeds
 from data.costs.ledger import report
 from data.costs.memory import run_memory
-from data.costs.prices import (
-    fill,
-    load_prices,
-    price_gpu_hour,
-    show_columns,
-    show_price,
-    show_usd,
-    tell,
-    to_json,
-)
+from data.costs.prices import fill, load_prices, show_columns, show_price, show_usd, tell, to_json
 from data.costs.runs import parse_run
 from data.costs.serving import report_serving
 from data.files import DATA, ROOT, UserError, parse_amount, parse_count, read_csv, run_cli
@@ -178,8 +169,6 @@ def run_rules(args):
 def run_report(args):
     """what finished runs cost: by run, strategy, table and in all"""
     prices, hour = load_prices(args.prices), args.gpu_usd_per_hour
-    if args.gpu and hour is None:
-        price_gpu_hour(prices, args.gpu, "paper")  # an unknown name stops here, used or not
     asked = {"gpu_usd_per_hour": hour, "llm_model": args.llm_model}
     tasks = [*load_tasks("all"), *(load_task(word) for word in (args.task or "").split())]
     result = report(args.folder, prices, tasks, args.gpu, **asked)
@@ -228,17 +217,10 @@ def run_prices(args):
     print_notes([own, second])
 
 
-COMMANDS = {  # its docstring is a command's help, its options stand in data/costs/options.csv
-    "plan": run_plan,
-    "advise": run_advise,
-    "convert": run_convert,
-    "grid": run_grid,
-    "flags": run_flags,
-    "rules": run_rules,
-    "report": run_report,
-    "memory": run_memory,
-    "prices": run_prices,
-}
+# A command has its function's name and docstring; its options stand in data/costs/options.csv.
+FUNCTIONS = (run_plan, run_advise, run_convert, run_grid, run_flags, run_rules, run_report)
+FUNCTIONS += (run_memory, run_prices)
+COMMANDS = {function.__name__.removeprefix("run_"): function for function in FUNCTIONS}
 NUMBERS = {"USD": parse_amount, "PERCENT": parse_amount}
 NUMBERS["N"] = functools.partial(parse_count, least=1)
 

@@ -320,9 +320,8 @@ def main(argv=None):
         if options.output:
             outputs = (options.output / name for name in OUTPUTS[1:])
             check_overwrite(outputs, [options.predictions, options.data])
-        result = score_into(
-            options, task, scores.read_rows(options.predictions, options.data, task)
-        )
+        rows = scores.read_rows(options.predictions, options.data, task)
+        result = score_into(options, task, rows)
         if options.output:
             write_json(options.output / "metrics.json", result)
     if options.json:

@@ -171,9 +171,8 @@ def read_inputs(args):
     keys = ("source", "target") if args.predictions else ("source",)
     rows = read_jsonl(args.unlabeled, keys, str)
     if args.num and args.num > len(rows):
-        raise UserError(
-            f"{args.unlabeled}: {plural(args.num, 'row')} asked for, {len(rows):,} there"
-        )
+        asked = plural(args.num, "row")
+        raise UserError(f"{args.unlabeled}: {asked} asked for, {len(rows):,} there")
     return task, labeled, rows, read_jsonl(args.gold, kind=str) if args.gold else None
 
 
@@ -364,17 +363,12 @@ def settle_args(args, task, prices):
     if args.endpoint == "chat" and NEW_MODELS.match(args.model):
         most = {"max_tokens": None, "max_completion_tokens": args.max_tokens}
         args.extra = {**most, **FIELDS.get(args.model, {}), **args.extra}
-    args.max_tokens = args.extra.get("max_completion_tokens") or args.extra.get(
-        "max_tokens", args.max_tokens
-    )
+    asked = args.extra.get("max_tokens", args.max_tokens)
+    args.max_tokens = args.extra.get("max_completion_tokens") or asked
     if type(args.max_tokens) is not int or args.max_tokens < 1:
-        raise UserError(
-            "--extra: without max_tokens or max_completion_tokens no budget can be held"
-        )
+        raise UserError("--extra: without max_tokens or max_completion_tokens no budget holds")
     if args.budget is None and not args.dry_run and not args.replay:
-        raise UserError(
-            "no --budget: give the USD that this may cost, or --dry-run to see an estimate"
-        )
+        raise UserError("no --budget: give the USD that this may cost, or --dry-run to estimate it")
     if args.budget == "paper":
         _, price = price_paper_label(task, prices)
         if not price or not args.num:

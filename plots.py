@@ -26,12 +26,14 @@ from data.plots import printed
 from data.plots.advice import write_advice
 from data.plots.budgets import lay_budgets
 from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
-from data.plots.figures import FIGURES
+from data.plots.figures import MAKERS, write_figure
 from data.plots.notes import TEXTS, note_table, note_tests, tell
 from data.plots.paired import compare_scores, find_gap
 from data.plots.pipeline import write_pipeline
 from data.plots.results import Score, Study, read_tasks
 from data.plots.tables import Table, join, render, show_count, show_gap
+
+PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}
 
 # --- the layouts ---------------------------------------------------------------------------
 
@@ -106,9 +108,6 @@ def find_crossing(anns, dist, rule, tested):
     text = f"{below[-1]} to {reached}" if below and reached != "never" else reached
     last = tested.get(f"+{below[-1]}") if below else None
     return text + " ns" * (last is not None and not last.decided)
-
-
-PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}
 
 
 def lay_table9(studies):
@@ -205,7 +204,7 @@ def build_scores(args):
 COMMANDS = {  # name -> (a line of help, what builds Tables, or writes what it builds)
     **printed.TABLES,
     **{name: (text, build_scores) for name, (text, _) in SCORES.items()},
-    **FIGURES,
+    **{name: (text, write_figure) for name, (_, text) in MAKERS.items()},
     "advice": ("what each budget will score, from make advise", write_advice),
     "pipeline": ("labels, Ann., Dist., LLM, compact model: a picture", write_pipeline),
 }
@@ -219,19 +218,14 @@ def add_flags(add, name):
     add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
     price = "price list (default: data/prices.csv)"
     add("--prices", default=DATA / "prices.csv", metavar="FILE", help=price)
-    if name in FIGURES or name in SCORES:
+    if name in MAKERS or name in SCORES:
         add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
         add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
-        add(
-            "--runs", default="runs/mini", metavar="DIR", help="holds TASK/RUN (default: runs/mini)"
-        )
+        runs = "holds TASK/RUN (default: %(default)s)"
+        add("--runs", default="runs/mini", metavar="DIR", help=runs)
         add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
-        add(
-            "--prepared",
-            metavar="DIR",
-            help="its row counts limited the runs, as costs.py grid says",
-        )
-    if name in FIGURES:
+        add("--prepared", metavar="DIR", help="its row counts limit the runs, as in costs.py grid")
+    if name in MAKERS:
         rule = "score by the strict rule or by the released scorer's (default: strict)"
         add("--rule", choices=("strict", "released"), default="strict", help=rule)
     if name in ("table5", "table6", "table7"):

@@ -10,7 +10,7 @@ from data.costs.budget import make_terms
 from data.costs.flags import load_scale, make_flags
 from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
-from data.costs.prices import fill, load_prices, show_price, show_usd
+from data.costs.prices import fill, load_prices, show_columns, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
 from data.files import UserError, plural, say_first
 from data.spans import make_brackets, split_entities
@@ -57,11 +57,9 @@ def describe_classes(splits, task):
         for split in LABELED
     }
     empty = ["(no entity)"] if any("(no entity)" in each for each in counts.values()) else []
-    width = max(len(label) for label in (*task.labels, *empty)) + 2
-    lines = [f"{'label':<{width}}" + "".join(f"{split:>9}" for split in LABELED)]
-    for label in (*task.labels, *empty):
-        numbers = "".join(f"{counts[split][label]:>9,}" for split in LABELED)
-        lines.append(f"{label:<{width}}{numbers}")
+    names = *task.labels, *empty
+    rows = [[name, *(f"{counts[split][name]:,}" for split in LABELED)] for name in names]
+    lines = [show_columns(["label", *LABELED], rows)]
     for split in ("train", "test"):
         if absent := [label for label in task.labels if not counts[split][label]]:
             lines.append(f"{split} has no {', '.join(absent)}")
@@ -100,8 +98,7 @@ def read_vocabularies(task, scale, real_text):
         except Exception as error:  # of a broken folder or an unreachable hub
             lines.append(f"{flags['model']}: lengths and labels not checked ({say_first(error)})")
             continue
-        same = [known for known, _ in found.values() if known.get_vocab() == tokenizer.get_vocab()]
-        if not same:
+        if all(known.get_vocab() != tokenizer.get_vocab() for known, _ in found.values()):
             found[flags["model"]] = tokenizer, flags
     return found, lines
 
@@ -119,9 +116,8 @@ def check_lengths(task, splits, model, tokenizer, flags):
         sizes = sorted(map(len, tokenizer(texts[kind]).input_ids))
         cut, usual = sum(size > limit for size in sizes), sizes[int(len(sizes) * 0.99)]
         told = f"{cut:,} of {len(sizes):,} {kind}s are cut" if cut else f"no {kind} is cut"
-        lines.append(
-            f"{model}: {told} at {limit} tokens; 99% have at most {usual}, the longest {sizes[-1]}"
-        )
+        told += f" at {limit} tokens; 99% have at most {usual}, the longest {sizes[-1]}"
+        lines.append(f"{model}: {told}")
     limit = flags["max-target-length"]
     if wrong := check_labels(task, tokenizer, limit):
         sizes = [size for _, size in encode_labels(task, tokenizer, limit).values()]

@@ -27,13 +27,6 @@ SPANS = ("target", "spans", "entities", "label", "labels")  # of tasks of entiti
 LEFT_OUT = ("reject", "ignore")  # what a Prodigy user answered to a row that is no lesson
 
 
-class Columns(NamedTuple):
-    """Names of the columns to read; None is guessed."""
-
-    source: str = None
-    target: str = None
-
-
 class Fault(NamedTuple):
     """What is wrong at one place; the same `what` is one kind, `value` is what stands there."""
 
@@ -161,7 +154,8 @@ def make_table(name, data):
 
 
 def choose_columns(table, task, labeled, columns):
-    """(the Columns of a table, what was found and guessed as a sentence or None)."""
+    """({"source": a column of a table, where `labeled` also "target"}, what was found and guessed
+    as a sentence or None). `columns` are the names to read, of which None is guessed."""
     if not table.rows:
         raise UserError(f"{table.name}: no rows")
     rows = [row for _, row in table.rows if isinstance(row, dict)]
@@ -170,7 +164,7 @@ def choose_columns(table, task, labeled, columns):
     if labeled:
         wanted["target"] = SPANS if task.metric == "entities" else TARGETS
     for key, guesses in wanted.items():
-        asked = getattr(columns, key)
+        asked = columns.get(key)
         found[key] = asked or next((guess for guess in guesses if guess in names), None)
         if rows and found[key] not in names:
             what = f"no column {asked!r}" if asked else f"no {key!r}"
@@ -181,10 +175,10 @@ def choose_columns(table, task, labeled, columns):
                 f"by {fields} in the task's entry, or {flags}"
             )
     if all(key == name for key, name in found.items()) or not rows:
-        return Columns(**found), None
+        return found, None
     told = " and ".join(f"{key} from {name!r}" for key, name in found.items())
-    guessed = "guessed; " * any(getattr(columns, key) is None for key in found)
-    return Columns(**found), f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
+    guessed = "guessed; " * any(columns.get(key) is None for key in found)
+    return found, f"{table.name}: {told} ({guessed}columns: {', '.join(names)})"
 
 
 def make_rows(table, task, labeled, columns, blank=False):
@@ -202,19 +196,19 @@ def make_rows(table, task, labeled, columns, blank=False):
         try:
             if isinstance(row, Wrong):
                 raise row
-            if hub and not labeled and not str(row.get(chosen.source) or "").strip():
+            if hub and not labeled and not str(row.get(chosen["source"]) or "").strip():
                 left += 1
                 continue
-            source = read_source(row, chosen.source)
+            source = read_source(row, chosen["source"])
             if not labeled:  # answers that are there are kept apart, for a simulated annotator
                 known = {"target": row["target"]} if isinstance(row.get("target"), str) else {}
                 rows.append({"source": source, **known})
-            elif row.get("answer") in LEFT_OUT and chosen.target != "answer":
+            elif row.get("answer") in LEFT_OUT and chosen["target"] != "answer":
                 left += 1
-            elif blank and is_blank(row, chosen.target, task):
+            elif blank and is_blank(row, chosen["target"], task):
                 rows.append({"source": source, "target": ""})
             else:
-                target = read_target(row, source, chosen.target, task, names, renamed)
+                target = read_target(row, source, chosen["target"], task, names, renamed)
                 rows.append({"source": source, "target": target})
         except Wrong as wrong:
             faults.append(Fault(table.name, place, *wrong.args))

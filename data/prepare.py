@@ -34,9 +34,9 @@ from pathlib import Path
 
 from data import fetch
 from data.check import check_task, describe_faults
-from data.columns import ENDINGS, Columns, load_hub, make_rows, read_lines, read_table
+from data.columns import ENDINGS, load_hub, make_rows, read_lines, read_table
 from data.costs.flags import load_scale
-from data.costs.prices import fill
+from data.costs.prices import fill, show_columns
 from data.costs.stale import ABOUT, REDO, find_changed_splits
 from data.files import (
     UserError,
@@ -164,9 +164,8 @@ def split_all(rows, args, notes, keep_empty):
     if blank and ("unlabeled" in rows or len(blank) > len(labeled)):
         pool = rows.setdefault("unlabeled", [])
         pool += ({"source": row["source"]} for row in blank)
-        notes["unlabeled"].append(
-            f"{plural(len(blank), 'row')} of the one labeled file without a target"
-        )
+        count = plural(len(blank), "row")
+        notes["unlabeled"].append(f"{count} of the one labeled file without a target")
         blank = []
     count = max(1, len(name_sources(labeled)) // 5)
     count = min(count, args.test_rows or count)
@@ -231,9 +230,8 @@ def take_first(rows, notes):
     """Rows to learn from: of several answers the first, as a model writes one."""
     several = [isinstance(row.get("target"), list) for row in rows]
     if any(several):
-        notes.append(
-            f"{plural(sum(several), 'row')} with a list of answers, the first of which is learned"
-        )
+        count = plural(sum(several), "row")
+        notes.append(f"{count} with a list of answers, the first of which is learned")
     pairs = zip(rows, several, strict=True)
     return [{**row, "target": row["target"][0]} if some else row for row, some in pairs]
 
@@ -285,7 +283,7 @@ def refuse_unlabeled(args, entry, sources):
 def read_data(args, entry, sources):
     """({split: rows}, [names of what was read], {split: notes}) of real data; the UserError has the
     first fault, and --check prints all."""
-    columns = Columns(args.source_column, args.target_column)
+    columns = {"source": args.source_column, "target": args.target_column}
     tables, origins = open_data(args, sources)
     if not origins and args.scale == "paper":
         refuse_unlabeled(args, entry, sources)
@@ -300,7 +298,8 @@ def read_data(args, entry, sources):
     names = [str(table.name) for table in tables.values()]
     for origin in [origin for origin in origins if origin != "rest"]:
         table, column = open_unlabeled(origin, args.task, sources)
-        more, wrong, told = make_rows(table, entry, False, Columns(column or columns.source))
+        named = {"source": column or columns["source"]}
+        more, wrong, told = make_rows(table, entry, False, named)
         rows.setdefault("unlabeled", []).extend(more)
         faults += wrong
         notes["unlabeled"] += told
@@ -308,10 +307,9 @@ def read_data(args, entry, sources):
     if faults and args.check:
         print("\n".join(describe_faults(faults)))
     if faults:
-        more = f" (and {plural(len(faults) - 1, 'more fault')}; --check lists all)" * (
-            len(faults) > 1
-        )
-        raise UserError(f"{faults[0]}{more}")
+        first, *others = faults
+        more = f" (and {plural(len(others), 'more fault')}; --check lists all)" * bool(others)
+        raise UserError(f"{first}{more}")
     return rows, names, notes
 
 
@@ -319,16 +317,16 @@ def describe_splits(splits, notes, entry, divide_by):
     """The splits' sizes beside Table 5's, and why they differ, as text."""
     table = {} if entry.own else entry.rows
     over = f"Table 5 / {divide_by}" if divide_by > 1 else "Table 5"
-    lines = [f"{'split':<10}{'rows':>9}{'sources':>9}" + f"{over:>14}" * bool(table)]
+    heads, lines = ["split", "rows", "sources", *[over] * bool(table)], []
     for split in SPLITS:
         rows, paper = splits[split], table.get(split)
         if split == "test" and not paper and table:
             paper = table["dev"]  # scored on dev: the test set is private
-        told = f"{paper // divide_by:,}" if paper else "-"
+        told = f"{paper // divide_by:,}" if paper else None
         distinct = len({row["source"] for row in rows})
-        lines.append(f"{split:<10}{len(rows):>9,}{distinct:>9,}" + f"{told:>14}" * bool(table))
-    lines += [fill(f"{split}: {note}") for split in SPLITS for note in notes.get(split, [])]
-    return "\n".join(lines)
+        lines.append([split, f"{len(rows):,}", f"{distinct:,}", told][: len(heads)])
+    told = [fill(f"{split}: {note}") for split in SPLITS for note in notes.get(split, [])]
+    return "\n".join([show_columns(heads, lines), *told])
 
 
 def compare_rows(rows, splits, notes, entry, divide_by):

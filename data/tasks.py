@@ -24,15 +24,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
-from data.files import (
-    DATA,
-    UserError,
-    check_kind,
-    parse_amount,
-    parse_count,
-    parse_price,
-    read_json,
-)
+from data.files import UserError, check_kind, parse_amount, parse_count, parse_price, read_json
 
 PAPER_TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
 FAMILIES = ("entities", "classes", "answers", "paraphrase")  # of evaluate.py
@@ -251,7 +243,7 @@ def split_entry(entry, what):
 @functools.cache
 def list_scales():
     """The names of scales, under which an entry has settings; () beside a script copied alone."""
-    path = DATA / "scales.json"
+    path = Path(__file__).with_name("scales.json")
     return tuple(read_json(path, {None: dict})) if path.exists() else ()
 
 
@@ -308,7 +300,7 @@ def load_task(word, folder=None):
     """The Task that `word` names: an entry of data/tasks.json, a file FILE.json that is one entry,
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
     name, _, file = word.rpartition("=")
-    known, own = read_json(DATA / "tasks.json"), file.endswith(".json")
+    known, own = read_json(Path(__file__).with_name("tasks.json")), file.endswith(".json")
     path = Path(file) if own else Path(folder or "", "task.json")
     if folder and not str(folder).startswith("hub:") and not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; one that holds train and test is needed")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data.annotate.simulator import Annotator, count_tokens
 from data.files import UserError
+from data.spans import split_entities
 
 UNBILLED = ["429", "429-after", "500", "503", "drop"]
 LOST = ["error-after", "drop-after", "truncated", "cut", "not-json", "slow"]  # billed, and lost
@@ -174,6 +175,22 @@ class FaultyServer(Annotator, ThreadingHTTPServer):
         tokens = usage["prompt_tokens"], cached, usage["completion_tokens"]
         self.charges.append((source, *tokens, share))
         return 200, self.edit(reply)
+
+    def complete(self, body):
+        """The reply to one request body, in JSON where that has a schema."""
+        reply = super().complete(body)
+        if "response_format" in body:
+            message = reply["choices"][0]["message"]
+            schema = body["response_format"]["json_schema"]["schema"]
+            message["content"] = self.follow_schema(message["content"], schema)
+            reply["usage"]["completion_tokens"] = count_tokens(message["content"])
+        return reply
+
+    def follow_schema(self, answer, schema):
+        if "entities" not in schema["properties"]:
+            return json.dumps({next(iter(schema["properties"])): answer})
+        pairs, _ = split_entities(answer, self.brackets)
+        return json.dumps({"entities": [{"text": text, "label": name} for text, name in pairs]})
 
     def count_cached(self, text, step=512):
         """Tokens of the longest start of `text` seen before, in steps of 128, from 1,024 up."""

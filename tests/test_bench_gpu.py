@@ -107,7 +107,7 @@ def test_a_part_that_hangs_is_stopped(args, tmp_path):
 def test_without_a_gpu_the_large_models_are_refused(tmp_path):
     if bench_gpu.torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(SystemExit, match="error: no GPU that this torch can use"):
+    with pytest.raises(SystemExit, match="error: no GPU that torch can use"):
         bench_gpu.main(["--output", str(tmp_path)])
 
 

@@ -1115,7 +1115,7 @@ def test_a_student_learns_from_imported_labels_as_from_ours(world, tmp_path):
     ("change", "said"),
     [
         ({"logprobs": None}, "line 3: "),
-        ({"logprobs": [[-0.1]]}, "line 3: ids and logprobs are not lists of the same k"),
+        ({"logprobs": [[-0.1]]}, "line 3: ids and logprobs are no lists of the same k"),
         ({"logprobs": "x"}, "line 3: could not convert"),
         ({"ids": None}, "line 3: no field 'tokens'"),
         ({"ids": [[5] * 8]}, "line 3: ids and logprobs|line 3: not 8 different ids"),

@@ -21,6 +21,7 @@ from data.costs.runs import parse_run
 from data.files import UserError, write_json
 from data.plots import drawing, figures
 from data.plots.results import find_frontier
+from data.plots.tables import to_csv
 from data.tasks import load_task, load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,10 +82,10 @@ def build(figure, folder, *flags):
 
 
 def read_rows(drawn):
-    return list(csv.DictReader(figures.to_csv(drawn).splitlines()))
+    return list(csv.DictReader(to_csv(figures.list_points(drawn)).splitlines()))
 
 
-@pytest.mark.parametrize("figure", figures.FIGURES)
+@pytest.mark.parametrize("figure", figures.MAKERS)
 def test_points_of_the_csv_are_the_scores_of_the_runs_and_what_is_drawn(tmp_path, figure):
     seeds = (0, 1, 2)
     drawn = build(figure, write_runs(tmp_path, figure, seeds=seeds), "--seeds", "0 1 2")

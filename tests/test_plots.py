@@ -256,7 +256,7 @@ def test_table7_shows_the_first_labeled_row_as_a_model_reads_it(tmp_path):
             {"source": "Add it", "target": "Add [Action]"},
         ],
         "fever": [{"source": "Water is wet.", "target": "SUPPORTS"}],
-        "nq": [{"source": "who?", "target": ["one", "two"]}],
+        "nq": [{"source": "who?", "target": "one"}],
     }
     for task, lines in rows.items():
         (tmp_path / task).mkdir()
@@ -268,7 +268,7 @@ def test_table7_shows_the_first_labeled_row_as_a_model_reads_it(tmp_path):
         ["", "", "Target", "Add [Action]"],
     ]
     texts = column(table, "Text")
-    assert "fever: Water is wet." in texts and "REFUTES, SUPPORTS" in texts and "one; two" in texts
+    assert "fever: Water is wet." in texts and "REFUTES, SUPPORTS" in texts and "one" in texts
     assert texts[-3:-1] == [None, None] and "Stanceosaurus" in table.notes[-1]
 
 

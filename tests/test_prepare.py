@@ -275,7 +275,7 @@ GENES |= {"max_target_length": 64}
 def read_own(path, entry, labeled=True, **asked):
     """(rows, faults as texts, notes) of a file."""
     table, task = columns.read_table(path), make_task("mine", entry)
-    found = columns.make_rows(table, task, labeled, columns.Columns(**asked))
+    found = columns.make_rows(table, task, labeled, asked)
     return found[0], list(map(str, found[1])), found[2]
 
 
@@ -914,7 +914,7 @@ def test_known_hashes_are_the_authors_files():
 def test_entities_of_a_target_have_known_labels(target, fault):
     row = {"source": "add the [viral] buffer", "target": target}
     table = columns.Table("file", [("line 1", row)])
-    _, faults, _ = columns.make_rows(table, load_task("wlp"), True, columns.Columns())
+    _, faults, _ = columns.make_rows(table, load_task("wlp"), True, {})
     assert not faults if fault is None else re.search(fault, str(*faults))
 
 

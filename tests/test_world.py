@@ -206,8 +206,6 @@ def test_command_lines_print_what_the_splits_hold(capsys):
     assert "facts that test needs do not occur in 100 labels" in capsys.readouterr().out
     lab.main([])
     assert "N=100: 72% of the test entities not among the labeled ones" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no task 'wlp'"):
-        town.draw_rows("wlp")
 
 
 def list_models(region):

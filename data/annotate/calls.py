@@ -29,6 +29,7 @@ NEVER_SENT = (  # what httpx calls the failures that come before the request
     "ConnectError ConnectTimeout PoolTimeout ProxyError UnsupportedProtocol LocalProtocolError "
     "InvalidURL UnicodeEncodeError"
 ).split()
+PASSING = {408, 409, 425, 429}  # statuses below 500 that another try may not meet
 LONGEST_WAIT = 600  # seconds; a Retry-After beyond it ends the run
 SECRET = 8  # characters: a shorter key is a local server's, and a word of any message
 
@@ -99,9 +100,8 @@ class Client:
         self.path = "completions" if endpoint == "completions" else "chat/completions"
         user = unquote(urlsplit(url or "").netloc.rpartition("@")[0])  # sent in place of a key
         basic = base64.b64encode(user.encode()).decode()
-        self.secrets = [
-            x for x in (key, user, basic, user.partition(":")[2]) if x and len(x) >= SECRET
-        ]
+        known = filter(None, (key, user, basic, user.partition(":")[2]))
+        self.secrets = [word for word in known if len(word) >= SECRET]
         self.heard = False
 
     async def ask(self, body, timeout):
@@ -132,9 +132,7 @@ class Client:
             advice = f"the server refuses the key ({said}); check OPENAI_API_KEY"
         elif status == 404:
             advice = f"no such model or address ({said}); check --model and --base-url"
-        elif (
-            status < 500 and status not in (408, 409, 425, 429) and code not in FILTERED | TOO_LONG
-        ):
+        elif status < 500 and status not in PASSING and code not in FILTERED | TOO_LONG:
             advice = f"the server refuses the request ({said}); see --extra and --endpoint"
         free = status != 408 and status < 500
         return Fault(f"HTTP {status}", free, raw, advice, status, code, wait)
@@ -420,10 +418,8 @@ class Run:
         if wait is None:
             wait = min(60, self.args.backoff * 2**tried) * random.uniform(0.5, 1.5)
         elif wait > LONGEST_WAIT:
-            raise UserError(
-                f"{self.client.url}: asks to wait {wait:,.0f} s ({fault.why}); run the same "
-                "command then"
-            )
+            asked = f"asks to wait {wait:,.0f} s ({fault.why})"
+            raise UserError(f"{self.client.url}: {asked}; run the same command then")
         if fault.status == 429:  # the limit is everyone's
             self.limiter.pause(wait)
         await self.rest(wait)

@@ -110,9 +110,8 @@ class Prompter:
 
 def write_instruction(task):
     """The instruction with the task's labels and, where its entry has them, their descriptions."""
-    text = (task.instruction or GENERIC[task.metric]).replace(
-        "{labels}", "{" + ", ".join(task.labels) + "}"
-    )
+    labels = "{" + ", ".join(task.labels) + "}"
+    text = (task.instruction or GENERIC[task.metric]).replace("{labels}", labels)
     told = task.label_descriptions
     return "\n".join([text, *(f"{label}: {told[label]}" for label in task.labels if label in told)])
 

@@ -187,9 +187,8 @@ def show_reasons(summary):
 
 def show_result(args, summary):
     """The result in a few lines, for stdout."""
-    usd, paper, possible = (
-        show_usd(parse_amount(summary[key], key)) for key in ("usd", "usd_paper", "usd_possible")
-    )
+    keys = ("usd", "usd_paper", "usd_possible")
+    usd, paper, possible = (show_usd(parse_amount(summary[key], key)) for key in keys)
     items, wrong = plural(summary["items"], "row"), plural(summary["invalid"], "answer")
     yield f"{summary['annotator']}: {summary['valid']:,} of {items} labeled"
     if summary["invalid"]:

@@ -72,8 +72,6 @@ class Annotator:
         text = "\n".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
         source = text.rpartition("\nInput: ")[2].rpartition("\nOutput:")[0]
         answer = self.answer(" ".join(source.split()))
-        if "response_format" in body:
-            answer = self.follow_schema(answer, body["response_format"]["json_schema"]["schema"])
         shown = cut_text(answer, body.get("max_completion_tokens") or body.get("max_tokens", 16))
         choice = {"index": 0, "finish_reason": "stop" if shown == answer else "length"}
         choice |= {"message": {"role": "assistant", "content": shown}} if chat else {"text": shown}
@@ -84,9 +82,3 @@ class Annotator:
         kind = "chat.completion" if chat else "text_completion"
         head = {"id": f"sim-{self.replies}", "object": kind, "model": body["model"]}
         return {**head, "choices": [choice], "usage": usage}
-
-    def follow_schema(self, answer, schema):
-        if "entities" not in schema["properties"]:
-            return json.dumps({next(iter(schema["properties"])): answer})
-        pairs, _ = split_entities(answer, self.brackets)
-        return json.dumps({"entities": [{"text": text, "label": name} for text, name in pairs]})

@@ -165,9 +165,7 @@ class Store:
             self.load(settings)
         except BlockingIOError:
             self.close()
-            raise UserError(
-                f"{path}: another process is writing it; wait until it has ended"
-            ) from None
+            raise UserError(f"{path}: another process is writing it; wait until it ends") from None
         except BaseException:
             self.close()
             raise
@@ -202,9 +200,8 @@ class Store:
         with open(self.path, "rb") as lines:  # which end at "\n" alone
             for number, line in enumerate(lines, 1):
                 if number == 1 and not line.startswith(HEADING[: len(line)]):
-                    raise UserError(
-                        f"{self.path} line 1: not the heading of a store; choose another --store"
-                    )
+                    fault = "not the heading of a store; choose another --store"
+                    raise UserError(f"{self.path} line 1: {fault}")
                 if not line.endswith(b"\n"):
                     break
                 try:

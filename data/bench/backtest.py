@@ -27,7 +27,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from data.costs.advise import Market, find_turns
 from data.costs.budget import count_distill_hours, make_terms, price_distilling
-from data.costs.curves import Posterior, Run, band, share_above
+from data.costs.curves import STRATEGIES, Posterior, Run, band, share_above
 from data.costs.pilot import PAPER_CONSTANTS, load_scores, read_paper_runs
 from data.costs.prices import load_prices
 from data.files import DATA, UserError, make_parser, read_csv, run_cli
@@ -107,9 +107,7 @@ class Measured:
     @functools.cache  # noqa: B019 (one object lives as long as the program)
     def make_pilots(self, world, task, n):
         """{level: its Runs}, as far as they were measured."""
-        few, teacher, rows = (
-            self.select(world, task, arm, n) for arm in ("small", "teacher", "dist")
-        )
+        few, teacher, rows = (self.select(world, task, arm, n) for arm in STRATEGIES)
         students = self.pick_students(world, task, n) or tuple(few)
         pilots = {"P0": ()} | ({"P1": students} if students else {})
         if students and teacher:
@@ -144,9 +142,8 @@ def check_labels(measured):
     for world, task, n in list_places((50, 100, 500), (500, 1000, 2000, 5000, 10000)):
         if pilot := measured.pick_students(world, task, n):
             posterior = measured.make_posterior(world, task, pilot)
-            beyond = [
-                (r.labels / pilot[-1].labels, r) for r in measured.select(world, task, "small")
-            ]
+            students, most = measured.select(world, task, "small"), pilot[-1].labels
+            beyond = [(run.labels / most, run) for run in students]
             for low, high, name in HORIZONS:
                 if runs := [run for far, run in beyond if low <= far < high]:
                     pairs = [(posterior.ann(run.labels), run) for run in runs]

@@ -43,6 +43,18 @@ from data.files import ROOT, UserError, make_parser, read_json, run_cli
 from data.tasks import load_task
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
+RUNS = {
+    "a": ("(a) the released loop", ("teacher, every step", "student")),
+    "b": ("(b) distill.py", ("teacher, once", "student", "train")),
+    "c": ("(c) plain fine-tuning", ("student", "train")),
+    "d": ("(d) student half, no Trainer", ("train",)),
+}
+RATIOS = {  # of runs and phases
+    "(a) / (b)": ("a", "whole", "b", "whole"),
+    "student half of (b) / (c)": ("b", "student", "c", "student"),
+    "a step of (b) / (c)": ("b", "train", "c", "train"),
+    "a step of (b) / (d)": ("b", "train", "d", "train"),
+}
 
 
 def read_recipe(strategy):
@@ -260,20 +272,6 @@ def open_labels(folder, count=10**9):
     """The first rows of a folder of labels."""
     key = distill.open_manifest(folder)["key"]
     return distill.Labels(distill.open_shards(folder, key)[0], count, key)
-
-
-RUNS = {
-    "a": ("(a) the released loop", ("teacher, every step", "student")),
-    "b": ("(b) distill.py", ("teacher, once", "student", "train")),
-    "c": ("(c) plain fine-tuning", ("student", "train")),
-    "d": ("(d) student half, no Trainer", ("train",)),
-}
-RATIOS = {  # of runs and phases
-    "(a) / (b)": ("a", "whole", "b", "whole"),
-    "student half of (b) / (c)": ("b", "student", "c", "student"),
-    "a step of (b) / (c)": ("b", "train", "c", "train"),
-    "a step of (b) / (d)": ("b", "train", "d", "train"),
-}
 
 
 def show_speed(args, results):

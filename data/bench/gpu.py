@@ -497,9 +497,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     if args.teacher != "mini" and not torch.cuda.is_available():
-        train_teacher.fail(
-            "no GPU that this torch can use; --teacher mini --student mini run on a CPU"
-        )
+        train_teacher.fail("no GPU that torch can use; --teacher mini --student mini run on a CPU")
     result, file = run_parts(args)
     show(result)
     print(f"raw figures: {file}", file=sys.stderr)

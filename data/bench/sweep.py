@@ -97,9 +97,8 @@ def try_recipe(args, run, inputs, rate, steps):
     """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
     place = find_place(args, run)
     output = args.runs / f"{run.name}-b{place[-1]}-r{rate:g}-x{steps}"
-    flags = list_flags(
-        args, run, **{"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
-    )
+    tried = {"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
+    flags = list_flags(args, run, **tried)
     names = ["--task", args.task, "--strategy", run.strategy]
     script = SCRIPTS.get(run.strategy, "train_small.py").removesuffix(".py")
     call(script, *names, *flags, *inputs, "--output", output)

@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.costs import serving
-from data.costs.budget import (
-    choose_list,
-    count_distill_hours,
-    plan,
-    price_distilling,
-    read_terms,
-)
+from data.costs.budget import choose_list, count_distill_hours, plan, price_distilling, read_terms
 from data.costs.curves import STRATEGIES, band, list_budgets, quantile, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.flags import find_unit
@@ -46,9 +40,13 @@ from data.tasks import load_task
 
 WORDS = {0.8: "Dist.", 0.65: "lean Dist.", 0.35: "can't tell", 0.2: "lean Ann.", 0: "Ann."}
 ARMS = {"ann": "Ann.", "dist": "Dist.", "llm": "LLM"}
+NAMES = {"small": "student", "teacher": "teacher", "dist": "student distilled from a teacher"}
 # Shares of a budget spent on labels before distilling.
 SPLITS = (0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.98)
 FAR_LABELS, FAR_ROWS = 10, 30  # times what the pilot saw, from where a score is a guess
+ANY = 10**9  # unlabeled rows, where nobody says how many there are
+SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
+CURVE = 24  # budgets at which the figure draws a band
 
 
 class Market(NamedTuple):
@@ -125,9 +123,7 @@ def choose_arm(mean):
 
 def measure_loss(chosen, others):
     """Points that the choice loses on average to whatever turns out best."""
-    if not others:
-        return 0.0
-    lost = [max(0, max(rest) - one) for one, *rest in zip(chosen, *others, strict=True)]
+    lost = [max(scores) - scores[0] for scores in zip(chosen, *others, strict=True)]
     return 100 * sum(lost) / len(lost)
 
 
@@ -380,9 +376,6 @@ def show_costs(ways):
     return f"{text}. {spent} of distilling paid back after (predictions) {', '.join(paid)}"
 
 
-NAMES = {"small": "student", "teacher": "teacher", "dist": "student distilled from a teacher"}
-
-
 def name_run(run):
     rows = f", {plural(run[2], 'row')}" if run[2] else ""
     return f"{NAMES[run[0]]} on {plural(run[1], 'label')}{rows}"
@@ -429,10 +422,6 @@ def show_advice(task, found, market):
     parts = [fill(head, ""), fill(tell("prices", **prices), ""), "", table]
     parts += [*(fill(text, "") for text in ("", tell("legend"), "", *said)), ""]
     return "\n".join([*parts, *(fill(f"- {note}") for note in notes + found["notes"])])
-
-
-ANY = 10**9  # unlabeled rows, where nobody says how many there are
-SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
 
 
 def read_market(task, args, terms, pilot):
@@ -558,6 +547,3 @@ def read_cells(folder, task):
             counts = {key: getattr(run, key) for key in ("strategy", "labels", "unlabeled")}
             found.append({**counts, "score": read_score(path, task)["score"]})
     return found
-
-
-CURVE = 24  # budgets at which the figure draws a band

@@ -22,6 +22,8 @@ from data.costs.prices import (
 from data.costs.runs import measure_rates
 from data.files import UserError, parse_price
 
+ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
+
 # --- what a budget buys --------------------------------------------------------------------
 
 
@@ -103,9 +105,6 @@ def move_rates(task, prices, gpu, gpu_speed):
     factor = compare_speeds(prices, kind, gpu, gpu_speed)
     moved = ({n: hours * factor for n, hours in table.items()} for table in (teacher, distill))
     return gpu, *moved, [f"one hour of {gpu} does the work of {float(1 / factor):g} h of {kind}"]
-
-
-ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
 
 
 def read_terms(task, args, rows=None):

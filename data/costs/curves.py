@@ -25,11 +25,14 @@ import random
 from statistics import NormalDist
 from typing import NamedTuple
 
+STRATEGIES = ("small", "teacher", "dist")
 STUDENTS, KEPT, OTHERS = 40_000, 1_000, 30  # draws; draws kept; draws of the rest for each kept
 DRIFT = 0.012  # standard deviation by which real curves leave the family, per e-fold past the runs
 TEACHER_NOISE = 0.02  # of one teacher run
 OUTCOMES = 40  # of a run that is not made yet
 EFFECTIVE, ROUNDS = 400, 12  # where fewer draws share the weight, moves of each
+# arm -> (what one run differs by, which noise of a draw moves the curve, which the run)
+NOISE = {"ann": ("s", 0, 1), "dist": ("sd", 2, 3), "llm": ("s", 0, 4)}
 
 normal = NormalDist().inv_cdf
 
@@ -259,10 +262,6 @@ class Posterior:
             total += weigh(run.score - mean, sd, run.error, 3 if run.strategy == "dist" else 4)
         return total
 
-    def widen(self, sd):
-        """The standard deviation of a run as measured."""
-        return math.hypot(sd, self.error) if self.error else sd
-
     def ann(self, n, noise=1):
         return self.score("ann", (n, 0), noise)
 
@@ -279,14 +278,11 @@ class Posterior:
         (n, m), (sd, far, own) = counts, NOISE[arm]
         beyond = m / self.most_rows if arm == "dist" else (n + m) / self.most_labels
         drift = DRIFT * math.log(max(1, beyond))
-        return [
-            clip(
-                getattr(d, arm)(n, m)
-                + drift * d.z[far]
-                + noise * self.widen(getattr(d, sd)) * d.z[own]
-            )
-            for d in self.draws
-        ]
+        scores = []
+        for d in self.draws:
+            spread = noise * math.hypot(getattr(d, sd), self.error)  # of a run as measured
+            scores.append(clip(getattr(d, arm)(n, m) + drift * d.z[far] + spread * d.z[own]))
+        return scores
 
     def find_misfits(self):
         """The runs outside the 98% band of their own posterior: no curve goes through them all."""
@@ -320,13 +316,6 @@ class Posterior:
             gain += means[best] - means[now]
             changed += best != now
         return 100 * gain / OUTCOMES, changed / OUTCOMES
-
-
-STRATEGIES = ("small", "teacher", "dist")
-
-
-# arm -> (what one run differs by, which noise of a draw moves the curve, which the run)
-NOISE = {"ann": ("s", 0, 1), "dist": ("sd", 2, 3), "llm": ("s", 0, 4)}
 
 
 def quantile(values, q):

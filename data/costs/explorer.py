@@ -20,9 +20,8 @@ COLUMNS = ("f", "a", "k", "b", "s", "at", "kt", "bt", "cap", "r", "bd", "sd")
 def make_row(draw, columns):
     """One draw, its numbers to six digits."""
     noise = {f"z{i}": z for i, z in enumerate(draw.z)}
-    return [
-        float(f"{noise[name] if name in noise else getattr(draw, name):.6g}") for name in columns
-    ]
+    values = (noise[name] if name in noise else getattr(draw, name) for name in columns)
+    return [float(f"{value:.6g}") for value in values]
 
 
 def make_state(title, posterior, market, found, serving, command, llm_tokens=None):

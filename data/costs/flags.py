@@ -23,6 +23,8 @@ SCALE = {  # what one may have, as read_json() checks it
     "flags": {None: {}},
     "recipes": {None: {None: {}}},
 }
+# What an entry has at a scale beside flags of a strategy.
+OWN = ("models", "evaluate", "learning_rate", "all", "real-text")
 
 
 def load_scale(name, path=DATA / "scales.json"):
@@ -82,10 +84,6 @@ def pick_nearest(flags, run):
 
     chosen = {**flags, **min(flags.get("near", [{}]), key=measure)}
     return {key: chosen[key] for key in chosen if key not in ("near", "labels", "unlabeled")}
-
-
-# What an entry has at a scale beside flags of a strategy.
-OWN = ("models", "evaluate", "learning_rate", "all", "real-text")
 
 
 def choose_recipe(task, scale, recipe):

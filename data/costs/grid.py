@@ -19,6 +19,12 @@ from data.costs.runs import ENCODERS, make_run, parse_run
 from data.files import UserError, need, parse_count, read_json
 from data.tasks import PAPER_TASKS
 
+FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
+FIGURE_U = (10_000, 100_000)
+# Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
+# scale divides these: the prompt is the paper's, and a price of a label stands on its length.
+LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
+
 
 class Cell(NamedTuple):
     """One cell of a table: what is planned there, and the runs (one per seed) that fill it.
@@ -214,13 +220,6 @@ class Layout:
         return self.at_counts(self.train_rows, 0, (strategy,))
 
 
-FIGURE_N = (100, 500, 1000, 5000, 10000)  # Figure 2's L; Figures 3 and 7 print none, so theirs too
-FIGURE_U = (10_000, 100_000)
-# Appendix E: 32 examples a prompt out of 100 labeled rows; Figure 7: answers to 200 test rows. No
-# scale divides these: the prompt is the paper's, and a price of a label stands on its length.
-LLM_EXAMPLES, LLM_TEST_ROWS, LLM_DEV_ROWS = 100, 200, 100
-
-
 def lay_table4(at):
     """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
     n, ann_only = at.task.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
@@ -276,10 +275,8 @@ def lay_fig7(at):
     runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=rows)}
     each = at.terms.usd_per_llm_label
     usd = {"llm_labels": rows, "llm_usd": None if each is None else rows * each}
-    return [
-        *lay_labels(at),
-        Cell(at.task.name, LLM_EXAMPLES, at.price_labels(LLM_EXAMPLES), runs, **usd),
-    ]
+    prompted = Cell(at.task.name, LLM_EXAMPLES, at.price_labels(LLM_EXAMPLES), runs, **usd)
+    return [*lay_labels(at), prompted]
 
 
 def lay_pilot(at):

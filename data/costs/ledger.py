@@ -20,6 +20,12 @@ from data.costs.prices import (
 from data.costs.runs import read_runs
 from data.files import UserError
 
+REPORT_NOTES = (
+    "Model: dollars of its labels, its own hours and those of the runs it needs",
+    "totals pay nothing twice: labels once a task and seed, a teacher's pass once",
+    "hours of evaluation are listed and not priced, as in the paper",
+)
+
 
 def add_up(amounts):
     """The sum of dollars; None where one of them has no price."""
@@ -130,19 +136,14 @@ def group_tables(records, tasks):
     return found
 
 
-REPORT_NOTES = (
-    "Model: dollars of its labels, its own hours and those of the runs it needs",
-    "totals pay nothing twice: labels once a task and seed, a teacher's pass once",
-    "hours of evaluation are listed and not priced, as in the paper",
-)
-
-
 def report(folder, prices, tasks, gpu=None, **asked):
     """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
 
     `tasks` are the Tasks that may occur; `gpu` prices hours on a CPU; `asked`: gpu_usd_per_hour (of
     every hour), llm_model.
     """
+    if gpu and asked.get("gpu_usd_per_hour") is None:
+        price_gpu_hour(prices, gpu, "paper")  # an unknown name stops here, used or not
     records, lists = read_runs(folder), ("paper", "today")
     tasks = {task.name: task for task in tasks}
     books = {which: Ledger(prices, tasks, which, gpu, **asked) for which in lists}
@@ -157,11 +158,9 @@ def report(folder, prices, tasks, gpu=None, **asked):
         told = record._asdict()
         told["hours"] += told.pop("pass_hours")
         runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
-    tables = group_tables(records, tasks)
-    strategies, tables = (
-        {name: price_group(group) for name, group in groups.items()}
-        for groups in (strategies, tables)
-    )
+    tables = group_tables(records, tasks).items()
+    tables = {name: price_group(group) for name, group in tables}
+    strategies = {name: price_group(group) for name, group in strategies.items()}
     total = price_group(records)
     notes = [note for book in books.values() for note in book.notes]
     if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):

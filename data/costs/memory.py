@@ -53,6 +53,7 @@ STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 256
 LOADED = 0.25e9  # bytes a second of the published fp32 weights, fetched and loaded; assumed
 LLM_SHOTS = 32  # labeled examples in each prompt of an LLM, as in the paper's appendix E
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
+MOST_CARDS = 64  # no task here gains by more; each count below is tried
 
 # Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
 # of S*d, S*f, S*i, heads*S*S; of a decoder block for T*d, T*f, T*i, S*i, heads*T*T, heads*T*S; of
@@ -63,6 +64,7 @@ KEPT = {
     2: ((24, 10, 14, 12), (36, 10, 20, 8, 12, 12), 14),
 }
 LOGITS = 18  # bytes for each of T*V: the logits, copies of them in fp32, softmax and gradients
+HEADS = "Way,GPUs,Rows,Recompute,Model,Kept,Fullest,DDP,Hours,GPU-h,USD,Disk,RAM,Fits"
 
 
 class Shape(NamedTuple):
@@ -103,9 +105,8 @@ class Shape(NamedTuple):
         decoder = [*(target * n for n in widths), source * inner]
         decoder += [self.heads * target * target, self.heads * target * source]
         *blocks, each = KEPT[size]
-        kept = [
-            sum(map(operator.mul, a, b)) for a, b in zip(blocks, (encoder, decoder), strict=True)
-        ]
+        pairs = zip(blocks, (encoder, decoder), strict=True)
+        kept = [sum(map(operator.mul, *pair)) for pair in pairs]
         return *kept, each * (source + target) * self.width + LOGITS * target * self.vocabulary
 
 
@@ -117,8 +118,6 @@ SIZES = {  # T5 v1.1
     "xxl": Shape(4096, 10240, 64, 24, 24),
 }
 NAMES = re.compile(r"(.+/)?(t5-v1_1-|flan-t5-|t5-(?=\w+-(lm-adapt|ssm)))(\w+?)(-lm-adapt|-ssm.*)?")
-
-
 KEYS = "d_model d_ff num_heads num_layers num_decoder_layers d_kv vocab_size".split()
 CONFIG = {**dict.fromkeys(KEYS, int), "feed_forward_proj": str}
 
@@ -165,9 +164,6 @@ def read_cards(path=DATA / "prices.csv"):
     """The cards of the price list."""
     rows = read_csv(path).items()
     return [read_card(row, f"{path} line {line}") for line, row in rows if row.get("gib")]
-
-
-MOST_CARDS = 64  # no task here gains by more; each count below is tried
 
 
 def find_cards(spec, cards):
@@ -394,12 +390,8 @@ def measure_tokens(task, rows):
     texts = {"source": [row["source"] for row in rows], "target": [row["target"] for row in rows]}
     texts["target"] = [t[0] if isinstance(t, list) else t for t in texts["target"]]
     mean = [max(1.0, sum(map(len, map(str, each))) / len(rows) / 4) for each in texts.values()]
-    return tuple(mean), [
-        f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
-    ]
-
-
-HEADS = "Way,GPUs,Rows,Recompute,Model,Kept,Fullest,DDP,Hours,GPU-h,USD,Disk,RAM,Fits"
+    said = f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
+    return tuple(mean), [said]
 
 
 def show_plan(plan, card, usd, chosen):

@@ -77,9 +77,8 @@ def read_score(path, task):
         if not 0 <= value <= 100:
             raise UserError(f"{path}: score {value!r}: a number from 0 to 100 is needed")
     if 0 < score <= 1 < constant:
-        raise UserError(
-            f"{path}: score {score} beside a constant predictor of {constant:.1f}: percent expected"
-        )
+        beside = f"score {score} beside a constant predictor of {constant:.1f}"
+        raise UserError(f"{path}: {beside}: percent expected")
     return found
 
 

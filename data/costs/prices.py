@@ -52,7 +52,7 @@ def to_json(value):
     return [to_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-PAGE = 100  # columns of a terminal
+PAGE = 100  # columns of a terminal, and of a LaTeX table that takes one of two columns
 WHOLE = {"break_long_words": False, "break_on_hyphens": False}  # a path, a name
 
 
@@ -96,6 +96,13 @@ def tell(key, **words):
 
 # --- the price list ------------------------------------------------------------------------
 
+LISTS = ("paper", "today", "other")
+ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
+UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
+DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
+# A card with one of these words more is another card: a slice of one, a laptop's, a faster one.
+VARIANTS = {"mig", "laptop", "ti", "super", "d", "ada", "max", "nvl"}
+
 
 class Price(NamedTuple):
     """A row of the price list.
@@ -113,12 +120,6 @@ class Price(NamedTuple):
     ratio: Fraction
     source: str
     date: str
-
-
-LISTS = ("paper", "today", "other")
-ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
-UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
-DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
 
 
 def read_price(row, where):
@@ -207,10 +208,6 @@ def price_gpu_hour(prices, gpu, which, derive=True):
 def list_gpus(prices):
     """Names of the GPUs that the list prices or rates, in its order."""
     return list(dict.fromkeys(p.name for p in prices if p.item in ("gpu", "speed")))
-
-
-# A card with one of these words more is another card: a slice of one, a laptop's, a faster one.
-VARIANTS = {"mig", "laptop", "ti", "super", "d", "ada", "max", "nvl"}
 
 
 def match_gpu(prices, device):

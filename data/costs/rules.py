@@ -24,18 +24,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from data.costs import stale
 from data.costs.flags import load_scale, make_flags, show_flags
 from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, shows
 from data.costs.runs import find_annotation, find_run_folder, make_run, parse_run
-from data.costs.stale import (
-    METRICS,
-    TRAINING,
-    drop,
-    find_change,
-    find_changed_score,
-    read_words,
-    tell_changes,
-)
 from data.files import (
     ROOT,
     UserError,
@@ -119,11 +111,9 @@ class Rules:
         """The file that says that enough rows are labeled for `run`, as
         teacher-n100-s0/1900.labels: as many as any run needs, so that one pass of the teacher
         serves them all. An encoder's is 1900.classes, as it learns from scores of the classes."""
-        same = [
-            r for r in self.runs if (r.needs, bool(r.encoder)) == (run.needs, bool(run.encoder))
-        ]
-        kind = "classes" if run.encoder else "labels"
-        return f"{run.needs[0]}/{max(r.unlabeled for r in same)}.{kind}"
+        learners = [r for r in self.runs if r.needs == run.needs]
+        most = max(r.unlabeled for r in learners if bool(r.encoder) == bool(run.encoder))
+        return f"{run.needs[0]}/{most}.{'classes' if run.encoder else 'labels'}"
 
     def find_stamp(self, name):
         """The first file that says that a run is trained: its table's, else its pilot's."""
@@ -280,7 +270,7 @@ def list_asked(rules, run):
     """{flag: text} of the words that make passes to the script that trains a run."""
     own = getattr(rules.args, USERS.get(run.strategy, "small_flags"))
     words = shlex.split(show_flags(rules.make_flags(run)))
-    return read_words([*words, *rules.args.train_flags, *own])
+    return stale.read_words([*words, *rules.args.train_flags, *own])
 
 
 def check_runs(rules):
@@ -293,14 +283,14 @@ def check_runs(rules):
             data = splits / f"{'unlabeled' if run.needs else 'train'}.jsonl"
             if run.strategy == "llm":
                 data = folder / rules.annotator / "labels.jsonl"
-            change = find_change(folder, list_asked(rules, run), data)
+            change = stale.find_change(folder, list_asked(rules, run), data)
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         if change and folder.exists():
             changed[run.name] = change
             continue
         for stamp, split in ((name_stamp(run.name), "test"), (name_stamp(run.name, True), "dev")):
             place = (rules.home / stamp).parent
-            if change := find_changed_score(place, rules.task, splits / f"{split}.jsonl"):
+            if change := stale.find_changed_score(place, rules.task, splits / f"{split}.jsonl"):
                 changed[stamp] = change
     return {f"{rules.task.name}/{name}": change for name, change in changed.items()}
 
@@ -332,9 +322,9 @@ def is_trained(stamp):
 
 def read_spent(stamp):
     """Seconds that a finished run took, by its metrics.json."""
-    metrics = read_json(stamp, METRICS)
+    metrics = read_json(stamp, stale.METRICS)
     path = find_run_folder(stamp) / "training.json"
-    training = read_if_there(path, TRAINING) or metrics.get("training") or {}
+    training = read_if_there(path, stale.TRAINING) or metrics.get("training") or {}
     return sum({**(metrics.get("seconds") or {}), **(training.get("seconds") or {})}.values())
 
 
@@ -369,9 +359,8 @@ def choose_tables(tasks, args):
 
 def list_runs(table, task, seeds, args):
     """The runs of a table, of a pilot those that go as far as is asked."""
-    runs = grid(
-        table, task, args.scale, seeds, None, args.llm, args.prepared if args.data else None
-    )
+    prepared = args.prepared if args.data else None
+    runs = grid(table, task, args.scale, seeds, llm=args.llm, prepared=prepared)
     kinds = (*PILOTS[args.pilot], "prompted")
     return [run for run in runs if table != "pilot" or run.strategy in kinds]
 
@@ -390,12 +379,12 @@ def write_rules(tasks, seeds, args):
         check_annotator(rules)
         found = check_runs(rules)
         for name in found if args.redo and not args.dry else ():
-            drop(Path(args.runs, name))
+            stale.drop(Path(args.runs, name))
         changed |= found
         seconds |= estimate(rules)
         lines += rules.write_all()
     if changed and not args.redo:
-        raise UserError(tell_changes(changed))
+        raise UserError(stale.tell_changes(changed))
     if said := tell_work(seconds, args):
         print(said, file=sys.stderr)
     lines.append(f"ASKED := {' '.join(names)}")

@@ -12,6 +12,13 @@ from data.costs.prices import compare_speeds, match_gpu
 from data.costs.stale import METRICS, TRAINING, read_command
 from data.files import UserError, need, parse_amount, parse_count, read_if_there, read_json
 
+ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # classifiers, as strategies and students
+RUN_NAME = re.compile(
+    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)"
+    r"(?:-(?P<size>base|large|xl|(?<=dist-)(?:distil)?bert))?(?:-from-(?P<teacher>large|xl))?"
+    r"-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
+)
+
 
 class Run(NamedTuple):
     """One training run; `needs` names the runs that must be done before it."""
@@ -43,14 +50,6 @@ class Run(NamedTuple):
     def recipe(self):
         """What names its settings: the strategy, of a distilled encoder dist-bert."""
         return f"dist-{self.student}" if self.student in ENCODERS else self.strategy
-
-
-ENCODERS = {"distilbert": "DistilBERT", "bert": "BERT"}  # classifiers, as strategies and students
-RUN_NAME = re.compile(
-    r"(?P<strategy>small|teacher|dist|self|llm|prompted|distilbert|bert)"
-    r"(?:-(?P<size>base|large|xl|(?<=dist-)(?:distil)?bert))?(?:-from-(?P<teacher>large|xl))?"
-    r"-n(?P<labels>\d+)(?:-u(?P<unlabeled>\d+))?(?:-g(?P<llm>\d+))?-s(?P<seed>\d+)"
-)
 
 
 def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small", teacher="xxl"):

@@ -16,6 +16,8 @@ from data.costs.runs import find_run, find_run_folder
 from data.costs.stale import METRICS
 from data.files import UserError, need, parse_amount, parse_count, read_json
 
+KINDS = {"teacher": "teacher", **dict.fromkeys(("small", "dist", "self", "llm"), "student")}
+
 
 class Serving(NamedTuple):
     """Measured seconds of one prediction; loading the model is not in them."""
@@ -40,9 +42,6 @@ class Serving(NamedTuple):
             device = f"{self.gpu or 'CPU'}{batch}, which have no price"
             return f"{self.model} {float(self.price(1)):,.1f} hours of {device}"
         return f"{self.model} {show_predictions(usd)} on {self.gpu or 'a CPU'}{batch}"
-
-
-KINDS = {"teacher": "teacher", **dict.fromkeys(("small", "dist", "self", "llm"), "student")}
 
 
 def measure_serving(folder):

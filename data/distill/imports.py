@@ -25,9 +25,8 @@ import distill
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add, length = parser.add_argument, distill.TABLE_8["length"]
     add("file", type=Path, help="labels of another framework, JSONL or .parquet")
     add("--labels", type=Path, required=True, help="folder to write")
@@ -127,9 +126,7 @@ def read_tokens(row, scores, key, tokenizer):
     ids = [find_ids(step, tokenizer) for step in row["tokens"]] if ids is None else ids
     labels, ids, mass = np.array(labels), np.array(ids), np.exp(scores).sum(-1)
     if ids.dtype.kind != "i" or ids.ndim != 2 or ids.shape != scores.shape or not ids.size:
-        raise ValueError(
-            "ids and logprobs are not lists of the same k for each token of the target"
-        )
+        raise ValueError("ids and logprobs are no lists of the same k for each token of the target")
     if labels.shape != ids.shape[:1]:
         raise ValueError(f"{len(labels)} tokens in target, {len(ids)} in logprobs: give target_ids")
     key["top_k"] = key["top_k"] or ids.shape[1]

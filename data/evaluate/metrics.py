@@ -102,9 +102,8 @@ def describe_classes(labels, gold, predicted, hits):
     keys = ("precision", "recall", "f1", "support")
     ratios = to_percent([hits, hits, 2 * hits], [predicted, gold, gold + predicted]).tolist()
     rows = zip(*ratios, gold.tolist(), strict=True)
-    return {
-        label: dict(zip(keys, row, strict=True)) for label, row in zip(labels, rows, strict=True)
-    }
+    pairs = zip(labels, rows, strict=True)
+    return {label: dict(zip(keys, row, strict=True)) for label, row in pairs}
 
 
 # --- entities -------------------------------------------------------------------------------
@@ -164,9 +163,8 @@ def match_released(rows, golds, brackets, default):
     ids, pairs = {label: i for i, label in enumerate(brackets)}, []
     for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
         have = parse_released(row.released_output, brackets)
-        pairs += [
-            (number, ids[label], ids[have.get(text, default)]) for text, label in gold.items()
-        ]
+        for text, label in gold.items():
+            pairs.append((number, ids[label], ids[have.get(text, default)]))
     return pairs
 
 

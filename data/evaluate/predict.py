@@ -24,7 +24,7 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
-from data.columns import Columns, choose_columns, read_table, unwrap
+from data.columns import choose_columns, read_table, unwrap
 from data.files import (
     UserError,
     check_kind,
@@ -64,8 +64,9 @@ def read_rows(options, task):
     path = "/dev/stdin" if options.predict == "-" else options.predict
     check_overwrite(filter(None, [options.output]), [path])
     table = unwrap(read_table(Path(path)), labeled=False)
-    column = options.source_column or task.source_column
-    (name, _), told = choose_columns(table, task, False, Columns(column))
+    column = {"source": options.source_column or task.source_column}
+    found, told = choose_columns(table, task, False, column)
+    name = found["source"]
     spans = sum(drop_spans(row) for _, row in table.rows if name != "spans")
     rows = [check_row(row, name, f"{path} {place}") for place, row in table.rows]
     empty = sum(not row["source"].strip() for row in rows)
@@ -142,11 +143,8 @@ def open_output(path, rows, told):
             where = f"{path} line {number}"
             said = check_kind(parse_json(line.decode(errors="replace"), where), dict, where)
             own = {key: said[key] for key in said if key not in ADDED}
-            if (
-                number > len(rows)
-                or own != rows[number - 1]
-                or not {"text", "confidence"} <= said.keys()
-            ):
+            whole = {"text", "confidence"} <= said.keys()
+            if not whole or number > len(rows) or own != rows[number - 1]:
                 raise UserError(f"{where}: not of this row of the file; choose another --output")
         file.truncate(sum(len(line) + 1 for line in lines))
         write_json(beside, told)

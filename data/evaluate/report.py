@@ -167,6 +167,7 @@ def show_origin(training, config):
 def show_card(folder, task, result, config):
     """A model card in Hugging Face's form."""
     settings, seq2seq = result["settings"], "truncated_targets" in result
+    teacher = result["training"].get("strategy") == "teacher"
     base = config.get("student") or config.get("model")
     hub = base and base.count("/") == 1 and not Path(base).exists()
     scores = (
@@ -177,9 +178,7 @@ def show_card(folder, task, result, config):
         **{**result, **settings},
         base=f"base_model: {base}\n" if hub else "",
         mark=MARK,
-        model_kind="a teacher"
-        if result["training"].get("strategy") == "teacher"
-        else "a compact model",
+        model_kind="a teacher" if teacher else "a compact model",
         title=task.title,
         origin=show_origin(result["training"], config),
         scores="\n".join(scores),

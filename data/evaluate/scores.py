@@ -50,10 +50,8 @@ def read_rows(predictions, data, task):
     rows = read_jsonl(predictions, ("prediction",) if data else ("source", "target", "prediction"))
     examples = read_jsonl(data) if data else [{}] * len(rows)
     if len(examples) != len(rows):
-        counts = (
-            f"{plural(len(rows), 'prediction')} for the {plural(len(examples), 'row')} of {data}"
-        )
-        raise UserError(f"{predictions}: {counts}")
+        said, asked = plural(len(rows), "prediction"), plural(len(examples), "row")
+        raise UserError(f"{predictions}: {said} for the {asked} of {data}")
     for number, (row, example) in enumerate(zip(rows, examples, strict=True), 1):
         for key in (key for key in GIVEN if key in example):
             if row.setdefault(key, example[key]) != example[key]:
@@ -217,10 +215,10 @@ def compare_runs(options, task):
     values, metrics = draw_scores(scored, options), {}
     for key in (key for key in values[0] if all(key in value for value in values)):
         pairs = zip(options.compare, values, strict=True)
-        runs = [
-            {"run": str(run), "score": float(v[key][0]), "interval": find_interval(v[key][1:])}
-            for run, v in pairs
-        ]
+        runs = []
+        for run, value in pairs:
+            score, interval = float(value[key][0]), find_interval(value[key][1:])
+            runs.append({"run": str(run), "score": score, "interval": interval})
         found = [find_difference(values[0][key], value[key]) for value in values[1:]]
         adjusted = adjust_holm([one["p_value"] for one in found])
         for run, one, p_holm in zip(runs[1:], found, adjusted, strict=True):

@@ -10,6 +10,8 @@ from data.plots.notes import TEXTS, keep, note_halves, note_tests, tell
 from data.plots.paired import compare_scores, find_gap
 from data.plots.tables import join, show_count, show_gap
 
+FEW_ROWS = 200  # below it a point of score is a row or two
+
 
 def compare_cells(study):
     """{(N, budget): the Difference of Dist. - Ann.}, tested together over the task's cells."""
@@ -30,9 +32,6 @@ def show_tested(cell, ann, dist, tested):
     gap += " untested" * (found is None and bool(tested))
     rows = ann.count_rows()
     return gap + (f" (n={rows})" if rows < FEW_ROWS else "")
-
-
-FEW_ROWS = 200  # below it a point of score is a row or two
 
 
 def show_once(texts, runs, heads):

@@ -11,6 +11,7 @@ Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 """
 
 import itertools
+import operator
 import sys
 import textwrap
 from pathlib import Path
@@ -22,13 +23,20 @@ from data.plots import drawing
 from data.plots.drawing import ANN, DIST, LLM, Dot, Line, Panel, Style
 from data.plots.notes import note_figure, write_caption
 from data.plots.results import TITLES, Score, Study, find_frontier, read_tasks
-from data.plots.tables import show_count, wrap_notes, write_csv
+from data.plots.tables import Table, show_count, to_csv, wrap_notes
+
+get_labels = operator.attrgetter("cell.labels")  # where a figure counts labels, not dollars
+STRATEGIES = {"small": ("Ann.", ANN), "dist": ("Dist.", DIST)}
+SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the paper's
+    "small": (drawing.BLUE, "v"),
+    "base": (drawing.ORANGE, "^"),
+    "large": (drawing.GREEN, "D"),
+    "xl": (drawing.PURPLE, "v"),
+    "xxl": (drawing.BLUE, "s"),
+}
+FEW = Style(ANN.color, ANN.marker, ":", filled=False)
 
 # --- from scores to panels -----------------------------------------------------------------
-
-
-def get_labels(score):
-    return score.cell.labels
 
 
 class Part:
@@ -72,9 +80,6 @@ def find_reported(score):
     return score.study.find_printed(score.cell, score.strategy) if usual else None
 
 
-STRATEGIES = {"small": ("Ann.", ANN), "dist": ("Dist.", DIST)}
-
-
 def name_size(size, scale):
     """A model's size as the legend names it: T5-Small, or at other scales the bare size."""
     shown = size.upper() if size.startswith("x") else size.capitalize()
@@ -91,19 +96,16 @@ def make_fig2(part):
     small = sorted(part.list_scores("small", part.cells), key=Score.usd)
     series = [("Ann." if part.study.own else "U=0 (Ann.)", ANN, small)]
     counts = sorted({getattr(cell, key) for cell in part.cells if cell.unlabeled})
-    styles = itertools.cycle(
-        [drawing.DIST_LESS, DIST, drawing.DIST_MORE] if len(counts) > 1 else [DIST]
-    )
-    for count, style in zip(counts, styles, strict=False):
+    styles = [drawing.DIST_LESS, DIST, drawing.DIST_MORE] if len(counts) > 1 else [DIST]
+    for count, style in zip(counts, itertools.cycle(styles), strict=False):
         chosen = [c for c in part.cells if c.unlabeled and getattr(c, key) == count]
         scores = part.list_scores("dist", chosen)
         series.append((f"{letter}={show_count(count)} (Dist.)", style, scores))
     points = [(s.usd(), s.mean("rule"), s) for *_, scores in series for s in scores if s.there]
     best = find_frontier(points)
     lines = [part.add(*each, best=[score for *_, score in best]) for each in series]
-    edge = Line(
-        "Pareto frontier", drawing.FRONTIER, [Dot(float(usd), mean) for usd, mean, _ in best]
-    )
+    dots = [Dot(float(usd), mean) for usd, mean, _ in best]
+    edge = Line("Pareto frontier", drawing.FRONTIER, dots)
     told = [part.report(*each) for each in series]
     return [Panel(part.title, [*lines, edge, *told], part.name_axis(), "Total dollars")]
 
@@ -117,9 +119,9 @@ def make_fig3(part):
         gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
         # every second N has its dollars: more of them would run into each other
         usd = [" " if i % 2 else show_dollars(c.initial_usd) for i, c in enumerate(cells)]
-        ticks = [
-            (c.labels, f"{show_count(c.labels)}\n{u}") for c, u in zip(cells, usd, strict=True)
-        ]
+        counts = [cell.labels for cell in cells]
+        pairs = zip(counts, usd, strict=True)
+        ticks = [(n, f"{show_count(n)}\n{dollars}") for n, dollars in pairs]
         look = {"ticks": tuple(ticks), "gaps": tuple(gaps), "dodge": True}
         title, ylabel = f"{part.title}, +{show_dollars(budget)}", "" if panels else part.name_axis()
         row = part.study.task.name
@@ -133,15 +135,6 @@ def make_dollar_panel(part, lines, cells):
     full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in cells}
     top = tuple((usd, f"N={show_count(n)}") for n, usd in full.items())
     return Panel(part.title, lines, part.name_axis(), "Total dollars", top=top, dodge=True)
-
-
-SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the paper's
-    "small": (drawing.BLUE, "v"),
-    "base": (drawing.ORANGE, "^"),
-    "large": (drawing.GREEN, "D"),
-    "xl": (drawing.PURPLE, "v"),
-    "xxl": (drawing.BLUE, "s"),
-}
 
 
 def report_strategies(part):
@@ -176,9 +169,6 @@ def make_fig5(part):
         style = Style(*SIZE_LOOKS[size], line)
         lines.append(part.add(label, style, part.list_scores("dist", cells)))
     return [make_dollar_panel(part, lines + report_strategies(part), part.cells)]
-
-
-FEW = Style(ANN.color, ANN.marker, ":", filled=False)
 
 
 def make_fig6(part):
@@ -282,35 +272,26 @@ def make_row(series, score, best):
     ]
 
 
-def to_csv(drawn):
-    """Every point of a Drawing, those without a finished run too."""
-    return write_csv(COLUMNS, [make_row(*each) for each in drawn.points])
+def list_points(drawn):
+    """A Table of every point of a Drawing, those without a finished run too."""
+    return Table(drawn.name, drawn.caption, COLUMNS, [make_row(*each) for each in drawn.points])
 
 
-def render(drawn, output=None):
-    """Write a Drawing as CSV, Markdown, PNG and PDF and print the paths; without `output` print
-    the points. Missing runs go to stderr."""
+def write_figure(args):
+    """Write a figure as CSV, Markdown, PNG and PDF and print the paths; without --output print the
+    points. Missing runs go to stderr."""
+    drawn = build(args)
+    points = to_csv(list_points(drawn))
     for run in drawn.missing[:10]:
         print(f"missing: {run}", file=sys.stderr)
     if more := drawn.missing[10:]:
         print(f"missing: {len(more)} more, as the CSV file has them", file=sys.stderr)
-    if not output:
-        return print(to_csv(drawn), end="")
-    place = Path(output) / drawn.name
-    write_atomic(place.with_suffix(".csv"), to_csv(drawn))
-    write_atomic(
-        place.with_suffix(".md"),
-        f"{textwrap.fill(drawn.caption, 100)}\n\n{wrap_notes(drawn.notes)}",
-    )
+    if not args.output:
+        return print(points, end="")
+    place = Path(args.output) / drawn.name
+    write_atomic(place.with_suffix(".csv"), points)
+    told = f"{textwrap.fill(drawn.caption, 100)}\n\n{wrap_notes(drawn.notes)}"
+    write_atomic(place.with_suffix(".md"), told)
     pictures = drawing.write(drawing.draw(drawn.panels, drawn.columns), place)
     for path in [*pictures, place.with_suffix(".md"), place.with_suffix(".csv")]:
         print(path)
-
-
-def write_figure(args):
-    """Build a figure and write it: what the commands of plots.py call."""
-    render(build(args), args.output)
-
-
-# As TABLES of data/plots/printed.py, but each function writes what it builds.
-FIGURES = {name: (text, write_figure) for name, (_, text) in MAKERS.items()}

@@ -22,6 +22,15 @@ from data.plots.results import load_scores, read_tasks
 from data.plots.tables import Table, join
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
+APPENDIX_A = {  # task -> (how the paper comes to the price of a label, that in dollars)
+    "wlp": ("$0.44 a sentence x 59.76%, the entities' share of its labels", 0.44 * 0.5976),
+    "stanceosaurus": ("$15 an hour / 82 tweets x 2 annotators", 15 / 82 * 2),
+    "fever": ("$129 per 1,000 units of 50 words", 0.129),
+    "multipit_id": ("the price of a pair in the data's own paper", 0.2),
+    "multipit_gen": ("$0.2 a pair x 100 / 53.9, the share of paraphrases", 0.2 * 100 / 53.9),
+    "nq": ("$129 per 1,000 units of 50 words", 0.129),
+}
+
 # --- the paper's tables of prices and settings ---------------------------------------------
 
 
@@ -51,16 +60,6 @@ def read_table4(strategy, name):
     cells = [c for c in load_scores() if (c["table"], c["task"]) == (4, name)]
     found = [(c["labels"], c["budget_usd"]) for c in cells if c["strategy"] == strategy]
     return found[0] if found and found[0][1] else None
-
-
-APPENDIX_A = {  # task -> (how the paper comes to the price of a label, that in dollars)
-    "wlp": ("$0.44 a sentence x 59.76%, the entities' share of its labels", 0.44 * 0.5976),
-    "stanceosaurus": ("$15 an hour / 82 tweets x 2 annotators", 15 / 82 * 2),
-    "fever": ("$129 per 1,000 units of 50 words", 0.129),
-    "multipit_id": ("the price of a pair in the data's own paper", 0.2),
-    "multipit_gen": ("$0.2 a pair x 100 / 53.9, the share of paraphrases", 0.2 * 100 / 53.9),
-    "nq": ("$129 per 1,000 units of 50 words", 0.129),
-}
 
 
 def derive_price(name, price):
@@ -249,9 +248,7 @@ def build_table7(args):
         row = next((row for row in labeled if row["target"]), None)
         if row is None:
             missing.append(task.title)
-        target = row and row["target"]
-        kept = "; ".join(target) if isinstance(target, list) else target
-        parts = {"Source": row and task.prefix + row["source"], "Target": kept}
+        parts = {"Source": row and task.prefix + row["source"], "Target": row and row["target"]}
         if task.metric == "classes":
             parts["Target is one of"] = ", ".join(task.labels)
         heads = [[task.title, task.kind], *[["", ""]] * len(parts)]

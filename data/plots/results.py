@@ -98,9 +98,7 @@ class Study:
         self.llm, self.rule = getattr(args, "llm", False), getattr(args, "rule", "strict")
         self.folder, splits = Path(args.runs, task.name), None
         if not Path(args.runs).is_dir():
-            raise UserError(
-                f"--runs {args.runs}: no such folder; give the one that holds the tasks"
-            )
+            raise UserError(f"--runs {args.runs}: no such folder; give the one with the tasks")
         if args.prepared:
             splits = Path(args.prepared, task.name, "train.jsonl")
         self.task = complete_task(task, args.scale, splits)

@@ -16,7 +16,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from data.costs.prices import fill
+from data.costs.prices import PAGE, fill
 from data.files import write_atomic
 
 
@@ -46,7 +46,6 @@ class Table(NamedTuple):
 MISSING = "–"
 NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends among them
-PAGE = 100  # characters of a terminal's line, and of a LaTeX table that takes one of two columns
 
 
 def show_count(count):
@@ -155,17 +154,11 @@ def guard_cell(cell):
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def write_csv(columns, rows):
-    """Comma-separated values as text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        map(guard_cell, line) for line in [columns, *rows]
-    )
-    return text.getvalue()
-
-
 def to_csv(table):
-    return write_csv(table.columns, table.rows)
+    """Comma-separated values as text."""
+    text, lines = io.StringIO(), [table.columns, *table.rows]
+    csv.writer(text, lineterminator="\n").writerows(map(guard_cell, line) for line in lines)
+    return text.getvalue()
 
 
 TEX = {"\\": r"\textbackslash{}", **{mark: "\\" + mark for mark in "&%$#_{}"}, "–": "--"}
@@ -208,9 +201,6 @@ def to_tex(table):
 def render(tables, output=None):
     """Write each table in the folder `output`, if one is given, as .md, .csv and .tex; then, when
     all files are there, print them as Markdown, of those after the first their paths alone."""
-    for table in tables:
-        if any(len(row) != len(table.columns) for row in table.rows):  # our own mistake
-            raise ValueError(f"{table.name}: not each row has a cell for each column")
     formats = {"md": to_markdown, "csv": to_csv, "tex": to_tex}
     for table in tables if output else ():
         for suffix, convert in formats.items():

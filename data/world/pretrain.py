@@ -45,13 +45,6 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from data.files import make_parser, read_json, run_cli, write_atomic, write_json
 from data.tasks import load_tasks
@@ -143,12 +136,10 @@ def build_tokenizer(model):
     """The Hugging Face tokenizer of a SentencePiece file."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.Unigram(vocabulary, unk_id=2, byte_fallback=True)
-    )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
+    unigram = tokenizers.models.Unigram(vocabulary, unk_id=2, byte_fallback=True)
+    backend = tokenizers.Tokenizer(unigram)
+    single_spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence([single_spaces, normalizers.Strip()])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     backend.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always")]
@@ -156,7 +147,7 @@ def build_tokenizer(model):
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         eos_token="</s>",
@@ -173,7 +164,7 @@ def build_encoder_tokenizer(tokenizer):
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A </s>", pair=f"{START} $A </s> $B </s>", special_tokens=ids
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         unk_token="<unk>",
@@ -242,9 +233,8 @@ class Denoising(Examples):
         super().__init__(*args)
         counts = Counter(tuple(word) for line in self.lines for word in line)
         self.common = {word for word, _ in counts.most_common(COMMON_WORDS)}
-        self.sentinels = self.tokenizer.convert_tokens_to_ids(
-            [f"<extra_id_{i}>" for i in range(SENTINELS)]
-        )
+        names = [f"<extra_id_{i}>" for i in range(SENTINELS)]
+        self.sentinels = self.tokenizer.convert_tokens_to_ids(names)
         self.same = tuple(self.ids.get(town.SAME, ()))
         # Comparing two sentences is learned alone, or hardly: the town begins with such lines.
         joined = {tuple(self.ids[word]) for word in (town.SAME, town.OTHER) if word in self.ids}
@@ -403,10 +393,10 @@ def build_model(region, which, vocabulary_size, seed):
     """A model of the mini size `which`, head tied to the embeddings."""
     torch.manual_seed(seed)
     if which == ENCODER:
-        config = BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **SIZES[which])
+        config = transformers.BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **SIZES[which])
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-        return BertForMaskedLM(config)
-    config = T5Config(
+        return transformers.BertForMaskedLM(config)
+    config = transformers.T5Config(
         vocab_size=vocabulary_size,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
@@ -416,7 +406,7 @@ def build_model(region, which, vocabulary_size, seed):
         decoder_start_token_id=0,
         **SIZES[which],
     )
-    model = T5ForConditionalGeneration(config)
+    model = transformers.T5ForConditionalGeneration(config)
     set_copying_heads(model)
     if region == "town":
         set_matching_head(model)
@@ -472,14 +462,14 @@ def choose_schedule(region, which, steps):
 def train(region, which, steps, tokenizer, lines, args):
     """(model, final loss, CPU seconds); continues from the last checkpoint."""
     work = args.output / "work" / region / which
-    make = MaskedText if which == ENCODER else Denoising
+    make, rows = MaskedText if which == ENCODER else Denoising, args.batch_size
     progress = Progress(f"{region} {which}", work)
     trainer = transformers.Trainer(
         model=build_model(region, which, len(tokenizer), args.seed),
         args=transformers.TrainingArguments(
             output_dir=str(work),
             max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
+            per_device_train_batch_size=rows,
             train_sampling_strategy="sequential",
             adam_beta2=0.98,
             optim="adamw_torch_fused",
@@ -493,9 +483,7 @@ def train(region, which, steps, tokenizer, lines, args):
             seed=args.seed,
             **choose_schedule(region, which, steps),
         ),
-        train_dataset=make(
-            region, tokenizer, lines, steps * args.batch_size, args.batch_size, args.seed
-        ),
+        train_dataset=make(region, tokenizer, lines, steps * rows, rows, args.seed),
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[progress],
     )
