@@ -1,7 +1,7 @@
 """Rows of one's own files, JSONL, CSV, TSV, Parquet or a data set of the hub, as source and target.
 
-Reads:  the files it is asked for; of the hub and of Parquet by the library `datasets`
-Copy:   data/__init__.py data/files.py data/columns.py data/spans.py (and the library)
+Reads:  the files it is asked for; Parquet by the library `pyarrow`, the hub by `datasets`
+Copy:   data/__init__.py data/files.py data/columns.py data/spans.py (and the libraries)
 
 Columns that no flag names are guessed and said. A target may be a text, a list of answers, a class
 by number where the file names its classes, or the spans that Prodigy, doccano and Label Studio
@@ -9,22 +9,26 @@ export, which data/spans.py turns into targets.
 """
 
 import csv
+import importlib
 import io
+import json
 import logging
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from data.files import UserError, parse_json, plural, read_text, say_first
-from data.spans import Wrong, check_entities, write_spans
+from data.files import UserError, check_shape, fold, parse_json, plural, read_text, say_first
+from data.spans import Wrong, check_entities, find_cut, write_spans
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SOURCES = ("source", "text", "sentence", "question", "input")  # guesses, the first that is there
 TARGETS = ("target", "label", "labels", "answers", "answer", "output")
 SPANS = ("target", "spans", "entities", "label", "labels")  # of tasks of entities
 LEFT_OUT = ("reject", "ignore")  # what a Prodigy user answered to a row that is no lesson
+ANNOTATIONS = [{"was_cancelled": bool, "result": [{"value": dict}]}]  # of Label Studio
 
 
 class Fault(NamedTuple):
@@ -52,8 +56,7 @@ class Table(NamedTuple):
 def read_table(path):
     """The Table of a file, by the ending of its name."""
     if path.suffix == ".parquet":
-        data = load_dataset(path, "parquet", data_files=str(path), split="train")
-        return make_table(path, data)
+        return read_parquet(path)
     text = read_text(path)
     if path.suffix in (".csv", ".tsv"):
         return read_cells(path, text, path.suffix == ".tsv")
@@ -63,13 +66,11 @@ def read_table(path):
 def read_lines(name, text):
     """The Table of JSON lines, or of one JSON array as Label Studio exports it."""
     rows = []
-    if text.lstrip().startswith("["):
-        try:
-            array = parse_json(text, name)
-            if not array or isinstance(array[0], dict):
-                return Table(name, [(f"row {n}", row) for n, row in enumerate(array, 1)])
-        except UserError:
-            pass  # lines after all, the first of them a list
+    if re.match(r"\s*(\[\s*[{\]]|\{\s*\n)", text):  # one value over lines, not one a line
+        array = parse_json(text, name)
+        if isinstance(array, dict):
+            raise UserError(f"{name}: one object; a list of objects is needed, or one a line")
+        return Table(name, [(f"row {n}", row) for n, row in enumerate(array, 1)])
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -85,35 +86,73 @@ def read_lines(name, text):
 def read_cells(name, text, tabs):
     """The Table of a CSV or TSV file with a heading, its commas, semicolons or tabs counted."""
     csv.field_size_limit(1 << 30)
-    mark = "\t" if tabs else max(",;\t", key=text.partition("\n")[0].count)
+    text = re.sub(r"\Asep=.(?=[\r\n])", "", text)  # as Excel is told
+    mark = "\t" if tabs else max(",;\t", key=re.split("[\r\n]", text.lstrip(), maxsplit=1)[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    rows, start = [], 1
+    rows, start, end = [], 1, 0
     try:
-        names = [each.strip() for each in next(lines, [])]
-        if len(set(names)) < len(names):
-            raise UserError(f"{name}: two columns of one name in its heading, {', '.join(names)}")
+        names = next((cells for cells in lines if any(cells)), [])
+        names = [each.strip() for each in names]
+        while names and not names[-1]:  # a spreadsheet's empty columns
+            names.pop()
+        check_names(names, name)
         start = lines.line_num + 1
         for cells in lines:
             row = dict(zip(names, cells, strict=False))
-            if len(cells) != len(names):
+            if len(cells) < len(names) or any(cells[len(names) :]):
                 what = f"{len(names)} columns in the heading and another number here"
                 row = Wrong(what, str(len(cells)))
+            elif [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
+                row = Wrong("the heading once more; remove it")
+            elif mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+                row = Wrong('a " that opens a cell takes in lines; double it, or remove it')
             rows += [(f"line {start}", row)] if cells else []
+            end = len(rows) if any(cells) else end
             start = lines.line_num + 1
     except csv.Error as error:
         rows.append((f"line {start}", Wrong("not CSV", str(error))))
-    return Table(name, rows)
+        end = len(rows)
+    return Table(name, rows[:end])  # without a spreadsheet's empty rows below
+
+
+def check_names(names, where):
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: two columns of one name in its heading, {', '.join(names)}")
+
+
+def need_package(name, shown):
+    """The module `name`, which only some files need."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(
+            f"{shown}: needs the package `{package}`; make venv, then .venv/bin/python (make: "
+            "PYTHON=.venv/bin/python)"
+        ) from None
+
+
+def read_parquet(path):
+    """The Table of a Parquet file, whose classes by number become the names that `datasets` noted
+    in it."""
+    parquet = need_package("pyarrow.parquet", path)
+    try:
+        table = parquet.ParquetFile(path).read()
+        told = json.loads((table.schema.metadata or {}).get(b"huggingface", "{}"))
+        kinds = told.get("info", {}).get("features", {})
+        classes = {key: kinds[key]["names"] for key in kinds if "names" in kinds[key]}
+        rows = table.to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, NotImplementedError) as error:  # as ArrowInvalid is
+        raise UserError(f"{path}: no Parquet that can be read ({say_first(error)})") from None
+    check_names(table.column_names, path)
+    return make_table(path, rows, classes)
 
 
 def load_dataset(shown, *args, **options):
     """What `datasets` loads; a UserError that begins with `shown` if it can't."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{shown}: needs the package `datasets`; make venv, then .venv/bin/python (make: "
-            "PYTHON=.venv/bin/python)"
-        ) from None
+    datasets = need_package("datasets", shown)
     for name in ("huggingface_hub", "datasets"):  # they tell of each retry, and of what is raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
@@ -134,17 +173,21 @@ def load_hub(word, split=None):
     _, name, config = (*word.split(":", 2), None)[:3]
     data = load_dataset(word, name, config, split=split)
     if split:
-        return make_table(word, data)
-    return {key: make_table(f"{word} {key}", rows) for key, rows in data.items()}
+        return make_table(word, data, list_classes(data))
+    return {key: make_table(f"{word} {key}", d, list_classes(d)) for key, d in data.items()}
 
 
-def make_table(name, data):
-    """The Table of a Dataset, whose classes by number become their names."""
-    classes = {key: kind.names for key, kind in data.features.items() if hasattr(kind, "names")}
+def list_classes(data):
+    """{column: names of its classes by number} of a Dataset."""
+    return {key: kind.names for key, kind in data.features.items() if hasattr(kind, "names")}
+
+
+def make_table(name, data, classes):
+    """The Table of rows, whose classes by number become their names."""
     rows = []
     for number, row in enumerate(data, 1):
         for key, names in classes.items():
-            if row[key] is not None and row[key] >= 0:  # -1 is no class: a private test set
+            if row[key] in range(len(names)):  # -1 is no class: a private test set
                 row[key] = names[row[key]]
         rows.append((f"row {number}", row))
     return Table(name, rows)
@@ -160,12 +203,14 @@ def choose_columns(table, task, labeled, columns):
         raise UserError(f"{table.name}: no rows")
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    wanted, found = {"source": SOURCES}, {}
+    wanted, found, doubt = {"source": SOURCES}, {}, False
     if labeled:
         wanted["target"] = SPANS if task.metric == "entities" else TARGETS
     for key, guesses in wanted.items():
         asked = columns.get(key)
-        found[key] = asked or next((guess for guess in guesses if guess in names), None)
+        there = [guess for guess in guesses if guess in names]
+        found[key] = asked or next(iter(there), None)
+        doubt |= not asked and len(there) > 1
         if rows and found[key] not in names:
             what = f"no column {asked!r}" if asked else f"no {key!r}"
             fields = " and ".join(f"'{key}_column'" for key in wanted)
@@ -174,7 +219,7 @@ def choose_columns(table, task, labeled, columns):
                 f"{table.name}: {what}; it has {', '.join(map(repr, names))}: name the right one "
                 f"by {fields} in the task's entry, or {flags}"
             )
-    if all(key == name for key, name in found.items()) or not rows:
+    if (all(key == name for key, name in found.items()) and not doubt) or not rows:
         return found, None
     told = " and ".join(f"{key} from {name!r}" for key, name in found.items())
     guessed = "guessed; " * any(columns.get(key) is None for key in found)
@@ -187,10 +232,10 @@ def make_rows(table, task, labeled, columns, blank=False):
     A target of a task of answers may stay a list of texts. `blank`: a row may be without its class,
     as in a sheet that is half labeled; its target is "".
     """
-    rows, faults, left, renamed = [], [], 0, Counter()
+    rows, faults, left, renamed, torn = [], [], 0, Counter(), []
     table = unwrap(table, labeled)
     chosen, told = choose_columns(table, task, labeled, columns)
-    names = {label.casefold(): label for label in task.labels}
+    names = {fold(label): label for label in task.labels}
     hub = str(table.name).startswith("hub:")
     for place, row in table.rows:
         try:
@@ -210,11 +255,16 @@ def make_rows(table, task, labeled, columns, blank=False):
             else:
                 target = read_target(row, source, chosen["target"], task, names, renamed)
                 rows.append({"source": source, "target": target})
+                if task.metric == "entities" and isinstance(row.get(chosen["target"]), list):
+                    torn += find_cut(source, row[chosen["target"]])
         except Wrong as wrong:
             faults.append(Fault(table.name, place, *wrong.args))
     notes = [told] if told else []
     if left:
         notes.append(f"{plural(left, 'row')} left out: blank, or their answer is reject or ignore")
+    if torn:
+        what = "begin or end within a word; are their offsets of another text, or of bytes?"
+        notes.append(f"{plural(len(torn), 'span')}, as {torn[0]!r}, {what}")
     if renamed:
         told = ", ".join(f"{n:,} {said!r} for {label!r}" for (said, label), n in renamed.items())
         count = plural(sum(renamed.values()), "target")
@@ -235,10 +285,15 @@ def flatten(row, labeled):
         return row
     if not labeled:
         return {**{key: row[key] for key in row.keys() & {"id"}}, **row["data"]}
-    if len(row["annotations"]) != 1:
-        return Wrong("several annotations or none; keep one", str(len(row["annotations"])))
-    result = row["annotations"][0].get("result", [])
-    return {**row["data"], "label": [each.get("value") for each in result]}
+    try:
+        check_shape(row["annotations"], ANNOTATIONS, "its annotations")
+    except UserError as error:
+        return Wrong(str(error))
+    kept = [each for each in row["annotations"] if not each.get("was_cancelled")]
+    if len(kept) != 1:
+        return Wrong("several annotations or none; keep one", str(len(kept)))
+    result = kept[0].get("result") or []  # a relation has no value
+    return {**row["data"], "label": [each["value"] for each in result if "value" in each]}
 
 
 def is_blank(row, key, task):
@@ -260,6 +315,7 @@ def read_source(row, key):
 def read_target(row, source, key, task, names, renamed):
     """The target of a row as the task has it; counts in `renamed` what is respelt."""
     marked = key in ("spans", "entities") and row.get("answer") == "accept"  # Prodigy without any
+    marked |= task.metric == "entities" and "annotation_id" in row  # Label Studio's JSON-MIN
     if key not in row and not marked:
         raise Wrong(f"no {key!r}")
     value = row.get(key, [])
@@ -267,20 +323,26 @@ def read_target(row, source, key, task, names, renamed):
         if isinstance(value, list):
             return write_spans(source, value, task.labels)
         return check_entities(check_text(value, key), source, task.labels)
-    if isinstance(value, dict) and isinstance(value.get("text"), list):  # SQuAD's answers
-        value = value["text"]
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        (value,) = value
+    if isinstance(value, dict):  # Label Studio's choices; its texts and SQuAD's
+        value = value.get("choices", value.get("text", value))
     if task.metric == "classes":
         if isinstance(value, list) and len(value) == 1:  # doccano's
             (value,) = value
         return name_class(value, names, task.labels, renamed)
     several = " or a list of texts" * (task.metric == "answers")
-    if several and isinstance(value, list) and value:
-        return [check_text(each, key, several) for each in value]
+    if several and isinstance(value, list):
+        texts = [text for each in value if (text := check_text(each, key, several)).strip()]
+        if texts:
+            return texts
+    elif several and re.fullmatch(r"\[(['\"]).*\1\]", str(value).strip(), re.DOTALL):
+        raise Wrong("a list written as one text; bring lists as JSONL, or one answer", repr(value))
     return check_text(value, key, several)
 
 
 def check_text(value, key, more=""):
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     if not isinstance(value, str):
         raise Wrong(f"{key!r} is not a text{more}", repr(value))
@@ -291,7 +353,7 @@ def name_class(value, names, labels, renamed):
     """The label that a target means: case and outer spaces aside, numbers as they are written."""
     if value in labels:
         return value
-    label = names.get(str(value).strip().casefold())
+    label = names.get(fold(str(value)))
     if label is None or value is None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         what = "a number; write the name of the class, one of" if number else "none of"

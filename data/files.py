@@ -17,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -121,6 +122,11 @@ def parse_price(value, what):
     return price
 
 
+def fold(label):
+    """What tells a label from others: case, Unicode's form and the number of spaces do not."""
+    return " ".join(unicodedata.normalize("NFC", label).upper().split())
+
+
 # --- JSON ----------------------------------------------------------------------------------
 
 KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
@@ -200,13 +206,18 @@ def parse_json(text, where):
 
 def read_text(path):
     """The UTF-8 text in `path`, without the mark that Windows programs put first."""
+    save = "save it as UTF-8 (in a spreadsheet: CSV UTF-8), or unpack it"
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line}: not UTF-8 ({error.reason})") from None
+        raise UserError(f"{path} line {line}: not UTF-8 ({error.reason}); {save}") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path} line {line}: not a text (a NUL, as in UTF-16); {save}")
+    return text
 
 
 def read_json(path, shape=dict, needed=""):

@@ -37,7 +37,7 @@ from data.check import check_task, describe_faults
 from data.columns import ENDINGS, load_hub, make_rows, read_lines, read_table
 from data.costs.flags import load_scale
 from data.costs.prices import fill, show_columns
-from data.costs.stale import ABOUT, REDO, find_changed_splits
+from data.costs.stale import ABOUT, REDO, find_changed_splits, find_read
 from data.files import (
     UserError,
     hash_file,
@@ -260,8 +260,9 @@ def open_data(args, sources):
     files = find_files(folder, args.task, sources)
     if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
         raise UserError(f"{args.output}: holds the data to read; choose another --output")
-    if left := [path.name for path in list_tables(folder) if path not in files.values()]:
-        print(f"note: {folder}: not read: {', '.join(left)}", file=sys.stderr)
+    there = (path for path in sorted(folder.glob("[!.~]*")) if path.is_file())
+    if left := [path.name for path in there if path not in (*files.values(), folder / "task.json")]:
+        print(f"note: {folder}: not read: {', '.join(left[:12])}", file=sys.stderr)
     origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
     return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
 
@@ -408,15 +409,15 @@ def main(argv=None):
         compare_rows(rows, splits, notes, entry, divide_by)
         for split in [split for split in SPLITS if not splits[split]]:
             why = f" ({'; '.join(notes[split])})" if notes[split] else ""
-            raise UserError(f"{args.task}: no rows are left for {split}{why}")
+            more = "bring more rows" + ", or say --dev-rows" * (split == "dev")
+            raise UserError(f"{args.task}: no rows are left for {split}{why}; {more}")
     print(describe_splits(splits, notes, entry, divide_by))
     if args.check:
         return check_task(entry, args.scale, splits, bool(args.data))
     about = {"task": args.task, "scale": args.scale, "seed": args.seed, "notes": notes}
     about["rows"] = {split: len(splits[split]) for split in SPLITS}
     about["asked"] = args.asked
-    paths = {name: Path(name.partition(":")[0]) for name in names}  # without an archive's member
-    about["files"] = {n: hash_file(path) if path.is_file() else None for n, path in paths.items()}
+    about["files"] = {n: hash_file(path) if (path := find_read(n)) else None for n in names}
     write_splits(args.output, splits, about)
 
 
@@ -451,6 +452,8 @@ def parse_args(argv=None):
     args.asked = words
     if not args.check and not args.output:
         parser.error("give --output, or --check to write nothing")
+    if "" in (args.unlabeled or ()):
+        parser.error("--unlabeled: an empty name")
     for name in ("train_rows", "dev_rows", "test_rows"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

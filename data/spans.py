@@ -53,6 +53,8 @@ def check_entities(target, source, labels):
     entities, rest = split_entities(target, make_brackets(labels))
     for word in find_made_up([*(text for text, _ in entities), rest], source):
         raise Wrong(f"{word} in the target is neither a label nor in the source")
+    if not all(text for text, _ in entities):
+        raise Wrong("a [Label] of the target has no text", repr(target))
     if rest:
         raise Wrong("target does not end with a [Label]", repr(target))
     return target
@@ -66,7 +68,7 @@ def read_span(span, source):
         else:
             start = span["start"] if "start" in span else span["start_offset"]
             end = span["end"] if "end" in span else span["end_offset"]
-            label = span["label"] if "label" in span else span["labels"][0]
+            (label,) = [span["label"]] if "label" in span else span["labels"]
         said = span.get("text") if isinstance(span, dict) else None
         if said is not None and said != source[start:end]:  # Label Studio counts an emoji twice,
             units = source.encode("utf-16-le")  # as JavaScript does
@@ -75,10 +77,19 @@ def read_span(span, source):
         if not (whole and 0 <= start < end <= len(source)):
             raise ValueError
     except (KeyError, IndexError, TypeError, ValueError):
-        raise Wrong("a span is no start, end and label within the text", json.dumps(span)) from None
+        what = "a span is no start, end and one label within the text"
+        raise Wrong(what, json.dumps(span, default=str)) from None
     if said not in (None, source[start:end]):
-        raise Wrong("a span's start and end are not those of its text", json.dumps(span))
+        raise Wrong("a span's start and end are not those of its text", repr(span))
     return start, end, label
+
+
+def find_cut(source, spans):
+    """The texts of spans that begin or end between two letters or digits."""
+    places = [read_span(span, source)[:2] for span in spans]
+    pairs = [[source[at - 1 : at + 1] for at in each if 0 < at < len(source)] for each in places]
+    cut = [any(pair.isascii() and pair.isalnum() for pair in each) for each in pairs]
+    return [source[slice(*each)] for each, some in zip(places, cut, strict=True) if some]
 
 
 def write_spans(source, spans, labels):

@@ -24,7 +24,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
-from data.files import UserError, check_kind, parse_amount, parse_count, parse_price, read_json
+from data.files import (
+    UserError,
+    check_kind,
+    fold,
+    parse_amount,
+    parse_count,
+    parse_price,
+    read_json,
+)
 
 PAPER_TASKS = ("wlp", "stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
 FAMILIES = ("entities", "classes", "answers", "paraphrase")  # of evaluate.py
@@ -273,9 +281,9 @@ def make_task(name, entry, where=""):
 
 
 def check_labels(task, what):
-    """Refuse label names that outputs can't tell apart: case and outer spaces don't count."""
-    if len({label.upper() for label in task.labels}) < len(task.labels):
-        raise UserError(f"{what} has a label twice (case does not count)")
+    """Refuse label names that outputs can't tell apart."""
+    if len(set(map(fold, task.labels))) < len(task.labels):
+        raise UserError(f"{what} has a label twice (case and spaces do not count)")
     least = {"classes": 2, "entities": 1}.get(task.metric, 0)
     if len(task.labels) < least:
         raise UserError(f"{what} needs {least} names or more for {task.metric}")
@@ -299,7 +307,8 @@ def check_name(name):
 def load_task(word, folder=None):
     """The Task that `word` names: an entry of data/tasks.json, a file FILE.json that is one entry,
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
-    name, _, file = word.rpartition("=")
+    name, _, file = ("", "", word) if Path(word).is_file() else word.partition("=")
+    file = file or name
     known, own = read_json(Path(__file__).with_name("tasks.json")), file.endswith(".json")
     path = Path(file) if own else Path(folder or "", "task.json")
     if folder and not str(folder).startswith("hub:") and not Path(folder).is_dir():

@@ -465,6 +465,12 @@ def test_classes_by_hand():
     assert found["constant"] == found["constant_released"] == pytest.approx(40)
 
 
+def test_labels_are_compared_in_one_form_of_unicode(tmp_path):
+    task = replace(load_task("fever"), labels=("cafe\u0301", "x"), paper_default_label=None)
+    rows = scores.read_rows(write(tmp_path / "p", make([("caf\u00e9", "cafe\u0301")])), None, task)
+    assert score_own(task, rows)["score"] == 100
+
+
 @pytest.mark.parametrize(
     ("task", "default", "other"), [("fever", "REFUTES", "SUPPORTS"), ("multipit_id", "NO", "YES")]
 )

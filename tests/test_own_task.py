@@ -230,6 +230,18 @@ def test_a_wrong_type_or_key_is_one_line_that_names_it(change):
     assert repr(named) in str(stop.value) and "\n" not in str(stop.value)
 
 
+@pytest.mark.parametrize("labels", [["Cell Line", "cell  line"], ["caf\u00e9", "cafe\u0301"]])
+def test_labels_that_scores_would_not_tell_apart_are_refused(labels):
+    with pytest.raises(UserError, match="'labels' has a label twice"):
+        make_task("mine", {**read_entry()["mine"], "labels": labels})
+
+
+def test_a_path_may_have_an_equals_sign(tmp_path):
+    path = tmp_path / "x=1" / "task.json"
+    write_json(path, read_entry()["mine"])
+    assert load_task(f"mine={path}").word == load_task("mine", path.parent).word == f"mine={path}"
+
+
 @pytest.mark.parametrize("name", ["all", "made", "my task", "a/b", "-x", "", "é", "$(x)"])
 def test_a_name_that_make_cannot_carry_is_refused(name, tmp_path):
     (tmp_path / "task.json").write_text(json.dumps(read_entry()["mine"]))

@@ -13,7 +13,9 @@ import threading
 import zipfile
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from data import columns, fetch, prepare
 from data.costs.flags import make_flags
@@ -232,6 +234,9 @@ def test_missing_and_empty_files(tmp_path, splits, message):
 def test_other_mistakes(tmp_path):
     data = make_folder(tmp_path / "mine", train=make_rows(50), test=make_rows(5, 100))
     (data / "unlabeled.jsonl").write_bytes(b'{"source": "a"}\n{"source": "\xff"}\n')
+    with pytest.raises(SystemExit) as error:
+        prepare.main(["--task", "wlp", "--data", str(data), "--check", "--unlabeled", ""])
+    assert error.value.code == 2
     for flags, message in [
         (["--task", "wlp", "--data", str(data)], "unlabeled.jsonl line 2: not UTF-8"),
         (["--task", "nope"], "unknown task 'nope'"),
@@ -322,6 +327,10 @@ def test_csv_is_read_as_it_is(tmp_path, name, mark):
         ),
         ("", "no rows"),
         ("text,label\n", "no rows"),
+        ("text,label\na,intent a\n\ufefftext,label\n", "line 3: the heading once more; remove it"),
+        ('text\tlabel\n"a\tintent a\nb"\tintent b\n', 'line 2: a " that opens a cell takes in'),
+        ("t\0e\0x\0t\0,\0", "line 1: not a text (a NUL, as in UTF-16); save it as UTF-8"),
+        ("text,label\na,intent a\n,\nb,intent b\n", "line 3: the source is empty"),
     ],
 )
 def test_broken_csv(tmp_path, content, message):
@@ -331,6 +340,43 @@ def test_broken_csv(tmp_path, content, message):
     except UserError as error:
         faults = [str(error)]
     assert [fault for fault in faults if message in fault] == faults != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text,label,,\r\na b,intent a,,\r\nc,intent b\r\n,,\r\n,,,\r\n",  # a spreadsheet's rest
+        "sep=;\r\ntext;label\r\na b;intent a\r\nc;intent b",
+        "\n\ntext;label\ra b;intent a\rc;intent b",
+    ],
+)
+def test_csv_of_a_spreadsheet(tmp_path, text):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    rows, faults, _ = read_own(tmp_path / "a.csv", ENTRY)
+    assert not faults and [tuple(row.values()) for row in rows] == [
+        ("a b", "intent a"),
+        ("c", "intent b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n{"text": "a", "label": "b"},\n]', r"a.json: not JSON \(.* in line 3"),
+        ('[{"text": "a", "label"', r"a.json: not JSON \(Expecting"),
+        ('{\n"data": []}', "a.json: one object; a list of objects is needed, or one a line"),
+    ],
+)
+def test_one_json_value_over_lines_is_told_by_its_own_fault(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_own(tmp_path / "a.json", ENTRY)
+
+
+def test_a_guess_among_several_columns_is_said(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"source": "web", "text": "a", "target": "intent a"}])
+    assert "(guessed; columns: source, text, target)" in read_own(path, ENTRY)[2][0]
+    assert read_own(path, ENTRY, source="text")[0][0]["source"] == "a"
 
 
 @pytest.mark.parametrize(
@@ -345,6 +391,19 @@ def test_broken_csv(tmp_path, content, message):
         (["a", 2], {**ENTRY, "metric": "answers", "labels": []}, ["a", "2"]),
         ({"text": ["a"], "answer_start": [0]}, {**ENTRY, "metric": "answers", "labels": []}, ["a"]),
         ([], {**ENTRY, "metric": "answers", "labels": []}, "is not a text or a list of texts"),
+        (["", " "], {**ENTRY, "metric": "answers"}, "is not a text or a list of texts: ['', ' ']"),
+        (["", "a"], {**ENTRY, "metric": "answers"}, ["a"]),
+        ("['a', 'b']", {**ENTRY, "metric": "answers"}, "a list written as one text"),
+        (10**400, {**ENTRY, "metric": "answers"}, str(10**400)),
+        (
+            "cafe\u0301  au\u00a0lait",
+            {**ENTRY, "labels": ["Caf\u00e9 au lait", "x"]},
+            "Café au lait",
+        ),
+        ({"choices": ["intent c"]}, ENTRY, "intent c"),  # Label Studio
+        ([{"choices": ["intent c"]}], ENTRY, "intent c"),
+        ({"choices": ["intent a", "intent b"]}, ENTRY, "['intent a', 'intent b']"),
+        ([{"text": ["a"]}], {**ENTRY, "metric": "answers"}, ["a"]),
     ],
 )
 def test_targets_in_their_forms(tmp_path, value, entry, target):
@@ -373,6 +432,11 @@ def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch, capsys):
         rows = {"text": [f"{split} {i}" for i in range(40)], "label": [i % 12 for i in range(40)]}
         data = datasets.Dataset.from_dict(rows, datasets.Features(kinds))
         data.to_parquet(tmp_path / "hub" / f"{split}.parquet")
+    (tmp_path / "a [1]$HOME::x").mkdir()  # a path, not a pattern
+    for path in (tmp_path / "a [1]$HOME::x" / "a.parquet", tmp_path / "a*" / "b.parquet"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((tmp_path / "hub" / "train.parquet").read_bytes())
+        assert len(read_own(path, ENTRY)[0]) == 40
     rows, faults, _ = read_own(tmp_path / "hub" / "train.parquet", ENTRY)
     assert not faults and rows[13] == {"source": "train 13", "target": "intent b"}
     entry = write_rows(tmp_path / "mine.json", [ENTRY])
@@ -380,6 +444,31 @@ def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch, capsys):
     assert "test: the validation set, as there is no test set" in capsys.readouterr().out
     assert len(splits["test"]) == 40 and all(row["target"] in INTENTS for row in splits["train"])
     assert splits["test"][1] == {"source": "validation 1", "target": "intent b"}
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "said"),
+    [
+        (("text", "label"), [["a"], [7]], "row 1: target is a number; write the name"),
+        (("text", "label", "label"), [["a"], [0], [1]], "two columns of one name"),
+        (("text", "label"), [pyarrow.array([], "string"), pyarrow.array([], "string")], "no rows"),
+        ((), b"text,label\n", "no Parquet that can be read (Parquet"),
+        ((), None, "no such file"),
+    ],
+)
+def test_broken_parquet(tmp_path, names, columns, said):
+    kinds = {"label": {"names": INTENTS[:2], "_type": "ClassLabel"}}  # as `datasets` notes them
+    told = {"huggingface": json.dumps({"info": {"features": kinds}})}
+    if names:
+        table = pyarrow.table([pyarrow.array(each) for each in columns], names=names)
+        parquet.write_table(table.replace_schema_metadata(told), tmp_path / "a.parquet")
+    elif columns:
+        (tmp_path / "a.parquet").write_bytes(columns)
+    try:
+        _, faults, _ = read_own(tmp_path / "a.parquet", ENTRY)
+    except UserError as error:
+        faults = [str(error)]
+    assert [fault for fault in faults if said in fault] == faults != []
 
 
 def test_what_is_not_read_is_said(tmp_path, capsys):
@@ -392,6 +481,10 @@ def test_what_is_not_read_is_said(tmp_path, capsys):
     (data / "test.csv").rename(data / "Test.CSV")
     with pytest.raises(UserError, match=r"it holds Test\.CSV, out, task\.json"):
         run(tmp_path / "out", data=data, task="mine")
+    (data / "Test.CSV").rename(data / "test.csv")
+    (data / "unlabeled.txt").write_text("one more")  # of which nobody would notice that it is not
+    run(tmp_path / "out", data=data, task="mine")
+    assert f"note: {data}: not read: unlabeled.txt, validation.csv\n" in capsys.readouterr().err
 
 
 def test_one_labeled_file_is_split_by_seed(tmp_path, capsys):
@@ -411,6 +504,13 @@ def test_one_labeled_file_is_split_by_seed(tmp_path, capsys):
         ["--task", "mine", "--data", str(data), "--output", str(tmp_path / "out"), "--keep"]
     )
     assert "as its data stands there" in capsys.readouterr().out
+    odd = data.rename(tmp_path / "a:b [1]")  # no archive's member, and no pattern
+    keep = ["--task", "mine", "--data", str(odd), "--output", str(tmp_path / "e"), "--keep"]
+    prepare.main(keep)
+    write_csv(odd / "data.csv", [["text", "label"], *rows[:99]])
+    with pytest.raises(UserError, match=r"data.csv changed since these splits were made"):
+        prepare.main(keep)
+    write_csv(odd.rename(data) / "data.csv", [["text", "label"], *rows])
     write_rows(data / "train.jsonl", [{"source": "a", "target": INTENTS[0]}])
     with pytest.raises(UserError, match=r"no test rows of mine; looked for .*\.csv"):
         run(tmp_path / "e", data=data, task="mine")
@@ -522,15 +622,44 @@ def test_label_studios_full_export(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("more", "target"),
+    [
+        ({"annotations": [{"was_cancelled": True, "result": []}]}, "several annotations or none"),
+        ({"annotations": [{"was_cancelled": True}, {"result": []}]}, ""),
+        ({"annotations": [{"result": [{"type": "relation"}]}]}, ""),
+        ({"annotations": [{"result": None}]}, ""),
+        ({"annotations": [5]}, "its annotations: must be an object, not 5"),
+        ({"annotations": [{"result": [5]}]}, "'result': must be an object, not 5"),
+        ({"text": TEXT, "annotation_id": 3}, ""),  # JSON-MIN has no key for no entities
+        ({"text": TEXT, "label": [{"start": 0, "end": 4, "labels": ["Gene", "Cell Line"]}]}, "one"),
+    ],
+)
+def test_odd_rows_of_label_studio(tmp_path, more, target):
+    """A skipped row is no text without entities, and a second label is not lost."""
+    rows = [{"text": TEXT, "label": []}, {"data": {"text": TEXT}, **more}]
+    rows, faults, _ = read_own(write_rows(tmp_path / "a.jsonl", rows), GENES)
+    assert rows[1]["target"] == target if rows[1:] else target in faults[0]
+
+
+def test_spans_that_cut_words_are_noted(tmp_path):
+    rows = [{"text": TEXT, "label": [[28, 31, "Gene"], [38, 42, "Gene"]]}]
+    assert read_own(write_rows(tmp_path / "a.jsonl", rows), GENES)[2][-1] == (
+        "1 span, as 'RCA1', begin or end within a word; are their offsets of another text, or of "
+        "bytes?"
+    )
+
+
+@pytest.mark.parametrize(
     ("spans", "message"),
     [
         ([[0, 4, "Gene"], [2, 8, "Gene"]], "spans overlap or are empty, which no target can say"),
-        ([[0, 99, "Gene"]], "a span is no start, end and label within the text: [0, 99"),
+        ([[0, 99, "Gene"]], "a span is no start, end and one label within the text: [0, 99"),
         ([[3, 3, "Gene"]], "a span is no start, end"),
         ([[0, 4, "Genes"]], "label is none of Gene, Cell Line: 'Genes'"),
-        ([{"start": 0}], "a span is no start, end and label"),
+        ([{"start": 0}], "a span is no start, end and one label"),
         ([{"start": 0, "end": 4, "label": "Gene", "text": "cell"}], "are not those of its text"),
         ("HeLa", "does not end with a [Label]"),
+        ("HeLa [Gene] [Gene]", "a [Label] of the target has no text"),
     ],
 )
 def test_spans_that_no_target_can_say(tmp_path, spans, message):

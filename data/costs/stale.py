@@ -101,6 +101,13 @@ def same(text, value):
 # --- splits ---------------------------------------------------------------------------------
 
 
+def find_read(name):
+    """The file of a name in about.json, "a.zip:member" of an archive; None where there is none."""
+    names = name, name.rpartition(":")[0]
+    paths = (place / each for each in names for place in (Path(), ROOT))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def find_changed_splits(about, asked, names):
     """What changed since splits were made, None where nothing did: `about` is their about.json,
     `asked` the words that prepare.py would get now, `names` the files that it would read."""
@@ -114,12 +121,11 @@ def find_changed_splits(about, asked, names):
     if new := [name for name in names if str(Path(name).resolve()) not in known]:
         return f"{new[0]} was not read for these splits"
     for name, before in files.items():
-        path = Path(name.partition(":")[0])
-        path = path if path.is_absolute() or path.exists() else ROOT / path
-        if before and path.is_file() and hash_once(path) != before:
-            return f"{name} changed since these splits were made"
-        if before and not path.exists():
+        path = find_read(name)
+        if before and not path:
             return f"{name}, of which these splits were made, is gone"
+        if before and hash_once(path) != before:
+            return f"{name} changed since these splits were made"
     return None
 
 

@@ -24,14 +24,14 @@ SAID = ("prediction", "generated", "target_decoded", "source_decoded")
 
 def check_rows(rows, path, task):
     """Refuse values that are no text, and targets that the task cannot have."""
-    labels = {label.upper() for label in task.labels}
+    labels = {compose(label).upper() for label in task.labels}
     for number, row in enumerate(rows, 1):
         for key in (key for key in (*GIVEN, *SAID) if key in row):
             several = task.metric == "answers" and key in ("target", "target_decoded")
             values = row[key] if several and isinstance(row[key], list) else [row[key]]
             if not values or not all(isinstance(value, str) for value in values):
                 raise UserError(f"{path} row {number}: {key!r} is no text but {row[key]!r:.60}")
-        if task.metric == "classes" and row.get("target", "").strip().upper() not in labels:
+        if task.metric == "classes" and compose(row["target"]).strip().upper() not in labels:
             known = f"is no label of this task; known: {', '.join(task.labels)}"
             raise UserError(f"{path} row {number}: target {row['target']!r} {known}")
 
