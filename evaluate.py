@@ -286,6 +286,8 @@ def check_args(parser, options):
         value = getattr(options, name)
         if value is not None and value < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}")
+    if options.bootstrap > 100_000:
+        parser.error("--bootstrap must be at most 100,000")
     if options.usd_per_hour is not None and not 0 <= options.usd_per_hour < float("inf"):
         parser.error("--usd-per-hour must be a number of dollars")
 
@@ -320,6 +322,9 @@ def main(argv=None):
         if options.output:
             outputs = (options.output / name for name in OUTPUTS[1:])
             check_overwrite(outputs, [options.predictions, options.data])
+            there = options.output / OUTPUTS[0]
+            if there.exists() and hash_file(there) != hash_file(options.predictions):
+                raise UserError(f"{there}: other predictions than these; choose another --output")
         rows = scores.read_rows(options.predictions, options.data, task)
         result = score_into(options, task, rows)
         if options.output:
