@@ -55,11 +55,12 @@ class Table(NamedTuple):
 
 def read_table(path):
     """The Table of a file, by the ending of its name."""
-    if path.suffix == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return read_parquet(path)
     text = read_text(path)
-    if path.suffix in (".csv", ".tsv"):
-        return read_cells(path, text, path.suffix == ".tsv")
+    if ending in (".csv", ".tsv"):
+        return read_cells(path, text, ending == ".tsv")
     return read_lines(path, text)
 
 
