@@ -300,7 +300,7 @@ def flatten(row, labeled):
 def is_blank(row, key, task):
     """Whether a row of classes is not labeled yet: its cell is there and empty."""
     value = row.get(key, key)
-    return task.metric == "classes" and (value is None or str(value).strip() == "")
+    return task.metric == "classes" and (value in (None, []) or str(value).strip() == "")
 
 
 def read_source(row, key):

@@ -412,6 +412,14 @@ def test_targets_in_their_forms(tmp_path, value, entry, target):
     assert rows[0]["target"] == target if rows else target in faults[0]
 
 
+@pytest.mark.parametrize("value", [None, "", " ", []])  # the last as doccano exports it
+def test_a_row_without_its_class_is_blank_where_it_may_be(value):
+    table = columns.Table("a", [("line 1", {"text": "a", "label": value})])
+    for blank, found in ((True, [{"source": "a", "target": ""}]), (False, [])):
+        rows, faults, _ = columns.make_rows(table, make_task("mine", ENTRY), True, {}, blank)
+        assert rows == found and bool(faults) != blank
+
+
 def test_columns_by_name_and_prodigy_answers(tmp_path):
     rows = [{"text": "a", "label": "intent a", "answer": "accept", "body": "long a"}]
     rows += [{"text": "b", "label": "intent b", "answer": "reject", "body": "long b"}]
