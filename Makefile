@@ -117,8 +117,6 @@ $(foreach v,TASK STRATEGY RATES STEPS SEEDS LLM_ACCURACY,$(call check,$(v),$(cal
   letters and digits and _ . - alone))
 $(foreach v,RECIPE MODEL DATA,$(call check,$(v),$(call odd_path,$($(v))),take letters and digits and\
   / : @ + = ~ _ . - alone; of a path with others make a link))
-$(foreach v,RECIPE DATA,$(call check,$(v),$(findstring :,$($(v))),a colon is a word of make; make a\
-  link without one))
 $(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY)),one share from 0 to 1 is needed)
 $(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))),dollars such as 20 are needed)
 $(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=1 or leave it out))

@@ -55,12 +55,11 @@ class Table(NamedTuple):
 
 def read_table(path):
     """The Table of a file, by the ending of its name."""
-    ending = path.suffix.lower()
-    if ending == ".parquet":
+    if path.suffix == ".parquet":
         return read_parquet(path)
     text = read_text(path)
-    if ending in (".csv", ".tsv"):
-        return read_cells(path, text, ending == ".tsv")
+    if path.suffix in (".csv", ".tsv"):
+        return read_cells(path, text, path.suffix == ".tsv")
     return read_lines(path, text)
 
 
@@ -103,7 +102,7 @@ def read_cells(name, text, tabs):
             if len(cells) < len(names) or any(cells[len(names) :]):
                 what = f"{len(names)} columns in the heading and another number here"
                 row = Wrong(what, str(len(cells)))
-            elif names[1:] and [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
+            elif [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
                 row = Wrong("the heading once more; remove it")
             elif mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
                 row = Wrong('a " that opens a cell takes in lines; double it, or remove it')

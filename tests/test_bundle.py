@@ -155,7 +155,6 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
     [
         "DATA={tmp}/my data",
         "DATA={tmp}/d'x",
-        "DATA={tmp}/a:b",
         "DATA={tmp}/d;x",
         "DATA={tmp}/`touch made`",
         "DATA=/",
@@ -170,8 +169,7 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
 )
 @pytest.mark.parametrize("goal", ["clean-runs", "settings", "table2", "data"])
 def test_words_that_are_no_plain_path_stop_every_goal(goal, setting, tmp_path):
-    for name in ("my data", "a:b"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "my data").mkdir()
     done = run_make("-n", goal, setting.format(tmp=tmp_path))
     assert done.returncode and "error: " in done.stderr and setting.split("=")[0] in done.stderr
     assert "rm -rf" not in done.stdout and not (ROOT / "made").exists()
