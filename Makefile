@@ -95,7 +95,8 @@ PLAIN := a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J
 # a list, and of what is not one number.
 left = $(eval rest := $$(1))$(strip $(foreach c,$(2),$(eval rest := $$(subst $(c),,$$(rest))))$(rest))
 odd = $(call left,$(1),$(PLAIN) $(2))
-no_number = $(call left,$(1),0 1 2 3 4 5 6 7 8 9 .)$(word 2,$(1))$(if $(strip $(1)),,none)
+no_number = $(call left,$(1),0 1 2 3 4 5 6 7 8 9 .)$(word 2,$(1))$(word 3,$(subst ., ,x$(1)x))$(if \
+  $(strip $(subst .,,$(1))),,none)
 odd_path = $(call odd,$(1),/ : @ + = ~)$(word 2,$(1))
 check = $(if $(strip $(2)),$(error error: $(1)=$($(1)): $(3)))
 quote = '$(subst ','\'',$(1))'
@@ -117,8 +118,10 @@ $(foreach v,TASK STRATEGY RATES STEPS SEEDS LLM_ACCURACY,$(call check,$(v),$(cal
   letters and digits and _ . - alone))
 $(foreach v,RECIPE MODEL DATA,$(call check,$(v),$(call odd_path,$($(v))),take letters and digits and\
   / : @ + = ~ _ . - alone; of a path with others make a link))
-$(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY)),one share from 0 to 1 is needed)
-$(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))),dollars such as 20 are needed)
+$(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY))$(filter-out 0 0.% .% 1 1.0,$(LLM_ACCURACY)),one\
+  share from 0 to 1 is needed)
+$(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))$(if $(strip $(subst \
+  0,,$(subst .,,$(BUDGET)))),,none)),dollars such as 20 are needed)
 $(foreach v,PARTIAL REDO LLM,$(call check,$(v),$(filter-out 1,$($(v))),say $(v)=1 or leave it out))
 $(call check,PILOT,$(filter-out students teacher distilled,$(PILOT)),say students or teacher or distilled)
 $(call check,DATA,$(if $(DATA),$(if $(notdir $(abspath $(DATA))),$(if $(wildcard $(DATA)/.),,none),none)),no\
@@ -140,7 +143,10 @@ TARGETS := $(PRINTED) $(TRAINED) $(DRAWN) $(ADVICE) $(OTHERS)
 # A file may be asked for too, by its path.
 $(foreach g,$(filter-out $(TARGETS),$(MAKECMDGOALS)),$(if $(findstring /,$(g)),,$(error error: $(g): no\
   such target$(call near,$(g),$(TARGETS)) `make help` lists them)))
-GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data table5 table7,$(MAKECMDGOALS))) \
+# What it would pass over in silence: the pilot has seeds of its own.
+$(if $(filter $(ADVICE),$(MAKECMDGOALS)),$(if $(filter-out $(ADVICE),$(MAKECMDGOALS)),,$(call \
+  check,SEEDS,$(filter-out 0,$(SEEDS)),a pilot has its own seeds; leave it out)))
+GOALS := $(if $(filter all,$(MAKECMDGOALS)),all,$(filter $(TRAINED) $(DRAWN) data sweep table5 table7,$(MAKECMDGOALS))) \
   $(if $(filter $(ADVICE),$(MAKECMDGOALS)),pilot)
 
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
@@ -302,7 +308,7 @@ bench-gpu: | $(INSTALLED) ## measure T5-XXL and T5-Small on this machine's GPU (
 	@$(PY) -m data.bench.gpu --output data/results
 sweep: $(patsubst %,$(PREPARED)/%/about.json,$(TASKS)) ## rates and steps of an arm, scored on dev: STRATEGY, RATES, STEPS
 	@$(PY) -m data.bench.sweep --task '$(TASK)' --scale $(SCALE) $(LIMITS) --strategy '$(STRATEGY)' \
-	  $(if $(RATES),--rates $(RATES)) $(if $(STEPS),--steps $(STEPS))
+	  $(if $(RATES),--rates $(RATES)) $(if $(STEPS),--steps $(STEPS)) $(if $(filter-out 0,$(SEEDS)),--seed '$(SEEDS)')
 backtest: | $(INSTALLED) ## how often advice is right, on measured tables (4 minutes)
 	@$(PY) -m data.bench.backtest
 test: | $(INSTALLED) ## all tests (minutes; PYTEST_FLAGS="-k costs" for some)

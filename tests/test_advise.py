@@ -319,6 +319,23 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
     assert find_range([far]) == find_range([panel])  # else all that matters would be flat
 
 
+def test_a_budget_that_covers_no_teacher_pays_nothing_back(capsys, tmp_path, few_draws):
+    words = ("--runs", write_pilot(tmp_path, WLP), "--budgets", "10 20 30")
+    found = ask_json(capsys, *words)
+    assert all(each["paid_back_after"] is None for each in found["serving"])
+    assert "paid back" not in ask(capsys, *words)
+
+
+def test_cents_and_less_are_no_nothing_and_a_lead_below_a_dollar_is_found(
+    capsys, tmp_path, few_draws
+):
+    prices = ("--usd-per-label", "0.0005", "--gpu-usd-per-hour", "0.0001")
+    words = ("--runs", write_pilot(tmp_path, WLP), "--budgets", "0.001 0.01 0.1", *prices)
+    first = ask_json(capsys, *words)["turns"]["first"][1]
+    text = " ".join(ask(capsys, *words).split())
+    assert first < 0.1 and "$0 " not in text and "$0.0036 a teacher on 5,000" in text
+
+
 def test_prices_and_budget_times_ten_are_the_same_advice(capsys, tmp_path, few_draws):
     runs = ("--runs", write_pilot(tmp_path, WLP))
     one, ten = (

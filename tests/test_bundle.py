@@ -136,8 +136,8 @@ def test_make_alone_is_help_and_lists_every_target():
         ("SEEDS=-1", "-1"),
         ("DATA=/no/such", "DATA"),
         *((f"{name}=0", f"say {name}=1 or leave it out") for name in ("PARTIAL", "REDO", "LLM")),
-        *((f"BUDGET={text}", "dollars such as 20") for text in ("-5", "x", "")),
-        ("LLM_ACCURACY=x", "one share from 0 to 1"),
+        *((f"BUDGET={text}", "dollars such as 20") for text in ("-5", "x", "", "0.0", "5.5.5")),
+        *((f"LLM_ACCURACY={text}", "one share from 0 to 1") for text in ("x", "..", "1.5", "70")),
         ("TRAIN_FLAGS=--max-steps x", "--max-steps x: no number"),
         ("SMALL_FLAGS='", "No closing quotation"),
         ("DATA=tests PREPARE_FLAGS=--nosuch", "unrecognized arguments: --nosuch"),
@@ -148,6 +148,15 @@ def test_a_bad_setting_stops_at_once_with_one_error_line(setting, named):
     assert done.returncode != 0
     assert done.stderr.count("error:") == 1
     assert named in done.stderr
+
+
+def test_seeds_are_never_passed_over(tmp_path):
+    """A pilot has its own; a sweep takes one."""
+    for goal, refused in (("pilot", True), ("advise", True), ("sweep", False)):
+        done = run_make("-n", f"RUNS={tmp_path}", goal, "SEEDS=3")
+        assert bool(done.returncode) == refused == ("its own seeds" in done.stderr)
+    assert done.stdout.split()[-2:] == ["--seed", "'3'"]
+    assert not run_make("-n", f"RUNS={tmp_path}", "table3", "advise", "SEEDS=3").returncode
 
 
 @pytest.mark.parametrize(

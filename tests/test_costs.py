@@ -724,6 +724,8 @@ GOOD = "paper,label,wlp,label,0.26,,Table 1,2023\n"
         ("paper,label,wlp,label,nan,,Table 1,2023\n", 2, "usd"),
         ("paper,label,wlp,label,-1,,Table 1,2023\n", 2, "usd"),
         ("paper,label,wlp,dozen,0.26,,Table 1,2023\n", 2, "unit"),
+        ("today,gpu,A40,1M tokens,0.44,,a shop,2026\n", 2, "unit"),
+        ("today,tokens-in,llama,hour,0.44,,a shop,2026\n", 2, "unit"),
         ("then,label,wlp,label,0.26,,Table 1,2023\n", 2, "list"),
         ("paper,tip,wlp,label,0.26,,Table 1,2023\n", 2, "item"),
         ("paper,label,,label,0.26,,Table 1,2023\n", 2, "name"),
@@ -869,6 +871,22 @@ def test_report_prices_each_run_and_pays_nothing_twice(tmp_path, capsys):
     text = run("report", tmp_path, capsys=capsys)
     assert "dist-n100-u11100-s0" in text and "mini wlp table2" in text
     assert text.index("dist-n100-u1900-s0") < text.index("dist-n100-u11100-s0")
+
+
+def test_two_worlds_of_one_name_are_two(tmp_path, capsys):
+    """A sweep's teacher, in runs/sweep/mini, is not the one that runs/mini learned from."""
+    for made in costs.grid("table2", load_task("wlp"), "mini"):
+        add_run(tmp_path, made)
+    before = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    long = {"seconds": {"load": 0, "train": 36_000, "save": 0}}
+    add_run(tmp_path, costs.parse_run("teacher-n100-s0"), world="sweep/mini", **long)
+    found = json.loads(run("report", tmp_path, "--json", capsys=capsys))
+    runs = [each for each in found["runs"] if each["world"] == "mini"]
+    assert (runs, found["tables"]) == (before["runs"], before["tables"])
+    total, alone = (each["total"]["paper"] for each in (found, before))
+    assert total["hours"] == pytest.approx(alone["hours"] + 20)
+    assert total["labels_usd"] == alone["labels_usd"]  # bought once
+    assert "sweep/mini/wlp " in run("report", tmp_path, capsys=capsys)
 
 
 def test_an_encoder_costs_a_pass_of_its_own_and_measures_no_t5(tmp_path, capsys):

@@ -1123,6 +1123,7 @@ def test_a_batch_is_taken_in_whole(tmp_path):
         (["--budget", "1", "--price-in", "x"], "--price-in: 'x' is not a number"),
         (["--budget", "1", "--price-out", "-1"], "--price-out: '-1' is not a number"),
         (["--budget", "1", "--price-cached", "x"], "--price-cached: 'x' is not a number"),
+        (["--budget", "1", "--price-cached", "9"], "cached tokens dearer than others"),
         (["--budget", "1", "--unlabeled", "IN/blank.jsonl"], r"blank.jsonl row 3: an empty source"),
         (["--budget", "1", "--labeled", "IN/blank.jsonl"], r"blank.jsonl: an empty source with t"),
         (

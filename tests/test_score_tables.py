@@ -550,3 +550,18 @@ def test_an_empty_file_of_the_papers_values_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"scores\.csv: no rows with a column"):
         load_scores(path)
+
+
+def test_the_llm_whose_price_buys_labels_is_named(runs, tmp_path):
+    """Of one's own task it is today's, as all its prices."""
+
+    def told(*flags, **more):
+        return next(n for n in build(*flags, "--llm", **more)[0].notes if n.startswith("Human + "))
+
+    assert "(text-davinci-003, paper)" in told(runs)
+    scores = {"small-n100-s0": 60.0, "small-n200-s0": 61.0, "teacher-n100-s0": 70.0}
+    own = tmp_path / "own"
+    own.mkdir()
+    write_own(own, "table2", {**scores, "dist-n100": 64.0}, labels_n=[100], budgets=[10])
+    flags = (own, "--data", str(own))
+    assert "(gpt-6-luna, today)" in told(*flags, task="mine", seeds="0")

@@ -3,13 +3,14 @@
 import csv
 import itertools
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from data.bench import sweep
 from data.costs.runs import make_run
-from data.files import ROOT, UserError, write_json
+from data.files import ROOT, UserError, hash_file, write_json
 from data.tasks import load_task
 
 ARMS = {"small": "Ann.", "teacher": "teacher", "dist": "Dist."}
@@ -84,18 +85,22 @@ def test_a_task_of_ones_own_is_swept_on_its_own_splits(tmp_path, monkeypatch, ca
     splits = tmp_path / "data" / "prepared" / "mini-notes" / "mine"
     splits.mkdir(parents=True)
     (splits / "dev.jsonl").touch()
+    (splits / "train.jsonl").touch()
 
     def call(script, *words):
         called.append([script, *map(str, words)])
         output = Path(words[words.index("--output") + 1])
         (output / "model").mkdir(parents=True, exist_ok=True)
         record = {"train_loss": 1.5, "seconds": {"train": 2}, "git_commit": None}
-        write_json(output / "training.json", record)
+        if script == "train_small":
+            record["command"] = shlex.join([script, *map(str, words)])
+            record["data_sha256"] = hash_file(splits / "train.jsonl")
+            write_json(output / "training.json", record)
         write_json(output / "metrics.json", {"score": 50, "metric": "entity_f1"})
 
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.setattr(sweep, "call", call)
-    words = ["--labels", "20", "--rates", "1e-3", "2e-3", "--steps", "30"]
+    words = ["--labels", "20", "--rates", "1e-3", "2e-3", "0.001", "--steps", "30"]
     sweep.main(["--task", "mine", "--data", str(data), *words])
     home = tmp_path / "runs" / "sweep" / "mini-notes" / "mine"
     train, score = called[:2]
@@ -105,7 +110,14 @@ def test_a_task_of_ones_own_is_swept_on_its_own_splits(tmp_path, monkeypatch, ca
     said = capsys.readouterr()
     assert said.err.split() == f"1 run, 2 trials on dev, written to {home / 'sweep.csv'}".split()
     assert "small-n20-s0: chosen rate 0.001, 30 steps, 50.0 on dev" in said.out
-    assert len(sweep.read_trials(home / "sweep.csv")) == 2
+    assert len(sweep.read_trials(home / "sweep.csv")) == 2 and not [*home.glob("*/model")]
+    sweep.main(["--task", "mine", "--data", str(data), *words])
+    assert len(called) == 4  # each trial is known
+    (splits / "train.jsonl").write_text("more labels")
+    with pytest.raises(
+        UserError, match=r"sweep.csv: \S+train.jsonl changed since its trials of sm"
+    ):
+        sweep.main(["--task", "mine", "--data", str(data), *words])
     with pytest.raises(UserError, match=r"no splits; make data TASK=mine SCALE=mini DATA=\S+notes"):
         (splits / "dev.jsonl").unlink()
         sweep.main(["--task", "mine", "--data", str(data), *words])

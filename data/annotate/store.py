@@ -71,6 +71,8 @@ class Money:
             for p in prices
             if p.name == model and p.item.startswith("tokens-") and not given
         ]
+        if self.usd["cached"] > self.usd["in"]:  # the worst case has no cached token
+            raise UserError(f"{model}: cached tokens dearer than others, so no budget can be held")
         batch = next((p.ratio for p in prices if p.item == "batch"), 1)
         self.share = {"call": 1, "batch": batch}
 

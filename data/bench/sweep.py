@@ -33,6 +33,7 @@ from data.costs.grid import cells, grid
 from data.costs.prices import fill
 from data.costs.rules import SCRIPTS, count_steps
 from data.costs.runs import make_run
+from data.costs.stale import find_change, read_words
 from data.files import ROOT, UserError, make_parser, plural, read_csv, read_json, run_cli
 from data.tasks import load_task
 
@@ -93,12 +94,29 @@ def find_inputs(args, run):
     return ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
 
 
-def try_recipe(args, run, inputs, rate, steps):
-    """One trial: train, score on dev, keep the records and not the weights. Returns its CSV row."""
-    place = find_place(args, run)
-    output = args.runs / f"{run.name}-b{place[-1]}-r{rate:g}-x{steps}"
+def make_trial(args, run, rate, steps):
+    """(folder, flags) of a trial."""
+    output = args.runs / f"{run.name}-b{find_place(args, run)[-1]}-r{rate:g}-x{steps}"
     tried = {"learning-rate": rate, "max-steps": steps, "epochs": None, "min-steps": None}
-    flags = list_flags(args, run, **tried)
+    return output, list_flags(args, run, **tried)
+
+
+def check_trial(args, run, rate, steps):
+    """Refuse a trial that data, recipe or model have left behind, where its folder is here."""
+    made = [(*make_trial(args, run, rate, steps), "train")]
+    if run.strategy in DISTILLED:
+        teacher = make_run("teacher", run.labels, args.seed)
+        made = [(*made[0][:2], "unlabeled")]
+        made.append((args.runs / teacher.name, list_flags(args, teacher), "train"))
+    for folder, flags, split in made:
+        if change := find_change(folder, read_words(flags), args.splits / f"{split}.jsonl"):
+            what = f"{change} since its trials of {run.name}"
+            raise UserError(f"{args.output}: {what}; move it and {args.runs} away, or --output")
+
+
+def try_recipe(args, run, inputs, rate, steps):
+    """One trial: train and score on dev. Returns its CSV row."""
+    place, (output, flags) = find_place(args, run), make_trial(args, run, rate, steps)
     names = ["--task", args.task, "--strategy", run.strategy]
     script = SCRIPTS.get(run.strategy, "train_small.py").removesuffix(".py")
     call(script, *names, *flags, *inputs, "--output", output)
@@ -106,7 +124,6 @@ def try_recipe(args, run, inputs, rate, steps):
     scorer = shlex.split(show_flags(args.entry.at(args.scale, "evaluate")))
     call("evaluate", "--task", args.entry.word, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
-    shutil.rmtree(output / "model")
     values = [*place, rate, steps, args.seed, metrics["score"], metrics["metric"]]
     values += [record["train_loss"], record["seconds"]["train"], record["git_commit"]]
     return dict(zip(COLUMNS, values, strict=True))
@@ -170,7 +187,7 @@ def list_runs(args):
 def list_trials(args, run):
     """(learning rate, steps) of each trial of a run."""
     if not args.double:
-        return list(itertools.product(args.rates, args.steps))
+        return list(dict.fromkeys(itertools.product(args.rates, args.steps)))
     flags = read_recipe(args, run)
     rate, steps = float(flags["learning-rate"]), count_steps(run, flags)
     return [(rate, steps), (rate, 2 * steps)]
@@ -226,6 +243,9 @@ def main(argv=None):
                 inputs = inputs or find_inputs(args, run)
                 row = try_recipe(args, run, inputs, rate, steps)
                 write_trial(args.output, row)
+                shutil.rmtree(make_trial(args, run, rate, steps)[0] / "model", ignore_errors=True)
+            else:
+                check_trial(args, run, rate, steps)
             rows.append(row)
             print(f"{run.name} rate {rate:g} steps {steps}: {float(row['score_dev']):.1f}")
         if not args.double:

@@ -43,6 +43,7 @@ ARMS = {"ann": "Ann.", "dist": "Dist.", "llm": "LLM"}
 NAMES = {"small": "student", "teacher": "teacher", "dist": "student distilled from a teacher"}
 # Shares of a budget spent on labels before distilling.
 SPLITS = (0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.98)
+HIGHEST = 100_000  # dollars, to which a lead is looked for
 FAR_LABELS, FAR_ROWS = 10, 30  # times what the pilot saw, from where a score is a guess
 ANY = 10**9  # unlabeled rows, where nobody says how many there are
 SHARES = (Fraction(1, 5), Fraction(2, 5), 1, 2, 4)  # of BUDGET, in the advice
@@ -158,7 +159,7 @@ def describe_split(posterior, market, budget):
     return {"budget": budget, "best": best}
 
 
-def find_turns(posterior, market, low=1, high=100_000, steps=160):
+def find_turns(posterior, market, low=1, high=HIGHEST, steps=160):
     """Budgets between which Dist. leads, without the noise of single runs.
 
     {"first": (10%, 50%, 90%) of the first one, inf if never; "never": the share of draws;
@@ -257,7 +258,8 @@ def advise(pilot, market, budgets, servings, llm, unit):
     found |= {"dev_rows": pilot.rows, "constant": constant}
     found["pilot"] = [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs]
     found |= {"prior": list(pilot.like), "sure": sure, "budgets": rows}
-    found["turns"] = find_turns(posterior, market)
+    least, most = (usd * market.unit for usd in (budgets[0], budgets[-1]))
+    found["turns"] = find_turns(posterior, market, min(1, least), max(HIGHEST, most))
     found["llm"] = pilot.llm and {"score": 100 * pilot.llm[0], "rows": pilot.llm[1]}
     found["split"] = describe_split(posterior, market, middle)
     found["next_runs"] = rank_next_runs(posterior, market, budgets)
@@ -269,8 +271,8 @@ def advise(pilot, market, budgets, servings, llm, unit):
 
 def list_serving(servings, market, budget, llm):
     """Each way to serve with its build and the predictions from which the student, of as many rows
-    as `budget` buys and are there, has paid against it; None where a price is not known, inf where
-    it never pays.
+    as `budget` buys and are there, has paid against it; None where it buys none or a price is not
+    known, inf where it never pays.
 
     servings: [(Serving, dollars of an hour of its device or None)]; llm: the name of the LLM.
     """
@@ -281,7 +283,8 @@ def list_serving(servings, market, budget, llm):
     if market.terms.usd_per_llm_label is not None:
         usd = 1_000_000 * market.terms.usd_per_llm_label
         ways.append(("LLM", usd, f"LLM {llm} {serving.show_predictions(usd)}"))
-    student = next((usd for model, usd, _ in ways if model == "student"), None)
+    there = "dist" in market.buy(budget)
+    student = next((usd for model, usd, _ in ways if model == "student" and there), None)
     found = []
     for model, usd, how in ways:
         entry = {"model": model, "usd_per_million": usd, "how": how, "build_usd": builds[model]}
@@ -317,8 +320,8 @@ def show_budgets(rows, labels):
     return "\n\n".join(tables)
 
 
-def show_turns(turns, unit):
-    """The sentence on first lead and catch-up."""
+def show_turns(turns, highest):
+    """The sentence on first lead and catch-up, looked for to `highest` dollars."""
     low, middle, high = map(show_budget, turns["first"])
     if middle == "never":
         early = "" if low == "never" else f"; at the earliest from {low} (10%)"
@@ -327,7 +330,7 @@ def show_turns(turns, unit):
     never = f"; never in {turns['never']:.0%}" * (turns["never"] >= 0.005)
     spread = f" (80%: {low} to {high}{never})" * bool(low != high or never)
     text = f"Dist. leads from {middle}{spread}"
-    most = f"within {show_budget(100_000 / unit)} or all labels"
+    most = f"within {show_budget(highest)} or all labels"
     if turns["open"] > 0.5:
         early = f"in {turns['open']:.0%} of those" if turns["open"] < 1 else "at all"
         return f"{text}; where it does, Ann. does not catch up {most} {early}"
@@ -391,7 +394,7 @@ def show_digits(value, mark="", decimals=0):
 
 
 def show_budget(usd):
-    return show_digits(usd, "$", 2)
+    return show_usd(usd) if 0 < usd < 0.01 else show_digits(usd, "$", 2)
 
 
 def show_band(scores):
@@ -409,9 +412,10 @@ def show_advice(task, found, market):
     prices = {"label": show_price(market.terms.usd_per_label), "n": found["labels"]}
     prices |= {"teacher": show_budget(found["teacher_usd"]), "rows": show_budget(found["rows_usd"])}
     head = f"{task.title}: N = {found['labels']:,} labels, {rows} unlabeled rows, {known}"
-    said = [show_split(found["split"], market), show_turns(found["turns"], market.unit)]
-    said += [show_next(found["next_runs"]), show_costs(found["serving"])]
     notes, last = [], found["budgets"][-1]
+    turns = show_turns(found["turns"], max(HIGHEST / market.unit, last["budget"]))
+    said = [show_split(found["split"], market), turns, show_next(found["next_runs"])]
+    said.append(show_costs(found["serving"]))
     spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
     if any("dist" not in row["buys"] for row in found["budgets"]):
         notes.append(tell("not_affordable", teacher=show_usd(found["teacher_usd"])))

@@ -7,6 +7,7 @@ Paper:  sections 2.4 and 2.5, Tables 1 and 6
 import contextlib
 import itertools
 from fractions import Fraction
+from pathlib import Path
 
 from data.costs.grid import TABLES, grid
 from data.costs.prices import (
@@ -109,10 +110,10 @@ class Ledger:
         """
         most, asked, passes = {}, {}, {}
         for record in records:
-            key = (record.world, record.task, record.seed)
+            key = (Path(record.world).name, record.task, record.seed)  # a sweep has the same labels
             most[key] = max(most.get(key, record), record, key=lambda each: each.labels)
             asked.setdefault(key, []).append(self.price_llm(record))
-            key += (record.needs or record.run, bool(record.encoder))
+            key = (record.world, record.task, record.needs or record.run, bool(record.encoder))
             passes[key] = max(passes.get(key, record), record, key=lambda each: each.pass_hours)
         labels = add_up(map(self.price_labels, most.values()))
         llm = add_up(None if None in usd else max(usd) for usd in asked.values())
@@ -130,7 +131,7 @@ def group_tables(records, tasks):
     for ((world, task), runs), table in itertools.product(groups.items(), TABLES):
         seeds = sorted({record.seed for record in runs.values()})
         with contextlib.suppress(UserError, KeyError):  # no such table of this task, no such scale
-            wanted = grid(table, tasks[task], world.split("-")[0], seeds)
+            wanted = grid(table, tasks[task], Path(world).name.split("-")[0], seeds)
             names = [run.name for run in wanted if run.strategy != "prompted"]
             found[f"{world} {task} {table}"] = [runs[name] for name in names]
     return found

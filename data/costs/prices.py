@@ -99,6 +99,7 @@ def tell(key, **words):
 LISTS = ("paper", "today", "other")
 ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
 UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
+OWN_UNITS = {"label": ["label"], "gpu": ["hour"]}  # of other items that are priced: tokens
 DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
 # A card with one of these words more is another card: a slice of one, a laptop's, a faster one.
 VARIANTS = {"mig", "laptop", "ti", "super", "d", "ada", "max", "nvl"}
@@ -126,7 +127,8 @@ def read_price(row, where):
     """One row of the list, checked; a UserError names the line and the column."""
     text = {key: row[key].strip() for key in Price._fields}
     priced = text["item"] not in ("speed", "batch")
-    known = {"list": LISTS, "item": ITEMS, "unit": UNITS if priced else [text["unit"]]}
+    units = OWN_UNITS.get(text["item"], list(UNITS)[2:]) if priced else [text["unit"]]
+    known = {"list": LISTS, "item": ITEMS, "unit": units}
     for column, words in known.items():
         if text[column] not in words:
             raise UserError(f"{where}: {column} {text[column]!r} is none of {', '.join(words)}")

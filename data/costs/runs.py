@@ -171,6 +171,13 @@ def read_llm_use(folder):
     return tokens, None if simulated else used.get("llm_model")
 
 
+def name_world(run, folder):
+    """The world of a run found below `folder`: its path from there, as two worlds of one name, such
+    as runs/mini and runs/sweep/mini, are two; where that is none, its folder's name."""
+    place, top = run.resolve().parent.parent, folder.resolve()
+    return str(place.relative_to(top)) if top in place.parents else place.name
+
+
 def read_runs(folder):
     """Records of every finished run below `folder`, by path."""
     folder = Path(folder)
@@ -179,7 +186,11 @@ def read_runs(folder):
     found = {path.parent for path in folder.rglob("training.json")}
     found |= {path.parent for path in folder.rglob("metrics.json")}
     by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
-    records = [record for record in map(read_record, by_numbers) if record]
+    records = [
+        record._replace(world=name_world(path, folder))
+        for path in by_numbers
+        if (record := read_record(path))
+    ]
     if not records:
         raise UserError(f"{folder}: no finished run here (no training.json); train one first")
     return records

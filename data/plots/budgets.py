@@ -139,6 +139,7 @@ def lay_budgets(studies):
 def note_budgets(studies, shown, tested, llm):
     """The notes of Tables 2 and 11 that hang on what is `shown` in them."""
     rates = {f"{s.terms.gpu} at {show_price(s.terms.usd_per_gpu_hour)}": None for s in studies}
+    paid = " or ".join(dict.fromkeys(study.name_paid() for study in studies))
     return keep(
         [
             *tested,
@@ -147,7 +148,7 @@ def note_budgets(studies, shown, tested, llm):
             (" of " in shown or "as +" in shown) and TEXTS["capped"],
             "(n=" in shown and tell("few_rows", most=FEW_ROWS),
             TEXTS["constant"],
-            llm and tell("llm", today=name_llm("today"), examples=LLM_EXAMPLES),
+            llm and tell("llm", paid=paid, today=name_llm("today"), examples=LLM_EXAMPLES),
             TEXTS["limits"],
         ]
     )

@@ -192,8 +192,8 @@ def note_annotators(study):
     counts = ", ".join(f"{count:,} ({name})" for name, count in bought.items())
     if bought:
         budget = show_dollars(max(cell.budget_usd or 0 for cell in study.cells))
-        text = f"{study.title}: {budget} buys {counts} LLM labels; the first is drawn, the others"
-        yield f"{text} may be more than the unlabeled rows."
+        text = f"{study.title}: {budget} buys {counts} LLM labels; drawn: {study.name_paid()}, as"
+        yield f"{text} far as there are unlabeled rows."
 
 
 def note_rows(scores):

@@ -17,11 +17,12 @@ from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
 
-from data.costs.budget import count_llm_labels, make_terms
+from data.costs.budget import choose_list, count_llm_labels, make_terms
 from data.costs.flags import find_unit
 from data.costs.grid import LLM_EXAMPLES, TABLES, cells, choose_tasks, parse_seeds
 from data.costs.memory import complete_task
 from data.costs.pilot import load_scores
+from data.costs.prices import name_llm
 from data.costs.runs import find_annotation, parse_run, read_record
 from data.costs.stale import METRICS
 from data.files import UserError, need, read_json, read_jsonl
@@ -176,6 +177,12 @@ class Study:
         """Who labeled in place of people: an LLM's name, or a simulated annotator's."""
         names = (need(found, "annotator", str, path) for path, found in self.read_annotations())
         return " / ".join(dict.fromkeys(names)) or "LLM"
+
+    def name_paid(self):
+        """The LLM whose price the plans pay and the list that has it, as count_llm_labels() names
+        them: "text-davinci-003, paper", of a task of one's own "gpt-6-luna, today"."""
+        which = choose_list(self.task)
+        return f"{name_llm(which)}, {which}"
 
     def count_llm_labels(self, cell):
         """{how it is paid: LLM labels that a cell's budget buys}, {} where it buys none."""
