@@ -787,6 +787,16 @@ def test_a_missing_price_is_named(tmp_path):
     assert "no such file" in fail(*plan, tmp_path / "none.csv")
 
 
+def test_free_tokens_are_refused_not_divided_by(tmp_path):
+    rows = [
+        f"today,tokens-{kind},llama,1M tokens,0,,own server,2026,,,,\n" for kind in ("in", "out")
+    ]
+    text = (ROOT / "data" / "prices.csv").read_text() + "".join(rows)
+    words = ("--prices", write(tmp_path / "prices.csv", text), "--llm-model", "llama")
+    line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10)
+    assert "tokens-in of llama: must be above 0" in fail(*line, *words)
+
+
 def test_edited_prices_count(tmp_path, capsys):
     text = costs.DATA.joinpath("prices.csv").read_text().replace("wlp,label,0.260", "wlp,label,0.1")
     path = write(tmp_path / "prices.csv", text)

@@ -76,6 +76,8 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     tokens = pay("usd_per_1k_tokens", lambda: price_tokens(prices, model, which))
     if "usd_per_1k_tokens" in asked:
         tokens = {"in": tokens / 1000, "out": tokens / 1000}
+    for kind in ("in", "out"):
+        parse_price(tokens[kind], f"tokens-{kind} of {model}")
     speed = asked.get("gpu_speed")
     if rates == "measured":
         priced = "gpu_usd_per_hour" in asked
@@ -199,7 +201,7 @@ def plan(terms, labels, budget, most=None):
         count = math.floor(budget / usd)
         llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
     notes, known = list(terms.notes), ", ".join(f"{n:,}" for n in terms.teacher_hours)
-    if labels not in terms.teacher_hours:
+    if not {0, labels} & terms.teacher_hours.keys():  # 0: one number, for any labels
         notes.append(f"the teacher's hours at N={labels:,} are estimated from those at {known}")
     result = {"task": terms.task, "labels": labels, "initial_usd": labels * terms.usd_per_label}
     result |= {"budget_usd": budget}
