@@ -959,6 +959,12 @@ def test_report_reads_what_the_annotator_wrote(tmp_path, capsys):
     assert report("--llm-model", "text-davinci-003")["total"]["paper"]["llm_usd"] == 60
     write(folder / "annotation" / "annotation.json", {**used, "annotator": "simulated annotator"})
     assert report()["runs"][1]["paper"]["llm_usd"] == 60
+    for name, who in (("gpt-4o-mini", "gpt-4o-mini"), ("simulated-0.7", "simulated annotator")):
+        for place in (name, f"dev/{name}"):
+            answered = {**used, "annotator": who, "usd": 1.25}
+            write(folder.parent / "prompted-n100-g200-s0" / place / "annotation.json", answered)
+    said = "an LLM's own answers ($2.50, as bought) are in no total"
+    assert said in report()["notes"] and "own answers" not in str(found["notes"])
 
 
 def test_report_faults(tmp_path):

@@ -17,9 +17,10 @@ from data.costs.prices import (
     price_label,
     price_tokens,
     show_price,
+    show_usd,
 )
-from data.costs.runs import read_runs
-from data.files import UserError
+from data.costs.runs import read_llm_use, read_runs
+from data.files import UserError, parse_amount, read_json
 
 REPORT_NOTES = (
     "Model: dollars of its labels, its own hours and those of the runs it needs",
@@ -137,6 +138,14 @@ def group_tables(records, tasks):
     return found
 
 
+def note_answers(folder):
+    """What an LLM's own answers to test and dev rows cost as they were bought; [] without any."""
+    paths = sorted(Path(folder).rglob("prompted-*/**/annotation.json"))
+    paths = [path for path in paths if read_llm_use(path.parent)[1]]  # none is simulated
+    usd = add_up(parse_amount(read_json(path).get("usd"), f"{path}: 'usd'") for path in paths)
+    return [f"an LLM's own answers ({show_usd(usd)}, as bought) are in no total"] if paths else []
+
+
 def report(folder, prices, tasks, gpu=None, **asked):
     """What the runs below `folder` cost: by run, strategy, table and in all, by both lists.
 
@@ -171,4 +180,4 @@ def report(folder, prices, tasks, gpu=None, **asked):
     if unknown:
         notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")
     result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
-    return {**result, "notes": [*notes, *REPORT_NOTES]}
+    return {**result, "notes": [*notes, *note_answers(folder), *REPORT_NOTES]}
