@@ -192,11 +192,11 @@ $(INSTALLED):
 # --- runs ------------------------------------------------------------------------------------
 
 # What the rules of runs take from here. LAUNCH finds torchrun and accelerate in .venv. Scoring is
-# one process, so it takes no launcher of several, but a queue (srun alone) it does: it may need the
-# GPU that only a job has. In a simulation no dollar is spent.
+# one process, so it takes no launcher of several, but a queue (srun, free_gpu.sh) it does: it may
+# need the GPU that only a job has. In a simulation no dollar is spent.
 launch = $(if $(LAUNCH),PATH="$(abspath $(VENV))/bin:$$PATH" $(LAUNCH))
 several = $(filter torchrun accelerate,$(LAUNCH))
-queue = $(if $(several),,$(if $(filter srun,$(firstword $(LAUNCH))),$(LAUNCH)))
+queue = $(if $(several),,$(if $(filter srun %free_gpu.sh,$(firstword $(LAUNCH))),$(LAUNCH)))
 # Loading torch takes longer than scoring with a mini model, so there one process does both, and
 # is a copy of one that make keeps loaded.
 in_one = $(if $(filter mini,$(SCALE)$(LAUNCH)),-m data.costs.in_one)

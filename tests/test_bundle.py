@@ -410,7 +410,11 @@ def test_a_sigterm_to_make_alone_reaches_what_runs(tmp_path, script):
 
 @pytest.mark.parametrize(
     ("launch", "scored"),
-    [("srun --gpus 1", True), ("torchrun --standalone --no-python --nproc-per-node 2", False)],
+    [
+        ("srun --gpus 1", True),
+        ("data/bench/free_gpu.sh", True),
+        ("torchrun --standalone --no-python --nproc-per-node 2", False),
+    ],
 )
 def test_launch_stands_before_training_and_a_queue_before_scoring_too(launch, scored):
     text = run_make("-n", "table2", "SCALE=paper", f"LAUNCH={launch}").stdout

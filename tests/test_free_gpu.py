@@ -50,6 +50,21 @@ def test_teachers_have_a_gpu_alone_and_students_share_one(tmp_path):
     assert all(student.wait(20) == 0 for student in students.values())
 
 
+def test_a_teacher_is_scored_alone_too_and_no_student_is_no_place(tmp_path):
+    words = ("evaluate.py", "--model", "runs/paper/wlp/{}-n100-s0/model", "--output", "x")
+    scored = [[word.format(kind) for word in words] for kind in ("teacher", "small")]
+    teacher = start(tmp_path, "teacher", *scored[0], gpus="0")
+    assert read_gpu(tmp_path, "teacher") == "0"
+    student = start(tmp_path, "student", *scored[1], gpus="0")
+    assert read_gpu(tmp_path, "student", 1) is None
+    finish(tmp_path, "teacher", teacher)
+    assert read_gpu(tmp_path, "student") == "0"
+    finish(tmp_path, "student", student)
+    settings = {**os.environ, "GPUS": "0", "STUDENTS": "0", "LOCKS": str(tmp_path / "locks")}
+    done = subprocess.run([SCRIPT, "true"], env=settings, capture_output=True, text=True, timeout=9)
+    assert done.returncode == 1 and "STUDENTS=0; at least 1" in done.stderr
+
+
 def test_a_killed_run_frees_its_gpu_and_exit_codes_pass(tmp_path):
     first = start(tmp_path, "first", "train_teacher.py", gpus="7")
     assert read_gpu(tmp_path, "first") == "7"

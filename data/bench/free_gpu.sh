@@ -2,8 +2,8 @@
 # Give a run a GPU of its own: make -j4 table2 SCALE=paper LAUNCH=data/bench/free_gpu.sh
 #
 # Usage:  data/bench/free_gpu.sh COMMAND ...   waits for a GPU, then runs COMMAND with it alone in
-#         CUDA_VISIBLE_DEVICES. Teachers and teacher passes (train_teacher.py, --labels-only) take a
-#         whole GPU, which waits until its students are done; up to STUDENTS (3) others share one.
+#         CUDA_VISIBLE_DEVICES. Teachers, trained, labeling or scored, take a whole GPU, which waits
+#         until its students are done; up to STUDENTS (3) others share one.
 #         GPUS: which to use, e.g. "0 1" (default: all that nvidia-smi lists).
 # Locks lie in LOCKS (/tmp/free_gpu-USER); they go with the process, however that ends.
 set -eu
@@ -24,7 +24,8 @@ take() {
 }
 
 all=$(seq "$slots")
-case " $* " in *train_teacher.py*|*" --labels-only "*) whole=yes ;; *) whole= ;; esac
+[ -n "$all" ] || { echo "error: free_gpu.sh: STUDENTS=$slots; at least 1 is needed" >&2; exit 1; }
+case " $* " in *train_teacher.py*|*" --labels-only "*|*evaluate.py*/teacher-*) whole=yes ;; *) whole= ;; esac
 while :; do
   for one in ${whole:-$all}; do  # students fill every GPU's first slot before its second
     for gpu in $gpus; do
