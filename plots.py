@@ -17,6 +17,7 @@ Paper:  Tables 1 to 11, Figures 2 to 7
 """
 
 import itertools
+from pathlib import Path
 
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, show_dollars
@@ -221,8 +222,8 @@ def add_flags(add, name):
     if name in MAKERS or name in SCORES:
         add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
         add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
-        runs = "holds TASK/RUN (default: %(default)s)"
-        add("--runs", default="runs/mini", metavar="DIR", help=runs)
+        place = "holds TASK/RUN (default: runs/SCALE, with --data's name)"
+        add("--runs", metavar="DIR", help=place)
         add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
         add("--prepared", metavar="DIR", help="its row counts limit the runs, as in costs.py grid")
     if name in MAKERS:
@@ -243,7 +244,10 @@ def parse_args(argv=None):
     for name, (summary, _) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         add_flags(command.add_argument, name)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "runs" in args and args.runs is None:  # counts of another scale are no runs of this one
+        args.runs = f"runs/{args.scale}{'-' + Path(args.data).resolve().name if args.data else ''}"
+    return args
 
 
 def main(argv=None):

@@ -1090,6 +1090,7 @@ def test_measured_rates(tmp_path, capsys):
         ("flags --task wlp --run small-base-n100-s0", "base"),
         ("rules --for table2 --task nosuch", "'nosuch'"),
         ("convert --task fever", "--usd"),
+        ("advise --task wlp --budget 10 --budgets 20", "pass one of --budget USD and --budgets"),
         ("convert --task fever --usd 10 --unlabeled 10", "--usd"),
     ],
 )

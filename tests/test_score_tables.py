@@ -395,6 +395,13 @@ def test_a_metrics_json_that_is_none_of_this_table_is_refused_by_name(runs, text
     assert "small-n138-s1/metrics.json" in str(caught.value) and ODD[key] in str(caught.value)
 
 
+def test_runs_of_another_scale_are_not_read_unasked(tmp_path):
+    """small-n1000-s0 is N = 1K at scale paper and one of Table 4's at scale mini."""
+    for words, place in (("--scale paper", "runs/paper"), ("--data a/notes", "runs/mini-notes")):
+        assert plots.parse_args(["table2", *words.split()]).runs == place
+    assert plots.parse_args(["fig2", "--scale", "paper", "--runs", "x"]).runs == "x"
+
+
 def test_a_folder_of_runs_that_is_not_there_is_no_table_of_missing_runs(tmp_path):
     with pytest.raises(UserError, match=r"--runs .*nosuch: no such folder"):
         build(tmp_path / "nosuch")

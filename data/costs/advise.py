@@ -446,6 +446,8 @@ def read_market(task, args, terms, pilot):
 
 def read_budgets(task, args, unit):
     """Dollars of each line, rising."""
+    if args.budgets and args.budget is not None:
+        raise UserError("advise: pass one of --budget USD and --budgets LIST")
     if args.budgets:
         found = [parse_amount(word, "--budgets") for word in args.budgets.split()]
     elif args.budget is not None:
