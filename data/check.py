@@ -115,8 +115,10 @@ def check_lengths(task, splits, model, tokenizer, flags):
         limit = flags[f"max-{kind}-length"]
         sizes = sorted(map(len, tokenizer(texts[kind]).input_ids))
         cut, usual = sum(size > limit for size in sizes), sizes[int(len(sizes) * 0.99)]
-        told = f"{cut:,} of {len(sizes):,} {kind}s are cut" if cut else f"no {kind} is cut"
-        told += f" at {limit} tokens; 99% have at most {usual}, the longest {sizes[-1]}"
+        told = f"no {kind} is cut at {limit} tokens; the longest has {sizes[-1]}"
+        if cut:
+            told = f"{cut:,} of {plural(len(sizes), kind)} are cut at {limit} tokens; 99% have at "
+            told += f"most {usual}; max_{kind}_length {sizes[-1]} would hold all"
         lines.append(f"{model}: {told}")
     limit = flags["max-target-length"]
     if wrong := check_labels(task, tokenizer, limit):

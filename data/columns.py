@@ -27,6 +27,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SOURCES = ("source", "text", "sentence", "question", "input")  # guesses, the first that is there
 TARGETS = ("target", "label", "labels", "answers", "answer", "output")
 SPANS = ("target", "spans", "entities", "label", "labels")  # of tasks of entities
+LIST = re.compile(r"\[\s*\]|[\[{]['\"].*[\]}]", re.DOTALL)  # of answers, as a cell of CSV has it
 LEFT_OUT = ("reject", "ignore")  # what a Prodigy user answered to a row that is no lesson
 ANNOTATIONS = [{"was_cancelled": bool, "result": [{"value": dict}]}]  # of Label Studio
 
@@ -232,7 +233,7 @@ def make_rows(table, task, labeled, columns, blank=False):
     A target of a task of answers may stay a list of texts. `blank`: a row may be without its class,
     as in a sheet that is half labeled; its target is "".
     """
-    rows, faults, left, renamed, torn = [], [], 0, Counter(), []
+    rows, faults, left, renamed, torn = [], [], Counter(), Counter(), []
     table = unwrap(table, labeled)
     chosen, told = choose_columns(table, task, labeled, columns)
     names = {fold(label): label for label in task.labels}
@@ -242,14 +243,14 @@ def make_rows(table, task, labeled, columns, blank=False):
             if isinstance(row, Wrong):
                 raise row
             if hub and not labeled and not str(row.get(chosen["source"]) or "").strip():
-                left += 1
+                left["blank"] += 1
                 continue
             source = read_source(row, chosen["source"])
             if not labeled:  # answers that are there are kept apart, for a simulated annotator
                 known = {"target": row["target"]} if isinstance(row.get("target"), str) else {}
                 rows.append({"source": source, **known})
             elif row.get("answer") in LEFT_OUT and chosen["target"] != "answer":
-                left += 1
+                left[row["answer"]] += 1
             elif blank and is_blank(row, chosen["target"], task):
                 rows.append({"source": source, "target": ""})
             else:
@@ -261,7 +262,8 @@ def make_rows(table, task, labeled, columns, blank=False):
             faults.append(Fault(table.name, place, *wrong.args))
     notes = [told] if told else []
     if left:
-        notes.append(f"{plural(left, 'row')} left out: blank, or their answer is reject or ignore")
+        told = ", ".join(f"{n:,} {why}" for why, n in sorted(left.items()))
+        notes.append(f"{plural(sum(left.values()), 'row')} left out: {told}")
     if torn:
         what = "begin or end within a word; are their offsets of another text, or of bytes?"
         notes.append(f"{plural(len(torn), 'span')}, as {torn[0]!r}, {what}")
@@ -336,7 +338,7 @@ def read_target(row, source, key, task, names, renamed):
         texts = [text for each in value if (text := check_text(each, key, several)).strip()]
         if texts:
             return texts
-    elif several and re.fullmatch(r"\[(['\"]).*\1\]", str(value).strip(), re.DOTALL):
+    elif several and isinstance(value, str) and LIST.fullmatch(value.strip()):
         raise Wrong("a list written as one text; bring lists as JSONL, or one answer", repr(value))
     return check_text(value, key, several)
 

@@ -552,7 +552,7 @@ def test_the_managers_question_has_one_command(capsys, tmp_path, few_draws):
     assert 0.05 < found["teacher_usd"] < 5  # minutes of one or two H100s
     notes = " ".join(found["notes"])
     assert "are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured" in notes
-    assert "rows have about 51 + 1 tokens" in notes and "takes about 1,708 tokens" in notes
+    assert "a row is priced at about 51 + 1 tokens" in notes and "takes about 1,708 tokens" in notes
     serving = {each["model"]: each["usd_per_million"] for each in found["serving"]}
     assert serving["LLM"] == pytest.approx(
         257, abs=2

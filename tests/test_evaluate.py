@@ -535,7 +535,10 @@ def test_classes_are_shown_one_by_one(tmp_path, capsys):
     assert "no label" in shown and "Discussing" in shown
     # Unreadable outputs come first, then wrong ones; what is right is not there.
     errors = (tmp_path / "errors.md").read_text()
-    assert errors.startswith("# stanceosaurus: 3 of 5 outputs are not right")
+    assert errors.startswith(
+        "# stanceosaurus: 3 of 5 outputs are not right\n\n2 unreadable ones first, then the lowest "
+        "score. predictions.jsonl has all.\n\n## Row 2"
+    )
     assert re.findall(r"## (.*)", errors) == [
         "Row 2, unreadable",
         "Row 5, unreadable",

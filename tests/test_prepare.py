@@ -394,6 +394,9 @@ def test_a_guess_among_several_columns_is_said(tmp_path):
         (["", " "], {**ENTRY, "metric": "answers"}, "is not a text or a list of texts: ['', ' ']"),
         (["", "a"], {**ENTRY, "metric": "answers"}, ["a"]),
         ("['a', 'b']", {**ENTRY, "metric": "answers"}, "a list written as one text"),
+        ("[]", {**ENTRY, "metric": "answers"}, "a list written as one text"),
+        ('{"text": ["a"]}', {**ENTRY, "metric": "answers"}, "a list written as one text"),
+        ("[a] or {b}", {**ENTRY, "metric": "answers"}, "[a] or {b}"),
         (10**400, {**ENTRY, "metric": "answers"}, str(10**400)),
         (
             "cafe\u0301  au\u00a0lait",
@@ -422,11 +425,12 @@ def test_a_row_without_its_class_is_blank_where_it_may_be(value):
 
 def test_columns_by_name_and_prodigy_answers(tmp_path):
     rows = [{"text": "a", "label": "intent a", "answer": "accept", "body": "long a"}]
-    rows += [{"text": "b", "label": "intent b", "answer": "reject", "body": "long b"}]
+    for answer in ("reject", "ignore", "reject"):
+        rows += [{"text": "b", "label": "intent b", "answer": answer, "body": "long b"}]
     path = write_rows(tmp_path / "a.jsonl", rows)
     found, _, notes = read_own(path, ENTRY, source="body")
     assert found == [{"source": "long a", "target": "intent a"}]
-    assert "1 row left out: blank, or their answer is reject or ignore" in notes
+    assert "3 rows left out: 1 ignore, 2 reject" in notes
     with pytest.raises(UserError, match="no column 'nope'; it has 'text', 'label'"):
         read_own(path, ENTRY, source="nope")
 
@@ -766,7 +770,10 @@ def test_check_shows_classes_contradictions_lengths_and_cost(tmp_path, capsys):
     assert re.search(r"^intent a +\d+ +\d+ +\d+$", said, re.MULTILINE)
     assert "train has no intent l" in said and "rare, under 10 in train: intent " in said
     assert re.search(r"sources of train with several targets: \d+, as 'text +\d+': intent", said)
-    assert re.search(r"student: \d+ of \d+ sources are cut at 32 tokens; 99% have at most", said)
+    cut = r"are cut at 32 tokens; 99% have at most \d+; max_source_length \d+ would hold all"
+    plain = " ".join(said.split())
+    assert re.search(rf"student: \d+ of \d+ sources {cut}", plain)
+    assert re.search(r"student: no target is cut at 32 tokens; the longest has \d+ ", plain)
     assert "make can make: table2" in said and re.search(
         r"table2 takes \d runs, [\d,]+ steps", said
     )

@@ -49,7 +49,8 @@ class Ledger:
         try:
             return find()
         except UserError:
-            how = "add to prices.csv: " + ",".join((self.which, *row, "USD,,SOURCE,YEAR"))
+            which = "paper" if row[0] == "label" else self.which  # either one prices labels
+            how = "add to prices.csv: " + ",".join((which, *row, "USD,,SOURCE,YEAR"))
             if row[0] == "label":
                 how = f"of a task of one's own --task {row[1]}=FILE.json tells it; else {how}"
             self.notes[f"no price of {row[1]}, so dollars are –; {how}"] = None
@@ -172,7 +173,7 @@ def report(folder, prices, tasks, gpu=None, **asked):
     tables = {name: price_group(group) for name, group in tables}
     strategies = {name: price_group(group) for name, group in strategies.items()}
     total = price_group(records)
-    notes = [note for book in books.values() for note in book.notes]
+    notes = list(dict.fromkeys(note for book in books.values() for note in book.notes))
     if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
         said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
         notes.append(f"hours on a CPU {said}")

@@ -390,8 +390,8 @@ def measure_tokens(task, rows):
     texts = {"source": [row["source"] for row in rows], "target": [row["target"] for row in rows]}
     texts["target"] = [t[0] if isinstance(t, list) else t for t in texts["target"]]
     mean = [max(1.0, sum(map(len, map(str, each))) / len(rows) / 4) for each in texts.values()]
-    said = f"rows have about {mean[0]:.0f} + {mean[1]:.0f} tokens, a fourth of their letters"
-    return tuple(mean), [said]
+    said = f"a row is priced at about {mean[0]:.0f} + {mean[1]:.0f} tokens of source and target, a "
+    return tuple(mean), [said + "fourth of their characters"]
 
 
 def show_plan(plan, card, usd, chosen):

@@ -102,11 +102,13 @@ def show_errors(result, rows, scores, cut):
     ratio = [hit / possible if possible else 1.0 for hit, possible in scores.parts]
     bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or scores.invalid[i]]
     bad.sort(key=lambda i: (not scores.invalid[i], ratio[i], i))
+    first = plural(int(scores.invalid.sum()), "unreadable one") + " first, then the lowest score"
+    first = first if scores.invalid.any() else "The lowest score first"
+    shown = f"; {ERRORS:,} are shown" * (len(bad) > ERRORS)
     lines = [
         f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right",
         "",
-        f"{scores.invalid.sum():,} unreadable ones first, then by the score of the row, the worst",
-        f"first; {min(ERRORS, len(bad)):,} are shown. predictions.jsonl has all.",
+        f"{first}{shown}. predictions.jsonl has all.",
     ]
     for i in bad[:ERRORS]:
         kind = "unreadable" if scores.invalid[i] else f"score {100 * ratio[i]:.0f}"
