@@ -118,6 +118,8 @@ $(foreach v,TASK STRATEGY RATES STEPS SEEDS LLM_ACCURACY,$(call check,$(v),$(cal
   letters and digits and _ . - alone))
 $(foreach v,RECIPE MODEL DATA,$(call check,$(v),$(call odd_path,$($(v))),take letters and digits and\
   / : @ + = ~ _ . - alone; of a path with others make a link))
+$(foreach v,RECIPE DATA,$(call check,$(v),$(findstring :,$($(v))),a colon is a word of make; make a\
+  link without one))
 $(call check,LLM_ACCURACY,$(call no_number,$(LLM_ACCURACY))$(filter-out 0 0.% .% 1 1.0,$(LLM_ACCURACY)),one\
   share from 0 to 1 is needed)
 $(call check,BUDGET,$(if $(filter-out xpaper,x$(BUDGET)),$(call no_number,$(BUDGET))$(if $(strip $(subst \

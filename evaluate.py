@@ -90,7 +90,6 @@ from data.files import (
 )
 from data.tasks import load_task
 
-STDIN = "/dev/stdin"
 OUTPUTS = "predictions.jsonl", "row_scores.json", "errors.md", "metrics.json"
 TRAINING = {"seconds": {None: float}, "hardware": dict, "labels": int, "unlabeled": int}
 TRAINING["teacher"] = {"training": {"seconds": {None: float}}}
@@ -127,7 +126,7 @@ def check_paths(options):
     named = name.startswith((".", "/")) or name.count("/") != 1 or folder.parent.is_dir()
     if named and not folder.is_dir():
         raise UserError(f"{name}: no such model folder")
-    if options.predict not in (None, STDIN) and not Path(options.predict).is_file():
+    if options.predict not in (None, "-") and not Path(options.predict).is_file():
         raise UserError(f"--predict {options.predict!r}: no such file")
 
 
@@ -155,9 +154,10 @@ def predict(rows, task, loaded, reader):
     made = [{**row, "prediction": text, "generated": raw} for row, text, raw in pairs]
     if loaded.classifier:
         return made, counts, ()
-    tokenizer, limit = loaded.tokenizer, reader.limit
-    short, truncated, lost = decode.decode_targets(made, task.metric, tokenizer, limit)
-    stripped = (decode.strip_ids(row, tokenizer) for row in out.ids)
+    short, truncated, lost = decode.decode_targets(
+        made, task.metric, loaded.tokenizer, reader.limit
+    )
+    stripped = (decode.strip_ids(row, loaded.tokenizer) for row in out.ids)
     cut = {number for number, row in enumerate(stripped) if number in out.unended or row in short}
     restored = [row["prediction"].split() != row["generated"].split() for row in made]
     counts |= {"truncated_targets": truncated, "unwritable_targets": lost}
@@ -274,7 +274,6 @@ def check_args(parser, options):
     """Refuse a command line that cannot be meant, with exit code 2."""
     if options.model and (options.data is None) == (options.predict is None):
         parser.error("--model needs --data or --predict")
-    options.predict = STDIN if options.predict == "-" else options.predict
     if options.predict is not None and not options.model:
         parser.error("--predict needs --model")
     for name in ("source_column", "usd_per_hour") if options.predict is None else ():
@@ -287,6 +286,8 @@ def check_args(parser, options):
         value = getattr(options, name)
         if value is not None and value < low:
             parser.error(f"--{name.replace('_', '-')} must be at least {low}")
+    if options.bootstrap > 100_000:
+        parser.error("--bootstrap must be at most 100,000")
     if options.usd_per_hour is not None and not 0 <= options.usd_per_hour < float("inf"):
         parser.error("--usd-per-hour must be a number of dollars")
 
@@ -309,7 +310,6 @@ def main(argv=None):
     if options.predict is not None:
         from data.evaluate.predict import predict_file, read_rows
 
-        check_overwrite(filter(None, [options.output]), [options.predict])
         rows = read_rows(options, task)  # what is wrong with them is said before torch loads
         return predict_file(options, rows, *load_parts(options, task))
     if options.compare:
@@ -322,6 +322,9 @@ def main(argv=None):
         if options.output:
             outputs = (options.output / name for name in OUTPUTS[1:])
             check_overwrite(outputs, [options.predictions, options.data])
+            there = options.output / OUTPUTS[0]
+            if there.exists() and hash_file(there) != hash_file(options.predictions):
+                raise UserError(f"{there}: other predictions than these; choose another --output")
         rows = scores.read_rows(options.predictions, options.data, task)
         result = score_into(options, task, rows)
         if options.output:

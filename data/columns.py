@@ -56,11 +56,12 @@ class Table(NamedTuple):
 
 def read_table(path):
     """The Table of a file, by the ending of its name."""
-    if path.suffix == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return read_parquet(path)
     text = read_text(path)
-    if path.suffix in (".csv", ".tsv"):
-        return read_cells(path, text, path.suffix == ".tsv")
+    if ending in (".csv", ".tsv"):
+        return read_cells(path, text, ending == ".tsv")
     return read_lines(path, text)
 
 
@@ -103,7 +104,7 @@ def read_cells(name, text, tabs):
             if len(cells) < len(names) or any(cells[len(names) :]):
                 what = f"{len(names)} columns in the heading and another number here"
                 row = Wrong(what, str(len(cells)))
-            elif [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
+            elif names[1:] and [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
                 row = Wrong("the heading once more; remove it")
             elif mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
                 row = Wrong('a " that opens a cell takes in lines; double it, or remove it')

@@ -23,8 +23,15 @@ from data.files import UserError, need, read_json, say_first, write_atomic
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"
 ARCHIVE = re.compile(r"(.+?\.(?:zip|tgz|tar(?:\.(?:gz|bz2|xz))?))(?::(.*))?")  # PATH or PATH:MEMBER
-# What reading an archive may raise, beside RuntimeError where it is encrypted.
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+DAMAGED = (  # what reading an archive may raise; RuntimeError where it is encrypted
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    OSError,
+)
 
 
 def read_sources(path=SOURCES):
@@ -121,7 +128,7 @@ def read_archive(path, folder, sources):
             return f"{path}:{name}", archive.extractfile(name).read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (*DAMAGED, RuntimeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: no .zip or .tar archive that can be read ({say_first(error)}); download it "
             "again, or unpack it and give the file"

@@ -59,7 +59,7 @@ SPACES = re.compile(r"[\u200b-\u200f\ufeff]")  # what it takes for a space, as i
 
 def list_tables(folder):
     """The files of a folder that may hold rows: not what Excel and macOS put beside them."""
-    paths = [path for path in sorted(folder.glob("[!.~]*")) if path.suffix in ENDINGS]
+    paths = [path for path in sorted(folder.glob("[!.~]*")) if path.suffix.lower() in ENDINGS]
     return [path for path in paths if path.name != "task.json"]
 
 
@@ -260,8 +260,9 @@ def open_data(args, sources):
     files = find_files(folder, args.task, sources)
     if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
         raise UserError(f"{args.output}: holds the data to read; choose another --output")
-    there = (path for path in sorted(folder.glob("[!.~]*")) if path.is_file())
-    if left := [path.name for path in there if path not in (*files.values(), folder / "task.json")]:
+    named = (path for path in sorted(folder.glob("*")) if path.name.lower().startswith(SPLITS))
+    there = sorted({*list_tables(folder), *filter(Path.is_file, named)} - {*files.values()})
+    if left := [path.name for path in there]:
         print(f"note: {folder}: not read: {', '.join(left[:12])}", file=sys.stderr)
     origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
     return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
@@ -376,7 +377,7 @@ def keep_splits(args, sources):
     """Whether the splits there are those of the data and flags of now; others are refused, or with
     --redo made again."""
     path = args.output / "about.json"
-    if not path.exists():
+    if not all(each.exists() for each in (path, *(args.output / f"{s}.jsonl" for s in SPLITS))):
         return False
     files = {}
     if args.data and not args.unlabeled and args.data.is_dir():

@@ -164,6 +164,7 @@ def test_seeds_are_never_passed_over(tmp_path):
     [
         "DATA={tmp}/my data",
         "DATA={tmp}/d'x",
+        "DATA={tmp}/a:b",
         "DATA={tmp}/d;x",
         "DATA={tmp}/`touch made`",
         "DATA=/",
@@ -178,7 +179,8 @@ def test_seeds_are_never_passed_over(tmp_path):
 )
 @pytest.mark.parametrize("goal", ["clean-runs", "settings", "table2", "data"])
 def test_words_that_are_no_plain_path_stop_every_goal(goal, setting, tmp_path):
-    (tmp_path / "my data").mkdir()
+    for name in ("my data", "a:b"):
+        (tmp_path / name).mkdir()
     done = run_make("-n", goal, setting.format(tmp=tmp_path))
     assert done.returncode and "error: " in done.stderr and setting.split("=")[0] in done.stderr
     assert "rm -rf" not in done.stdout and not (ROOT / "made").exists()

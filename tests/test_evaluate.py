@@ -865,6 +865,9 @@ def test_result_has_its_keys(tmp_path, capsys):
     assert "entity_f1 100.00 on 1 row" in capsys.readouterr().out
     assert run("--task", "wlp", "--predictions", path, "--output", tmp_path / "run") == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["score"] == 100
+    write(tmp_path / "run" / "predictions.jsonl", make([("a b [Time]", "")]))  # another run's
+    assert run("--task", "wlp", "--predictions", path, "--output", tmp_path / "run") == 1
+    assert "other predictions than these; choose another --output" in capsys.readouterr().err
 
 
 OWN = {"title": "Mine", "prefix": "m: ", "max_source_length": 32, "max_target_length": 16}
@@ -968,6 +971,7 @@ def test_bad_input(tmp_path, capsys):
         ["--task", "wlp", "--predictions", "p", "--batch-size", "0"],
         ["--task", "wlp", "--compare", "a", "b", "--bootstrap", "0"],
         ["--task", "wlp", "--compare", "a"],
+        ["--task", "wlp", "--predictions", "p", "--bootstrap", "1000000000"],
         ["--task", "wlp", "--compare", "a", "b", "--output", "c"],
         ["--task", "wlp", "--predictions", "p", "--seed", "-1"],
         ["--task", "wlp", "--predict", "p"],

@@ -291,7 +291,7 @@ def write_csv(path, rows, mark=","):
     return path
 
 
-@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t")])
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("B.CSV", ";"), ("c.TSV", "\t")])
 def test_csv_is_read_as_it_is(tmp_path, name, mark):
     """Quotes, line ends in a cell, NA and null: text stays text; lines are the file's own."""
     rows = [
@@ -516,6 +516,11 @@ def test_one_labeled_file_is_split_by_seed(tmp_path, capsys):
         ["--task", "mine", "--data", str(data), "--output", str(tmp_path / "out"), "--keep"]
     )
     assert "as its data stands there" in capsys.readouterr().out
+    (tmp_path / "out" / "dev.jsonl").unlink()
+    prepare.main(
+        ["--task", "mine", "--data", str(data), "--output", str(tmp_path / "out"), "--keep"]
+    )
+    assert len(read_rows(tmp_path / "out" / "dev.jsonl")) == 35  # as one is gone, all are made
     odd = data.rename(tmp_path / "a:b [1]")  # no archive's member, and no pattern
     keep = ["--task", "mine", "--data", str(odd), "--output", str(tmp_path / "e"), "--keep"]
     prepare.main(keep)

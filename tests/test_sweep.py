@@ -149,7 +149,8 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def list_doubled():
     """README's lines on the trials of --double: of each arm, at N (and rows), the score on dev
-    after the recipe's steps and after twice as many, bold where that is a point more."""
+    after the recipe's steps and after twice as many, bold where that is a point more; the mean of
+    the seeds where there are several."""
     tasks = json.loads((ROOT / "data" / "tasks.json").read_text())
     trials, lines = sweep.read_trials(ROOT / "data" / "results" / "mini-sweep.csv"), []
     for task, strategy in itertools.product(tasks, ("small", "teacher", "dist")):
@@ -158,12 +159,18 @@ def list_doubled():
         for labels, rows in sorted(tried):
             run = make_run(strategy, labels, 0, unlabeled=rows)
             place = sweep.find_place(args, run)
-            keys = [tuple(map(str, (*place, *pair, 0))) for pair in sweep.list_trials(args, run)]
-            if all(key in trials for key in keys):
-                before, after = (float(trials[key]["score_dev"]) for key in keys)
-                mark = "**" * (after - before > 1)
+            pairs = sweep.list_trials(args, run)
+            keys = [[tuple(map(str, (*place, *p, seed))) for p in pairs] for seed in range(3)]
+            told = [
+                [float(trials[k]["score_dev"]) for k in both]
+                for both in keys
+                if {*both} <= {*trials}
+            ]
+            if told:
+                before, after = (sum(scores) / len(told) for scores in zip(*told, strict=True))
+                mark, of = "**" * (after - before > 1), f" of {len(told)}" * (len(told) > 1)
                 at = f"{labels:,}" + f" ({rows:,})" * bool(rows)
-                cells.append(f"{at}: {before:.1f} {mark}{after:.1f}{mark}")
+                cells.append(f"{at}: {before:.1f} {mark}{after:.1f}{mark}{of}")
         if cells:
             title, arm = load_task(task).title, ARMS[strategy]
             lines.append(f"| {title} | {arm} | {'; '.join(cells)} |")

@@ -25,7 +25,15 @@ from decimal import Decimal
 from pathlib import Path
 
 from data.columns import choose_columns, read_table, unwrap
-from data.files import UserError, check_kind, parse_json, plural, read_json, write_json
+from data.files import (
+    UserError,
+    check_kind,
+    check_overwrite,
+    parse_json,
+    plural,
+    read_json,
+    write_json,
+)
 from data.spans import find_spans
 
 ADDED = ("text", "confidence", "scores", "spans")
@@ -53,7 +61,8 @@ def predict_file(options, rows, loaded, reader, settings):
 def read_rows(options, task):
     """The rows of a file or of stdin with the texts of a column as their source; says how many, and
     a guessed column."""
-    path = options.predict
+    path = "/dev/stdin" if options.predict == "-" else options.predict
+    check_overwrite(filter(None, [options.output]), [path])
     table = unwrap(read_table(Path(path)), labeled=False)
     column = {"source": options.source_column or task.source_column}
     found, told = choose_columns(table, task, False, column)

@@ -39,6 +39,7 @@ DOLLARS = (  # (x, y, text, colour): under its box
     (2.6, ROWS["LLM"], "$ per token", LLM.color),
     (0.75, ROWS["Dist."], "paid already", GREY),
 )
+NAMES = {"Ann.": ANN, "Dist.": DIST, "LLM": LLM}
 
 
 def draw_pipeline():
@@ -54,8 +55,9 @@ def draw_pipeline():
         axes.set_axis_off()
         for x, y, width, text, color in BOXES:
             place, look = (x - width / 2, y - HIGH / 2), "round,pad=0,rounding_size=0.08"
-            box = FancyBboxPatch(place, width, HIGH, look, fc="white", ec=color, lw=1.4, zorder=2)
-            axes.add_patch(box)
+            axes.add_patch(
+                FancyBboxPatch(place, width, HIGH, look, fc="white", ec=color, lw=1.4, zorder=2)
+            )
             axes.text(x, y, text, ha="center", va="center", zorder=3)
         for x, y, to_x, to_y, color in ARROWS:
             corner = "arc3" if y == to_y or x < 2 else "angle,angleA=0,angleB=90,rad=8"
@@ -64,8 +66,8 @@ def draw_pipeline():
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=look)
         for x, y, text, color in DOLLARS:
             axes.text(x, y - HIGH / 2 - 0.05, text, ha="center", va="top", color=color, size=7)
-        for (name, y), style in zip(ROWS.items(), (ANN, DIST, LLM), strict=True):
-            look = {"color": style.color, "weight": "bold", "size": 9}
+        for name, y in ROWS.items():
+            look = {"color": NAMES[name].color, "weight": "bold", "size": 9}
             axes.text(1.75, y + HIGH / 2 + 0.04, name, **look)
     return figure
 
