@@ -133,6 +133,8 @@ def check_model(name):
     path, local = Path(name), name.startswith((".", "/")) or name.count("/") > 1
     if (local or ("/" in name and path.parent.is_dir())) and not path.is_dir():
         sys.exit(f"error: {name}: no such model folder")
+    if (path / "model").is_dir():
+        sys.exit(f"error: {name}: a run folder, whose model is {path / 'model'}")
 
 
 # end same

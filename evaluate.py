@@ -126,6 +126,8 @@ def check_paths(options):
     named = name.startswith((".", "/")) or name.count("/") != 1 or folder.parent.is_dir()
     if named and not folder.is_dir():
         raise UserError(f"{name}: no such model folder")
+    if (folder / "model").is_dir():
+        raise UserError(f"{name}: a run folder, whose model is {folder / 'model'}")
     if options.predict not in (None, "-") and not Path(options.predict).is_file():
         raise UserError(f"--predict {options.predict!r}: no such file")
 

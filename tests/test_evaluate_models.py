@@ -171,8 +171,10 @@ def test_classifier(tmp_path, capsys):
 def test_bad_models(tmp_path, capsys):
     data = write(tmp_path / "d.jsonl", [{"source": "a", "target": "NO"}])
     (tmp_path / "hollow").mkdir()
+    (tmp_path / "whole" / "model").mkdir(parents=True)
     for model, text in (
         (tmp_path / "absent", "no such model folder"),
+        (tmp_path / "whole", f"a run folder, whose model is {tmp_path / 'whole' / 'model'}"),
         (tmp_path / "hollow", "no model can be loaded"),
         ("owner/t5-tiny", "--output: needed"),
     ):

@@ -369,6 +369,8 @@ def test_results_out_of_date_are_refused_and_exactly_those_made_again(project):
         finish_runs(project)
 
     assert list_redone(project) == []
+    other = make(project, "-n", "table2", "TASK=mien")  # of two the last is taken
+    assert other.returncode and "task of remarks is 'mine' so far: say TASK=mine" in other.stderr
     prices = project / "data" / "prices.csv"
     prices.write_text(prices.read_text().replace(",hour,1.875,", ",hour,1.885,"))
     edit(title="Other", gpu="A40")

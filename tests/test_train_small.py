@@ -491,6 +491,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(world, tmp_path):
     assert train_small.read_rows(path, "source", "target") == [{"source": "a", "target": "b c"}]
 
 
+def test_a_run_folder_is_not_taken_for_a_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(SystemExit, match=r"a run folder, whose model is .*/model"):
+        train_small.check_model(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -40,6 +40,7 @@ from data.files import (
     write_atomic,
     write_json,
 )
+from data.tasks import PAPER_TASKS
 
 SCRIPTS = {"teacher": "train_teacher.py", "dist": "distill.py", "self": "distill.py"}
 # The user's own flags, a variable of the Makefile and a flag of costs.py; else small_flags.
@@ -250,6 +251,12 @@ def prepare_splits(task, args):
     """Make the splits of real data where there are none; refuse, or with REDO=1 make again, those
     that are not of the data that stands there now."""
     place = Path(args.prepared, task.name)
+    others = {path.parent.name for path in place.parent.glob("*/about.json")} - {*PAPER_TASKS}
+    if task.word != task.name and others and task.name not in others:  # it is mistyped, surely
+        raise UserError(
+            f"the one task of {args.data} is {min(others)!r} so far: say TASK={min(others)}, or "
+            f"remove {place.parent / min(others)}"
+        )
     if (args.dry and args.redo) or not (args.data or (place / "about.json").exists()):
         return
     words = ["--task", task.name, "--scale", args.scale, *args.prepare_flags, "--keep"]
