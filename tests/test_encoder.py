@@ -259,7 +259,9 @@ def test_table_10_distils_the_towns_encoder(tmp_path, capsys):
             if script in scripts:
                 scripts[script](words)
     capsys.readouterr()
-    score = json.loads((runs / name / "metrics.json").read_text())["score"]
+    metrics = json.loads((runs / name / "metrics.json").read_text())
+    score, metrics["training"]["unlabeled"] = metrics["score"], 12600  # as its name says
+    (runs / name / "metrics.json").write_text(json.dumps(metrics))
     assert json.loads((runs / name / "training.json").read_text())["steps"] == 2
     plots.main(["table10", "--task", "stanceosaurus", "--runs", str(runs.parent)])
     head, _, row, *_ = capsys.readouterr().out.splitlines()[2:]

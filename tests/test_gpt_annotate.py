@@ -1119,7 +1119,7 @@ def test_a_batch_is_taken_in_whole(tmp_path):
         (["--budget", "1", "--task", "unknown"], "unknown task 'unknown'"),
         (["--budget", "1", "--simulate", "1", "--gold", "no.jsonl"], "no.jsonl: no such file"),
         (["--budget", "1", "--simulate", "1", "--gold", "IN/labeled.jsonl"], "no answer for the"),
-        (["--budget", "1", "--extra", '{"max_tokens": null}'], "no budget can be held"),
+        (["--budget", "1", "--extra", '{"max_tokens": null}'], "no budget holds"),
         (["--budget", "1", "--price-in", "x"], "--price-in: 'x' is not a number"),
         (["--budget", "1", "--price-out", "-1"], "--price-out: '-1' is not a number"),
         (["--budget", "1", "--price-cached", "x"], "--price-cached: 'x' is not a number"),

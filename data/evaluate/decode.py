@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")  # a thread that downloads again
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin stop busy cores, 3 to 1
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that spin longer starve on busy cores
 
 import torch
 import transformers
