@@ -1220,23 +1220,26 @@ def test_an_annotation_as_it_is_written_is_read(tmp_path):
 
 def test_work_to_do_is_runs_apart_from_scores(tmp_path):
     """Of six runs three are there; one is trained and lacks its score on dev."""
-    for name in ("a", "b", "c"):
+    runs = [f"small-n{count}-s0" for count in range(1, 7)]
+    for name in runs[:3]:
         (tmp_path / name / "dev").mkdir(parents=True)
         (tmp_path / name / "training.json").touch()
-    for name in ("a", "b"):
+    for name in runs[:2]:
         (tmp_path / name / "dev" / "metrics.json").touch()
     args = SimpleNamespace(runs=tmp_path, jobs=2, partial=False)
 
     def tell(names, seconds=600):
         return tell_work({f"{name}/dev/metrics.json": seconds for name in names}, args)
 
-    assert tell("abcdef") == "3 of 6 runs to do, 1 to score, about 20 minutes, 2 at a time"
-    assert tell("def") == "3 of 3 runs to do, about 15 minutes, 2 at a time"
-    assert tell("abc", 0) == "1 to score, about a minute" and tell("ab") is None
-    both = {f"c/{stamp}": 0 for stamp in ("metrics.json", "dev/metrics.json")}
+    assert tell(runs) == "3 of 6 runs to do, 1 to score, about 20 minutes, 2 at a time"
+    assert tell(runs[3:]) == "3 of 3 runs to do, about 15 minutes, 2 at a time"
+    assert tell(runs[:3], 0) == "1 to score, about a minute" and tell(runs[:2]) is None
+    both = {f"{runs[2]}/{stamp}": 0 for stamp in ("metrics.json", "dev/metrics.json")}
     assert tell_work(both, args).startswith("2 to score, about a minute")
-    new = {f"d/{stamp}": 60 for stamp in ("metrics.json", "dev/metrics.json")}
+    new = {f"{runs[3]}/{stamp}": 60 for stamp in ("metrics.json", "dev/metrics.json")}
     assert tell_work(new, args).startswith("1 of 1 run to do, about a minute")
+    chain = ["teacher-n1-s0", "dist-n1-u9-s0"]  # one waits for the other
+    assert tell(chain) == "2 of 2 runs to do, about 20 minutes, 2 at a time"
 
 
 def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):

@@ -346,11 +346,15 @@ def tell_work(seconds, args):
     every = plural(len(set(map(find_run_folder, stamps))), "run")
     text = f"{len(new)} of {every} to do" * bool(new)
     text += f"{', ' * bool(new)}{score} to score" * bool(score)
-    left, at_once = left.values(), max(1, min(args.jobs, len(left)))
-    if None in left:
+    if None in left.values():
         return f"{text}; no run like them is finished, so nobody knows how long they take"
+    at_once, runs = max(1, min(args.jobs, len(left))), Counter()
+    for stamp, each in left.items():  # a run scored on dev too is trained once
+        runs[find_run_folder(stamp)] = max(runs[find_run_folder(stamp)], each)
+    needs = {run: [run, *map(run.with_name, parse_run(run.name).needs)] for run in runs}
+    longest = max(sum(map(runs.__getitem__, chain)) for chain in needs.values())
     side = f", {at_once} at a time" * (at_once > 1)
-    return f"{text}, {tell_duration(sum(left) / at_once)}{side}"
+    return f"{text}, {tell_duration(max(sum(runs.values()) / at_once, longest))}{side}"
 
 
 def choose_tables(tasks, args):
