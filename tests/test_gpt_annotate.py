@@ -879,6 +879,10 @@ def test_budget_buys_what_the_price_says(tmp_path):
     with FaultyServer(rows, "classes", LABELS, 1.0, prices=("20", "20", "20")) as server:
         flags = "--shots 32 --budget 2 --price-in 20 --price-out 20 --price-cached 20".split()
         annotate(tmp_path, server.url, *flags)
+        spent = server.usd
+        annotate(tmp_path, server.url, *(flag.replace("20", "15") for flag in flags))
+        more = (server.usd - spent) * 3 / 4
+        assert spent + more <= 2  # prices fall, and what was bought before cost what it did
     assert len(gold) == 100
     labels, summary = read_results(tmp_path)
     each = server.usd / len(labels)

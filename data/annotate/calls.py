@@ -388,6 +388,8 @@ class Run:
     async def take(self, call, attempt, raw, status, usage, **extra):
         record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}
         record |= {"usage": usage, "estimate": round(call.estimate, 1), **extra}
+        if usage:  # kept, as prices may fall
+            record["usd"] = str(self.store.wallet.price(call.key, attempt, usage))
         await self.store.append({**record, "raw": raw})
 
     async def take_fault(self, call, attempt, fault):

@@ -6,7 +6,8 @@ A call goes through these records, each on the disk before the next step is take
   free    it was never sent, or refused (an error below 500): nothing was billed
   lost    no whole answer came (5xx, timeout, dropped connection, broken body): it may have been
           billed, so the worst case stays set aside; a run killed in mid-call leaves the same
-  answer  the raw reply and the tokens of its `usage`, which replace the worst case of this try
+  answer  the raw reply and the tokens of its `usage`, which replace the worst case of this try, at
+          today's prices or those of its day, whichever are higher
 Each retry is a call of its own. A batch has `batch` in place of its calls (all their worst cases),
 `batch-id` when the server has taken it, `batch-end` when its answers are in: what it then left
 unanswered and not lost was not billed. Stores of version 1 are read like those of version 2.
@@ -28,7 +29,7 @@ from data.files import UserError, need, parse_amount
 
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
 HEADING = b'{"type": "store"'
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+DAMAGE = (ValueError, ZeroDivisionError, LookupError, TypeError, AttributeError, RecursionError)
 RECORDS = {  # type of a record -> what it must have
     "store": {"settings": dict, "version": int},
     "call": {"key": str, "attempt": int, "worst": list},
@@ -100,10 +101,14 @@ class Wallet:
     def release(self, key, attempt):
         self.held -= self.open.pop((key, attempt), (None, 0))[1]
 
-    def pay(self, key, attempt, usage):
+    def price(self, key, attempt, usage):
+        return self.money.cost(usage, self.open.get((key, attempt), ("call", None))[0])
+
+    def pay(self, key, attempt, usage, before=0):
+        """`before`: the dollars that it cost when it was bought."""
         kind, _ = self.open.get((key, attempt), ("call", None))
         self.billed[key] = kind, check_tokens(usage)
-        self.used += self.money.cost(usage, kind)
+        self.used += max(self.price(key, attempt, usage), Fraction(before))
         self.release(key, attempt)
 
     def fits(self, usd):
@@ -296,7 +301,7 @@ class Store:
         self.answers[key] = read_choice(record["raw"], record["status"])
         self.replies |= {hash_reply(record["raw"])} - {None}
         if usage:  # else it is unknown, and the worst case stays
-            self.wallet.pay(key, record["attempt"], usage)
+            self.wallet.pay(key, record["attempt"], usage, record.get("usd", 0))
             if usage[0] and record["estimate"]:
                 self.estimated[0] += record["estimate"]
                 self.estimated[1] += usage[0]
