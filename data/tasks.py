@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Annotated
 
 from data.files import (
+    DATA,
     UserError,
     check_kind,
     fold,
@@ -251,7 +252,7 @@ def split_entry(entry, what):
 @functools.cache
 def list_scales():
     """The names of scales, under which an entry has settings; () beside a script copied alone."""
-    path = Path(__file__).with_name("scales.json")
+    path = DATA / "scales.json"
     return tuple(read_json(path, {None: dict})) if path.exists() else ()
 
 
@@ -309,7 +310,7 @@ def load_task(word, folder=None):
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
     name, _, file = ("", "", word) if Path(word).is_file() else word.partition("=")
     file = file or name
-    known, own = read_json(Path(__file__).with_name("tasks.json")), file.endswith(".json")
+    known, own = read_json(DATA / "tasks.json"), file.endswith(".json")
     path = Path(file) if own else Path(folder or "", "task.json")
     if folder and not str(folder).startswith("hub:") and not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; one that holds train and test is needed")

@@ -284,6 +284,14 @@ def read_own(path, entry, labeled=True, **asked):
     return found[0], list(map(str, found[1])), found[2]
 
 
+def find_faults(path):
+    """The faults of a file of intents as texts, or the error that refuses it whole."""
+    try:
+        return read_own(path, ENTRY)[1]
+    except UserError as error:
+        return [str(error)]
+
+
 def write_csv(path, rows, mark=","):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
@@ -335,10 +343,7 @@ def test_csv_is_read_as_it_is(tmp_path, name, mark):
 )
 def test_broken_csv(tmp_path, content, message):
     (tmp_path / "a.csv").write_text(content)
-    try:
-        _, faults, _ = read_own(tmp_path / "a.csv", ENTRY)
-    except UserError as error:
-        faults = [str(error)]
+    faults = find_faults(tmp_path / "a.csv")
     assert [fault for fault in faults if message in fault] == faults != []
 
 
@@ -476,10 +481,7 @@ def test_broken_parquet(tmp_path, names, columns, said):
         parquet.write_table(table.replace_schema_metadata(told), tmp_path / "a.parquet")
     elif columns:
         (tmp_path / "a.parquet").write_bytes(columns)
-    try:
-        _, faults, _ = read_own(tmp_path / "a.parquet", ENTRY)
-    except UserError as error:
-        faults = [str(error)]
+    faults = find_faults(tmp_path / "a.parquet")
     assert [fault for fault in faults if said in fault] == faults != []
 
 
