@@ -1343,13 +1343,13 @@ def test_store_survives_a_full_disk(tmp_path, monkeypatch):
     gold = make_world(tmp_path, 30)
     write, count = Store.write, iter(range(1000))
 
-    def fail(store, text, number):
+    def fail(store, text):
         if next(count) == 4:
             store.file.write(text.encode()[:10])
             store.file.flush()
             store.file.close()
             raise OSError(28, "No space left on device", str(store.path))
-        write(store, text, number)
+        write(store, text)
 
     with open_annotator(gold) as server:
         with monkeypatch.context() as patch:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
-from data.annotate.store import TOO_LONG, hash_reply, read_error, read_reply
+from data.annotate.store import TOO_LONG, BudgetReached, hash_reply, read_error, read_reply
 from data.costs.prices import show_usd
 from data.files import UserError
 
@@ -32,10 +32,6 @@ NEVER_SENT = (  # what httpx calls the failures that come before the request
 PASSING = {408, 409, 425, 429}  # statuses below 500 that another try may not meet
 LONGEST_WAIT = 600  # seconds; a Retry-After beyond it ends the run
 SECRET = 8  # characters: a shorter key is a local server's, and a word of any message
-
-
-class BudgetReached(Exception):
-    """The worst case of the next call is more than what is left."""
 
 
 class Stopped(Exception):
@@ -174,18 +170,18 @@ class Limiter:
     """Spreads calls so that neither requests nor tokens of a minute pass their limit."""
 
     def __init__(self, rpm=None, tpm=None):
-        self.rpm, self.tpm, self.next, self.paused = rpm, tpm, 0.0, 0.0
+        self.rpm, self.tpm, self.next = rpm, tpm, 0.0
 
     def take(self, tokens):
         """Seconds until a call of so many tokens may be sent."""
         now = time.monotonic()
-        start = max(now, self.next, self.paused)
+        start = max(now, self.next)
         spans = (60 / self.rpm if self.rpm else 0, 60 * tokens / self.tpm if self.tpm else 0)
         self.next = start + max(spans)
         return start - now
 
     def pause(self, seconds):
-        self.paused = max(self.paused, time.monotonic() + seconds)
+        self.next = max(self.next, time.monotonic() + seconds)
 
 
 class Run:
@@ -260,8 +256,7 @@ class Run:
     async def work(self, queue, calls):
         """The first calls find out about schemas and labels, then the rest go side by side."""
         while self.args.structured == "auto" and self.store.structured is None:
-            call = next(queue, None)
-            if call is None:
+            if not (call := next(queue, None)):
                 return
             await self.try_schema(call)
         while not self.has_label(calls) and not self.stopping.is_set():
@@ -322,31 +317,31 @@ class Run:
     async def answer(self, call):
         """Call until there is an answer; retry what may pass, stop at once at what will not."""
         first = self.store.attempts[call.key] + 1
-        for attempt in range(first, first + self.args.attempts):
+        for tried in range(self.args.attempts):
             await self.rest(self.limiter.take(call.estimate + call.worst[2]))
-            if not await self.store.wallet.reserve(call.key, attempt, call.worst):
-                raise BudgetReached
-            try:
-                if self.stopping.is_set():  # while it waited for room
-                    self.store.wallet.release(call.key, attempt)
-                    raise Stopped
-                await self.try_once(call, attempt)
-                self.failing = 0
+            async with self.store.wallet.reserve(call.key, first + tried, call.worst):
+                fault = await self.try_once(call, first + tried)
+            if not fault:
                 return self.show()
-            except Fault as fault:
-                last = fault
-                if await self.take_fault(call, attempt, fault):
-                    return self.show()
-            finally:
-                await self.store.wallet.settle()
-            if attempt + 1 < first + self.args.attempts:
-                await self.back_off(last, attempt - first)
-        self.failed.append((call, last.why))
+            if tried + 1 < self.args.attempts:
+                await self.back_off(fault, tried)
+        self.failed.append((call, fault.why))
         self.failing += 1
         if self.failing >= max(5, self.args.concurrency):  # the server is ill: no use in going on
             self.stopping.set()
 
     async def try_once(self, call, attempt):
+        """None once the store has an answer, else the Fault that another try may not meet."""
+        if self.stopping.is_set():  # while it waited for room
+            self.store.wallet.release(call.key, attempt)
+            raise Stopped
+        try:
+            await self.send(call, attempt)
+        except Fault as fault:
+            return await self.take_fault(call, attempt, fault)
+        self.failing = 0
+
+    async def send(self, call, attempt):
         """One request, recorded before it is sent; its answer goes to the store."""
         record = {"type": "call", "key": call.key, "attempt": attempt, "worst": call.worst}
         await self.store.append(record)
@@ -389,14 +384,14 @@ class Run:
         record = {"type": "answer", "key": call.key, "attempt": attempt, "status": status}
         record |= {"usage": usage, "estimate": round(call.estimate, 1), **extra}
         if usage:  # kept, as prices may fall
-            record["usd"] = str(self.store.wallet.price(call.key, attempt, usage))
+            wallet = self.store.wallet
+            record["usd"] = str(wallet.money.cost(usage, wallet.find_kind(call.key, attempt)))
         await self.store.append({**record, "raw": raw})
 
     async def take_fault(self, call, attempt, fault):
-        """Record a try without an answer; True if this row has none, an error if none will."""
+        """Record a try without an answer: its fault if another may help, an error if none will."""
         if fault.code in FILTERED | TOO_LONG and fault.free:  # other rows may have one
-            await self.take(call, attempt, fault.raw, fault.status, [0, 0, 0])
-            return True
+            return await self.take(call, attempt, fault.raw, fault.status, [0, 0, 0])
         if self.structured and self.store.structured is None and is_schema_refused(fault):
             fault.free, fault.advice = True, fault.advice or "the server refuses a JSON schema"
         record = {"type": "free" if fault.free else "lost", "key": call.key, "attempt": attempt}
@@ -404,13 +399,12 @@ class Run:
         if fault.advice:
             place = call.name if fault.status in (400, 413, 422) else self.client.url
             raise UserError(f"{place}: {fault.advice}") from fault
-        return False
+        return fault
 
     async def rest(self, seconds):
         """Sleep, unless the run is stopped."""
-        if seconds > 0 and not self.stopping.is_set():
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), seconds)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
         if self.stopping.is_set():
             raise Stopped
 

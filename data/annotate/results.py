@@ -121,7 +121,7 @@ def summarize(job, store, answers):
             "estimate_by": ESTIMATE,
         },
         "structured": args.structured == "on" or bool(store.structured),
-        "settings": store.header["settings"], "seconds": round(store.seconds, 3),
+        "settings": store.settings, "seconds": round(store.seconds, 3),
     }  # fmt: skip
     if job.gold:
         summary["accuracy"] = measure_accuracy(job, labels)

@@ -20,7 +20,7 @@ import json
 import math
 import os
 from collections import Counter
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -44,6 +44,10 @@ RECORDS = {  # type of a record -> what it must have
 }
 
 
+class BudgetReached(Exception):
+    """The worst case of the next call is more than what is left."""
+
+
 class Call(NamedTuple):
     """What is asked once, for one source."""
 
@@ -52,9 +56,6 @@ class Call(NamedTuple):
     source: str
     estimate: float  # tokens of the prompt
     worst: list  # the most it can cost, as tokens: prompt, cached (0), completion
-
-
-# --- money ---------------------------------------------------------------------------------
 
 
 class Money:
@@ -101,35 +102,36 @@ class Wallet:
     def release(self, key, attempt):
         self.held -= self.open.pop((key, attempt), (None, 0))[1]
 
-    def price(self, key, attempt, usage):
-        return self.money.cost(usage, self.open.get((key, attempt), ("call", None))[0])
+    def find_kind(self, key, attempt):
+        """Whether an open try is a call or of a batch: each has its price."""
+        return self.open.get((key, attempt), ("call", None))[0]
 
     def pay(self, key, attempt, usage, before=0):
         """`before`: the dollars that it cost when it was bought."""
-        kind, _ = self.open.get((key, attempt), ("call", None))
+        kind = self.find_kind(key, attempt)
         self.billed[key] = kind, check_tokens(usage)
-        self.used += max(self.price(key, attempt, usage), Fraction(before))
+        self.used += max(self.money.cost(usage, kind), Fraction(before))
         self.release(key, attempt)
 
     def fits(self, usd):
         return self.used + self.held + usd <= self.budget
 
+    @asynccontextmanager
     async def reserve(self, key, attempt, worst):
-        """Set `worst` aside once it fits: calls in flight may make room. False if none can."""
+        """Set `worst` aside for a call once it fits: others in flight may make room."""
+        usd = self.money.cost(worst)
         async with self.change:
-            while not self.fits(self.money.cost(worst)):
-                if not self.in_flight:
-                    return False
-                await self.change.wait()
+            await self.change.wait_for(lambda: self.fits(usd) or not self.in_flight)
+            if not self.fits(usd):
+                raise BudgetReached
             self.in_flight += 1
             self.hold(key, attempt, "call", worst)
-            return True
-
-    async def settle(self):
-        """A reserved call has come home."""
-        async with self.change:
-            self.in_flight -= 1
-            self.change.notify_all()
+        try:
+            yield
+        finally:
+            async with self.change:
+                self.in_flight -= 1
+                self.change.notify_all()
 
     def count_used(self, keys):
         """Tokens by usage of the answers to `keys`: {"call", "batch": [prompt, cached, answer]}."""
@@ -139,7 +141,6 @@ class Wallet:
         return sums
 
     def count_held(self, keys):
-        """Dollars set aside for `keys`."""
         return sum((usd for (key, _), (_, usd) in self.open.items() if key in keys), Fraction(0))
 
 
@@ -150,9 +151,6 @@ def check_tokens(tokens):
     return tokens
 
 
-# --- the store -----------------------------------------------------------------------------
-
-
 class Store:
     """The append-only record of all calls and answers; one process writes it at a time."""
 
@@ -160,8 +158,8 @@ class Store:
         self.path, self.wallet = path, wallet
         self.answers, self.replies, self.batches = {}, set(), {}
         self.estimated = [0.0, 0]  # prompt tokens of the answered calls: by estimate, by usage
-        self.header, self.lines, self.count, self.written, self.file = None, [], 0, 0, None
-        self.lock = asyncio.Lock()
+        self.settings, self.file = None, None
+        self.lines, self.lock = [], asyncio.Lock()  # those to be written next
         self.forget()
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,15 +185,16 @@ class Store:
         whole = self.read() if self.path.exists() else 0
         if self.answers or self.wallet.open:
             self.check_settings(settings)
-        if not self.file:
-            return
-        if self.answers or self.wallet.open:
-            self.file.truncate(whole)
-            return
-        self.file.truncate(0)  # at most refused calls: other settings are welcome
+            if self.file:
+                self.file.truncate(whole)
+        elif self.file:  # at most refused calls: other settings are welcome
+            self.begin(settings)
+
+    def begin(self, settings):
+        self.file.truncate(0)
         self.forget()
         header = {"type": "store", "version": 2, "settings": settings}
-        self.write(json.dumps(header, ensure_ascii=False) + "\n", 0)
+        self.write(json.dumps(header, ensure_ascii=False) + "\n")
         self.apply(header)
         folder = os.open(self.path.parent, os.O_RDONLY)
         os.fsync(folder)  # its name, too
@@ -226,7 +225,7 @@ class Store:
     def check_settings(self, settings):
         """Refuse a store made with other settings: all its answers would be paid for again."""
         for key, value in json.loads(json.dumps(settings)).items():
-            before = self.header["settings"].get(key)
+            before = self.settings.get(key)
             if before != value:
                 what = "by model" if key == "model" else f"with {key}"
                 old, new = (json.dumps(each, ensure_ascii=False)[:60] for each in (before, value))
@@ -242,26 +241,23 @@ class Store:
     async def append(self, record):
         """Return when `record` is on the disk; records that come together share one fsync."""
         self.lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        self.count += 1
-        mine = self.count
         async with self.lock:
-            if self.written < mine:
+            if self.lines or self.file.closed:  # else whoever had the lock has written it
                 lines, self.lines = self.lines, []
-                await asyncio.to_thread(self.write, "".join(lines), self.count)
+                await asyncio.to_thread(self.write, "".join(lines))
         self.apply(record)
 
-    def write(self, text, count):
+    def write(self, text):
         if self.file.closed:
             raise UserError(f"{self.path}: closed, as it could not be written")
         try:
             self.file.write(text.encode("utf-8", "surrogatepass"))
             self.file.flush()
             os.fsync(self.file.fileno())
-        except OSError:  # nothing may follow a torn line
+        except BaseException:  # nothing may follow a torn line
             with suppress(OSError):
                 self.file.close()
             raise
-        self.written = count
 
     def apply(self, record):
         """Take a record into account: the same when it is made and when it is read again."""
@@ -269,7 +265,7 @@ class Store:
         if kind == "store":
             if record["version"] not in (1, 2):
                 raise UserError(f"version {record['version']}, where 1 and 2 are known")
-            self.header = {**record, "settings": dict(record["settings"])}
+            self.settings = record["settings"]
         elif kind == "call":
             self.attempts[key] = attempt
             self.wallet.hold(key, attempt, "call", record["worst"])
