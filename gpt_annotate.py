@@ -35,6 +35,7 @@ import os
 import random
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from data.annotate import batches
@@ -122,9 +123,9 @@ def count_paper(args, task, prices):
 
 def draw_rows(rows, count, seed):
     """The first `count` rows of a seeded permutation, as the training scripts draw them."""
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    return [rows[i] for i in order[:count]]
+    rows = list(rows)
+    random.Random(seed).shuffle(rows)
+    return rows[:count]
 
 
 def read_labeled(args, task):
@@ -143,24 +144,20 @@ def read_labeled(args, task):
         asked = f"{plural(args.add_labeled, 'row')} asked for by --add-labeled"
         raise UserError(f"{args.labeled}: {asked}, {len(rows):,} with a target are there")
     for row in rows[: max(len(pool), args.add_labeled)]:
-        if fault := find_fault(row, task):
-            raise UserError(f"{args.labeled}: {fault}")
+        try:
+            check_row(row["source"], row["target"], task)
+        except Wrong as wrong:
+            raise UserError(f"{args.labeled}: {wrong}") from None
     return rows
 
 
-def find_fault(row, task):
-    """What is wrong with a labeled row, None where nothing is."""
-    source, target = row["source"], row["target"]
+def check_row(source, target, task):
     if not source.strip():
-        return f"an empty source with target {target!r}"
+        raise Wrong(f"an empty source with target {target!r}")
     if task.metric == "classes" and target not in task.labels:
-        return f"{target!r} is no label of task {task.name!r}"
-    try:
-        if task.metric == "entities":
-            check_entities(target, source, task.labels)
-    except Wrong as wrong:
-        return ": ".join(wrong.args)
-    return None
+        raise Wrong(f"{target!r} is no label of task {task.name!r}")
+    if task.metric == "entities":
+        check_entities(target, source, task.labels)
 
 
 def read_inputs(args):
@@ -178,15 +175,14 @@ def read_inputs(args):
 
 def make_calls(args, prompter, rows):
     """(the rows in the order of labeling, {source: its call}); equal sources share a call."""
-    numbers = draw_rows(range(len(rows)), args.num, args.seed)
-    calls = {}
-    for number in numbers:
-        source, name = rows[number]["source"], f"{args.unlabeled} row {number + 1}"
+    drawn, calls = draw_rows(enumerate(rows, 1), args.num, args.seed), {}
+    for number, row in drawn:
+        source, name = row["source"], f"{args.unlabeled} row {number}"
         if not source.strip():
             raise UserError(f"{name}: an empty source, whose label would be paid for")
         if source not in calls:
             calls[source] = prompter.make_call(name, source)
-    return [rows[number] for number in numbers], calls
+    return [row for _, row in drawn], calls
 
 
 def list_settings(args, prompter):
@@ -213,22 +209,20 @@ def open_client(job):
 
 
 async def make_calls_left(job, store, client):
-    """Ask for what the store lacks; lines to tell where that does not finish the job."""
-    args, calls = job.args, list(job.calls.values())
-    run = Run(store, client, job.prompter, job.reader, args)
+    """Ask for what the store lacks."""
+    run, calls = Run(job, store, client), list(job.calls.values())
     async with client.api:
-        if args.batch == "submit":
-            return await batches.submit(run, calls)
-        if args.batch == "collect":
-            return await batches.collect(run, calls)
-        if store.batches:
+        if run.args.batch == "submit":
+            await batches.submit(run, calls)
+        elif run.args.batch == "collect":
+            await batches.collect(run, calls)
+        elif store.batches:
             text = "a batch is under way; first take it in: --batch collect"
             raise UserError(f"{store.path}: {text}")
-        if not await run.run(calls):
+        elif not await run.run(calls):
             held = show_usd(store.wallet.held)
-            budget = f"{show_usd(args.budget)} is reached ({held} of it for lost answers)"
+            budget = f"{show_usd(run.args.budget)} is reached ({held} of it for lost answers)"
             print(f"the budget of {budget}; a larger one continues", file=sys.stderr)
-        return []
 
 
 def prepare_job(args):
@@ -316,7 +310,6 @@ def parse_args(argv=None):
 
 
 def read_extra(text):
-    """The object of --extra."""
     try:
         return parse_json(text, text)
     except UserError as error:
@@ -393,17 +386,10 @@ def main(argv=None):
     pending = any(call.key not in store.answers for call in job.calls.values())
     if pending and not args.replay:
         client = open_client(job)
-        store = Store(args.store, settings, Wallet(job.money, args.budget))
-        try:
-            todo = asyncio.run(make_calls_left(job, store, client))
-        finally:
-            store.close()
-        if todo and args.batch == "submit" and not args.complete:
-            return print(*todo, sep="\n")
-        if todo:
-            for line in todo[:-1]:
-                print(line)
-            raise UserError(todo[-1])
+        with closing(Store(args.store, settings, Wallet(job.money, args.budget))) as store:
+            asyncio.run(make_calls_left(job, store, client))
+        if args.batch == "submit":
+            return
     print(*show_result(args, write_results(job, store)), sep="\n")
 
 

@@ -8,7 +8,7 @@ import json
 import uuid
 
 from data.annotate.calls import FILTERED, Fault
-from data.annotate.store import TOO_LONG, Call, read_error
+from data.annotate.store import DAMAGE, TOO_LONG, Call, read_error
 from data.files import UserError
 
 LIMIT = 50_000, 150_000_000  # requests and bytes of one batch
@@ -16,13 +16,15 @@ RUNNING = {"validating", "in_progress", "finalizing", "cancelling"}
 
 
 async def submit(run, calls):
-    """Send as many calls as the budget can hold as one batch; lines that tell how many."""
+    """Send as many calls as the budget can hold as one batch, and print how many."""
     store, client, wallet = run.store, run.client, run.store.wallet
     run.has_label(calls)
     left = [call for call in calls if call.key not in store.answers]
     sent = {key for batch in store.batches.values() for key in batch["calls"]}
     chosen, lines, size, usd = {}, [], 0, 0
-    for call in (call for call in left if call.key not in sent):
+    for call in left:
+        if call.key in sent:
+            continue
         request = {"custom_id": call.key, "method": "POST", "url": f"/v1/{client.path}"}
         request["body"] = run.prompter.write_request(call.source, run.structured)
         line = json.dumps(request) + "\n"
@@ -34,7 +36,10 @@ async def submit(run, calls):
         lines.append(line)
     if chosen:
         await send(run, chosen, "".join(lines).encode())
-    return [f"{len(chosen):,} of {len(left):,} calls submitted; now --batch collect"]
+    done = f"{len(chosen):,} of {len(left):,} calls submitted; now --batch collect"
+    if run.args.complete:
+        raise UserError(done)
+    print(done)
 
 
 async def send(run, calls, content):
@@ -56,8 +61,8 @@ async def send(run, calls, content):
 
 
 async def collect(run, calls):
-    """Take in all finished batches; lines that tell what is left to do."""
-    store, told, waiting = run.store, [], False
+    """Take in all finished batches; a UserError where something is left to do."""
+    store, told = run.store, []
     try:
         for nonce, entry in list(store.batches.items()):
             batch = await find_batch(run, nonce, entry["id"])
@@ -66,22 +71,25 @@ async def collect(run, calls):
                 known = all(type(count) is int for count in counts) and counts[1]
                 done = f", {counts[0]:,} of {counts[1]:,} done" if known else ""
                 told.append(f"batch {batch.id} is {batch.status}{done}; collect it later")
-                waiting = True
                 continue
             lines = []
             for name in filter(None, (batch.output_file_id, batch.error_file_id) if batch else ()):
                 content = (await run.client.api.files.content(name)).content
-                lines += [(name, *line) for line in enumerate(content.split(b"\n"), 1)]
+                numbered = enumerate(content.split(b"\n"), 1)
+                lines += [(f"{name} line {n}", line) for n, line in numbered if line.strip()]
             told += await take_lines(run, lines, nonce, calls)
             await store.append({"type": "batch-end", "nonce": nonce})
     except run.client.failed as error:
         raise explain(run.client, error) from None
     left = sum(call.key not in store.answers for call in calls)
-    if left and not waiting:
+    if left and not store.batches:
         why = next(reversed(store.faults), "none is under way")
         ways = "--batch submit sends them, --replay does without"
         told.append(f"{left:,} calls have no answer ({why}); {ways}")
-    return told
+    for text in told[:-1]:
+        print(text)
+    if told:
+        raise UserError(told[-1])
 
 
 async def find_batch(run, nonce, name):
@@ -105,16 +113,6 @@ def check_reply(client, reply, *names):
     return reply
 
 
-def read_line(line):
-    """(custom_id, (response, its body, error)) of a line; a ValueError if it cannot be read."""
-    row = json.loads(line)
-    try:
-        key, response = row["custom_id"], row.get("response") or {}
-        return key.strip(), (response, response.get("body"), row.get("error"))
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError("no line of a batch") from None
-
-
 async def take_lines(run, lines, nonce, calls):
     """Take in each line by itself; a text for each that cannot be read: its answer is lost.
 
@@ -122,16 +120,18 @@ async def take_lines(run, lines, nonce, calls):
     """
     rows, told, store = {}, [], run.store
     sent = store.batches[nonce]["calls"]  # of all that was submitted, not of `calls` alone
-    for name, number, line in lines:
+    for place, line in lines:
         try:
-            key, row = read_line(line) if line.strip() else (None, None)
-            rows.setdefault(key, row)
-        except (ValueError, RecursionError):
-            told.append(f"{name} line {number}: not readable; its answer counts at its worst case")
+            row = json.loads(line)
+            response = row.get("response") or {}
+            reply = response.get("status_code"), response.get("body"), row.get("error")
+            rows.setdefault(row["custom_id"].strip(), reply)
+        except DAMAGE:
+            told.append(f"{place}: not readable; its answer counts at its worst case")
     new = sent.keys() & rows.keys() - store.answers.keys()  # the others came before a kill
     known = {key: Call(key, f"call {key} of a batch", "", 0, sent[key]) for key in new}
     known |= {call.key: call for call in calls}
-    await asyncio.gather(*(take_row(run, known[key], *rows[key], nonce) for key in new))
+    await asyncio.gather(*(take_row(run, known[key], nonce, *rows[key]) for key in new))
     silent = sent.keys() - rows.keys() - store.answers.keys()
     dearest = sorted(silent, key=lambda key: (-store.wallet.money.cost(sent[key]), key))
     for key in dearest[: len(told)]:
@@ -140,9 +140,9 @@ async def take_lines(run, lines, nonce, calls):
     return told
 
 
-async def take_row(run, call, response, body, error, nonce):
-    """The answer to one call of a batch, or why it has none."""
-    raw, status = json.dumps(body), response.get("status_code")
+async def take_row(run, call, nonce, status, body, error):
+    """Keep the answer to one call of a batch, or why it has none."""
+    raw = json.dumps(body)
     record = {"key": call.key, "attempt": nonce}
     if status == 200:
         try:
@@ -158,7 +158,6 @@ async def take_row(run, call, response, body, error, nonce):
 
 
 def explain(client, error):
-    """A UserError that says what went wrong with a file or a batch."""
     if isinstance(error, UserError):
         return error
     what = client.hide(str(error) or type(error).__name__)

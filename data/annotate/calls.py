@@ -187,17 +187,18 @@ class Limiter:
 class Run:
     """Takes calls through a client: `concurrency` at a time, retried, within rpm and tpm.
 
-    `prompter` writes the request of a call, `reader` says whether an answer holds a label.
+    The job's prompter writes the request of a call, its reader finds the label in an answer.
     """
 
-    def __init__(self, store, client, prompter, reader, args):
-        self.store, self.client, self.prompter, self.reader = store, client, prompter, reader
-        self.args, self.limiter = args, Limiter(args.rpm, args.tpm)
+    def __init__(self, job, store, client):
+        self.store, self.client, self.args = store, client, job.args
+        self.prompter, self.reader = job.prompter, job.reader
+        self.limiter = Limiter(job.args.rpm, job.args.tpm)
         self.stopping, self.error = asyncio.Event(), None
         self.failed, self.failing, self.bar = [], 0, None
         self.before = store.wallet.used
         self.twice, self.unlike = set(), True  # calls answered by a copy; whether replies differ
-        self.structured = args.structured == "on" or bool(store.structured)
+        self.structured = job.args.structured == "on" or bool(store.structured)
 
     async def run(self, calls):
         """Ask for all that the store lacks; False where the budget ended before that."""
