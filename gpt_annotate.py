@@ -99,8 +99,8 @@ def estimate_cost(job, store):
         left = max(0, args.budget - store.wallet.used - store.wallet.held)
         labels = math.floor(left / each) if each else math.inf
         yield f"{show_usd(args.budget)} buys about {plural(labels, 'label')}"
-    number = round(prompt + answer)
-    yield f'to plan with such labels (costs.py): "llm_tokens_per_label": {number} in the entry'
+    tokens = f'"llm_tokens_per_label": {round(prompt + answer)}'
+    yield f"to plan with such labels (costs.py): {tokens} in the entry"
 
 
 def price_paper_label(task, prices):
@@ -168,8 +168,7 @@ def read_inputs(args):
     keys = ("source", "target") if args.predictions else ("source",)
     rows = read_jsonl(args.unlabeled, keys, str)
     if args.num and args.num > len(rows):
-        asked = plural(args.num, "row")
-        raise UserError(f"{args.unlabeled}: {asked} asked for, {len(rows):,} there")
+        raise UserError(f"{args.unlabeled}: {args.num:,} rows asked for, {len(rows):,} there")
     return task, labeled, rows, read_jsonl(args.gold, kind=str) if args.gold else None
 
 
@@ -337,8 +336,7 @@ def check_args(parser, args):
         parser.error("--simulate must be a share from 0 to 1")
     if args.simulate is not None and (args.base_url or args.batch or not args.gold):
         parser.error("--simulate needs --gold, and goes with neither --base-url nor --batch")
-    if args.simulate is None:
-        args.base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
+    args.base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
     args.model = args.model or (DEFAULT_MODEL if args.simulate is None else PAPER_MODEL)
     if not args.endpoint:
         old = args.model == PAPER_MODEL or args.model.endswith("-instruct")

@@ -9,6 +9,7 @@ unless the source itself begins so; anything else that is no label is counted.
 import json
 import re
 from contextlib import suppress
+from itertools import dropwhile
 
 THINK = "think|thinking|thought|reasoning|analysis|scratchpad"
 REASONING = re.compile(rf"^.*(</({THINK})>|\[/think\]|<\|message\|>)", re.IGNORECASE | re.DOTALL)
@@ -65,8 +66,9 @@ class Reader:
         """(target, None) of an answer, or (None, why it is none)."""
         if finish in ("refusal", "too long"):
             return None, finish
-        plain = cut_echo(open_fence(cut_reasoning(text)), source)
-        plain = plain if plain is None else self.read_json(plain)
+        plain = unwrap(text, source)
+        if plain is not None:
+            plain = self.read_json(plain)
         if plain is None:
             return None, "unparseable"
         read = {"classes": self.read_class, "entities": self.read_entities}
@@ -86,7 +88,6 @@ class Reader:
         return text
 
     def read_value(self, value, text):
-        """The plain form of a JSON value."""
         pairs = value.get("entities") if isinstance(value, dict) else value
         if self.metric == "entities" and isinstance(pairs, list):
             try:
@@ -103,9 +104,7 @@ class Reader:
 
     def read_class(self, text, source, cut):
         """The first line, or else the one that a lead-in such as "Category:" names."""
-        lines = split_lines(text)
-        while lines and not peel(lines[0]):  # only leads in
-            lines.pop(0)
+        lines = list(dropwhile(lambda line: not peel(line), split_lines(text)))  # only lead in
         if not lines:
             return None, "empty"
         named = {self.find_label(line) for line in lines[1:] if LEAD_IN.fullmatch(line)}
@@ -147,11 +146,11 @@ class Reader:
         if REFUSAL.fullmatch(" ".join(text.split())) and not NO_LABEL.match(source):
             return None, "refusal"
         lines = split_lines(text)
-        said = [peel(line, source, numbered=len(lines) > 1) for line in lines]
-        first = next((i for i, line in enumerate(said) if line), None)
-        if first is None:
+        said = (peel(line, source, numbered=len(lines) > 1) for line in lines)
+        said = list(dropwhile(lambda line: not line, said))
+        if not said:
             return None, "empty"
-        return (None, "truncated") if cut and first == len(said) - 1 else (said[first], None)
+        return (None, "truncated") if cut and len(said) == 1 else (said[0], None)
 
 
 def split_lines(text):
@@ -159,26 +158,20 @@ def split_lines(text):
     return [" ".join(line.split()) for line in text.split("\n") if line.strip()]
 
 
-def cut_reasoning(text):
-    """What follows the reasoning; nothing where that has no end."""
+def unwrap(text, source):
+    """What follows the reasoning, in the first fence if any, without the source repeated before the
+    answer or made-up inputs behind it, as small models write on in the form of the examples; None
+    where it answers another input."""
     text = REASONING.sub("", text)
-    return "" if UNFINISHED.match(text) else text.strip()
-
-
-def cut_echo(text, source):
-    """Without the source repeated before the answer or made-up inputs behind it, as small models
-    write on in the form of the examples; None where it answers another input."""
+    text = "" if UNFINISHED.match(text) else text.strip()
+    fence = FENCE.search(text)
+    if fence and fence[1].strip():
+        text = fence[1].strip()
     text = re.split(r"\n\s*Input:", text)[0]
     if not text.startswith("Input:") or source.startswith("Input:"):
         return text
     said, _, rest = text.removeprefix("Input:").partition("\n")
     return rest if said.split() == source.split() else None
-
-
-def open_fence(text):
-    """What stands in the first fence; all of a text without one."""
-    match = FENCE.search(text)
-    return match[1].strip() if match and match[1].strip() else text
 
 
 def peel(line, source="", numbered=True):

@@ -50,9 +50,6 @@ class Fault(Exception):
         self.status, self.code, self.wait = status, code, wait
 
 
-# --- one request ---------------------------------------------------------------------------
-
-
 def check_server(url, key):
     """(url, key) as they can be sent; what cannot is refused before the first call."""
     key, url = (key or "").strip(), url and url.strip()
@@ -70,8 +67,7 @@ def check_server(url, key):
         parts = urlsplit(url)
         if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
             return url, key
-    text = f"--base-url {clean_url(url)}: no address such as http://127.0.0.1:8000/v1"
-    raise UserError(text)
+    raise UserError(f"--base-url {clean_url(url)}: no address such as http://127.0.0.1:8000/v1")
 
 
 def clean_url(url):
@@ -163,9 +159,6 @@ def read_wait(headers):
     return None
 
 
-# --- all of them ---------------------------------------------------------------------------
-
-
 class Limiter:
     """Spreads calls so that neither requests nor tokens of a minute pass their limit."""
 
@@ -214,8 +207,7 @@ class Run:
             await self.guard(self.work(iter(left), calls))
         if not self.store.file.closed:
             seconds = round(time.monotonic() - start, 3)
-            record = {"type": "session", "seconds": seconds, "url": self.client.url}
-            await self.store.append(record)
+            await self.store.append({"type": "session", "seconds": seconds, "url": self.client.url})
         reached = isinstance(self.error, BudgetReached)
         if self.error and not reached:
             raise self.error
@@ -280,8 +272,7 @@ class Run:
         """Whether an answer holds a label; a UserError where so many hold none: a brake."""
         reasons = Counter()
         for call in calls if self.args.brake else ():
-            reply = self.store.answers.get(call.key)
-            if reply:
+            if reply := self.store.answers.get(call.key):
                 target, why = self.reader.read(reply["text"], call.source, reply["finish"])
                 if target is not None:
                     return True
@@ -310,8 +301,7 @@ class Run:
             self.structured = False
             del self.failed[failed:]
             await self.answer(call)
-        reply = self.store.answers.get(call.key)
-        if reply:  # else the next one will tell
+        if reply := self.store.answers.get(call.key):  # else the next one will tell
             self.structured = self.structured and is_json_object(reply["text"])
             await self.store.append({"type": "decision", "structured": self.structured})
 

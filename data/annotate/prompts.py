@@ -98,7 +98,6 @@ class Prompter:
         return Call(key, name, source, tokens, [most, 0, self.args.max_tokens])
 
     def make_schema(self):
-        """The JSON schema of an answer, with the task's label set."""
         label = {"type": "string", "enum": self.labels}
         fields = {"label": label}
         if self.metric == "entities":

@@ -56,7 +56,6 @@ def read_answers(job, store):
 
 
 def list_labels(answers):
-    """Rows of labels.jsonl."""
     for row, reply, target, _ in answers:
         if target is not None:
             told = {} if reply["confidence"] is None else {"confidence": reply["confidence"]}
@@ -165,20 +164,15 @@ def describe_run(args):
     versions = {"python": platform.python_version()}
     with suppress(metadata.PackageNotFoundError):
         versions["openai"] = metadata.version("openai")
-    files = {"labeled": args.labeled, "unlabeled": args.unlabeled}
+    command = shlex.join(clean_url(word) if "://" in word else word for word in sys.argv)
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
     return {
-        "command": clean_command(sys.argv, os.environ.get("OPENAI_API_KEY", "").strip()),
+        "command": command.replace(key, "[key]") if len(key) >= SECRET else command,
         "budget": to_json(args.budget) if args.budget else None,
         "versions": versions,
         "git_commit": find_commit(),
-        "data_sha256": {k: hash_file(p) for k, p in files.items()},
+        "data_sha256": {k: hash_file(getattr(args, k)) for k in ("labeled", "unlabeled")},
     }
-
-
-def clean_command(words, key):
-    """A command line without the key and what an address may hold besides the place."""
-    text = shlex.join(clean_url(word) if "://" in word else word for word in words)
-    return text.replace(key, "[key]") if len(key) >= SECRET else text
 
 
 def show_reasons(summary):

@@ -48,11 +48,9 @@ class Annotator:
         self.api = contextlib.nullcontext()  # what a Client closes
 
     async def ask(self, body, timeout):
-        """The raw reply to `body`."""
         return json.dumps(self.complete(body))
 
     def answer(self, source):
-        """The answer to `source`."""
         if source not in self.gold:
             raise UserError(f"--gold: no answer for the input {source[:60]!r}")
         target, rng = self.gold[source], random.Random(f"{self.seed} {source}")

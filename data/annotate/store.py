@@ -145,8 +145,9 @@ class Wallet:
 
 
 def check_tokens(tokens):
-    """`tokens` if they are prompt, cached and completion tokens; else a ValueError."""
-    if len(tokens) != 3 or not all(type(n) is int and n >= 0 for n in tokens):
+    """`tokens` if they are prompt, those of them cached, completion; else a ValueError."""
+    counts = len(tokens) == 3 and all(type(n) is int and n >= 0 for n in tokens)
+    if not counts or tokens[1] > tokens[0]:
         raise ValueError(f"no counts of tokens: {tokens}")
     return tokens
 
@@ -188,17 +189,14 @@ class Store:
             if self.file:
                 self.file.truncate(whole)
         elif self.file:  # at most refused calls: other settings are welcome
-            self.begin(settings)
-
-    def begin(self, settings):
-        self.file.truncate(0)
-        self.forget()
-        header = {"type": "store", "version": 2, "settings": settings}
-        self.write(json.dumps(header, ensure_ascii=False) + "\n")
-        self.apply(header)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)  # its name, too
-        os.close(folder)
+            self.file.truncate(0)
+            self.forget()
+            header = {"type": "store", "version": 2, "settings": settings}
+            self.write(json.dumps(header, ensure_ascii=False) + "\n")
+            self.apply(header)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(folder)  # its name, too
+            os.close(folder)
 
     def read(self):
         """Apply all whole records; the bytes they take. Another kind of file is refused."""
@@ -316,9 +314,6 @@ def hash_reply(raw):
     return None
 
 
-# --- replies -------------------------------------------------------------------------------
-
-
 def read_choice(raw, status=200):
     """{"text", "finish", "model", "confidence"} of a stored reply; a ValueError without answer."""
     reply = json.loads(raw)
@@ -372,8 +367,6 @@ def read_reply(raw, worst):
     except (AttributeError, LookupError):
         return None, "no usage"
     except ValueError:
-        return None, "usage is no count of tokens"
-    if cached > tokens[0]:
         return None, "usage is no count of tokens"
     if tokens[0] * 32 < worst[0]:
         return None, "usage below what the prompt must have"
