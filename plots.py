@@ -118,11 +118,11 @@ def lay_table9(studies):
         score, head = study.score(cell, "teacher"), [study.title, f"{cell.labels:,}"]
         existing = {r["metric"]: r for r in study.printed if r["strategy"] == "existing"}
         for row in (r for r in study.printed if r["strategy"] == "teacher"):
-            key = PRINTED_METRICS.get(row["metric"], "score")
-            released = f"{key}_released" if key != "score" else "released"
+            key = PRINTED_METRICS.get(row["metric"])
+            released = f"{key}_released" if key else "released"
             released = score.show(released if score.values(released) else key)
             theirs = existing.get(row["metric"], {})
-            constant = score.show_mean("constant") if key in ("score", "micro_f1") else None
+            constant = score.show_mean("constant") if key in (None, "micro_f1") else None
             ours = [row["metric"], theirs.get("note", ""), score.show(key), released, constant]
             rows.append([*head, *ours, row["score"], theirs.get("score")])
             head = ["", ""]

@@ -49,13 +49,13 @@ class Part:
 
     def list_scores(self, strategy, cells, part=None):
         """The Scores of a strategy, none twice, without cells whose budget doesn't cover it."""
-        scores = [Score(self.study, cell, strategy, part) for cell in cells]
+        scores = [self.study.score(cell, strategy, part) for cell in cells]
         return list({score.runs: score for score in scores if score.runs}.values())
 
     def add(self, label, style, scores, at=Score.usd, best=None):
         """The Line of a series, whose points are kept for the CSV file."""
         self.drawn += [(label, score, best and score in best) for score in scores]
-        dots = [Dot(float(at(s)), s.mean("rule"), s.bar()) for s in scores]
+        dots = [Dot(float(at(s)), s.mean(), s.bar()) for s in scores]
         return Line(label, style, dots)
 
     def report(self, label, style, scores, at=Score.usd):
@@ -101,7 +101,7 @@ def make_fig2(part):
         chosen = [c for c in part.cells if c.unlabeled and getattr(c, key) == count]
         scores = part.list_scores("dist", chosen)
         series.append((f"{letter}={show_count(count)} (Dist.)", style, scores))
-    points = [(s.usd(), s.mean("rule"), s) for *_, scores in series for s in scores if s.there]
+    points = [(s.usd(), s.mean(), s) for *_, scores in series for s in scores if s.there]
     best = find_frontier(points)
     lines = [part.add(*each, best=[score for *_, score in best]) for each in series]
     dots = [Dot(float(usd), mean) for usd, mean, _ in best]
@@ -188,7 +188,7 @@ def make_fig7(part):
     """A compact model on more and more labels, and the level of an LLM's own answers, both on the
     rows that the LLM answered."""
     cells = [cell for cell in part.cells if "small" in cell.runs]
-    level = Score(part.study, part.cells[-1], "prompted")
+    level = part.study.score(part.cells[-1], "prompted")
     small = part.list_scores("small", cells, level)
     label = f"{part.study.name_annotator()}, few-shot"
     line = part.add(label, drawing.LLM_ONLY, [level], get_labels)
@@ -257,14 +257,14 @@ def make_row(series, score, best):
     """One point as a row of the CSV file; what it doesn't have stays empty."""
     cell, run, planned = score.cell, score.runs[0], score.planned_usd() or 0
     amounts = (score.initial_usd(), cell.budget_usd, planned, score.usd())
-    values = (score.mean("rule"), score.spread("rule"), *(score.bar() or (None, None)))
+    values = (score.mean(), score.spread(), *(score.bar() or (None, None)))
     usd, scores = ([None if v is None else f"{float(v):.6g}" for v in g] for g in (amounts, values))
     today = score.study.count_llm_labels(cell) if score.strategy == "llm" else {}
     return [
         *(score.study.task.name, series, score.strategy, cell.labels, run.labels, run.unlabeled),
         *(run.llm_labels, run.student, run.teacher if score.strategy == "dist" else "", *usd),
         *(len(score.there), len(score.runs), *scores),
-        " ".join(f"{value:.4f}" for value in score.values("rule")),
+        " ".join(f"{value:.4f}" for value in score.values()),
         *(score.count_rows(), find_reported(score)),
         None if best is None else "yes" if best else "no",
         *(" ".join(run.name for run in score.runs), "; ".join(score.list_notes())),

@@ -72,7 +72,7 @@ def note_halves(study):
 
 def note_missing(studies):
     """How many runs are there, and the names of the first that are not."""
-    runs = [(study, run) for study in studies for run in study.list_runs()]
+    runs = [(study, run.name) for study in studies for run in study.runs]
     gone = [f"{study.task.name}/{run}" for study, run in runs if not study.load(run)]
     more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
     if gone:
@@ -199,7 +199,7 @@ def note_annotators(study):
 def note_rows(scores):
     """On which test rows Figure 7 scores the compact model."""
     own = [score for score in scores if score.strategy == "small" and score.there]
-    same = own and all(score.is_part() for score in own)
+    same = own and all(score.on_part for score in own)
     counts = {score.count_rows() for score in scores if score.strategy == "prompted"} - {None}
     rows = " or ".join(map(str, sorted(counts or {LLM_TEST_ROWS})))
     return tell("same_rows" if same else "other_rows", rows=rows)

@@ -14,12 +14,12 @@ Two rules score each run: strict, ours, which is right, and released, that of th
 
 import statistics
 from collections import defaultdict
-from fractions import Fraction
 from pathlib import Path
 
 from data.costs.budget import choose_list, count_llm_labels, make_terms
 from data.costs.flags import find_unit
 from data.costs.grid import LLM_EXAMPLES, TABLES, cells, choose_tasks, parse_seeds
+from data.costs.ledger import add_up
 from data.costs.memory import complete_task
 from data.costs.pilot import load_scores
 from data.costs.prices import name_llm
@@ -32,10 +32,12 @@ from data.tasks import load_tasks
 
 TITLES = {"entity_f1": "Entity F1", "f1": "F1", "micro_f1": "Micro F1", "accuracy": "Accuracy"}
 TITLES |= {"bert_ibleu": "BERT-iBLEU"}
+ROW_SCORES = {"numerators": [float], "denominators": [float]}
 
 
 def read_metrics(path, task):
-    """metrics.json of a finished run, checked: shape, finite numbers, task and metric."""
+    """metrics.json of a finished run, checked (shape, finite numbers, task and metric), its scores
+    by half and by rule among the others."""
     metric, released = task.name_score(), task.name_score("released")
     try:
         found = read_json(path, METRICS, "task metric n metrics signature")
@@ -46,11 +48,16 @@ def read_metrics(path, task):
         if not -1 <= score <= 101:  # rounding, and BERT-iBLEU of copies
             raise UserError(f"{path}: {metric!r}: no percentage")
         halves = need(found, "by half", dict, path) if "by" in found else {}
-        for half, part in halves.items():  # a measure like the others
+        for half, part in halves.items():
             where = f"{path}: 'by': {half!r}"
             found["metrics"][f"{half} half"] = need(part, f"metrics {metric}", float, where)
     except UserError as error:
         raise UserError(f"{error}; run evaluate.py again") from None
+    for scores in (found["metrics"], found.get("intervals") or {}):
+        strict, other = scores.get(metric), scores.get(released)
+        scores["strict"] = strict
+        if not task.own:
+            scores["released"] = strict if other is None else other
     return found
 
 
@@ -61,19 +68,6 @@ def check_origin(path, found):
     for key in keys if run.needs or run.llm_labels else [*keys, "labels"]:
         if trained.get(key) not in (None, getattr(run, key)):
             raise UserError(f"{path}: of a run with {key} {trained[key]}, not of {run.name}")
-
-
-def read_row_scores(path, n, score):
-    """(numerators, denominators) of the rows of row_scores.json, whose sums give the strict `score`
-    of metrics.json; None where the file is not there or belongs to another scoring."""
-    try:
-        shape = {"numerators": [float], "denominators": [float]}
-        found = read_json(path, shape, " ".join(shape))
-        numbers = [found[key] for key in shape]
-    except UserError:
-        return None
-    whole = [len(column) for column in numbers] == [n, n]
-    return numbers if whole and abs(score_rows(*numbers) - score) < 0.01 else None
 
 
 def score_rows(numerators, denominators):
@@ -94,35 +88,35 @@ class Study:
     """One task of a table or figure: its cells, its finished runs, what the paper prints of it."""
 
     def __init__(self, args, task, prices):
-        self.title, self.scale, self.own, self.prices = task.title, args.scale, task.own, prices
-        self.metric, self.released = task.name_score(), task.name_score("released")
-        self.llm, self.rule = getattr(args, "llm", False), getattr(args, "rule", "strict")
-        self.folder, splits = Path(args.runs, task.name), None
         if not Path(args.runs).is_dir():
             raise UserError(f"--runs {args.runs}: no such folder; give the one with the tasks")
-        if args.prepared:
-            splits = Path(args.prepared, task.name, "train.jsonl")
-        self.task = complete_task(task, args.scale, splits)
+        self.title, self.scale, self.own, self.prices = task.title, args.scale, task.own, prices
+        self.metric, self.released = task.name_score(), task.name_score("released")
+        self.llm, self.rule = args.llm, getattr(args, "rule", "strict")
+        splits = args.prepared and Path(args.prepared, task.name, "train.jsonl")
+        self.task, self.folder = complete_task(task, args.scale, splits), Path(args.runs, task.name)
         self.terms, self.unit = make_terms(self.task, prices), find_unit(task, args.scale)
         place = (args.command, self.task, args.scale, parse_seeds(args.seeds), self.terms)
-        self.cells = cells(*place, prepared=args.prepared, llm=self.llm)
+        self.cells = cells(*place, prepared=args.prepared, llm=args.llm)
+        groups = (group or () for cell in self.cells for group in cell.runs.values())
+        self.runs = list(dict.fromkeys(run for group in groups for run in group))
         self.figure = args.command.startswith("fig")
         self.number = int(args.command.removeprefix("fig").removeprefix("table"))
         # Points of the paper stand in a figure only where counts and dollars are the same.
         same = self.unit == 1 and not self.own
         tables = (self.number,) if not self.figure else (2, 3, 11) if same else ()
         self.printed = [r for r in load_scores() if r["table"] in tables and r["task"] == task.name]
-        self.read, self.records, self.parts, self.first = {}, {}, {}, None
+        self.read, self.first = {}, None
 
     def load(self, run):
         """metrics.json of a run, checked; None where the run is missing or not finished."""
         if run not in self.read:
             path = self.folder / run / "metrics.json"
-            self.read[run] = read_metrics(path, self.task) if path.exists() else None
-            if self.read[run]:
-                check_origin(path, self.read[run])
-            if self.read[run] and not run.startswith("prompted"):  # which answers to some rows
-                self.check_rows(path, self.read[run])
+            self.read[run] = found = read_metrics(path, self.task) if path.exists() else None
+            if found:
+                check_origin(path, found)
+            if found and not run.startswith("prompted"):  # which answers to some rows
+                self.check_rows(path, found)
         return self.read[run]
 
     def check_rows(self, path, found):
@@ -134,28 +128,27 @@ class Study:
             text = f"{path}: scored on other rows ({found['n']:,}) than {where} ({n:,})"
             raise UserError(f"{text}; run evaluate.py again on one file")
 
-    def record(self, run):
-        """What a run used as costs.py reads it, None where that isn't recorded."""
-        if run not in self.records:
-            there = self.load(run) and (self.load(run).get("training") or {}).get("hardware")
-            self.records[run] = read_record(self.folder / run) if there else None
-        return self.records[run]
-
     def rows(self, run):
-        """As read_row_scores() has it, of a run; None where there is none."""
-        if run not in self.parts:
-            path, found = self.folder / run / "row_scores.json", self.load(run)
-            score = found and found["metrics"][self.metric]
-            self.parts[run] = found and read_row_scores(path, found["n"], score)
-        return self.parts[run]
+        """(numerators, denominators) of the rows of a finished run, whose sums give its strict
+        score; None where row_scores.json is not there or belongs to another scoring."""
+        found = self.load(run)
+        try:
+            path = self.folder / run / "row_scores.json"
+            read = read_json(path, ROW_SCORES, "numerators denominators")
+        except UserError:
+            return None
+        parts = [read[key] for key in ROW_SCORES]
+        whole = [len(part) for part in parts] == [found["n"], found["n"]]
+        same = whole and abs(score_rows(*parts) - found["metrics"]["strict"]) < 0.01
+        return parts if same else None
 
     def score_part(self, run, prompted):
         """The strict score of a run on the rows that an LLM answered; None where they are not
         known: no row_scores.json, or rows that the two don't share."""
-        place = find_annotation(self.folder / prompted)
-        paths = [self.folder / run, place and place.parent]
-        paths = [folder and folder / "predictions.jsonl" for folder in paths]
-        if not self.rows(run) or not all(path and path.exists() for path in paths):
+        place, parts = find_annotation(self.folder / prompted), self.rows(run)
+        folders = [self.folder / run, place.parent] if place and parts else []
+        paths = [folder / "predictions.jsonl" for folder in folders]
+        if not paths or not all(path.exists() for path in paths):
             return None
         mine, asked = ([(str(r["source"]), str(r["target"])) for r in read_jsonl(p)] for p in paths)
         places = defaultdict(list)
@@ -163,14 +156,14 @@ class Study:
             places[key].append(i)
         try:
             chosen = [places[key].pop() for key in asked]
-            return score_rows(*([part[i] for i in chosen] for part in self.rows(run)))
+            return score_rows(*([part[i] for i in chosen] for part in parts))
         except IndexError:
             return None
 
     def read_annotations(self):
         """[(path, annotation.json)] of each run on an LLM's labels or answers that has one."""
-        runs = [r for c in self.cells for s in ("llm", "prompted") for r in c.runs.get(s) or ()]
-        paths = [find_annotation(self.folder / run.name) for run in dict.fromkeys(runs)]
+        runs = [run for run in self.runs if run.strategy in ("llm", "prompted")]
+        paths = [find_annotation(self.folder / run.name) for run in runs]
         return [(path, read_json(path)) for path in paths if path]
 
     def name_annotator(self):
@@ -189,13 +182,8 @@ class Study:
         bought = cell.llm_labels and cell.budget_usd
         return count_llm_labels(self.task, cell.budget_usd, self.prices) if bought else {}
 
-    def score(self, cell, strategy):
-        return Score(self, cell, strategy)
-
-    def list_runs(self):
-        """Names of all runs of the cells, each once."""
-        groups = (group or () for cell in self.cells for group in cell.runs.values())
-        return list(dict.fromkeys(run.name for group in groups for run in group))
+    def score(self, cell, strategy, part=None):
+        return Score(self, cell, strategy, part)
 
     def find_printed(self, cell, strategy):
         """The score that the paper prints for a cell, None where it prints none."""
@@ -215,30 +203,39 @@ class Study:
 
 # --- one cell ------------------------------------------------------------------------------
 
-
 # strategy -> what of a cell's plan is short for its runs; where there is no budget, labels for all
-PLANNED = {"small": "labels", "llm": "rows for an LLM", "dist": "unlabeled rows"}
-PLANNED["self"] = PLANNED["dist"]
+PLANNED = {"small": "labels", "llm": "rows for an LLM"}
+PLANNED |= dict.fromkeys(("dist", "self"), "unlabeled rows")
 
 
 class Score:
     """What the runs of one strategy in one cell scored, a run for each seed: percent.
 
-    `key` is "score" (strict), "released" (strict where both rules agree; a task of one's own has
-    none), "rule" (what the figure asks for) or any key of metrics.json. With `part`, a strategy of
-    the cell that answered to some test rows alone, the strict score is of these rows where they are
-    known.
+    `key` is "strict", "released" (strict where both rules agree; a task of one's own has none) or
+    any key of metrics.json; by default the rule that is asked for. With `part`, the Score of a
+    strategy that answered to some test rows alone, the strict score is of these rows where they are
+    known; `on_part` says whether.
     """
 
     def __init__(self, study, cell, strategy, part=None):
-        self.study, self.cell, self.strategy = study, cell, strategy
+        self.study, self.cell, self.strategy, self.on_part = study, cell, strategy, False
         self.runs = tuple(cell.runs.get(strategy) or ())
         self.there = [run for run in self.runs if study.load(run.name)]
         self.found = [study.load(run.name) for run in self.there]
-        self.part, self.other = {}, part
-        for run in self.there if part else ():
-            other = next((o.name for o in part.there if o.seed == run.seed), None)
-            self.part[run.name] = other and study.score_part(run.name, other)
+        if part and self.found:
+            self.keep_part(part)
+
+    def keep_part(self, part):
+        """Score each run on the rows that the run of `part` with the same seed answered; for them
+        there is no interval."""
+        asked = {run.seed: run.name for run in part.there}
+        pairs = [(run.name, asked.get(run.seed)) for run in self.there]
+        scores = [other and self.study.score_part(run, other) for run, other in pairs]
+        self.on_part = None not in scores
+        self.found = [{**found, "intervals": None} for found in self.found]
+        for found, score in zip(self.found, scores if self.on_part else (), strict=False):
+            found["n"] = part.found[0]["n"]
+            found["metrics"] = {**found["metrics"], "strict": score}
 
     def list_notes(self):
         """The cell's notes, without those on rows that only other strategies' runs lack."""
@@ -249,31 +246,16 @@ class Score:
             if not note.endswith(" exist") or any(f" {kind} planned, " in note for kind in kinds)
         ]
 
-    def is_part(self):
-        """Whether all finished runs are scored on the rows of `part`."""
-        return bool(self.part) and None not in self.part.values()
-
-    def name_keys(self, key):
-        """The keys of metrics.json that `key` stands for, the first that is there."""
-        metric = self.study.metric
-        key = {"score": "strict", "rule": self.study.rule}.get(key, key)
-        released = [] if self.study.own else [self.study.released, metric]
-        return {"strict": [metric], "released": released}.get(key, [key])
-
-    def values(self, key="score"):
+    def values(self, key=None):
         """One value for each finished run that has it."""
-        names = self.name_keys(key)
-        if names == [self.study.metric] and self.is_part():
-            return list(self.part.values())
-        found = [[m["metrics"].get(name) for name in names] for m in self.found]
-        found = [next((v for v in each if v is not None), None) for each in found]
-        return [value for value in found if value is not None]
+        values = [found["metrics"].get(key or self.study.rule) for found in self.found]
+        return [value for value in values if value is not None]
 
-    def mean(self, key="score"):
+    def mean(self, key=None):
         values = self.values(key)
         return statistics.fmean(values) if values else None
 
-    def spread(self, key="score"):
+    def spread(self, key=None):
         """Standard deviation over seeds, None for fewer than two."""
         values = self.values(key)
         return statistics.stdev(values) if len(values) > 1 else None
@@ -281,23 +263,21 @@ class Score:
     def bar(self):
         """(low, high) of an error bar: a standard deviation over seeds, of one seed the 95%
         interval over test rows; None where neither is known."""
-        if self.spread("rule") is not None:
-            return tuple(self.mean("rule") + sign * self.spread("rule") for sign in (-1, 1))
-        known = self.found[0].get("intervals") if self.found and not self.part else None
-        ends = (known[name] for name in self.name_keys("rule") if name in (known or {}))
-        found = next(ends, None) or ()
-        return tuple(found) if len(found) == 2 else None
+        if (spread := self.spread()) is not None:
+            return self.mean() - spread, self.mean() + spread
+        known = self.found[0].get("intervals") if self.found else None
+        ends = (known or {}).get(self.study.rule) or ()
+        return tuple(ends) if len(ends) == 2 else None
 
     def count_rows(self):
         """Test rows behind the score; None without a finished run."""
-        found = self.other.found if self.is_part() else self.found
-        return found[0]["n"] if found else None
+        return self.found[0]["n"] if self.found else None
 
     def has_released(self):
         """Whether these runs have a score by the released rule, which knows no own tasks."""
         return not self.study.own and any(self.study.released in m["metrics"] for m in self.found)
 
-    def show(self, key="score"):
+    def show(self, key=None):
         """Mean, spread over seeds and what is missing; N/A where the budget doesn't cover it."""
         if not self.found:
             return "missing" if self.runs else "N/A"
@@ -306,9 +286,9 @@ class Score:
             return None
         text = self.show_mean(key) + (f" ±{spread:.1f}" if spread is not None else "")
         short = f" ({len(values)}/{len(self.runs)})" if len(values) < len(self.runs) else ""
-        return text + short + " ↓" * (key == "score" and self.is_below_constant())
+        return text + short + " ↓" * (key is None and self.is_below_constant())
 
-    def show_mean(self, key):
+    def show_mean(self, key=None):
         """The mean alone, for what hardly differs between seeds; None where there is none."""
         return f"{self.mean(key):.1f}" if self.values(key) else None
 
@@ -318,27 +298,28 @@ class Score:
         return constant is not None and self.mean() < constant
 
     def list_records(self, run):
-        """Records of a run and of those it needs; None where one of them is missing."""
-        records = [self.study.record(name) for name in (run.name, *run.needs)]
-        return None if None in records else records
+        """What a run and those it needs used, as Records; [] where it isn't recorded of one."""
+        names, study = (run.name, *run.needs), self.study
+        trained = [(study.load(name) or {}).get("training") or {} for name in names]
+        known = all(each.get("hardware") for each in trained)
+        return [read_record(study.folder / name) for name in names] if known else []
 
     def seconds(self):
         """Mean seconds of a run's devices, with those of the run it learns from."""
-        spent = [self.list_records(run) for run in self.there]
-        hours = [sum(r.hours + r.pass_hours for r in each) for each in spent if each]
+        spent = filter(None, map(self.list_records, self.there))
+        hours = [sum(r.hours + r.pass_hours for r in each) for each in spent]
         return float(statistics.fmean(hours) * 3600) if hours else None
 
     def price(self, book):
         """Mean dollars of GPU time and an LLM's tokens by a Ledger, those of the needed run too;
         None where one has no price."""
-        bills = []
-        for run in self.there:
-            records = self.list_records(run)
-            others = {(r.world, r.task, r.run): r for r in records or ()}
+        amounts = []
+        for records in map(self.list_records, self.there):
+            others = {(r.world, r.task, r.run): r for r in records}
             bill = book.price_model(records[0], others) if records else {}
-            bills.append([bill.get(kind) for kind in ("compute_usd", "llm_usd")])
-        known = bills and not any(None in bill for bill in bills)
-        return sum(map(sum, bills), Fraction(0)) / len(bills) if known else None
+            amounts += [bill.get("compute_usd"), bill.get("llm_usd")]
+        usd = add_up(amounts)
+        return usd / len(self.there) if self.there and usd is not None else None
 
     def planned_usd(self):
         """Dollars that the plan spends beyond `initial_usd`; None where it has no price."""
