@@ -12,195 +12,20 @@ Reads:  of runs metrics.json, training.json, row_scores.json and predictions.jso
         data/scales.json, data/prices.csv, data/paper/
 Writes: with --output NAME.md, NAME.csv and NAME.tex in that folder, and for a table of scores
         NAME-cells, which lists its cells one by one; then stdout (Markdown)
-Copy:   plots.py data/plots/ data/paper/ and what costs.py names; standard library only for tables
+Copy:   plots.py data/plots/ data/paper/ and what costs.py names; tables need no package but, for
+        the test of differences, scipy
 Paper:  Tables 1 to 11, Figures 2 to 7
 """
 
-import itertools
 from pathlib import Path
 
-from data.costs.ledger import Ledger
-from data.costs.prices import load_prices, show_dollars
-from data.costs.runs import ENCODERS
 from data.files import DATA, make_parser, run_cli
 from data.plots import printed
 from data.plots.advice import write_advice
-from data.plots.budgets import lay_budgets
-from data.plots.cells import CELL_COLUMNS, LLM_COLUMNS, list_details
 from data.plots.figures import MAKERS, write_figure
-from data.plots.notes import TEXTS, note_table, note_tests, tell
-from data.plots.paired import compare_scores, find_gap
+from data.plots.measured import SCORES, build_scores
 from data.plots.pipeline import write_pipeline
-from data.plots.results import Score, Study, read_tasks
-from data.plots.tables import Table, join, render, show_count, show_gap
-
-PRINTED_METRICS = {"micro F1": "micro_f1", "macro F1": "macro_f1", "EM": "em"}
-
-# --- the layouts ---------------------------------------------------------------------------
-
-
-def show_both(study, groups, printed):
-    """{"strict": ..., "released": ..., "paper": ...}: one entry a group of runs."""
-    scores = [study.score(cell, strategy) for cell, strategy in groups]
-    lines = {"strict": [score.show() for score in scores]}
-    if any(score.has_released() for score in scores):
-        lines["released"] = [score.show("released") for score in scores]
-    return {**lines, "paper": printed} if any(printed) else lines
-
-
-def lay_table3(studies):
-    rows, kinds, tests = [], ("small", "self", "teacher", "dist"), []
-    for study in studies:
-        (cell,) = study.cells
-        printed = [study.find_printed(cell, kind) for kind in kinds]
-        lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-        arms = study.score(cell, "self"), study.score(cell, "dist")
-        tested = compare_scores({f"{cell.unlabeled:,} rows": arms})
-        tests.append((f"{study.title}, N={cell.labels:,}", tested))
-        gaps = {"strict": show_gap(find_gap(*arms)), "paper": show_gap(printed[3], printed[1])}
-        for key, line in lines.items():
-            line.append(gaps.get(key))
-        head = [study.title, f"{cell.labels:,}", show_count(cell.unlabeled)]
-        rows += join(head, lines)
-    columns = ["Task", "N", "Unlabeled", "By", "Ann.", "Self-Dist. from it", "Teacher"]
-    notes = [*note_tests(tests, "Self-Dist."), TEXTS["table3"]]
-    return [*columns, "Dist. from it", "Difference"], rows, notes, 4
-
-
-def lay_table4(studies):
-    rows, tests = [], []
-    for study in studies:
-        first, *bought, whole = study.cells
-        groups = [(first, "dist"), (bought[-1], "small"), (whole, "small")]
-        theirs = {row["strategy"]: row for row in study.printed}
-        never = theirs.get("small", {}).get("text") == "N/A"
-        shown = [study.find_printed(*group) for group in groups]
-        lines = show_both(study, groups, [shown[0], "N/A" if never else shown[1], shown[2]])
-        scores = [study.score(cell, "small") for cell in (*bought, whole)]
-        ours = [first.distill_usd, *(score.planned_usd() for score in scores[-2:])]
-        kinds = ("dist", "small", "small-full")
-        printed = [theirs.get(kind, {}).get("budget_usd") for kind in kinds]
-        scores.sort(key=Score.planned_usd)  # of one's own the budgets may stand in any order
-        anns = {show_dollars(score.planned_usd()): score for score in scores}
-        dist = study.score(first, "dist")
-        tested = compare_scores({f"+{usd}": (ann, dist) for usd, ann in anns.items()})
-        tests.append((f"{study.title}, N={first.labels:,}", tested))
-        for key, line in lines.items():
-            usd = list(map(show_dollars, printed if key == "paper" else ours))
-            caught = "never" if never else usd[1]
-            if key != "paper":
-                caught = find_crossing(anns, dist, key, tested if key == "strict" else {})
-            lines[key] = [*itertools.chain(*zip(line, usd, strict=True)), caught]
-        rows += join([study.title, f"{first.labels:,}"], lines)
-    columns = ["Task", "N", "By", "Dist.", "Dist. $", "Ann.", "Ann. $", "All labels", "All $"]
-    notes = [*note_tests(tests), *TEXTS["table4"], TEXTS["limits"]]
-    return [*columns, "Ann. catches up"], rows, notes, 3
-
-
-def find_crossing(anns, dist, rule, tested):
-    """Between which dollars the Scores {dollars: Ann.} reach that of Dist. by a rule; ns where the
-    test can't tell that the last one before is behind."""
-    points = [(usd, ann.mean(rule)) for usd, ann in anns.items()]
-    goal = dist.mean(rule)
-    if goal is None or None in [score for _, score in points]:
-        return "missing"
-    below = [usd for usd, _ in itertools.takewhile(lambda point: point[1] < goal, points)]
-    reached = "never" if len(below) == len(points) else points[len(below)][0]
-    text = f"{below[-1]} to {reached}" if below and reached != "never" else reached
-    last = tested.get(f"+{below[-1]}") if below else None
-    return text + " ns" * (last is not None and not last.decided)
-
-
-def lay_table9(studies):
-    rows = []
-    for study in studies:
-        (cell,) = study.cells
-        score, head = study.score(cell, "teacher"), [study.title, f"{cell.labels:,}"]
-        existing = {r["metric"]: r for r in study.printed if r["strategy"] == "existing"}
-        for row in (r for r in study.printed if r["strategy"] == "teacher"):
-            key = PRINTED_METRICS.get(row["metric"])
-            released = f"{key}_released" if key else "released"
-            released = score.show(released if score.values(released) else key)
-            theirs = existing.get(row["metric"], {})
-            constant = score.show_mean("constant") if key in (None, "micro_f1") else None
-            ours = [row["metric"], theirs.get("note", ""), score.show(key), released, constant]
-            rows.append([*head, *ours, row["score"], theirs.get("score")])
-            head = ["", ""]
-        if not study.printed:  # a task of one's own
-            ours = [score.show(), score.show("released"), score.show_mean("constant")]
-            rows.append([*head, "score", "", *ours, None, None])
-    columns = ["Task", "Labels", "Metric", "Published by", "Teacher", "Released", "Constant"]
-    notes = [TEXTS["table9"]] * any(study.printed for study in studies)
-    return [*columns, "Paper: T5-XXL", "Published"], rows, notes, 4
-
-
-def compare_encoders(study, kinds):
-    """{words: the Difference of an encoder and Dist. at the same dollars} of Table 10."""
-    return compare_scores(
-        {
-            f"N={cell.labels:,}, {name}": (study.score(cell, "dist"), study.score(cell, kind))
-            for cell in study.cells
-            for kind, name in kinds.items()
-            if kind in cell.runs and kind not in ("small", "dist")
-        }
-    )
-
-
-def lay_table10(studies):
-    cells = [(study, cell) for study in studies for cell in study.cells]
-    kinds = {"small": "Ann.", **{kind: f"{name} (Ann.)" for kind, name in ENCODERS.items()}}
-    kinds |= {"dist": "Dist."}
-    distilled = any("encoder" in cell.runs for _, cell in cells)
-    if distilled:
-        runs = (run for _, cell in cells for run in cell.runs.get("encoder") or ())
-        names = dict.fromkeys(ENCODERS[run.student] for run in runs)
-        kinds["encoder"] = f"{' / '.join(names) or 'Encoder'} (Dist.)"
-    rows = []
-    for study, cell in cells:
-        printed = [study.find_printed(cell, kind) for kind in kinds]
-        lines = show_both(study, [(cell, kind) for kind in kinds], printed)
-        for key in lines.keys() - {"paper"}:
-            pairs = zip(kinds, lines[key], strict=True)
-            lines[key] = [text if kind in cell.runs else None for kind, text in pairs]
-        total = show_dollars(cell.initial_usd + cell.budget_usd)
-        rows += join([study.title, f"{cell.labels:,}", total], lines)
-    tests = [(study.title, compare_encoders(study, kinds)) for study in studies]
-    notes = [*note_tests(tests, "Dist.", "Encoder"), TEXTS["table10"]]
-    if distilled:
-        notes.append(tell("encoder", name=kinds["encoder"]))
-    return ["Task", "N", "Total $", "By", *kinds.values()], rows, notes, 4
-
-
-SCORES = {  # table -> (its title, its layout)
-    "table2": ("Annotation (Ann.) against distillation (Dist.) at equal dollars", lay_budgets),
-    "table3": ("Self-distillation against distillation on equal unlabeled rows", lay_table3),
-    "table4": ("Larger budgets: where annotation (Ann.) catches up with Dist.", lay_table4),
-    "table9": ("The teacher on all labels, beside published scores", lay_table9),
-    "table10": ("DistilBERT and BERT against Ann. and Dist. at equal dollars", lay_table10),
-    "table11": ("Annotation (Ann.) against distillation (Dist.) from few labels", lay_budgets),
-}
-
-
-def build_scores(args):
-    """The asked table of scores in the paper's layout, and its cells one by one."""
-    prices, tasks = load_prices(args.prices), read_tasks(args)
-    known = {task.name: task for task in tasks}
-    books = [Ledger(prices, known, which) for which in ("paper", "today")]
-    studies = [Study(args, task, prices) for task in tasks]
-    title, lay = SCORES[args.command]
-    columns, rows, own, left = lay(studies)
-    details = [row for study in studies for row in list_details(study, books)]
-    title = f"Table {studies[0].number}. {title}"
-    title += f", {studies[0].title}" if len(studies) == 1 else ""
-    notes = note_table(args, studies, own)
-    main = Table(args.command, title, columns, rows, notes, left)
-    priced = dict.fromkeys(f"Prices, {note}" for book in books for note in book.notes)
-    name, text = f"{args.command}-cells", "The same, cell by cell"
-    heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
-    return main, Table(name, text, heads, details, (*TEXTS["cells"], *priced), left=4, compact=True)
-
-
-# --- command line --------------------------------------------------------------------------
+from data.plots.tables import Table, render
 
 COMMANDS = {  # name -> (a line of help, what builds Tables, or writes what it builds)
     **printed.TABLES,

@@ -45,6 +45,8 @@ class Part:
     def __init__(self, study):
         self.study, self.cells = study, study.cells
         self.title = study.title if drawing.can_draw(study.title) else study.task.name
+        rule = ", released rule" if study.rule == "released" else ""
+        self.ylabel = f"{TITLES[study.metric]}{rule} (%)"
         self.drawn = []  # (name of the series, Score, on the frontier?)
 
     def list_scores(self, strategy, cells, part=None):
@@ -58,32 +60,34 @@ class Part:
         dots = [Dot(float(at(s)), s.mean(), s.bar()) for s in scores]
         return Line(label, style, dots)
 
-    def report(self, label, style, scores, at=Score.usd):
-        """The paper's own points beside a series: hollow and grey, with its marker."""
-        told = [(score, find_reported(score)) for score in scores]
-        dots = [Dot(float(at(score)), value) for score, value in told if value is not None]
-        return Line(f"paper: {label}", drawing.report(style), dots)
-
     def draw(self, series):
         """The Lines of several series, after them the paper's own points of each."""
-        return [*(self.add(*each) for each in series), *(self.report(*each) for each in series)]
+        return [*(self.add(*each) for each in series), *(report(*each) for each in series)]
 
-    def name_axis(self):
-        """Label of the y axis: the metric of the runs, in percent."""
-        rule = ", released rule" if self.study.rule == "released" else ""
-        return f"{TITLES[self.study.metric]}{rule} (%)"
+    def draw_by_dollars(self, lines, cells):
+        """A panel of score against all dollars; the upper axis says where N and all are spent."""
+        full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in cells}
+        top = tuple((usd, f"N={show_count(n)}") for n, usd in full.items())
+        return [Panel(self.title, lines, self.ylabel, "Total dollars", top=top, dodge=True)]
+
+    def draw_sizes(self, lines):
+        """The same of models of several sizes; the paper's points stand together by strategy."""
+        for strategy, look in STRATEGIES.items():
+            scores = [score for _, score, _ in self.drawn if score.strategy == strategy]
+            lines = [*lines, report(*look, scores)]
+        return self.draw_by_dollars(lines, self.cells)
+
+    def name_size(self, size):
+        """A model's size as the legend names it: T5-Small, or at other scales the bare size."""
+        shown = size.upper() if size.startswith("x") else size.capitalize()
+        return f"T5-{shown}" if self.study.scale == "paper" else shown
 
 
-def find_reported(score):
-    """The paper's score of the same models, counts and dollars, None where it prints none."""
-    usual = all(run.usual for run in score.runs)
-    return score.study.find_printed(score.cell, score.strategy) if usual else None
-
-
-def name_size(size, scale):
-    """A model's size as the legend names it: T5-Small, or at other scales the bare size."""
-    shown = size.upper() if size.startswith("x") else size.capitalize()
-    return f"T5-{shown}" if scale == "paper" else shown
+def report(label, style, scores, at=Score.usd):
+    """The paper's own points beside a series: hollow and grey, with its marker."""
+    told = [(score, score.find_printed()) for score in scores]
+    dots = [Dot(float(at(score)), value) for score, value in told if value is not None]
+    return Line(f"paper: {label}", drawing.report(style), dots)
 
 
 # --- the figures ---------------------------------------------------------------------------
@@ -95,19 +99,19 @@ def make_fig2(part):
     key, letter = ("labels", "N") if part.study.own else ("unlabeled", "U")
     small = sorted(part.list_scores("small", part.cells), key=Score.usd)
     series = [("Ann." if part.study.own else "U=0 (Ann.)", ANN, small)]
-    counts = sorted({getattr(cell, key) for cell in part.cells if cell.unlabeled})
+    distilled = [cell for cell in part.cells if cell.unlabeled]
+    counts = sorted({getattr(cell, key) for cell in distilled})
     styles = [drawing.DIST_LESS, DIST, drawing.DIST_MORE] if len(counts) > 1 else [DIST]
     for count, style in zip(counts, itertools.cycle(styles), strict=False):
-        chosen = [c for c in part.cells if c.unlabeled and getattr(c, key) == count]
-        scores = part.list_scores("dist", chosen)
+        scores = part.list_scores("dist", [c for c in distilled if getattr(c, key) == count])
         series.append((f"{letter}={show_count(count)} (Dist.)", style, scores))
     points = [(s.usd(), s.mean(), s) for *_, scores in series for s in scores if s.there]
     best = find_frontier(points)
     lines = [part.add(*each, best=[score for *_, score in best]) for each in series]
     dots = [Dot(float(usd), mean) for usd, mean, _ in best]
     edge = Line("Pareto frontier", drawing.FRONTIER, dots)
-    told = [part.report(*each) for each in series]
-    return [Panel(part.title, [*lines, edge, *told], part.name_axis(), "Total dollars")]
+    lines += [edge, *(report(*each) for each in series)]
+    return [Panel(part.title, lines, part.ylabel, "Total dollars")]
 
 
 def make_fig3(part):
@@ -115,33 +119,17 @@ def make_fig3(part):
     panels = []
     for budget in dict.fromkeys(cell.budget_usd for cell in part.cells):
         cells = [cell for cell in part.cells if cell.budget_usd == budget]
-        series = [(*STRATEGIES[s], part.list_scores(s, cells), get_labels) for s in STRATEGIES]
-        gaps = [(cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"]]
+        arms = [(*STRATEGIES[s], part.list_scores(s, cells), get_labels) for s in STRATEGIES]
+        lines = part.draw(arms)
+        gaps = tuple((cell.labels, "N/A", DIST.color) for cell in cells if not cell.runs["dist"])
         # every second N has its dollars: more of them would run into each other
         usd = [" " if i % 2 else show_dollars(c.initial_usd) for i, c in enumerate(cells)]
-        counts = [cell.labels for cell in cells]
-        pairs = zip(counts, usd, strict=True)
-        ticks = [(n, f"{show_count(n)}\n{dollars}") for n, dollars in pairs]
-        look = {"ticks": tuple(ticks), "gaps": tuple(gaps), "dodge": True}
-        title, ylabel = f"{part.title}, +{show_dollars(budget)}", "" if panels else part.name_axis()
-        row = part.study.task.name
-        lines = part.draw(series)
-        panels.append(Panel(title, lines, ylabel, "N (its dollars below)", row=row, **look))
+        pairs = zip(cells, usd, strict=True)
+        ticks = tuple((c.labels, f"{show_count(c.labels)}\n{dollars}") for c, dollars in pairs)
+        title, ylabel = f"{part.title}, +{show_dollars(budget)}", "" if panels else part.ylabel
+        look = {"ticks": ticks, "gaps": gaps, "row": part.study.task.name, "dodge": True}
+        panels.append(Panel(title, lines, ylabel, "N (its dollars below)", **look))
     return panels
-
-
-def make_dollar_panel(part, lines, cells):
-    """A panel of score against all dollars; the upper axis says where N and all are spent."""
-    full = {cell.labels: float(cell.initial_usd + cell.budget_usd) for cell in cells}
-    top = tuple((usd, f"N={show_count(n)}") for n, usd in full.items())
-    return Panel(part.title, lines, part.name_axis(), "Total dollars", top=top, dodge=True)
-
-
-def report_strategies(part):
-    """The paper's own points of all that is drawn, by strategy."""
-    scores = [score for _, score, _ in part.drawn]
-    known = [(*STRATEGIES[s], [x for x in scores if x.strategy == s]) for s in STRATEGIES]
-    return [part.report(*each) for each in known]
 
 
 def make_fig4(part):
@@ -152,23 +140,22 @@ def make_fig4(part):
         for strategy, (name, _) in STRATEGIES.items():
             filled = strategy == "dist"
             style = Style(*SIZE_LOOKS[size], "-" if filled else "--", filled)
-            label = f"{name_size(size, part.study.scale)} ({name})"
+            label = f"{part.name_size(size)} ({name})"
             lines.append(part.add(label, style, part.list_scores(strategy, cells)))
-    return [make_dollar_panel(part, lines + report_strategies(part), part.cells)]
+    return part.draw_sizes(lines)
 
 
 def make_fig5(part):
     """Teachers of several sizes for one compact model, and that model on labels."""
-    small = name_size("small", part.study.scale)
+    small = part.name_size("small")
     lines = [part.add(f"{small} (Ann.)", ANN, part.list_scores("small", part.cells))]
     known = [cell for cell in part.cells if cell.runs["dist"]]
     for size in dict.fromkeys(cell.runs["dist"][0].teacher for cell in known):
         cells = [cell for cell in known if cell.runs["dist"][0].teacher == size]
-        line = ":" if size == "large" else "-." if size == "xl" else "-"
-        label = f"{name_size(size, part.study.scale)} ⇒ {small} (Dist.)"
-        style = Style(*SIZE_LOOKS[size], line)
+        style = Style(*SIZE_LOOKS[size], {"large": ":", "xl": "-."}.get(size, "-"))
+        label = f"{part.name_size(size)} ⇒ {small} (Dist.)"
         lines.append(part.add(label, style, part.list_scores("dist", cells)))
-    return [make_dollar_panel(part, lines + report_strategies(part), part.cells)]
+    return part.draw_sizes(lines)
 
 
 def make_fig6(part):
@@ -181,24 +168,23 @@ def make_fig6(part):
     groups += [("Dist.", DIST, "dist", bought), (f"Human + {name}", LLM, "llm", bought)]
     groups += [(f"{name} alone", drawing.LLM_ONLY, "llm", alone)]
     series = [(label, style, part.list_scores(s, cells)) for label, style, s, cells in groups]
-    return [make_dollar_panel(part, part.draw(series), bought)]
+    return part.draw_by_dollars(part.draw(series), bought)
 
 
 def make_fig7(part):
     """A compact model on more and more labels, and the level of an LLM's own answers, both on the
     rows that the LLM answered."""
-    cells = [cell for cell in part.cells if "small" in cell.runs]
-    level = part.study.score(part.cells[-1], "prompted")
-    small = part.list_scores("small", cells, level)
+    *cells, asked = part.cells
+    level = part.study.score(asked, "prompted")
+    ann = "Ann.", ANN, part.list_scores("small", cells, level), get_labels
     label = f"{part.study.name_annotator()}, few-shot"
     line = part.add(label, drawing.LLM_ONLY, [level], get_labels)
-    lines = [part.add("Ann.", ANN, small, get_labels)]
+    lines = [part.add(*ann)]
     if level.there:  # a level over all N, its error bar at the right
         dot, ends = line.dots[0], (cells[0].labels, cells[-1].labels)
         lines.append(line._replace(dots=[Dot(ends[0], dot.y), dot._replace(x=ends[1])]))
-    lines.append(part.report("Ann.", ANN, small, get_labels))
     ticks = tuple((cell.labels, show_count(cell.labels)) for cell in cells)
-    return [Panel(part.title, lines, part.name_axis(), "Labels", ticks)]
+    return [Panel(part.title, [*lines, report(*ann)], part.ylabel, "Labels", ticks)]
 
 
 MAKERS = {  # name -> (what makes its panels, one line of help)
@@ -265,7 +251,7 @@ def make_row(series, score, best):
         *(run.llm_labels, run.student, run.teacher if score.strategy == "dist" else "", *usd),
         *(len(score.there), len(score.runs), *scores),
         " ".join(f"{value:.4f}" for value in score.values()),
-        *(score.count_rows(), find_reported(score)),
+        *(score.count_rows(), score.find_printed()),
         None if best is None else "yes" if best else "no",
         *(" ".join(run.name for run in score.runs), "; ".join(score.list_notes())),
         "; ".join(f"{count} ({name})" for name, count in today.items()),

@@ -44,26 +44,17 @@ class Difference(NamedTuple):
 
 
 def find_p(t, degrees):
-    """P(|T| >= |t|) of Student's t, the normal law for 0 degrees: the finite series for whole
-    degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    if not degrees:
-        return math.erfc(abs(t) / math.sqrt(2))
-    odd, angle = degrees % 2, math.atan(abs(t) / math.sqrt(degrees))
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for i in range(1, degrees // 2 + 1):
-        total += term
-        term *= math.cos(angle) ** 2 * (2 * i - 1 + odd) / (2 * i + odd)
-    inside = math.sin(angle) * total
-    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
+    """P(|T| >= |t|) of Student's t, the normal law for 0 degrees."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(degrees or math.inf, -abs(t)))
 
 
 def find_quantile(degrees):
-    """The t whose two-sided p is LEVEL, by halving."""
-    low, high = 0.0, 1e6
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if find_p(middle, degrees) > LEVEL else (low, middle)
-    return high
+    """The t whose two-sided p is LEVEL."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees or math.inf, 1 - LEVEL / 2))
 
 
 def adjust_holm(ps):
@@ -109,16 +100,15 @@ def find_row_variance(first, second):
 
 
 def match_seeds(first, second):
-    """Names of the runs of two Scores at the seeds that both have, the same seed in one place."""
-    by_seed = [{run.seed: run.name for run in score.there} for score in (first, second)]
-    return [[side[seed] for seed in by_seed[0] if seed in by_seed[1]] for side in by_seed]
+    """[(name of a run of one Score, of the other)] at the seeds that both have."""
+    ours, theirs = ({run.seed: run.name for run in score.there} for score in (first, second))
+    return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
 
 
 def list_differences(first, second):
     """second - first at each seed that both Scores have, in percentage points."""
-    metric, load = first.study.metric, first.study.load
-    names = zip(*match_seeds(first, second), strict=True)
-    return [load(b)["metrics"][metric] - load(a)["metrics"][metric] for a, b in names]
+    runs = ([first.study.load(run) for run in pair] for pair in match_seeds(first, second))
+    return [b["metrics"]["strict"] - a["metrics"]["strict"] for a, b in runs]
 
 
 def find_gap(first, second):
@@ -129,10 +119,10 @@ def find_gap(first, second):
 
 def pair_scores(first, second):
     """The Pair of two Scores over the seeds that both have; None without rows or seeds."""
-    parts = [list(map(first.study.rows, side)) for side in match_seeds(first, second)]
-    if not parts[0] or None in parts[0] + parts[1]:
+    parts = [[first.study.rows(run) for run in pair] for pair in match_seeds(first, second)]
+    if not parts or any(None in pair for pair in parts):
         return None
-    return Pair(list_differences(first, second), find_row_variance(*parts))
+    return Pair(list_differences(first, second), find_row_variance(*zip(*parts, strict=True)))
 
 
 def compare_scores(sides):

@@ -185,21 +185,6 @@ class Study:
     def score(self, cell, strategy, part=None):
         return Score(self, cell, strategy, part)
 
-    def find_printed(self, cell, strategy):
-        """The score that the paper prints for a cell, None where it prints none."""
-        whole = self.number in (4, 9) and not self.figure and cell is self.cells[-1]  # all labels
-        strategy = f"{strategy}-full" if whole and strategy == "small" else strategy
-        wanted = {} if whole else {"labels": cell.labels * self.unit}
-        if cell.budget_usd is not None and strategy != "teacher" and not whole:
-            wanted["budget_usd"] = cell.budget_usd * self.unit
-        elif self.figure:
-            wanted |= {"budget_usd": 0} if strategy == "small" else {"unlabeled": cell.unlabeled}
-        for row in self.printed:
-            usual = row["metric"] not in ("macro F1", "EM")
-            if usual and row["strategy"] == strategy and wanted.items() <= row.items():
-                return row["score"]
-        return None
-
 
 # --- one cell ------------------------------------------------------------------------------
 
@@ -236,6 +221,26 @@ class Score:
         for found, score in zip(self.found, scores if self.on_part else (), strict=False):
             found["n"] = part.found[0]["n"]
             found["metrics"] = {**found["metrics"], "strict": score}
+
+    def find_printed(self):
+        """The paper's score of the same models, counts and dollars, None where it prints none."""
+        study, cell, strategy = self.study, self.cell, self.strategy
+        if not all(run.usual for run in self.runs):
+            return None
+        whole = (
+            study.number in (4, 9) and not study.figure and cell is study.cells[-1]
+        )  # all labels
+        strategy = f"{strategy}-full" if whole and strategy == "small" else strategy
+        wanted = {} if whole else {"labels": cell.labels * study.unit}
+        if cell.budget_usd is not None and strategy != "teacher" and not whole:
+            wanted["budget_usd"] = cell.budget_usd * study.unit
+        elif study.figure:
+            wanted |= {"budget_usd": 0} if strategy == "small" else {"unlabeled": cell.unlabeled}
+        for row in study.printed:
+            usual = row["metric"] not in ("macro F1", "EM")
+            if usual and row["strategy"] == strategy and wanted.items() <= row.items():
+                return row["score"]
+        return None
 
     def list_notes(self):
         """The cell's notes, without those on rows that only other strategies' runs lack."""
