@@ -14,7 +14,6 @@ for "all" strategies, for one ("small", "dist", ...) and for "real-text".
 """
 
 import difflib
-import functools
 import hashlib
 import json
 import re
@@ -29,9 +28,11 @@ from data.files import (
     UserError,
     check_kind,
     fold,
+    need,
     parse_amount,
     parse_count,
     parse_price,
+    read_if_there,
     read_json,
 )
 
@@ -42,7 +43,36 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TAKEN = ("all", "made")  # words of the Makefile: all six tasks, the folder of finished tables
 
 
-# --- readers of fields: (value, where it stands) -> the checked value ------------------------
+# --- shapes of fields ------------------------------------------------------------------------
+
+
+def read_as(value, shape, where):
+    """The checked value of a field by its shape; `where` it stands begins the error.
+
+    A shape is a type, a reader (value, where) -> checked value, a tuple of words to choose from, a
+    list [shape of each], not empty where an example follows as in [shape, 100, 200], or an object
+    {key: shape} of these keys alone, or of any others too where None has their shape.
+    """
+    if isinstance(shape, tuple):
+        if value not in shape:
+            raise UserError(f"{where} must be one of {', '.join(shape)}, not {value!r}")
+        return value
+    if isinstance(shape, list):
+        each, *example = shape
+        if example and value == []:
+            raise UserError(f"{where} is empty; it is a list such as {example}")
+        return tuple(read_as(one, each, where) for one in check_kind(value, list, where))
+    if isinstance(shape, type):
+        return check_kind(value, shape, where)
+    if callable(shape):
+        return shape(value, where)
+    found = {}
+    for key, one in check_kind(value, dict, where).items():
+        if not {key, None} & shape.keys():
+            raise UserError(f"{where}: {key!r} is none of {', '.join(shape)}")
+        each = shape.get(key, shape.get(None))
+        found[read_words(key, where)] = read_as(one, each, f"{where}: {key!r}")
+    return found
 
 
 def read_words(value, where):
@@ -53,46 +83,13 @@ def read_words(value, where):
     return value
 
 
-def read_choice(*words):
-    def read(value, where):
-        if value not in words:
-            raise UserError(f"{where} must be one of {', '.join(words)}, not {value!r}")
-        return value
-
-    return read
+def read_label(value, where):
+    if read_words(value, where).strip() != value or not value:
+        raise UserError(f"{where} must be texts without spaces around them, not {value!r}")
+    return value
 
 
-def read_each(read, example=None):
-    """A list, each of whose values passes `read`; it must not be empty where `example` is given."""
-
-    def read_list(value, where):
-        if not isinstance(value, list):
-            such = f" such as {example}" if example else ""
-            raise UserError(f"{where} must be a list{such}, not {value!r}")
-        if example and not value:
-            raise UserError(f"{where} is empty; it is a list such as {example}")
-        return tuple(read(each, where) for each in value)
-
-    return read_list
-
-
-def read_map(read, known=(), needed=()):
-    """An object, each of whose values passes `read`; of the keys `known` alone, if given, and in
-    the order of those that are `needed`."""
-
-    def read_object(value, where):
-        value = check_kind(value, dict, where)
-        if unknown := [key for key in value if known and key not in known]:
-            raise UserError(f"{where}: {unknown[0]!r} is none of {', '.join(known)}")
-        if missing := [key for key in needed if key not in value]:
-            raise UserError(f"{where}: no {missing[0]!r}")
-        names = dict.fromkeys([*needed, *value])
-        return {read_words(key, where): read(value[key], f"{where}: {key!r}") for key in names}
-
-    return read_object
-
-
-def read_tokens(value, where):
+def read_length(value, where):
     if type(value) is not int or not 2 <= value <= 32_767:
         raise UserError(f"{where} must be a number of tokens from 2 to 32,767, not {value!r}")
     return value
@@ -106,6 +103,12 @@ def read_rows(value, where):
     return None if value is None else read_number(value, where)
 
 
+def read_means(value, where):
+    """Mean tokens of source and target."""
+    sides = ("source", "target")
+    return {side: parse_amount(need(value, side, float, where), where) for side in sides}
+
+
 def read_hours(divide):
     """Hours by labels, {"100": 2, "1000": "7.5"}, or one number for any labels; over `divide`."""
 
@@ -115,12 +118,6 @@ def read_hours(divide):
         return dict(sorted(hours.items()))
 
     return read
-
-
-def read_label(value, where):
-    if read_words(value, where).strip() != value or not value:
-        raise UserError(f"{where} must be texts without spaces around them, not {value!r}")
-    return value
 
 
 def read_setting(value, where):
@@ -133,26 +130,17 @@ def read_setting(value, where):
 
 
 def read_near(value, where):
-    """Flags that were tried at counts of labels, and of unlabeled rows where that matters."""
-    flags = read_map(read_setting, needed=("labels",))(value, where)
-    for key in ("labels", "unlabeled"):
-        parse_count(flags.get(key, 1), f"{where}: {key!r}", 1)
-    return flags
+    """Flags that were tried at a count of labels, and of unlabeled rows where that matters."""
+    need(value, "labels", int, where)
+    counts = dict.fromkeys(["labels", "unlabeled"], read_number)
+    return read_as(value, {**counts, None: read_setting}, where)
 
 
-def read_flags(value, where):
-    """Flags by name; "near" is a list of such, of which a run takes those of the nearest counts."""
-    found = {}
-    for key, each in check_kind(value, dict, where).items():
-        read = read_each(read_near, '{"labels": 100}') if key == "near" else read_setting
-        found[read_words(key, where)] = read(each, f"{where}: {key!r}")
-    return found
-
-
-# Objects in an entry that have certain keys alone.
-read_tokens_by_side = read_map(parse_amount, ("source", "target"), ("source", "target"))
-read_usd_by_figure = read_map(parse_price, ("fig4", "fig5", "fig6"))
-read_rows_by_split = read_map(read_rows, ("train", "dev", "test", "unlabeled"))
+SPLITS = ("train", "dev", "test", "unlabeled")
+FIGURES = dict.fromkeys(["fig4", "fig5", "fig6"], parse_price)
+# Flags by name; of those under "near" a run takes the ones of the nearest counts.
+FLAGS = {"near": [read_near, {"labels": 100}], None: read_setting}
+SETTINGS = {None: FLAGS}  # of a scale: flags by strategy, models by size and the like
 
 
 # --- what a task is -------------------------------------------------------------------------
@@ -160,42 +148,42 @@ read_rows_by_split = read_map(read_rows, ("train", "dev", "test", "unlabeled"))
 
 @dataclass(frozen=True)
 class Task:
-    """A checked entry, each field by its reader: dollars, hours and tokens are Fractions, texts
+    """A checked entry, each field by its shape: dollars, hours and tokens are Fractions, texts
     have no control characters, and what the entry lacks is None or empty."""
 
     name: str
     title: Annotated[str, read_words]
-    metric: Annotated[str, read_choice(*FAMILIES)]
+    metric: Annotated[str, FAMILIES]
     prefix: Annotated[str, read_words]
-    max_source_length: Annotated[int, read_tokens]
-    max_target_length: Annotated[int, read_tokens]
-    labels_n: Annotated[tuple, read_each(read_number, [1000, 5000])]
-    budgets: Annotated[tuple, read_each(parse_price, [100, 200])]  # dollars
-    labels: Annotated[tuple, read_each(read_label)] = ()
+    max_source_length: Annotated[int, read_length]
+    max_target_length: Annotated[int, read_length]
+    labels_n: Annotated[tuple, [read_number, 1000, 5000]]
+    budgets: Annotated[tuple, [parse_price, 100, 200]]  # dollars
+    labels: Annotated[tuple, [read_label]] = ()
     own: bool = True  # a task that the paper has not
     kind: Annotated[str, read_words] = None
-    report: Annotated[str, read_choice("accuracy", "f1")] = "f1"
+    report: Annotated[str, ("accuracy", "f1")] = "f1"
     source_column: Annotated[str, read_words] = None  # of files with other columns
     target_column: Annotated[str, read_words] = None
-    instruction: Annotated[str, lambda value, where: check_kind(value, str, where)] = None
+    instruction: Annotated[str, str] = None
     # label -> text, for an LLM's prompt
-    label_descriptions: Annotated[dict, read_map(read_words)] = field(default_factory=dict)
+    label_descriptions: Annotated[dict, {None: read_words}] = field(default_factory=dict)
     # what the released scorer makes of an output without a label
     paper_default_label: Annotated[str, read_words] = None
-    mean_tokens: Annotated[dict, read_tokens_by_side] = field(default_factory=dict)
+    mean_tokens: Annotated[dict, read_means] = field(default_factory=dict)
     usd_per_label: Annotated[Fraction, parse_price] = None
     few_shot_n: Annotated[int, read_number] = 100
-    few_shot_budgets: Annotated[tuple, read_each(parse_price)] = ()
-    catch_up_usd: Annotated[tuple, read_each(parse_price)] = ()
-    figure_usd: Annotated[dict, read_usd_by_figure] = field(default_factory=dict)
+    few_shot_budgets: Annotated[tuple, [parse_price]] = ()
+    catch_up_usd: Annotated[tuple, [parse_price]] = ()
+    figure_usd: Annotated[dict, FIGURES] = field(default_factory=dict)
     # split -> rows there are, None where not known
-    rows: Annotated[dict, read_rows_by_split] = field(default_factory=dict)
+    rows: Annotated[dict, dict.fromkeys(SPLITS, read_rows)] = field(default_factory=dict)
     gpu: Annotated[str, read_words] = "A40"  # whose hours these are:
     teacher_hours: dict = field(default_factory=dict)  # labels -> hours that fine-tune the teacher
     distill_hours: dict = field(default_factory=dict)  # labels -> hours for one unlabeled example
     llm_tokens_per_label: Annotated[Fraction, parse_price] = None
     # the paper's, as published
-    released_rows: Annotated[dict, read_map(read_rows)] = field(default_factory=dict)
+    released_rows: Annotated[dict, {None: read_rows}] = field(default_factory=dict)
     scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
     estimates: tuple = ()  # what costs/memory.py filled in where the entry lacks it
     word: str = None  # by which scripts that know no folder of data find it
@@ -223,60 +211,45 @@ class Task:
         return self.scales.get(scale, {}).get(key, {})
 
 
-HOURS = {  # what an entry has in other words than the Task: (its field, its reader)
+HOURS = {  # what an entry has in other words than the Task: (its field, its shape)
     "teacher_gpu_hours": ("teacher_hours", read_hours(1)),
     "distill_gpu_hours_per_100k": ("distill_hours", read_hours(100_000)),
     "distill_usd_per_100k": ("distill_hours", read_hours(100_000 * PAPER_USD_PER_GPU_HOUR)),
 }
 HINTS = {key: each for key, each in Task.__annotations__.items() if hasattr(each, "__metadata__")}
-READERS = {key: (key, each.__metadata__[0]) for key, each in HINTS.items()} | HOURS
-NEEDED = tuple(READERS)[:7]
-read_scale = read_map(read_flags)
+SHAPES = {key: (key, each.__metadata__[0]) for key, each in HINTS.items()} | HOURS
+NEEDED = tuple(SHAPES)[:7]
 
 
 # --- from an entry to a Task ----------------------------------------------------------------
 
 
-def split_entry(entry, what):
-    """(the fields of an entry, those under "paper" among them; its settings by scale)."""
-    own = "labels_n" in entry
-    paper = {} if own else entry.get("paper", {})
-    paper = check_kind(paper, dict, f"{what} 'paper'")
-    found = {key: value for key, value in {**paper, **entry}.items() if key in READERS}
-    scales = {key: value for key, value in entry.items() if key not in READERS}
-    if "paper" in scales and not own:
-        scales["paper"] = {key: paper[key] for key in paper if key not in READERS}
-    return found, scales
-
-
-@functools.cache
-def list_scales():
-    """The names of scales, under which an entry has settings; () beside a script copied alone."""
-    path = DATA / "scales.json"
-    return tuple(read_json(path, {None: dict})) if path.exists() else ()
-
-
 def make_task(name, entry, where=""):
     """The Task of an entry; a UserError names the field at fault and what it must be."""
+    if not NAME.fullmatch(name) or name in TAKEN:  # a folder, a word of make and of a shell
+        taken = f"take letters and digits and _ . - alone, and not {' or '.join(TAKEN)}"
+        raise UserError(f"task {name!r}: no name for a task; {taken}")
     what = f"{where}task {name!r}: field"
-    found, settings = split_entry(check_kind(entry, dict, f"{where}task {name!r}"), what)
-    for key in NEEDED:
-        if key not in found:
+    own = "labels_n" in check_kind(entry, dict, f"{where}task {name!r}")
+    if not own:  # counts and prices lie under "paper", with settings for the scale of that name
+        paper = check_kind(entry.get("paper", {}), dict, f"{what} 'paper'")
+        counts = {key: paper[key] for key in paper if key in SHAPES}
+        entry = {**counts, **entry, "paper": {k: paper[k] for k in paper if k not in SHAPES}}
+    scales = read_if_there(DATA / "scales.json") or entry.keys() - SHAPES.keys()
+    known, values = {**SHAPES, **{scale: (scale, SETTINGS) for scale in scales}}, {}
+    for key in dict.fromkeys([*NEEDED, *entry]):
+        if key not in entry:
             raise UserError(f"{what} {key!r} is missing; data/README.md says what it is")
-    values, scales = {}, {}
-    for key, value in found.items():  # null is the same as no field, but for those that are needed
-        if value is not None or key in NEEDED:
-            name_there, read = READERS[key]
-            values[name_there] = read(value, f"{what} {key!r}")
-    for key, value in settings.items():
-        if not isinstance(value, dict) or (list_scales() and key not in list_scales()):
-            known = [*READERS, *list_scales()]
+        if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise UserError(f"{what} {key!r} is none that an entry has; {hint}")
-        scales[key] = read_scale(value, f"{what} {key!r}")
+        if entry[key] is not None or key in NEEDED:  # null is the same as no field
+            name_there, shape = known[key]
+            values[name_there] = read_as(entry[key], shape, f"{what} {key!r}")
+    settings = {key: values.pop(key) for key in scales if key in values}
     values = {"few_shot_budgets": values["budgets"], **values}
-    task = Task(name=name, word=name, own="labels_n" in entry, scales=scales, **values)
+    task = Task(name=name, word=name, own=own, scales=settings, **values)
     check_labels(task, f"{what} 'labels'")
     return task
 
@@ -295,16 +268,6 @@ def check_labels(task, what):
         raise UserError(f"{what} has no {task.paper_default_label!r}, the 'paper_default_label'")
 
 
-def check_name(name):
-    """`name`, if it can name a folder, a word of make and a word of a shell."""
-    if not NAME.fullmatch(name) or name in TAKEN:
-        raise UserError(
-            f"task {name!r}: no name for a task; take letters and digits and _ . - alone, and not "
-            + " or ".join(TAKEN)
-        )
-    return name
-
-
 def load_task(word, folder=None):
     """The Task that `word` names: an entry of data/tasks.json, a file FILE.json that is one entry,
     NAME=FILE.json, or a name whose entry is FOLDER/task.json."""
@@ -320,16 +283,17 @@ def load_task(word, folder=None):
             "otherwise (make: TASK=mine), or move the file away"
         )
     if word in known:
-        return make_task(check_name(word), known[word])
+        return make_task(word, known[word])
     if own or (folder and path.is_file()):
         stem = path.resolve().parent.name if path.name == "task.json" else path.stem
-        name = check_name((name or stem) if own else word)
+        name = (name or stem) if own else word
         return replace(make_task(name, read_json(path), f"{path}: "), word=f"{name}={path}")
     near = difflib.get_close_matches(word, known, 1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(
         f"unknown task {word!r}; {hint}known: {', '.join(known)} (entries of data/tasks.json); "
-        "one's own is FOLDER/task.json with the data (make: DATA=FOLDER), or --task FILE.json"
+        "one's own is FOLDER/task.json with the data (--data FOLDER; make: DATA=FOLDER), or --task "
+        "FILE.json"
     )
 
 

@@ -9,7 +9,7 @@ import shlex
 
 from data.costs.runs import make_run
 from data.files import DATA, UserError, need, parse_count, read_json
-from data.tasks import read_map, read_scale
+from data.tasks import SETTINGS, read_as
 
 # --- scales ----------------------------------------------------------------------------------
 
@@ -42,8 +42,8 @@ def load_scale(name, path=DATA / "scales.json"):
     for key, kind in (("title", str), ("models", dict)):
         need(scale, key, kind, where)
     parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
-    flags = read_scale(scale.get("flags"), f"{where}: 'flags'")
-    recipes = read_map(read_scale)(scale.get("recipes") or {}, f"{where}: 'recipes'")
+    flags = read_as(scale.get("flags"), SETTINGS, f"{where}: 'flags'")
+    recipes = read_as(scale.get("recipes") or {}, {None: SETTINGS}, f"{where}: 'recipes'")
     return {**scale, "flags": flags, "recipes": recipes}
 
 
