@@ -22,20 +22,16 @@ LABELED = ("train", "dev", "test")
 
 def describe_faults(faults):
     """One line a kind of fault: where it is, how often, the first three places."""
-    kinds = {}
+    kinds, lines = {}, []
     for fault in faults:
         kinds.setdefault((fault.file, fault.what), []).append(fault)
-    lines = []
     for (file, what), group in kinds.items():
         values = Counter(fault.value for fault in group if fault.value)
         shown = ", ".join(value[:80] for value, _ in values.most_common(5))
         shown += f" and {len(values) - 5:,} more" * (len(values) > 5)
-        if len(group) == 1:
-            lines.append(str(group[0]))
-        else:
-            places = ", ".join(fault.place for fault in group[:3])
-            told = f"{file}: {len(group):,} times, first in {places}: {what}"
-            lines.append(told + f": {shown}" * bool(shown))
+        places = ", ".join(fault.place for fault in group[:3])
+        told = f"{file}: {len(group):,} times, first in {places}: {what}{shown and ': '}{shown}"
+        lines.append(told if group[1:] else str(group[0]))
     return lines
 
 
@@ -56,8 +52,7 @@ def describe_classes(splits, task):
         split: Counter(label for row in splits[split] for label in list_labels(row, task))
         for split in LABELED
     }
-    empty = ["(no entity)"] if any("(no entity)" in each for each in counts.values()) else []
-    names = *task.labels, *empty
+    names = dict.fromkeys([*task.labels, *(label for each in counts.values() for label in each)])
     rows = [[name, *(f"{counts[split][name]:,}" for split in LABELED)] for name in names]
     lines = [show_columns(["label", *LABELED], rows)]
     for split in ("train", "test"):

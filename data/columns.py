@@ -9,7 +9,7 @@ export, which data/spans.py turns into targets.
 """
 
 import csv
-import importlib
+import functools
 import io
 import json
 import logging
@@ -91,30 +91,34 @@ def read_cells(name, text, tabs):
     text = re.sub(r"\Asep=.(?=[\r\n])", "", text)  # as Excel is told
     mark = "\t" if tabs else max(",;\t", key=re.split("[\r\n]", text.lstrip(), maxsplit=1)[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-    rows, start, end = [], 1, 0
+    names, rows, start = [], [], 1
     try:
-        names = next((cells for cells in lines if any(cells)), [])
-        names = [each.strip() for each in names]
-        while names and not names[-1]:  # a spreadsheet's empty columns
-            names.pop()
-        check_names(names, name)
-        start = lines.line_num + 1
         for cells in lines:
-            row = dict(zip(names, cells, strict=False))
-            if len(cells) < len(names) or any(cells[len(names) :]):
-                what = f"{len(names)} columns in the heading and another number here"
-                row = Wrong(what, str(len(cells)))
-            elif names[1:] and [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
-                row = Wrong("the heading once more; remove it")
-            elif mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
-                row = Wrong('a " that opens a cell takes in lines; double it, or remove it')
-            rows += [(f"line {start}", row)] if cells else []
-            end = len(rows) if any(cells) else end
+            if names and cells:
+                rows.append((f"line {start}", read_row(cells, names, mark)))
+            elif not names:
+                names = [each.strip() for each in cells]
+                while names and not names[-1]:  # a spreadsheet's empty columns
+                    names.pop()
+                check_names(names, name)
             start = lines.line_num + 1
     except csv.Error as error:
         rows.append((f"line {start}", Wrong("not CSV", str(error))))
-        end = len(rows)
-    return Table(name, rows[:end])  # without a spreadsheet's empty rows below
+    while rows and isinstance(rows[-1][1], dict) and not any(rows[-1][1].values()):
+        rows.pop()  # a spreadsheet's empty rows
+    return Table(name, rows)
+
+
+def read_row(cells, names, mark):
+    """The cells of a row by the names in the heading, or Wrong."""
+    if any(cells) and (len(cells) < len(names) or any(cells[len(names) :])):
+        what = f"{len(names)} columns in the heading and another number here"
+        return Wrong(what, str(len(cells)))
+    if names[1:] and [each.strip("\ufeff ") for each in cells[: len(names)]] == names:
+        return Wrong("the heading once more; remove it")
+    if mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+        return Wrong('a " that opens a cell takes in lines; double it, or remove it')
+    return dict(zip(names, cells, strict=False))
 
 
 def check_names(names, where):
@@ -122,70 +126,51 @@ def check_names(names, where):
         raise UserError(f"{where}: two columns of one name in its heading, {', '.join(names)}")
 
 
-def need_package(name, shown):
-    """The module `name`, which only some files need."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"{shown}: needs the package `{package}`; make venv, then .venv/bin/python (make: "
-            "PYTHON=.venv/bin/python)"
-        ) from None
-
-
 def read_parquet(path):
     """The Table of a Parquet file, whose classes by number become the names that `datasets` noted
     in it."""
-    parquet = need_package("pyarrow.parquet", path)
+    from pyarrow import parquet
+
     try:
         table = parquet.ParquetFile(path).read()
         told = json.loads((table.schema.metadata or {}).get(b"huggingface", "{}"))
         kinds = told.get("info", {}).get("features", {})
-        classes = {key: kinds[key]["names"] for key in kinds if "names" in kinds[key]}
         rows = table.to_pylist()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, NotImplementedError) as error:  # as ArrowInvalid is
         raise UserError(f"{path}: no Parquet that can be read ({say_first(error)})") from None
     check_names(table.column_names, path)
+    classes = {key: kind["names"] for key, kind in kinds.items() if "names" in kind}
     return make_table(path, rows, classes)
 
 
-def load_dataset(shown, *args, **options):
-    """What `datasets` loads; a UserError that begins with `shown` if it can't."""
-    datasets = need_package("datasets", shown)
+def load_hub(word, split=None):
+    """{split: Table} of hub:NAME or hub:NAME:CONFIG, of one split or of all."""
+    import datasets
+
     for name in ("huggingface_hub", "datasets"):  # they tell of each retry, and of what is raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    _, name, config = (*word.split(":", 2), None)[:3]
     try:
-        return datasets.load_dataset(*args, **options)
+        data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the hub's errors have no common class
         if type(error).__name__ == "DatasetGenerationError":  # whose own text says nothing
             error = error.__cause__ or error
-        reason = say_first(error)
-        raise UserError(
-            f"{shown}: can't be loaded ({reason}); check the file, or the name and the connection"
-        ) from None
-
-
-def load_hub(word, split=None):
-    """{split: Table} of hub:NAME or hub:NAME:CONFIG, or the Table of one split."""
-    _, name, config = (*word.split(":", 2), None)[:3]
-    data = load_dataset(word, name, config, split=split)
-    if split:
-        return make_table(word, data, list_classes(data))
-    return {key: make_table(f"{word} {key}", d, list_classes(d)) for key, d in data.items()}
-
-
-def list_classes(data):
-    """{column: names of its classes by number} of a Dataset."""
-    return {key: kind.names for key, kind in data.features.items() if hasattr(kind, "names")}
+        check = "check the file, or the name and the connection"
+        raise UserError(f"{word}: can't be loaded ({say_first(error)}); {check}") from None
+    tables = {}
+    for key, part in ({split: data} if split else data).items():
+        kinds = part.features.items()
+        classes = {column: kind.names for column, kind in kinds if hasattr(kind, "names")}
+        tables[key] = make_table(f"{word} {key}", part, classes)
+    return tables
 
 
 def make_table(name, data, classes):
-    """The Table of rows, whose classes by number become their names."""
+    """The Table of rows; a number in a column of `classes` {column: names} becomes its name."""
     rows = []
     for number, row in enumerate(data, 1):
         for key, names in classes.items():
@@ -205,23 +190,21 @@ def choose_columns(table, task, labeled, columns):
         raise UserError(f"{table.name}: no rows")
     rows = [row for _, row in table.rows if isinstance(row, dict)]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    wanted, found, doubt = {"source": SOURCES}, {}, False
+    wanted, found, plain = {"source": SOURCES}, {}, True
     if labeled:
         wanted["target"] = SPANS if task.metric == "entities" else TARGETS
     for key, guesses in wanted.items():
         asked = columns.get(key)
-        there = [guess for guess in guesses if guess in names]
-        found[key] = asked or next(iter(there), None)
-        doubt |= not asked and len(there) > 1
-        if rows and found[key] not in names:
+        there = [name for name in ([asked] if asked else guesses) if name in names]
+        if rows and not there:
             what = f"no column {asked!r}" if asked else f"no {key!r}"
-            fields = " and ".join(f"'{key}_column'" for key in wanted)
-            flags = " ".join(f"--{key}-column NAME" for key in wanted)
             raise UserError(
                 f"{table.name}: {what}; it has {', '.join(map(repr, names))}: name the right one "
-                f"by {fields} in the task's entry, or {flags}"
+                f"by '{key}_column' in the task's entry, or --{key}-column NAME"
             )
-    if (all(key == name for key, name in found.items()) and not doubt) or not rows:
+        found[key] = there[0] if there else asked
+        plain = plain and there in ([key], [])
+    if plain:
         return found, None
     told = " and ".join(f"{key} from {name!r}" for key, name in found.items())
     guessed = "guessed; " * any(columns.get(key) is None for key in found)
@@ -237,8 +220,7 @@ def make_rows(table, task, labeled, columns, blank=False):
     rows, faults, left, renamed, torn = [], [], Counter(), Counter(), []
     table = unwrap(table, labeled)
     chosen, told = choose_columns(table, task, labeled, columns)
-    names = {fold(label): label for label in task.labels}
-    hub = str(table.name).startswith("hub:")
+    hub, key = str(table.name).startswith("hub:"), chosen.get("target")
     for place, row in table.rows:
         try:
             if isinstance(row, Wrong):
@@ -250,27 +232,30 @@ def make_rows(table, task, labeled, columns, blank=False):
             if not labeled:  # answers that are there are kept apart, for a simulated annotator
                 known = {"target": row["target"]} if isinstance(row.get("target"), str) else {}
                 rows.append({"source": source, **known})
-            elif row.get("answer") in LEFT_OUT and chosen["target"] != "answer":
+            elif row.get("answer") in LEFT_OUT and key != "answer":
                 left[row["answer"]] += 1
-            elif blank and is_blank(row, chosen["target"], task):
+            elif blank and task.metric == "classes" and is_blank(row.get(key, key)):
                 rows.append({"source": source, "target": ""})
             else:
-                target = read_target(row, source, chosen["target"], task, names, renamed)
+                value = read_value(row, key, task)
+                target = read_target(value, source, key, task)
                 rows.append({"source": source, "target": target})
-                if task.metric == "entities" and isinstance(row.get(chosen["target"]), list):
-                    torn += find_cut(source, row[chosen["target"]])
+                if task.metric == "entities" and isinstance(value, list):
+                    torn += find_cut(source, value)
+                if task.metric == "classes" and isinstance(value, str) and value != target:
+                    renamed[value, target] += 1
         except Wrong as wrong:
             faults.append(Fault(table.name, place, *wrong.args))
     notes = [told] if told else []
     if left:
         told = ", ".join(f"{n:,} {why}" for why, n in sorted(left.items()))
-        notes.append(f"{plural(sum(left.values()), 'row')} left out: {told}")
+        notes.append(f"{plural(left.total(), 'row')} left out: {told}")
     if torn:
         what = "begin or end within a word; are their offsets of another text, or of bytes?"
         notes.append(f"{plural(len(torn), 'span')}, as {torn[0]!r}, {what}")
     if renamed:
         told = ", ".join(f"{n:,} {said!r} for {label!r}" for (said, label), n in renamed.items())
-        count = plural(sum(renamed.values()), "target")
+        count = plural(renamed.total(), "target")
         notes.append(f"{count} spelled otherwise than the label: {told}")
     return rows, faults, notes
 
@@ -299,10 +284,8 @@ def flatten(row, labeled):
     return {**row["data"], "label": [each["value"] for each in result if "value" in each]}
 
 
-def is_blank(row, key, task):
-    """Whether a row of classes is not labeled yet: its cell is there and empty."""
-    value = row.get(key, key)
-    return task.metric == "classes" and (value in (None, []) or str(value).strip() == "")
+def is_blank(value):
+    return value in (None, []) or str(value).strip() == ""
 
 
 def read_source(row, key):
@@ -315,33 +298,38 @@ def read_source(row, key):
     return row[key]
 
 
-def read_target(row, source, key, task, names, renamed):
-    """The target of a row as the task has it; counts in `renamed` what is respelt."""
-    marked = key in ("spans", "entities") and row.get("answer") == "accept"  # Prodigy without any
-    marked |= task.metric == "entities" and "annotation_id" in row  # Label Studio's JSON-MIN
-    if key not in row and not marked:
+def read_value(row, key, task):
+    """What stands for the target of a row, out of the lists and objects that tools put it in."""
+    none = key in ("spans", "entities") and row.get("answer") == "accept"  # Prodigy without any
+    none |= task.metric == "entities" and "annotation_id" in row  # Label Studio's JSON-MIN
+    if key not in row and not none:
         raise Wrong(f"no {key!r}")
     value = row.get(key, [])
     if task.metric == "entities":
-        if isinstance(value, list):
-            return write_spans(source, value, task.labels)
-        return check_entities(check_text(value, key), source, task.labels)
+        return value
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         (value,) = value
     if isinstance(value, dict):  # Label Studio's choices; its texts and SQuAD's
         value = value.get("choices", value.get("text", value))
+    one = task.metric == "classes" and isinstance(value, list) and len(value) == 1  # doccano's
+    return value[0] if one else value
+
+
+def read_target(value, source, key, task):
+    """The target that a value is, as the task has it."""
     if task.metric == "classes":
-        if isinstance(value, list) and len(value) == 1:  # doccano's
-            (value,) = value
-        return name_class(value, names, task.labels, renamed)
-    several = " or a list of texts" * (task.metric == "answers")
-    if several and isinstance(value, list):
-        texts = [text for each in value if (text := check_text(each, key, several)).strip()]
-        if texts:
-            return texts
-    elif several and isinstance(value, str) and LIST.fullmatch(value.strip()):
+        return name_class(value, task.labels)
+    if task.metric == "entities" and isinstance(value, list):
+        return write_spans(source, value, task.labels)
+    if task.metric == "entities":
+        return check_entities(check_text(value, key), source, task.labels)
+    more = " or a list of texts" * (task.metric == "answers")
+    if more and isinstance(value, str) and LIST.fullmatch(value.strip()):
         raise Wrong("a list written as one text; bring lists as JSONL, or one answer", repr(value))
-    return check_text(value, key, several)
+    if more and isinstance(value, list):
+        texts = [text for each in value if (text := check_text(each, key, more)).strip()]
+        return texts or check_text(value, key, more)
+    return check_text(value, key, more)
 
 
 def check_text(value, key, more=""):
@@ -352,15 +340,18 @@ def check_text(value, key, more=""):
     return value
 
 
-def name_class(value, names, labels, renamed):
+@functools.cache
+def fold_labels(labels):
+    return {fold(label): label for label in labels}
+
+
+def name_class(value, labels):
     """The label that a target means: case and outer spaces aside, numbers as they are written."""
     if value in labels:
         return value
-    label = names.get(fold(str(value)))
+    label = fold_labels(labels).get(fold(str(value)))
     if label is None or value is None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         what = "a number; write the name of the class, one of" if number else "none of"
         raise Wrong(f"target is {what} {', '.join(labels)}", repr(value))
-    if isinstance(value, str):
-        renamed[value, label] += 1
     return label

@@ -8,14 +8,12 @@ Paper:  Table 5 and Appendix D (which data); the files are those of the authors'
 
 import hashlib
 import http.client
-import lzma
 import re
 import sys
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from pathlib import Path
 
 from data.files import UserError, need, read_json, say_first, write_atomic
@@ -23,38 +21,24 @@ from data.files import UserError, need, read_json, say_first, write_atomic
 SOURCES = Path(__file__).with_name("sources.json")
 DOWNLOADS = Path(__file__).with_name("prepared") / "downloads"
 ARCHIVE = re.compile(r"(.+?\.(?:zip|tgz|tar(?:\.(?:gz|bz2|xz))?))(?::(.*))?")  # PATH or PATH:MEMBER
-DAMAGED = (  # what reading an archive may raise; RuntimeError where it is encrypted
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,
-    OSError,
-)
 
 
-def read_sources(path=SOURCES):
+def read_sources(path):
     """sources.json, checked."""
     shape = {"base": str, "archive": str, "folders": {None: str}, "files": {None: {}}}
     shape["public"] = {None: dict.fromkeys(["task", "path", "name", "split", "column"], str)}
     return read_json(path, shape, " ".join(shape))
 
 
-def list_files(task, sources):
-    """The authors' files of a task, as paths under the base address."""
-    folder = sources["folders"].get(task, task)
-    files = [name for name in sources["files"] if name.startswith(f"{folder}/")]
-    if not files:
-        known = ", ".join(sorted({name.split("/")[0] for name in sources["files"]}))
-        raise UserError(f"the authors' repository has no {task!r} (it has {known}); give --data")
-    return files
+def list_folders(sources):
+    """The folders of the authors' repository, one a task."""
+    return {name.split("/")[0] for name in sources["files"]}
 
 
-def download(url, timeout=60):
+def download(url):
     """The bytes at `url`, at most 3 MB for the files of this bundle."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
         fault = f"the server answers {error.code} {say_first(error)}; check data/sources.json, or"
@@ -74,7 +58,11 @@ def check_file(content, name, facts):
 
 def fetch_task(task, output, sources):
     """Download what is missing of the authors' files of `task`. Returns the folder `output`."""
-    for name in list_files(task, sources):
+    folder, folders = sources["folders"].get(task, task), list_folders(sources)
+    if folder not in folders:
+        known = ", ".join(sorted(folders))
+        raise UserError(f"the authors' repository has no {task!r} (it has {known}); give --data")
+    for name in [name for name in sources["files"] if name.startswith(f"{folder}/")]:
         path, facts = output / name, sources["files"][name]
         if path.exists():
             check_file(path.read_bytes(), f"{path}: remove it to download it again", facts)
@@ -100,10 +88,10 @@ def find_owner(name, folders):
 def find_member(names, path, member, folder, sources):
     """The one file of an archive that holds the unlabeled rows of `folder`, or `member`."""
     hits = [name for name in names if name.endswith((".json", ".jsonl"))]
-    folders = {name.split("/")[0] for name in sources["files"]} | {folder}
     if member:
         hits = [name for name in names if name == member]
     elif len(hits) > 1:
+        folders = {*list_folders(sources), folder}
         hits = [name for name in hits if find_owner(name, folders) == folder]
     if len(hits) != 1:
         raise UserError(
@@ -119,17 +107,15 @@ def read_archive(path, folder, sources):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+                names = [name for name in archive.namelist() if not name.endswith("/")]
                 name = find_member(names, path, member, folder, sources)
                 return f"{path}:{name}", archive.read(name)
         with tarfile.open(path) as archive:  # links and folders are no files
             names = [info.name for info in archive if info.isfile()]
             name = find_member(names, path, member, folder, sources)
             return f"{path}:{name}", archive.extractfile(name).read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except DAMAGED as error:
-        raise UserError(
-            f"{path}: no .zip or .tar archive that can be read ({say_first(error)}); download it "
-            "again, or unpack it and give the file"
-        ) from None
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:  # a damaged or encrypted one raises what its compression does
+        fault = f"no .zip or .tar archive that can be read ({say_first(error)})"
+        raise UserError(f"{path}: {fault}; download it again, or unpack it") from None

@@ -1,16 +1,15 @@
 """Write one task's splits, train, dev, test and unlabeled, from the mini world or from real data.
 
 Usage:
-    python -m data.prepare --task wlp --scale paper --unlabeled unlabeled.zip \\
-        --output data/prepared/paper/wlp
     python -m data.prepare --task wlp --scale mini --output data/prepared/mini/wlp
+    python -m data.prepare --task wlp --scale paper --unlabeled unlabeled.zip --output FOLDER
     python -m data.prepare --task mytask --data FOLDER --check        # look, write nothing
 
-Reads:  data/tasks.json and scales.json; the mini world's generators (scale mini without --data);
-        FOLDER (or FOLDER/TASK) with train, test, dev and unlabeled, each .jsonl, .csv, .tsv or
-        .parquet, or with one labeled file alone, such as data.csv, or in the authors' layout,
-        TASK/TASK_train_all.json and TASK_test_all.json; hub:NAME in place of FOLDER, by the
-        library `datasets`; at scale paper without --data the authors' public repository.
+Reads:  data/tasks.json, data/scales.json; FOLDER (or FOLDER/TASK) with train, test, dev and
+        unlabeled, each .jsonl, .csv, .tsv or .parquet, or with one labeled file alone, such as
+        data.csv, or in the authors' layout, TASK/TASK_train_all.json and TASK_test_all.json;
+        hub:NAME in place of FOLDER. Without --data the mini world's generators at scale mini, at
+        scale paper the authors' public repository.
 Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which files, with
         sha256, how many rows, and what was left out. OUTPUT/unlabeled_gold.jsonl, the answers to
         the unlabeled rows where all of them are known (mini world, rows taken from train): for
@@ -26,6 +25,7 @@ are one: what test holds is taken out of the others, what dev or train holds out
 """
 
 import functools
+import itertools
 import random
 import re
 import sys
@@ -49,10 +49,9 @@ from data.files import (
     write_atomic,
     write_json,
 )
-from data.tasks import load_task
+from data.tasks import SPLITS, load_task
 from data.world import lab, town
 
-SPLITS = ("train", "dev", "test", "unlabeled")
 HIDDEN = re.compile(r"[\x01-\x08\x0b\x0e-\x1f\x7f]")  # controls that T5's vocabulary reads over
 SPACES = re.compile(r"[\u200b-\u200f\ufeff]")  # what it takes for a space, as it does white space
 
@@ -82,11 +81,11 @@ def find_files(folder, task, sources):
     if not {"train", "test", "dev"} & found.keys() and len(lone) == 1:
         return {"all": lone[0], **found}
     if lacking := [split for split in ("train", "test") if split not in found]:
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         raise UserError(
-            f"{folder}: no {lacking[0]} rows of {task}; looked for {folder}/{lacking[0]}.jsonl "
-            f"(.csv, .tsv, .parquet), the same in {folder / task}, {folder / name}/{name}_"
-            f"{lacking[0]}_all.json, and for one labeled file alone, such as data.csv; it holds "
-            + (", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing")
+            f"{folder}: no {lacking[0]} rows of {task}; looked for {lacking[0]}.jsonl (.csv, .tsv, "
+            f".parquet) in it and in {folder / task}, for {folder / name}/{name}_{lacking[0]}_all"
+            f".json, and for one labeled file alone, such as data.csv; it holds {held}"
         )
     return found
 
@@ -108,7 +107,8 @@ def open_unlabeled(origin, task, sources):
     if origin.startswith("hub:"):
         known = sources["public"].get(origin[4:], {})
         word = f"hub:{known.get('path')}:{known.get('name', '')}" if known else origin
-        return load_hub(word, known.get("split", "train")), known.get("column")
+        split = known.get("split", "train")
+        return load_hub(word, split)[split], known.get("column")
     if fetch.ARCHIVE.fullmatch(origin):
         name, content = fetch.read_archive(origin, sources["folders"].get(task, task), sources)
         try:
@@ -144,10 +144,9 @@ def take_rows(rows, count, seed, notes, what):
     """
     order, taken = list(range(len(rows))), {}
     random.Random(seed).shuffle(order)
-    for i in order if count else ():
+    for i in order:
         taken.setdefault(name_source(rows[i]["source"]), i)
-        if len(taken) == count:
-            break
+    taken = dict(itertools.islice(taken.items(), count))
     rest = [row for row in rows if name_source(row["source"]) not in taken]
     copies = len(rows) - len(rest) - len(taken)
     more = f"; {plural(copies, 'more row')} of the same sources left out" * (copies > 0)
@@ -268,51 +267,45 @@ def open_data(args, sources):
     return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
 
 
-def refuse_unlabeled(args, entry, sources):
-    """At scale paper unlabeled rows must be named."""
-    ways = "put unlabeled.jsonl there, give --unlabeled FILE, "
-    if not entry.own:
-        ways = "give --unlabeled FILE.jsonl, or the authors' archive (download "
-        ways += f"{sources['archive']} in a browser, then --unlabeled ARCHIVE), "
-        public = sources["public"].items()
-        ways += "".join(f"hub:{name}, " for name, v in public if v.get("task") == args.task)
-    raise UserError(
-        f"no unlabeled rows of {args.task} in {args.data or args.downloads}; {ways}or rest (half "
-        "of train without its targets, which leaves fewer labels)"
+def name_unlabeled(args, entry, sources):
+    """Where unlabeled rows can be had, which at scale paper must be named, as an error."""
+    public = [name for name, each in sources["public"].items() if each.get("task") == args.task]
+    archive = f"ARCHIVE (that of the authors: download {sources['archive']} in a browser)"
+    ways = ["FILE.jsonl", *[archive] * (not entry.own), *(f"hub:{name}" for name in public)]
+    return UserError(
+        f"no unlabeled rows of {args.task} in {args.data or args.downloads}; put unlabeled.jsonl "
+        f"there, or give --unlabeled {', '.join(ways)} or rest (half of train without its targets, "
+        "which leaves fewer labels)"
     )
 
 
 def read_data(args, entry, sources):
     """({split: rows}, [names of what was read], {split: notes}) of real data; the UserError has the
     first fault, and --check prints all."""
-    columns = {"source": args.source_column, "target": args.target_column}
     tables, origins = open_data(args, sources)
     if not origins and args.scale == "paper":
-        refuse_unlabeled(args, entry, sources)
+        raise name_unlabeled(args, entry, sources)
+    parts = [(split, table, args.source_column) for split, table in tables.items()]
+    for origin in [origin for origin in origins if origin != "rest"]:
+        table, column = open_unlabeled(origin, args.task, sources)
+        parts.append(("unlabeled", table, column or args.source_column))
     rows, faults, notes = {}, [], {split: [] for split in SPLITS}
-    for split, table in tables.items():
-        blank = split in ("train", "all")
-        rows[split], wrong, told = make_rows(table, entry, True, columns, blank)
+    for split, table, source in parts:
+        labeled, blank = split != "unlabeled", split in ("train", "all")
+        columns = {"source": source, "target": args.target_column}
+        more, wrong, told = make_rows(table, entry, labeled, columns, blank)
+        rows.setdefault(split, []).extend(more)
         faults += wrong
         notes["train" if split == "all" else split] += told
         if split == "test" and str(table.name).endswith(" validation"):
             notes[split].append("the validation set, as there is no test set")
-    names = [str(table.name) for table in tables.values()]
-    for origin in [origin for origin in origins if origin != "rest"]:
-        table, column = open_unlabeled(origin, args.task, sources)
-        named = {"source": column or columns["source"]}
-        more, wrong, told = make_rows(table, entry, False, named)
-        rows.setdefault("unlabeled", []).extend(more)
-        faults += wrong
-        notes["unlabeled"] += told
-        names.append(origin if origin.startswith("hub:") else str(table.name))
     if faults and args.check:
         print("\n".join(describe_faults(faults)))
     if faults:
         first, *others = faults
         more = f" (and {plural(len(others), 'more fault')}; --check lists all)" * bool(others)
         raise UserError(f"{first}{more}")
-    return rows, names, notes
+    return rows, [str(table.name) for _, table, _ in parts], notes
 
 
 def describe_splits(splits, notes, entry, divide_by):
@@ -365,12 +358,11 @@ def draw_mini(args):
         if getattr(args, name):  # else it would look as if it had been followed
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: goes with --data; the mini world's splits never change")
-    task = args.task
-    if task == "wlp":
-        return lab.draw_splits(), ["data/world/lab.py", "data/world/lab.json"]
-    if task in town.TASKS:
-        return town.draw_splits(task), ["data/world/town.py", "data/world/town.json"]
-    raise UserError(f"the mini world has no {task}; give a folder by --data")
+    if args.task not in ("wlp", *town.TASKS):
+        raise UserError(f"the mini world has no {args.task}; give a folder by --data")
+    room = "lab" if args.task == "wlp" else "town"
+    splits = lab.draw_splits() if room == "lab" else town.draw_splits(args.task)
+    return splits, [f"data/world/{room}.py", f"data/world/{room}.json"]
 
 
 def keep_splits(args, sources):

@@ -10,6 +10,8 @@ import functools
 import json
 import re
 
+WITHIN = re.compile("(?<=[A-Za-z0-9])(?=[A-Za-z0-9])")  # a place in a word
+
 
 class Wrong(Exception):
     """A row that is no lesson: (what, value) of its Fault."""
@@ -87,14 +89,12 @@ def read_span(span, source):
 def find_cut(source, spans):
     """The texts of spans that begin or end between two letters or digits."""
     places = [read_span(span, source)[:2] for span in spans]
-    pairs = [[source[at - 1 : at + 1] for at in each if 0 < at < len(source)] for each in places]
-    cut = [any(pair.isascii() and pair.isalnum() for pair in each) for each in pairs]
-    return [source[slice(*each)] for each, some in zip(places, cut, strict=True) if some]
+    return [source[s:e] for s, e in places if WITHIN.match(source, s) or WITHIN.match(source, e)]
 
 
 def write_spans(source, spans, labels):
     """Spans of a source as a target "text [Label] text [Label]", "" where there is none."""
-    target, last, expected = [], 0, []
+    entities, last = [], 0
     for start, end, label in sorted(read_span(span, source) for span in spans):
         text = " ".join(source[start:end].split())
         if label not in labels:
@@ -102,11 +102,11 @@ def write_spans(source, spans, labels):
         if start < last or not text:
             raise Wrong("spans overlap or are empty, which no target can say", repr(text))
         last = end
-        expected.append((text, label))
-        target.append(f"{text} [{' '.join(label.split())}]")
-    if split_entities(" ".join(target), make_brackets(labels)) != (expected, ""):
-        raise Wrong("an entity has a label in brackets in its text", repr(" ".join(target)))
-    return " ".join(target)
+        entities.append((text, label))
+    target = " ".join(f"{text} [{' '.join(label.split())}]" for text, label in entities)
+    if split_entities(target, make_brackets(labels)) != (entities, ""):
+        raise Wrong("an entity has a label in brackets in its text", repr(target))
+    return target
 
 
 def find_spans(source, target, labels):
