@@ -9,7 +9,6 @@ export, which data/spans.py turns into targets.
 """
 
 import csv
-import functools
 import io
 import json
 import logging
@@ -221,6 +220,7 @@ def make_rows(table, task, labeled, columns, blank=False):
     table = unwrap(table, labeled)
     chosen, told = choose_columns(table, task, labeled, columns)
     hub, key = str(table.name).startswith("hub:"), chosen.get("target")
+    names = {fold(label): label for label in task.labels}
     for place, row in table.rows:
         try:
             if isinstance(row, Wrong):
@@ -238,7 +238,7 @@ def make_rows(table, task, labeled, columns, blank=False):
                 rows.append({"source": source, "target": ""})
             else:
                 value = read_value(row, key, task)
-                target = read_target(value, source, key, task)
+                target = read_target(value, source, key, task, names)
                 rows.append({"source": source, "target": target})
                 if task.metric == "entities" and isinstance(value, list):
                     torn += find_cut(source, value)
@@ -315,10 +315,10 @@ def read_value(row, key, task):
     return value[0] if one else value
 
 
-def read_target(value, source, key, task):
+def read_target(value, source, key, task, names):
     """The target that a value is, as the task has it."""
     if task.metric == "classes":
-        return name_class(value, task.labels)
+        return name_class(value, names)
     if task.metric == "entities" and isinstance(value, list):
         return write_spans(source, value, task.labels)
     if task.metric == "entities":
@@ -340,16 +340,11 @@ def check_text(value, key, more=""):
     return value
 
 
-@functools.cache
-def fold_labels(labels):
-    return {fold(label): label for label in labels}
-
-
-def name_class(value, labels):
-    """The label that a target means: case and outer spaces aside, numbers as they are written."""
-    if value in labels:
-        return value
-    label = fold_labels(labels).get(fold(str(value)))
+def name_class(value, names):
+    """The label of `names` {folded: label} that a target means: case and outer spaces aside,
+    numbers as they are written."""
+    labels = names.values()
+    label = value if value in labels else names.get(fold(str(value)))
     if label is None or value is None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         what = "a number; write the name of the class, one of" if number else "none of"

@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -136,10 +137,9 @@ KINDS |= {float: "a number", bool: "true or false"}
 def check_kind(value, kind, where):
     """`value`, if it is of `kind`, a key of KINDS; int passes as float, true as neither, and no
     number is NaN, infinite or larger than any that is meant."""
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if isinstance(value, bool) and kind is not bool:
-        fits = False
-    if not fits or (isinstance(value, (int, float)) and not abs(value) < 1e300):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = number if kind is float else isinstance(value, kind) and number == (kind is int)
+    if not fits or (number and not abs(value) < 1e300):
         shown = json.dumps(value, default=str)[:60]  # of Parquet it may be a date
         raise UserError(f"{where}: must be {KINDS[kind]}, not {shown}")
     return value
@@ -185,8 +185,7 @@ def parse_json(text, where):
     def pair(items):
         value = dict(items)
         if len(value) < len(items):  # else the last one would hold, and the others be lost
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
+            (twice, _), *_ = Counter(name for name, _ in items).most_common(1)
             raise ValueError(f"{twice!r} stands twice in one object")
         return value
 

@@ -64,7 +64,7 @@ def list_tables(folder):
 
 def find_files(folder, task, sources):
     """{split: file} of a data folder, in any of the layouts that the docstring names; one labeled
-    file alone is the split "all"."""
+    file alone is train without test."""
     name = sources["folders"].get(task, task)
     places, found = dict.fromkeys([folder / task, folder / name, folder]), {}
     for split in SPLITS:
@@ -79,7 +79,7 @@ def find_files(folder, task, sources):
         found["test"] = found.pop("dev")  # Table 5: scored on dev where the test set is private
     lone = [path for path in list_tables(folder) if path.stem not in SPLITS]
     if not {"train", "test", "dev"} & found.keys() and len(lone) == 1:
-        return {"all": lone[0], **found}
+        return {"train": lone[0], **found}
     if lacking := [split for split in ("train", "test") if split not in found]:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         raise UserError(
@@ -92,14 +92,12 @@ def find_files(folder, task, sources):
 
 def open_hub(word):
     """{split: Table} of a data set of the hub; scored on its dev set where it has no test set."""
-    data = load_hub(word)
-    data = {{"validation": "dev"}.get(key, key): table for key, table in data.items()}
+    data = {key.replace("validation", "dev"): table for key, table in load_hub(word).items()}
+    if "train" not in data:
+        raise UserError(f"{word}: no split train; it has {', '.join(data)}")
     if "test" not in data and "dev" in data:
         data["test"] = data.pop("dev")
-    found = {split: data[split] for split in SPLITS if split in data}
-    if "train" not in found:
-        raise UserError(f"{word}: no split train; it has {', '.join(data)}")
-    return found if "test" in found else {"all": found["train"]}
+    return {split: data[split] for split in SPLITS if split in data}
 
 
 def open_unlabeled(origin, task, sources):
@@ -129,11 +127,11 @@ def name_sources(rows):
     return {name_source(row["source"]) for row in rows}
 
 
-def drop_sources(rows, held, what, notes):
-    """`rows` without those whose source is among `held`; what was dropped goes to `notes`."""
+def drop_sources(rows, held, where, notes):
+    """`rows` without those whose source is `held` by other splits; what goes is told in `notes`."""
     kept = [row for row in rows if name_source(row["source"]) not in held]
     if len(kept) < len(rows):
-        notes.append(f"{plural(len(rows) - len(kept), 'row')} dropped: {what}")
+        notes.append(f"{plural(len(rows) - len(kept), 'row')} dropped: their source is in {where}")
     return kept
 
 
@@ -154,150 +152,154 @@ def take_rows(rows, count, seed, notes, what):
     return [rows[i] for i in sorted(taken.values())], rest
 
 
-def split_all(rows, args, notes, keep_empty):
-    """Train and test, and what else `rows` has, of one labeled file: a fifth is test, by seed. Its
-    rows without a target are unlabeled ones, where they are the most or a file has others."""
-    every = rows.pop("all")
-    labeled = [row for row in every if keep_empty or row["target"]]
-    blank = [row for row in every if not (keep_empty or row["target"])]
-    if blank and ("unlabeled" in rows or len(blank) > len(labeled)):
-        pool = rows.setdefault("unlabeled", [])
-        pool += ({"source": row["source"]} for row in blank)
-        count = plural(len(blank), "row")
-        notes["unlabeled"].append(f"{count} of the one labeled file without a target")
-        blank = []
-    count = max(1, len(name_sources(labeled)) // 5)
-    count = min(count, args.test_rows or count)
-    what = "of the one labeled file drawn as test"
-    test, train = take_rows(labeled, count, f"test {args.seed}", notes["test"], what)
-    return {**rows, "train": train + blank, "test": test}
-
-
-def split_rows(rows, sizes, seed, notes, keep_empty=False):
-    """The four splits without a shared source; what was moved or dropped goes to `notes` by split.
-
-    `rows` has train and test and may have dev and unlabeled; `sizes` is size_splits' answer.
-    `keep_empty`: a row with an empty target is a lesson.
-    """
-    test = rows["test"]
-    held = name_sources(test)  # the whole test set, even where a part is scored
-    if sizes["test"] and sizes["test"] < len(test):
-        keep = sorted(random.Random(f"test {seed}").sample(range(len(test)), sizes["test"]))
-        notes["test"].append(f"{len(keep):,} of {plural(len(test), 'row')} drawn")
-        test = [test[i] for i in keep]
-    train = drop_sources(rows["train"], held, "their source is in test", notes["train"])
-    empty = [row for row in train if not (keep_empty or row["target"])]
-    train = [row for row in train if keep_empty or row["target"]]
-    if empty:
-        notes["train"].append(
-            f"{plural(len(empty), 'row')} dropped: no target (the paper's authors skip such rows "
-            "too; a task of entities of one's own learns from them that there is nothing)"
-        )
-    if "dev" in rows:
-        dev = drop_sources(rows["dev"], held, "their source is in test", notes["dev"])
-        train = drop_sources(train, name_sources(dev), "their source is in dev", notes["train"])
-    else:
-        asked = (sizes["dev"], f"dev {seed}", notes["dev"], "of train drawn as dev")
-        dev, train = take_rows(train, *asked)
-    rest = []
-    if sizes["train"] and sizes["train"] < len(train):
-        asked = (sizes["train"], f"train {seed}", notes["train"], "of train drawn as labeled")
-        train, rest = take_rows(train, *asked)
-    if "unlabeled" not in rows:
-        notes["unlabeled"].append("drawn from train, targets taken off")
-    held |= name_sources(dev + train)
-    pool = rows.get("unlabeled", rest + empty)
-    unlabeled = draw_unlabeled(pool, held, seed, notes["unlabeled"])
-    train = take_first(train, notes["train"])
-    return {"train": train, "dev": dev, "test": test, "unlabeled": unlabeled}
-
-
-def draw_unlabeled(rows, held, seed, notes):
-    """Each source of `rows` once, none that is `held`, in an order by seed."""
-    rows = drop_sources(rows, held, "their source is in test, dev or train", notes)
-    distinct = {}
-    for row in rows:
-        distinct.setdefault(name_source(row["source"]), row)
-    if len(distinct) < len(rows):
-        notes.append(f"{plural(len(rows) - len(distinct), 'repeated source')} dropped")
-    unlabeled = take_first(list(distinct.values()), [])
-    random.Random(f"unlabeled {seed}").shuffle(unlabeled)
-    return unlabeled
-
-
-def take_first(rows, notes):
+def take_first(rows):
     """Rows to learn from: of several answers the first, as a model writes one."""
-    several = [isinstance(row.get("target"), list) for row in rows]
-    if any(several):
-        count = plural(sum(several), "row")
-        notes.append(f"{count} with a list of answers, the first of which is learned")
+    several = (isinstance(row.get("target"), list) for row in rows)
     pairs = zip(rows, several, strict=True)
     return [{**row, "target": row["target"][0]} if some else row for row, some in pairs]
 
 
-def size_splits(args, entry, rows, divide_by):
-    """{split: rows wanted or None for all}: the flags', else Table 5's over the scale's divisor."""
+def part_lessons(rows, entry):
+    """(rows to learn from, those without a target)."""
+    empty = [row for row in rows if not (row["target"] or entry.keeps_empty)]
+    return [row for row in rows if row["target"] or entry.keeps_empty], empty
+
+
+def draw_test(rows, args, entry, notes):
+    """Draw a fifth of one labeled file as test, by seed. Its rows without a target are unlabeled
+    ones, where they are the most or a file has others."""
+    labeled, blank = part_lessons(rows["train"], entry)
+    if blank and ("unlabeled" in rows or len(blank) > len(labeled)):
+        rows.setdefault("unlabeled", []).extend({"source": row["source"]} for row in blank)
+        told = f"{plural(len(blank), 'row')} of the one labeled file without a target"
+        notes["unlabeled"].append(told)
+        blank = []
+    count = max(1, len(name_sources(labeled)) // 5)
+    asked = (min(count, args.test_rows or count), f"test {args.seed}", notes["test"])
+    rows["test"], train = take_rows(labeled, *asked, "of the one labeled file drawn as test")
+    rows["train"] = train + blank
+
+
+def size_splits(rows, args, entry, divide_by):
+    """(rows of dev, of train or None for all): the flags', else Table 5's over the divisor."""
     table = {} if entry.own else {key: n // divide_by for key, n in entry.rows.items() if n}
-    count = len(name_sources(r for r in rows["train"] if r["target"] or entry.keeps_empty))
+    count = len(name_sources(part_lessons(rows["train"], entry)[0]))
     dev = min(table.get("dev", 500), count // 10)
     if entry.own:  # advice is read off these rows: 200, but of what is beyond N half at the most
         share = 2 if "unlabeled" in rows else 4  # or a quarter, where that is to be unlabeled too
         beyond = count - max(*entry.labels_n, args.train_rows or 0)
         dev = min(max(200, count // 5), max(dev, beyond // share))
     dev = dev if args.dev_rows is None else args.dev_rows
-    train = args.train_rows
-    if train is None and "unlabeled" not in rows:
-        train = min(table.get("train", count), (count - dev) // 2)
-    return {"train": train, "dev": dev, "test": args.test_rows}
+    if args.train_rows or "unlabeled" in rows:
+        return dev, args.train_rows
+    return dev, min(table.get("train", count), (count - dev) // 2)
 
 
-def open_data(args, sources):
-    """({split: Table}, [origins of unlabeled rows]) of a folder, the hub or the download."""
+def split_rows(rows, args, entry, divide_by, notes):
+    """The four splits without a shared source; what was moved or dropped goes to `notes` by split.
+
+    `rows` has train and test and may have dev and unlabeled.
+    """
+    dev_rows, train_rows = size_splits(rows, args, entry, divide_by)
+    test, held, rest = rows["test"], name_sources(rows["test"]), []
+    if args.test_rows and args.test_rows < len(test):  # sources of the others stay held
+        keep = sorted(random.Random(f"test {args.seed}").sample(range(len(test)), args.test_rows))
+        notes["test"].append(f"{len(keep):,} of {plural(len(test), 'row')} drawn")
+        test = [test[i] for i in keep]
+    train, empty = part_lessons(drop_sources(rows["train"], held, "test", notes["train"]), entry)
+    if empty:
+        notes["train"].append(
+            f"{plural(len(empty), 'row')} dropped: no target (the paper's authors skip such rows "
+            "too; a task of entities of one's own learns from them that there is nothing)"
+        )
+    if "dev" in rows:
+        dev = drop_sources(rows["dev"], held, "test", notes["dev"])
+        train = drop_sources(train, name_sources(dev), "dev", notes["train"])
+    else:
+        asked = (dev_rows, f"dev {args.seed}", notes["dev"], "of train drawn as dev")
+        dev, train = take_rows(train, *asked)
+    if train_rows and train_rows < len(train):
+        asked = (train_rows, f"train {args.seed}", notes["train"], "of train drawn as labeled")
+        train, rest = take_rows(train, *asked)
+    if "unlabeled" not in rows:
+        notes["unlabeled"].append("drawn from train, targets taken off")
+    held |= name_sources(dev + train)
+    unlabeled = draw_unlabeled(rows.get("unlabeled", rest + empty), held, args.seed, notes)
+    if several := sum(isinstance(row["target"], list) for row in train):
+        told = "with a list of answers, the first of which is learned"
+        notes["train"].append(f"{plural(several, 'row')} {told}")
+    return {"train": take_first(train), "dev": dev, "test": test, "unlabeled": unlabeled}
+
+
+def draw_unlabeled(rows, held, seed, notes):
+    """Each source of `rows` once, none that is `held`, in an order by seed."""
+    rows = drop_sources(rows, held, "test, dev or train", notes["unlabeled"])
+    distinct = {}
+    for row in take_first(rows):
+        distinct.setdefault(name_source(row["source"]), row)
+    if len(distinct) < len(rows):
+        told = f"{plural(len(rows) - len(distinct), 'repeated source')} dropped"
+        notes["unlabeled"].append(told)
+    unlabeled = list(distinct.values())
+    random.Random(f"unlabeled {seed}").shuffle(unlabeled)
+    return unlabeled
+
+
+def open_data(args, entry, sources):
+    """[(split, Table, its column of sources or None)] of a folder, the hub or the download, and of
+    each --unlabeled."""
     if str(args.data or "").startswith("hub:"):
-        return open_hub(str(args.data)), args.unlabeled or []
-    folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
-    files = find_files(folder, args.task, sources)
-    if args.output and args.output.resolve() in {path.resolve().parent for path in files.values()}:
-        raise UserError(f"{args.output}: holds the data to read; choose another --output")
+        found, read = open_hub(str(args.data)), lambda table: table
+    else:
+        folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
+        found, read = find_files(folder, args.task, sources), read_table
+        tell_unread(folder, found.values(), args.output)
+    if args.unlabeled:
+        found.pop("unlabeled", None)
+    elif args.scale == "paper" and "unlabeled" not in found:
+        refuse_unlabeled(args, entry, sources)
+    parts = [(split, read(each), None) for split, each in found.items()]
+    for origin in map(str, args.unlabeled or ()):
+        if origin != "rest":
+            parts.append(("unlabeled", *open_unlabeled(origin, args.task, sources)))
+    return parts
+
+
+def tell_unread(folder, files, output):
+    """Say what looks like data beside `files`, and refuse an output among them."""
+    if output and output.resolve() in {path.resolve().parent for path in files}:
+        raise UserError(f"{output}: holds the data to read; choose another --output")
     named = (path for path in sorted(folder.glob("*")) if path.name.lower().startswith(SPLITS))
-    there = sorted({*list_tables(folder), *filter(Path.is_file, named)} - {*files.values()})
+    there = sorted({*list_tables(folder), *filter(Path.is_file, named)} - {*files})
     if left := [path.name for path in there]:
         print(f"note: {folder}: not read: {', '.join(left[:12])}", file=sys.stderr)
-    origins = args.unlabeled or [str(path) for split, path in files.items() if split == "unlabeled"]
-    return {s: read_table(path) for s, path in files.items() if s != "unlabeled"}, origins
 
 
-def name_unlabeled(args, entry, sources):
-    """Where unlabeled rows can be had, which at scale paper must be named, as an error."""
+def refuse_unlabeled(args, entry, sources):
+    """At scale paper unlabeled rows must be named."""
     public = [name for name, each in sources["public"].items() if each.get("task") == args.task]
     archive = f"ARCHIVE (that of the authors: download {sources['archive']} in a browser)"
     ways = ["FILE.jsonl", *[archive] * (not entry.own), *(f"hub:{name}" for name in public)]
-    return UserError(
+    raise UserError(
         f"no unlabeled rows of {args.task} in {args.data or args.downloads}; put unlabeled.jsonl "
         f"there, or give --unlabeled {', '.join(ways)} or rest (half of train without its targets, "
         "which leaves fewer labels)"
     )
 
 
-def read_data(args, entry, sources):
-    """({split: rows}, [names of what was read], {split: notes}) of real data; the UserError has the
-    first fault, and --check prints all."""
-    tables, origins = open_data(args, sources)
-    if not origins and args.scale == "paper":
-        raise name_unlabeled(args, entry, sources)
-    parts = [(split, table, args.source_column) for split, table in tables.items()]
-    for origin in [origin for origin in origins if origin != "rest"]:
-        table, column = open_unlabeled(origin, args.task, sources)
-        parts.append(("unlabeled", table, column or args.source_column))
-    rows, faults, notes = {}, [], {split: [] for split in SPLITS}
-    for split, table, source in parts:
-        labeled, blank = split != "unlabeled", split in ("train", "all")
-        columns = {"source": source, "target": args.target_column}
+def read_data(args, entry, sources, notes):
+    """({split: rows}, [names of what was read]) of real data; the UserError has the first fault,
+    and --check prints all."""
+    rows, faults, names = {}, [], []
+    for split, table, source in open_data(args, entry, sources):
+        columns = {"source": source or args.source_column, "target": args.target_column}
+        labeled, blank = split != "unlabeled", split == "train"
         more, wrong, told = make_rows(table, entry, labeled, columns, blank)
         rows.setdefault(split, []).extend(more)
         faults += wrong
-        notes["train" if split == "all" else split] += told
-        if split == "test" and str(table.name).endswith(" validation"):
+        notes[split] += told
+        names.append(str(table.name))
+        if split == "test" and names[-1].endswith(" validation"):
             notes[split].append("the validation set, as there is no test set")
     if faults and args.check:
         print("\n".join(describe_faults(faults)))
@@ -305,34 +307,30 @@ def read_data(args, entry, sources):
         first, *others = faults
         more = f" (and {plural(len(others), 'more fault')}; --check lists all)" * bool(others)
         raise UserError(f"{first}{more}")
-    return rows, [str(table.name) for _, table, _ in parts], notes
+    return rows, names
 
 
 def describe_splits(splits, notes, entry, divide_by):
     """The splits' sizes beside Table 5's, and why they differ, as text."""
-    table = {} if entry.own else entry.rows
-    over = f"Table 5 / {divide_by}" if divide_by > 1 else "Table 5"
-    heads, lines = ["split", "rows", "sources", *[over] * bool(table)], []
+    heads, lines = ["split", "rows", "sources"], []
+    heads += [] if entry.own else ["Table 5" + f" / {divide_by}" * (divide_by > 1)]
     for split in SPLITS:
-        rows, paper = splits[split], table.get(split)
-        if split == "test" and not paper and table:
-            paper = table["dev"]  # scored on dev: the test set is private
-        told = f"{paper // divide_by:,}" if paper else None
-        distinct = len({row["source"] for row in rows})
-        lines.append([split, f"{len(rows):,}", f"{distinct:,}", told][: len(heads)])
-    told = [fill(f"{split}: {note}") for split in SPLITS for note in notes.get(split, [])]
+        counts = [len(splits[split]), len({row["source"] for row in splits[split]})]
+        if not entry.own:  # scored on dev where the test set is private
+            counts.append((entry.rows[split] or entry.rows["dev"]) // divide_by)
+        lines.append([split, *(f"{count:,}" for count in counts)])
+    told = [fill(f"{split}: {note}") for split in SPLITS for note in notes[split]]
     return "\n".join([show_columns(heads, lines), *told])
 
 
-def compare_rows(rows, splits, notes, entry, divide_by):
+def compare_rows(rows, splits, notes, table, divide_by):
     """Add to `notes` where the files or the splits hold other counts than Table 5, and why."""
-    table, count = {} if entry.own else entry.rows, len(rows["train"])
-    if table.get("train") and count != table["train"]:
-        theirs = f"the file has {count:,} rows where Table 5 says {table['train']:,}"
+    if len(rows["train"]) != table["train"]:
+        theirs = f"the file has {len(rows['train']):,} rows where Table 5 says {table['train']:,}"
         notes["train"].insert(0, f"{theirs}; the paper does not say which rows it left out")
-    if table.get("dev") and "dev" not in rows:
+    if "dev" not in rows:
         notes["dev"].append("Table 5's dev set is not among the files")
-    short = table.get("unlabeled", 0) // divide_by - len(splits["unlabeled"])
+    short = table["unlabeled"] // divide_by - len(splits["unlabeled"])
     if short > 0:
         fewer = f"{short:,} fewer than the paper's largest run uses"
         notes["unlabeled"].append(f"{fewer}, so budgets that would buy more can't be run in full")
@@ -395,11 +393,12 @@ def main(argv=None):
     if args.scale == "mini" and not args.data:
         splits, names = draw_mini(args)
     else:
-        rows, names, notes = read_data(args, entry, sources)
-        rows = split_all(rows, args, notes, entry.keeps_empty) if "all" in rows else rows
-        sizes = size_splits(args, entry, rows, divide_by)
-        splits = split_rows(rows, sizes, args.seed, notes, entry.keeps_empty)
-        compare_rows(rows, splits, notes, entry, divide_by)
+        rows, names = read_data(args, entry, sources, notes)
+        if "test" not in rows:
+            draw_test(rows, args, entry, notes)
+        splits = split_rows(rows, args, entry, divide_by, notes)
+        if not entry.own:
+            compare_rows(rows, splits, notes, entry.rows, divide_by)
         for split in [split for split in SPLITS if not splits[split]]:
             why = f" ({'; '.join(notes[split])})" if notes[split] else ""
             more = "bring more rows" + ", or say --dev-rows" * (split == "dev")
@@ -425,7 +424,8 @@ def parse_args(argv=None):
     guess = "target_column, else target, spans, label(s), answer(s), entities or output"
     add("--target-column", help=f"default: the entry's {guess}")
     rows = "rows, may be given several times (default: the folder's, else at scale mini from train)"
-    add("--unlabeled", action="append", metavar="FILE|ARCHIVE[:MEMBER]|hub:NAME|rest", help=rows)
+    forms = "FILE|ARCHIVE[:MEMBER]|hub:NAME|rest"
+    add("--unlabeled", type=Path, action="append", metavar=forms, help=rows)
     add("--output", type=Path, help="folder for the JSONL files")
     add("--check", action="store_true", help="validate and count only, write nothing")
     add("--keep", action="store_true", help="splits of this data stay, those of other are refused")
@@ -445,8 +445,6 @@ def parse_args(argv=None):
     args.asked = words
     if not args.check and not args.output:
         parser.error("give --output, or --check to write nothing")
-    if "" in (args.unlabeled or ()):
-        parser.error("--unlabeled: an empty name")
     for name in ("train_rows", "dev_rows", "test_rows"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
