@@ -45,7 +45,7 @@ from data.annotate.prompts import ESTIMATE, FORMATS, Prompter, estimate_tokens
 from data.annotate.results import FILES, PAPER_MODEL, Job, show_result, write_results
 from data.annotate.simulator import Annotator
 from data.annotate.store import Money, Store, Wallet
-from data.costs.prices import load_prices, price_tokens, show_price, show_usd
+from data.costs.prices import load_prices, show_price, show_usd
 from data.files import (
     DATA,
     UserError,
@@ -104,18 +104,18 @@ def estimate_cost(job, store):
 
 
 def price_paper_label(task, prices):
-    """(tokens, dollars) of a label in the paper (Appendix E), 0 where it says nothing of a task."""
-    tokens = task.llm_tokens_per_label or 0
-    return tokens, price_tokens(prices, PAPER_MODEL, "paper")["in"] * tokens
+    """Dollars of a label in the paper (Appendix E), 0 where it says nothing of a task."""
+    return Money(PAPER_MODEL, prices).cost((task.llm_tokens_per_label or 0, 0, 0))
 
 
 def count_paper(args, task, prices):
     """A line with the labels that the budget buys in the paper, where it says so."""
-    tokens, usd = price_paper_label(task, prices)
+    usd = price_paper_label(task, prices)
     if not usd or not args.budget:
         return None
     labels = f"{plural(math.floor(args.budget / usd), 'label')} at {show_price(usd)}"
-    return f"{show_usd(args.budget)} bought {labels} in the paper, {float(tokens):,.0f} tokens each"
+    tokens = f"{float(task.llm_tokens_per_label):,.0f}"
+    return f"{show_usd(args.budget)} bought {labels} in the paper, {tokens} tokens each"
 
 
 # --- the run -------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def settle_args(args, task, prices):
     if args.budget is None and not args.dry_run and not args.replay:
         raise UserError("no --budget: give the USD that this may cost, or --dry-run to estimate it")
     if args.budget == "paper":
-        _, price = price_paper_label(task, prices)
+        price = price_paper_label(task, prices)
         if not price or not args.num:
             raise UserError("--budget paper: needs --num, and a task whose price the paper states")
         args.budget = args.num * price

@@ -13,7 +13,7 @@ from data.annotate.answers import Reader
 from data.annotate.calls import SECRET, clean_url
 from data.annotate.prompts import ESTIMATE, Prompter
 from data.annotate.store import Money
-from data.costs.prices import price_tokens, show_usd, to_json
+from data.costs.prices import show_usd, to_json
 from data.files import (
     UserError,
     find_commit,
@@ -93,8 +93,7 @@ def summarize(job, store, answers):
     keys = {call.key for call in job.calls.values()}
     used = wallet.count_used(keys)
     prompt, cached, completion = (sum(column) for column in zip(*used.values(), strict=True))
-    paper = price_tokens(job.prices, PAPER_MODEL, "paper")
-    usd_paper = prompt * paper["in"] + completion * paper["out"]
+    usd_paper = Money(PAPER_MODEL, job.prices).cost((prompt, 0, completion))
     models = Counter(reply["model"] for reply in store.answers.values() if reply["model"])
     simulated = args.simulate is not None
     name = f"simulated annotator ({100 * args.simulate:g}% correct)" if simulated else args.model
