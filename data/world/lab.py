@@ -18,9 +18,9 @@ is of the test's own kind (much of the paper's is of another: Appendix D).
 
 import itertools
 import random
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from data.files import make_parser, read_json, run_cli
 
@@ -32,6 +32,20 @@ FORMS = {"Reagent": 0.35, "Location": 0.3, "Device": 0.25}  # share that has a s
 LIKENESS = ("{0} and {1} are alike.", "{0} can replace {1}.", "{0} or {1}, both will do.")
 
 
+class Row(NamedTuple):
+    """A row; what must be known to get it right (of the lab: its entities and their labels); and
+    its content, the texts that make it what it is: a line with all of them gives it away."""
+
+    source: str
+    target: str
+    needs: frozenset | list
+    content: tuple
+
+    def as_line(self):
+        """The row as in the files."""
+        return {"source": self.source, "target": self.target}
+
+
 class Lab:
     """The lexicon in a seeded order of frequency, and sentences drawn from it.
 
@@ -39,8 +53,7 @@ class Lab:
     """
 
     def __init__(self):
-        lists = read_json(LEXICON)
-        order = random.Random(SEED)
+        lists, order = read_json(LEXICON), random.Random(SEED)
         self.words, self.cumulative = {}, {}
         for label, lines in lists["words"].items():
             words = self.words[label] = " ".join(lines).split()
@@ -49,81 +62,75 @@ class Lab:
             self.cumulative[label] = list(itertools.accumulate(weights))
         # Repeats are weights. [X] in a pattern is an entity of class X or of one that slot X
         # admits, THE an article; W in a remark is the word.
-        self.slots = {slot: classes.split() for slot, classes in lists["slots"].items()}
-        self.patterns, self.tails = lists["patterns"], lists["tails"]
-        self.articles, self.openers = lists["articles"].split(), lists["openers"].split()
-        self.numbers, self.counts = lists["numbers"].split(), lists["counts"].split()
-        self.units = {label: units.split() for label, units in lists["units"].items()}
-        self.metals, self.anions = lists["metals"].split(), lists["anions"].split()
-        self.forms = {label: forms.split() for label, forms in lists["forms"].items()}
-        self.remarks, self.kinds = lists["remarks"], lists["kinds"]
-
-    def draw_word(self, rng, label):
-        """One word of an open class, by its frequency."""
-        return rng.choices(self.words[label], cum_weights=self.cumulative[label])[0]
+        self.lists = {k: v.split() if isinstance(v, str) else v for k, v in lists.items()}
 
     def draw_quantity(self, rng, label):
         """A number with a unit of class `label`."""
         if label == "Temperature" and rng.random() < 0.2:
             return rng.choice(ODD_TEMPERATURES)
-        unit = rng.choice(self.units[label])
-        return f"{rng.choice(self.numbers)}{'' if unit == '%' else ' '}{unit}"
+        unit = rng.choice(self.lists["units"][label].split())
+        return f"{rng.choice(self.lists['numbers'])}{'' if unit == '%' else ' '}{unit}"
 
     def draw_entity(self, rng, label):
         """The text of one entity of class `label`."""
-        if label in self.units:
+        lists = self.lists
+        if label in lists["units"]:
             return self.draw_quantity(rng, label)
         if label == "Numerical":
-            return rng.choice(self.counts + self.numbers[:10])
+            return rng.choice(lists["counts"] + lists["numbers"][:10])
         if label == "pH":
-            return f"pH {rng.choice(self.numbers[:8])}{rng.choice(['', '.5', '.2'])}"
+            return f"pH {rng.choice(lists['numbers'][:8])}{rng.choice(['', '.5', '.2'])}"
         if label == "Reagent" and rng.random() < 0.12:
-            return f"{rng.choice(self.metals)} {rng.choice(self.anions)}"
-        word = self.draw_word(rng, label)
+            return f"{rng.choice(lists['metals'])} {rng.choice(lists['anions'])}"
+        word = rng.choices(self.words[label], cum_weights=self.cumulative[label])[0]
         if label not in FORMS or rng.random() >= FORMS[label]:
             return word
-        form = rng.choice(self.forms[label])
+        form = rng.choice(lists["forms"][label].split())
         return f"{word} {form}" if label == "Reagent" else f"{form} {word}"
 
     def draw_pattern(self, rng):
-        pattern = rng.choice(self.patterns)
+        pattern = rng.choice(self.lists["patterns"])
         if len(pattern.split()) < 10 and rng.random() < 0.6:
-            pattern += " " + rng.choice(self.tails)
-        return f"{rng.choice(self.openers)} , {pattern}" if rng.random() < 0.12 else pattern
+            pattern += " " + rng.choice(self.lists["tails"])
+        return (
+            f"{rng.choice(self.lists['openers'])} , {pattern}" if rng.random() < 0.12 else pattern
+        )
 
     def draw_labeled(self, rng):
-        """One sentence as (source, target), the target in the form of Table 7."""
-        words, entities = [], []
+        """A sentence, the target in the form of Table 7."""
+        slots, words, entities = self.lists["slots"], [], []
         for part in self.draw_pattern(rng).split():
             if part == "THE":
-                words.append(rng.choice(self.articles))
+                words.append(rng.choice(self.lists["articles"]))
             elif part.startswith("["):
                 slot = part[1:-1]
-                label = rng.choice(self.slots[slot]) if slot in self.slots else slot
-                if label == "Mention" and words and words[-1] in self.articles:
+                label = rng.choice(slots[slot].split()) if slot in slots else slot
+                if label == "Mention" and words and words[-1] in self.lists["articles"]:
                     words.pop()  # "the it" is not English
-                text = self.draw_entity(rng, label)
-                words.append(text)
-                entities.append(f"{text} [{label}]")
+                words.append(self.draw_entity(rng, label))
+                entities.append((words[-1], label))
             else:
                 words.append(part)
-        return " ".join(words).replace(" ,", ",") + ".", " ".join(entities)
+        source = " ".join(words).replace(" ,", ",") + "."
+        target = " ".join(f"{text} [{label}]" for text, label in entities)
+        return Row(source, target, entities, (source,))
 
     def draw_remark(self, rng):
         """One sentence of general text that tells something about a word or two."""
-        label = rng.choice([*self.remarks, "Reagent", "Action", "Location", "Device", "Method"])
+        remarks = self.lists["remarks"]
+        label = rng.choice([*remarks, "Reagent", "Action", "Location", "Device", "Method"])
         first, second = self.draw_entity(rng, label), self.draw_entity(rng, label)
         kind = rng.random()
         if kind < 0.25:
             return rng.choice(LIKENESS).format(first, second)
         if kind < 0.5:
-            return f"{first} is {rng.choice(self.kinds[label])}."
-        return rng.choice(self.remarks[label]).replace("W", first) + "."
+            return f"{first} is {rng.choice(self.lists['kinds'][label])}."
+        return rng.choice(remarks[label]).replace("W", first) + "."
 
     def draw_document(self, rng):
         """One line of pre-training text: a lab sentence (60%) or two remarks (40%)."""
         if rng.random() < 0.6:
-            return self.draw_labeled(rng)[0]
+            return self.draw_labeled(rng).source
         return f"{self.draw_remark(rng)} {self.draw_remark(rng)}"
 
 
@@ -134,13 +141,12 @@ class HeldOut:
     """
 
     def __init__(self, contents=()):
-        self.by_start = {}  # first three words of the first text -> contents
+        self.by_start = defaultdict(set)  # first three words of the first text -> contents
         self.add(contents)
 
     def add(self, contents):
         for content in contents:
-            start = tuple(split_words(content[0])[:3])
-            self.by_start.setdefault(start, set()).add(content)
+            self.by_start[tuple(split_words(content[0])[:3])].add(content)
 
     def told_in(self, line):
         """Whether `line` tells one of the contents."""
@@ -151,8 +157,7 @@ class HeldOut:
 
     def draw_lines(self, draw, count):
         """`count` lines of `draw()`, without those that tell one of the contents."""
-        lines = (draw() for _ in itertools.count())
-        return list(itertools.islice(itertools.filterfalse(self.told_in, lines), count))
+        return list(itertools.islice(itertools.filterfalse(self.told_in, iter(draw, None)), count))
 
 
 def split_words(text):
@@ -160,68 +165,77 @@ def split_words(text):
     return [word.rstrip(".,?") for word in text.split()]
 
 
+def fill_splits(draw, rng, sizes, new=frozenset()):
+    """{split: Rows of draw(rng)}, the splits in the order of `sizes`.
+
+    No source is in two splits or twice in one, and no row tells the content of a dev or test row
+    drawn before: the question or claim itself is new, whatever opens it. No train or unlabeled row
+    needs anything `new`.
+    """
+    seen, held, splits = set(), HeldOut(), {}
+    for split, size in sizes.items():
+        rows, scored = [], split in ("dev", "test")
+        while len(rows) < size:
+            row = draw(rng)
+            if row.source in seen or held.told_in(row.source):
+                continue
+            if scored or new.isdisjoint(row.needs):
+                seen.add(row.source)
+                rows.append(row)
+        splits[split] = rows
+        held.add(row.content for row in rows if scored)
+    return splits
+
+
+def draw_rows(sizes=SIZES):
+    """{split: Rows}, the same ones each time."""
+    return fill_splits(Lab().draw_labeled, random.Random(f"splits {SEED}"), sizes)
+
+
 def draw_splits(sizes=SIZES):
-    """{split: rows}, no source in two splits or twice in one, the same ones each time.
+    """{split: rows as in the files}.
 
     Unlabeled rows have targets too, for a simulated annotator; nothing else may see these.
     """
-    lab, rng, seen, splits = Lab(), random.Random(f"splits {SEED}"), set(), {}
-    for split, size in sizes.items():
-        rows = splits[split] = []
-        while len(rows) < size:
-            source, target = lab.draw_labeled(rng)
-            if source not in seen:
-                seen.add(source)
-                rows.append({"source": source, "target": target})
-    return splits
+    return {split: [row.as_line() for row in rows] for split, rows in draw_rows(sizes).items()}
 
 
 def draw_pretraining_text(count):
     """`count` lines of unlabeled text, none of which contains a dev or test source."""
-    splits = draw_splits()
-    held = HeldOut((row["source"],) for split in ("dev", "test") for row in splits[split])
-    lab, rng = Lab(), random.Random(f"text {SEED}")
+    lab, rng, splits = Lab(), random.Random(f"text {SEED}"), draw_rows()
+    held = HeldOut(row.content for row in splits["dev"] + splits["test"])
     return held.draw_lines(lambda: lab.draw_document(rng), count)
-
-
-def read_entities(target):
-    """The (text, label) pairs of a target."""
-    return re.findall(r"(\S.*?) \[([A-Za-z-]+)\]", target)
-
-
-def format_stats():
-    """Sizes, lengths, labels and what of the test entities other splits hold, as text."""
-    splits = draw_splits()
-    test = [read_entities(row["target"]) for row in splits["test"]]
-    flat = [pair for row in test for pair in row]
-    words = sum(len(row["source"].split()) for row in splits["test"]) / len(test)
-    lines = [f"{split}: {len(rows)} rows" for split, rows in splits.items()]
-    lines += [f"test: {words:.1f} words and {len(flat) / len(test):.1f} entities a row"]
-    counts = Counter(label for _, label in flat)
-    lines += ["labels: " + ", ".join(f"{name} {n}" for name, n in counts.most_common())]
-    for size in (100, 500, 1200):
-        rows = splits["train"][:size]
-        pairs = {pair for row in rows for pair in read_entities(row["target"])}
-        new_pair = sum(pair not in pairs for pair in flat) / len(flat)
-        new_word = 1 - share_known(flat, rows)
-        lines += [
-            f"N={size}: {new_pair:.0%} of the test entities not among the labeled ones, "
-            f"{new_word:.0%} hold a word that no labeled sentence holds"
-        ]
-    known = share_known(flat, splits["unlabeled"])
-    return "\n".join([*lines, f"unlabeled: {known:.1%} of the test entities have all words in it"])
 
 
 def share_known(entities, rows):
     """The share of (text, label) entities all of whose words some source of `rows` holds."""
-    known = {word for row in rows for word in row["source"].rstrip(".").split()}
+    known = {word for row in rows for word in row.source.rstrip(".").split()}
     known |= {word.rstrip(",") for word in known}
     return sum(all(word in known for word in text.split()) for text, _ in entities) / len(entities)
 
 
 def main(argv=None):
+    """Print sizes, lengths, labels and what of the test entities other splits hold."""
     make_parser(__doc__).parse_args(argv)
-    print(format_stats())
+    splits = draw_rows()
+    test = splits["test"]
+    flat = [entity for row in test for entity in row.needs]
+    for split, rows in splits.items():
+        print(f"{split}: {len(rows)} rows")
+    words = sum(len(row.source.split()) for row in test) / len(test)
+    print(f"test: {words:.1f} words and {len(flat) / len(test):.1f} entities a row")
+    counts = Counter(label for _, label in flat).most_common()
+    print("labels: " + ", ".join(f"{label} {count}" for label, count in counts))
+    for size in (100, 500, 1200):
+        rows = splits["train"][:size]
+        known = {entity for row in rows for entity in row.needs}
+        new = sum(entity not in known for entity in flat) / len(flat)
+        print(
+            f"N={size}: {new:.0%} of the test entities not among the labeled ones, "
+            f"{1 - share_known(flat, rows):.0%} hold a word that no labeled sentence holds"
+        )
+    known = share_known(flat, splits["unlabeled"])
+    print(f"unlabeled: {known:.1%} of the test entities have all words in it")
 
 
 if __name__ == "__main__":

@@ -26,16 +26,14 @@ told there in other wordings.
 import random
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from data.files import DATA, make_parser, read_json, run_cli
 from data.tasks import load_task
-from data.world.lab import HeldOut
+from data.world.lab import HeldOut, Row, fill_splits
 
 LISTS = Path(__file__).with_name("town.json")
 TASKS = ("stanceosaurus", "fever", "multipit_id", "multipit_gen", "nq")
 CLOSED_BOOK = ("fever", "nq")
-LABELED = {"dev": 500, "test": 1000}  # narrower intervals than a tenth of the paper's would give
 SEED = 2024
 PEOPLE = 200
 STANCES = {  # their shares, those of the paper's test set, less uneven; the word that follows such
@@ -61,16 +59,6 @@ def invent_names(count, seed):
         middle = rng.choice("a e i o u".split()) + rng.choice("r l n m s k t v d lb nd rk".split())
         names[rng.choice(onsets) + middle + rng.choice("a o i e us an el".split())] = None
     return list(names)
-
-
-class Row(NamedTuple):
-    """A row; what must be known to get it right (facts, pairs of words or cues); and its content,
-    the texts that make it what it is: a line with all of them gives it away."""
-
-    source: str
-    target: str
-    needs: frozenset
-    content: tuple
 
 
 class Town:
@@ -118,54 +106,39 @@ class Town:
         """A statement or question behind one of the openers of its kind, often none."""
         return f"{rng.choice(self.lists[f'{kind}_openers'])} {text}".strip()
 
-    def tell(self, rng, known, value):
-        """A statement that `value` is that of `known`, a (person, relation)."""
-        # The value first: a name may begin with V, no value holds a P.
-        text = rng.choice(self.lists["facts"][known[1]]).replace("V", value)
-        return self.open_text(rng, "statement", text.replace("P", known[0]))
-
-    def ask(self, rng, known):
-        """(question for the value of a (person, relation), the same without an opener)."""
+    def ask(self, rng, known, value):
+        """A question for the value of a (person, relation), with the answer."""
         text = rng.choice(self.lists["questions"][known[1]]).replace("P", known[0]) + "?"
-        return self.open_text(rng, "question", text), text
-
-    def draw_claim(self, rng):
-        """(claim, the same without an opener, whether it is true in this town, (person, habit))."""
-        known, true = rng.choice(self.habit_list)
-        text = rng.choice(self.lists["habits"][known[1]]).replace("P", known[0])
-        return self.open_text(rng, "statement", text), text, true, known
+        return Row(self.open_text(rng, "question", text), value, frozenset([known]), (text,))
 
     def draw_fever(self, rng):
         """A claim that is true in this town or not."""
-        claim, text, true, (person, habit) = self.draw_claim(rng)
+        (person, habit), true = rng.choice(self.habit_list)
+        text = rng.choice(self.lists["habits"][habit]).replace("P", person)
+        claim, target = self.open_text(rng, "statement", text), "SUPPORTS" if true else "REFUTES"
         group = next(i for i, group in enumerate(self.groups) if habit in group)
-        target = "SUPPORTS" if true else "REFUTES"
         return Row(f"{claim}.", target, frozenset([(person, group)]), (text,))
 
     def draw_nq(self, rng):
         """A question and its short answer."""
-        known, value = rng.choice(self.fact_list)
-        question, text = self.ask(rng, known)
-        return Row(question, value, frozenset([known]), (text,))
+        return self.ask(rng, *rng.choice(self.fact_list))
 
     def draw_event(self, rng):
-        """An event as {slot: (kind, group of synonyms)}: who did what to what, and how."""
-        slots = {"agent": "agent", "verb": "verb", "object": "object"}
-        slots |= {"quality": "adjective"} if rng.random() < 0.7 else {}
-        slots |= {"time": "time"} if rng.random() < 0.6 else {}
-        return {slot: rng.choice(self.synonyms[kind]) for slot, kind in slots.items()}
+        """An event, who did what to what and how: ({kind: group of synonyms}, {kind: its word})."""
+        kinds = ["agent", "verb", "object"]
+        kinds += ["adjective"] * (rng.random() < 0.7) + ["time"] * (rng.random() < 0.6)
+        event = {kind: rng.choice(self.synonyms[kind]) for kind in kinds}
+        return event, {kind: rng.choice(group) for kind, group in event.items()}
 
-    def word_event(self, rng, event):
-        """({slot: word}, form) of an event: which words, active or passive, time first or last."""
-        words = {slot: rng.choice(group) for slot, group in event.items()}
-        return words, (rng.random() < 0.5, rng.random() < 0.3)
+    def draw_form(self, rng):
+        """How to write an event: whether in the passive, whether the time comes first."""
+        return rng.random() < 0.5, rng.random() < 0.3
 
     def write_event(self, words, form):
         """The sentence of an event in these words and this form."""
         passive, time_first = form
         agent, verb = f"the {words['agent']}", words["verb"]
-        thing = " ".join(["the", *([words["quality"]] if "quality" in words else [])])
-        thing += " " + words["object"]
+        thing = " ".join(["the", *(words[k] for k in ("adjective", "object") if k in words)])
         text = f"{thing} was {verb} by {agent}" if passive else f"{agent} {verb} {thing}"
         if "time" in words:
             return f"{words['time']} {text}" if time_first else f"{text} {words['time']}"
@@ -174,38 +147,30 @@ class Town:
     def reword(self, rng, event, words):
         """The same event in other words: each is replaced by a synonym with probability 0.35."""
         other = {}
-        for slot, word in words.items():
-            choice = rng.choice([w for w in event[slot] if w != word])
-            other[slot] = choice if rng.random() < 0.35 else word
-        slot = rng.choice(list(words))  # at least one
-        other[slot] = next(w for w in event[slot] if w != words[slot])
-        return other
+        for kind, word in words.items():
+            choice = rng.choice([w for w in event[kind] if w != word])
+            other[kind] = choice if rng.random() < 0.35 else word
+        kind = rng.choice(list(words))  # at least one
+        return {**other, kind: find_other(event[kind], words[kind])}
 
     def change(self, rng, event, words):
         """`words` with two or more that mean something else."""
         changed = dict(words)
-        for slot in rng.sample(list(words), rng.randint(2, len(words))):
-            kind = "adjective" if slot == "quality" else slot
-            others = [group for group in self.synonyms[kind] if group != event[slot]]
-            changed[slot] = rng.choice(rng.choice(others))
+        for kind in rng.sample(list(words), rng.randint(2, len(words))):
+            others = [group for group in self.synonyms[kind] if group != event[kind]]
+            changed[kind] = rng.choice(rng.choice(others))
         return changed
-
-    def draw_pair(self, rng):
-        """(first, second, same, needs): two sentences that mean the same or not."""
-        event = self.draw_event(rng)
-        words, form = self.word_event(rng, event)
-        second, same = self.reword(rng, event, words), rng.random() < 0.5
-        needs = frozenset(event[slot] for slot in words if words[slot] != second[slot])
-        second = second if same else self.change(rng, event, second)
-        other_form = (rng.random() < 0.5, rng.random() < 0.3)
-        pair = self.write_event(words, form), self.write_event(second, other_form)
-        return *pair, same, needs
 
     def draw_multipit_id(self, rng):
         """Two sentences that mean the same or not."""
-        first, second, same, needs = self.draw_pair(rng)
-        source = f"sentence1: {first}. sentence2: {second}."
-        return Row(source, "YES" if same else "NO", needs, (first, second))
+        event, words = self.draw_event(rng)
+        form, second = self.draw_form(rng), self.reword(rng, event, words)
+        needs = frozenset(event[kind] for kind in words if words[kind] != second[kind])
+        same = rng.random() < 0.5
+        second = second if same else self.change(rng, event, second)
+        pair = self.write_event(words, form), self.write_event(second, self.draw_form(rng))
+        source = "sentence1: {}. sentence2: {}.".format(*pair)
+        return Row(source, "YES" if same else "NO", needs, pair)
 
     def draw_multipit_gen(self, rng):
         """A sentence, and the same with active for passive or the other way round.
@@ -213,19 +178,20 @@ class Town:
         One target in eight says one word in another way, too. More would be punished: the metric
         wants likeness to the source, and knows few of the town's synonyms.
         """
-        event = self.draw_event(rng)
-        words, form = self.word_event(rng, event)
-        source, other = self.write_event(words, form), dict(words)
-        for slot in rng.sample(list(words), rng.random() < 1 / 8):
-            other[slot] = next(w for w in event[slot] if w != words[slot])
-        target = self.write_event(other, (not form[0], form[1])) + "."
-        needs = frozenset(event[slot] for slot in words if words[slot] != other[slot])
-        return Row(f"{source}.", target, needs, (source,))
+        event, words = self.draw_event(rng)
+        passive, time_first = form = self.draw_form(rng)
+        other = {}
+        for kind in rng.sample(list(words), rng.random() < 1 / 8):
+            other[kind] = find_other(event[kind], words[kind])
+        source = self.write_event(words, form)
+        target = self.write_event({**words, **other}, (not passive, time_first))
+        needs = frozenset(event[kind] for kind in other)
+        return Row(f"{source}.", f"{target}.", needs, (source,))
 
-    def draw_reply(self, rng):
-        """(claim, reply, stance, needs)."""
-        event = self.draw_event(rng)
-        words, form = self.word_event(rng, event)
+    def draw_stanceosaurus(self, rng):
+        """A claim, a reply and the reply's stance towards it."""
+        event, words = self.draw_event(rng)
+        form = self.draw_form(rng)
         stance = rng.choices(list(STANCES), [share for share, _ in STANCES.values()])[0]
         topic, said = rng.choice(event[rng.choice(["agent", "object"])]), stance
         if stance == "Irrelevant":
@@ -233,63 +199,50 @@ class Town:
             while topic in held:
                 topic = rng.choice(rng.choice(self.synonyms[rng.choice(["agent", "object"])]))
             said = rng.choice(list(CUES))
-        form_of_reply = rng.choice(self.lists["replies"]).replace("T", topic)
+        reply = rng.choice(self.lists["replies"]).replace("T", topic)
         cue = rng.choice(self.cues[CUES[said]])
-        reply = form_of_reply.replace("C", cue)
-        return self.write_event(words, form), reply, stance, frozenset([cue])
-
-    def draw_stanceosaurus(self, rng):
-        """A claim, a reply and the reply's stance towards it."""
-        claim, reply, stance, needs = self.draw_reply(rng)
-        return Row(f"claim: {claim} tweet: {reply}", stance, needs, (claim, reply))
+        content = self.write_event(words, form), reply.replace("C", cue)
+        return Row("claim: {} tweet: {}".format(*content), stance, frozenset([cue]), content)
 
     def draw_document(self, rng):
         """One line of pre-training text: facts, judged claims, restatements or replies."""
         kind = rng.random()
         if kind < 0.25:
-            known, value = rng.choice(self.fact_list)
+            (person, relation), value = known = rng.choice(self.fact_list)
             if rng.random() < 0.5:
-                return self.tell(rng, known, value)
-            return f"{self.ask(rng, known)[0]} {value}"
+                # The value first: a name may begin with V, no value holds a P.
+                text = rng.choice(self.lists["facts"][relation]).replace("V", value)
+                return self.open_text(rng, "statement", text.replace("P", person))
+            row = self.ask(rng, *known)
+            return f"{row.source} {row.target}"
         if kind < 0.5:
-            claim, _, true, _ = self.draw_claim(rng)
-            return f"{claim}, they say {RIGHT if true else WRONG}"
+            row = self.draw_fever(rng)
+            verdict = RIGHT if row.target == "SUPPORTS" else WRONG
+            return f"{row.source.removesuffix('.')}, they say {verdict}"
         if kind < 0.75:
-            first, second, same, _ = self.draw_pair(rng)
-            return f"{first} {SAME if same else OTHER} {second}"
-        claim, reply, stance, _ = self.draw_reply(rng)
-        return f"{claim}. {reply}. so they {STANCES[stance][1]}"
+            row = self.draw_multipit_id(rng)
+            return f" {SAME if row.target == 'YES' else OTHER} ".join(row.content)
+        row = self.draw_stanceosaurus(rng)
+        return f"{'. '.join(row.content)}. so they {STANCES[row.target][1]}"
 
 
-def count_rows(task):
-    """{split: rows}: Table 5's over the mini scale's divisor; dev and test as in LABELED."""
-    rows, unit = load_task(task).rows, read_json(DATA / "scales.json")["mini"]["divide_by"]
-    return {"train": rows["train"] // unit, **LABELED, "unlabeled": rows["unlabeled"] // unit}
+def find_other(group, word):
+    """The first of a group of synonyms that is not `word`."""
+    return next(other for other in group if other != word)
 
 
 def draw_rows(task, seed=SEED, sizes=None):
-    """{split: Rows}; the same seed gives the same rows.
+    """{split: Rows} as fill_splits() has them; the same seed gives the same rows.
 
-    No source is in two splits or twice in one, and no train or unlabeled row tells a dev or test
-    row's content, nor does dev test's: the question or claim itself is new, whatever opens it. No
-    train or unlabeled row needs one of the town's new facts.
+    Of Table 5's size over the mini scale's divisor, but dev and test, which a tenth would leave
+    with wide intervals. No train or unlabeled row needs one of the town's new facts.
     """
-    sizes, town = {**count_rows(task), **(sizes or {})}, Town(seed)
-    draw, rng = getattr(town, f"draw_{task}"), random.Random(f"{task} {seed}")
-    seen, held, splits = set(), HeldOut(), {}
+    table, unit = load_task(task).rows, read_json(DATA / "scales.json")["mini"]["divide_by"]
     # The small splits first, so that test and dev are the same whatever is asked for the others.
-    for split in ("test", "dev", "train", "unlabeled"):
-        rows, new = [], town.new if split in ("train", "unlabeled") else set()
-        while len(rows) < sizes[split]:
-            row = draw(rng)
-            if row.needs & new or row.source in seen or held.told_in(row.source):
-                continue
-            seen.add(row.source)
-            rows.append(row)
-        splits[split] = rows
-        if not new:
-            held.add(row.content for row in rows)
-    return splits
+    rows = {"test": 1000, "dev": 500, "train": table["train"] // unit}
+    rows = {**rows, "unlabeled": table["unlabeled"] // unit, **(sizes or {})}
+    town, rng = Town(seed), random.Random(f"{task} {seed}")
+    return fill_splits(getattr(town, f"draw_{task}"), rng, rows, town.new)
 
 
 def draw_splits(task, seed=SEED, sizes=None):
@@ -301,9 +254,9 @@ def draw_splits(task, seed=SEED, sizes=None):
     """
     new, splits = Town(seed).new, {}
     for split, rows in draw_rows(task, seed, sizes).items():
-        splits[split] = [{"source": row.source, "target": row.target} for row in rows]
+        lines = splits[split] = [row.as_line() for row in rows]
         if task in CLOSED_BOOK and split in ("dev", "test"):
-            for line, row in zip(splits[split], rows, strict=True):
+            for line, row in zip(lines, rows, strict=True):
                 line["half"] = "new" if row.needs & new else "shared"
     return splits
 
