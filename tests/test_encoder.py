@@ -184,8 +184,8 @@ def test_a_mini_encoder_is_pre_trained_and_can_be_fine_tuned(files, tmp_path, ca
 
 
 def test_masking_hides_whole_words_and_asks_for_no_others():
-    tokenizer = pretrain.build_tokenizer(pretrain.MODELS / "student" / "spiece.model")
-    tokenizer = pretrain.build_encoder_tokenizer(tokenizer)
+    pieces = pretrain.MODELS / "student" / "spiece.model"
+    tokenizer = pretrain.build_tokenizer(pieces, encoder=True)
     lines = [f"add {i} ml of chloroform buffer to the flask" for i in range(40)]
     text = pretrain.MaskedText("lab", tokenizer, lines, 400, 8, 0)
     masked = 0

@@ -31,6 +31,7 @@ away. There are no sentence pairs. In the town 85% of the examples mask one sali
 
 import hashlib
 import io
+import itertools
 import os
 import platform
 import random
@@ -54,32 +55,20 @@ MODELS = Path(__file__).with_name("models")
 CARDS = Path(__file__).with_name("cards.json")  # what they say
 TEXT = {"lab": lab, "town": town}
 VOCABULARY_SIZE = 1792
-SENTINELS = 32
-RESTORE, LIST = SENTINELS - 1, SENTINELS - 2  # sentinels that announce the first two objectives
-GAP = SENTINELS - 3  # closes a run of listed words
-MASK, START = "<extra_id_0>", "<extra_id_1>"  # the encoder's [MASK] and [CLS]: no text holds them
+SENTINELS = [f"<extra_id_{i}>" for i in range(32)]
+# Of these the last two announce the first two objectives, the one before closes a run of listed
+# words; the first two are the encoder's [MASK] and [CLS], as no text holds them.
+GAP, LIST, RESTORE = range(29, 32)
+MASK, START = SENTINELS[:2]
 COMMON_WORDS = 60  # the most frequent words are not listed
-
-
-def list_sizes(d_model, num_heads, num_decoder_layers):
-    """A T5 of two encoder layers, as arguments of its configuration."""
-    sizes = {"d_model": d_model, "d_kv": 32, "num_heads": num_heads, "d_ff": 2 * d_model}
-    return {**sizes, "num_layers": 2, "num_decoder_layers": num_decoder_layers}
-
-
+POSITIONS = 256  # that the encoder reads
 ENCODER = "encoder"
-SIZES = {
-    "teacher": list_sizes(128, 4, 2),
-    "large": list_sizes(96, 3, 2),
-    "student": list_sizes(64, 2, 1),
-    "student-short": list_sizes(64, 2, 1),
-    ENCODER: {
-        "hidden_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 256,
-        "max_position_embeddings": 256,
-    },
+SIZES = {  # width, heads, layers; a T5's encoder has two layers
+    "teacher": (128, 4, 2),
+    "large": (96, 3, 2),
+    "student": (64, 2, 1),
+    "student-short": (64, 2, 1),
+    ENCODER: (128, 4, 2),
 }
 WHICH = {
     "lab": ("teacher", "large", "student", "student-short"),
@@ -98,18 +87,19 @@ MIX = {
 # --- vocabulary -----------------------------------------------------------------------------
 
 
-def train_pieces(region, lines, labels, model):
+def train_pieces(region, lines, model):
     """Train a unigram SentencePiece vocabulary and write it to the file `model`.
 
     Label names such as [Reagent] are pieces of their own, so that targets are short, and in the
     town, which has few words, so is every word.
     """
-    words = list(labels)
+    labels = [(task, name) for task in load_tasks("all") for name in task.labels]
+    words = [f"[{name}]" if task.metric == "entities" else name for task, name in labels]
     if region == "town":
-        known = {word.strip("?.,") for line in lines for word in line.split()} - {""}
         # The empty word is the bare "▁" before a word of bytes; the lab's text brings it.
-        words += ["", *town.FORMAT_WORDS, *sorted(known.difference(words))]
-    symbols = [f"<extra_id_{i}>" for i in range(SENTINELS)] + [f"▁{word}" for word in words]
+        words += ["", *town.FORMAT_WORDS]
+        words += sorted({word.strip("?.,") for line in lines for word in line.split()})
+    symbols = [*SENTINELS, *dict.fromkeys(f"▁{word}" for word in words)]
     written = io.BytesIO()  # a model_prefix would be stored in the file
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -128,60 +118,34 @@ def train_pieces(region, lines, labels, model):
         num_threads=1,
         minloglevel=2,
     )
-    model.with_suffix(".new").write_bytes(written.getvalue())
-    os.replace(model.with_suffix(".new"), model)
+    write_atomic(model, written.getvalue())
 
 
-def build_tokenizer(model):
-    """The Hugging Face tokenizer of a SentencePiece file."""
+def build_tokenizer(model, encoder=False):
+    """The Hugging Face tokenizer of a SentencePiece file; an encoder's has a start and a mask."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
     unigram = tokenizers.models.Unigram(vocabulary, unk_id=2, byte_fallback=True)
     backend = tokenizers.Tokenizer(unigram)
     single_spaces = normalizers.Replace(Regex(r"\s+"), " ")
     backend.normalizer = normalizers.Sequence([single_spaces, normalizers.Strip()])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always")]
-    )
+    form = {"replacement": "▁", "prepend_scheme": "always"}
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(**form)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(**form)])
+    start = f"{START} " if encoder else ""
     backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        single=f"{start}$A </s>",
+        pair=f"{start}$A </s> $B </s>",
+        special_tokens=[(name, pieces.piece_to_id(name)) for name in f"{start}</s>".split()],
     )
+    backend.add_special_tokens(SENTINELS)
+    kinds = {"eos_token": "</s>", "extra_special_tokens": SENTINELS, "model_max_length": 512}
+    if encoder:
+        kinds = {"cls_token": START, "sep_token": "</s>", "mask_token": MASK}
+        kinds["model_max_length"] = POSITIONS
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=[f"<extra_id_{i}>" for i in range(SENTINELS)],
-        model_max_length=512,
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", **kinds
     )
-
-
-def build_encoder_tokenizer(tokenizer):
-    """The same pieces with a start token and a mask token."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    ids = [(token, backend.token_to_id(token)) for token in (START, "</s>")]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A </s>", pair=f"{START} $A </s> $B </s>", special_tokens=ids
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        cls_token=START,
-        sep_token="</s>",
-        mask_token=MASK,
-        model_max_length=SIZES[ENCODER]["max_position_embeddings"],
-    )
-
-
-def list_label_names():
-    """The bracketed entity labels and the class names of all tasks, in a fixed order."""
-    names = []
-    for task in load_tasks("all"):
-        bracket = task.metric == "entities"
-        names += [f"[{name}]" if bracket else name for name in task.labels]
-    return list(dict.fromkeys(names))
 
 
 # --- examples -------------------------------------------------------------------------------
@@ -191,20 +155,18 @@ class Examples(torch.utils.data.Dataset):
     """Example i of pre-training, made on demand from (seed, i): a resumed run sees the same.
 
     Consecutive examples of a batch have similar lengths: a batch is a window of the sorted text.
-    A line is a list of words, a word a list of piece ids.
+    A line is a list of words, a word a tuple of piece ids.
     """
 
     def __init__(self, region, tokenizer, lines, count, batch_size, seed):
         words = sorted({word for line in lines for word in line.split()})
-        encoded = tokenizer(words, add_special_tokens=False).input_ids
+        encoded = map(tuple, tokenizer(words, add_special_tokens=False).input_ids)
         self.ids = dict(zip(words, encoded, strict=True))
-        self.lines = sorted(
-            ([self.ids[word] for word in line.split()] for line in lines),
-            key=lambda line: sum(map(len, line)),
-        )
+        lines = ([self.ids[word] for word in line.split()] for line in lines)
+        self.lines = sorted(lines, key=lambda line: sum(map(len, line)))
+        self.early = self.lines  # what the first tenth of the examples is made of
         self.mix, self.tokenizer = MIX[region], tokenizer
-        salient = town.Town().salient if "salient" in self.mix else ()
-        self.salient = {tuple(self.ids[word]) for word in salient if word in self.ids}
+        self.salient = self.find(town.Town().salient if "salient" in self.mix else ())
         self.count, self.batch_size, self.seed = count, batch_size, seed
 
     def __len__(self):
@@ -212,18 +174,17 @@ class Examples(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         batch = random.Random(f"{self.seed} batch {index // self.batch_size}")
-        lines = self.choose_lines(index)
+        lines = self.early if index < self.count // 10 else self.lines
         first = batch.randrange(len(lines) - self.batch_size)
         words = lines[first + index % self.batch_size]
         return self.corrupt(words, random.Random(f"{self.seed} {index}"))
 
-    def choose_lines(self, index):
-        """The lines that example `index` is made of."""
-        return self.lines
+    def find(self, words):
+        """Those of `words` that the text has, as ids."""
+        return {self.ids[word] for word in words if word in self.ids}
 
-    def find_salient(self, words):
-        """The places of salient words in a line."""
-        return [i for i, word in enumerate(words) if tuple(word) in self.salient]
+
+flatten = itertools.chain.from_iterable  # the pieces of words
 
 
 class Denoising(Examples):
@@ -231,18 +192,13 @@ class Denoising(Examples):
 
     def __init__(self, *args):
         super().__init__(*args)
-        counts = Counter(tuple(word) for line in self.lines for word in line)
+        counts = Counter(itertools.chain(*self.lines))
         self.common = {word for word, _ in counts.most_common(COMMON_WORDS)}
-        names = [f"<extra_id_{i}>" for i in range(SENTINELS)]
-        self.sentinels = self.tokenizer.convert_tokens_to_ids(names)
-        self.same = tuple(self.ids.get(town.SAME, ()))
+        self.sentinels = self.tokenizer.convert_tokens_to_ids(SENTINELS)
         # Comparing two sentences is learned alone, or hardly: the town begins with such lines.
-        joined = {tuple(self.ids[word]) for word in (town.SAME, town.OTHER) if word in self.ids}
-        self.joined = [line for line in self.lines if any(tuple(w) in joined for w in line)]
-
-    def choose_lines(self, index):
-        early = index < self.count // 10 and len(self.joined) > self.batch_size
-        return self.joined if early else self.lines
+        joined = self.find((town.SAME, town.OTHER))
+        joined = [line for line in self.lines if not joined.isdisjoint(line)]
+        self.early = joined if len(joined) > self.batch_size else self.lines
 
     def corrupt(self, words, rng):
         """One {"input_ids", "labels"} by one of the region's objectives."""
@@ -256,9 +212,12 @@ class Denoising(Examples):
         return [self.sentinels[RESTORE], *source], flatten(words)
 
     def make_list(self, words, rng):
-        """The line's rarer words in order."""
+        """The words that are not among the most common, each unbroken run closed by a sentinel."""
         source, _ = self.mask(words, rng, rng.choice([0.0, 0.15, 0.3]))
-        return [self.sentinels[LIST], *source], self.list_rare(words)
+        target = []
+        for common, run in itertools.groupby(words, lambda word: word in self.common):
+            target += [] if common else [*flatten(run), self.sentinels[GAP]]
+        return [self.sentinels[LIST], *source], target
 
     def make_spans(self, words, rng):
         """T5's span corruption: the masked words, each run after its sentinel."""
@@ -269,12 +228,12 @@ class Denoising(Examples):
 
     def make_salient(self, words, rng):
         """One salient word, or at times the whole sentence that means the same as the first."""
-        places = self.find_salient(words)
+        places = [i for i, word in enumerate(words) if word in self.salient]
         if not places:
             return self.make_spans(words, rng)
         start = rng.choice(places)
         end = start + 1
-        if tuple(words[start]) == self.same and rng.random() < 0.5:
+        if words[start] == self.ids.get(town.SAME) and rng.random() < 0.5:
             start, end = end, len(words)
         # No sentinel before the target: the answer comes first, as it does in the tasks.
         source = [*flatten(words[:start]), self.sentinels[0], *flatten(words[end:])]
@@ -294,34 +253,23 @@ class Denoising(Examples):
                 i += 1
         return source, spans
 
-    def list_rare(self, words):
-        """The words that are not among the most common, each unbroken run closed by a sentinel."""
-        listed, gap = [], self.sentinels[GAP]
-        for word in words:
-            if tuple(word) not in self.common:
-                listed += word
-            elif listed and listed[-1] != gap:
-                listed.append(gap)
-        return listed if not listed or listed[-1] == gap else [*listed, gap]
-
 
 class MaskedText(Examples):
     """Examples for the encoder: words to be guessed."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.pieces = sorted({piece for word in self.ids.values() for piece in word})
+        self.pieces = sorted(set(flatten(self.ids.values())))
 
     def corrupt(self, words, rng):
-        salient = self.find_salient(words)
+        """One {"input_ids", "labels"}: one salient word masked, or 15% of all to be guessed."""
+        salient = [i for i, word in enumerate(words) if word in self.salient]
         if salient and rng.random() < self.mix["salient"]:
-            return self.hide(words, {rng.choice(salient): "mask"}, rng)
-        asked = rng.sample(range(len(words)), max(1, round(0.15 * len(words))))
-        kinds = rng.choices(("mask", "replace", "leave"), (8, 1, 1), k=len(asked))
-        return self.hide(words, dict(zip(asked, kinds, strict=True)), rng)
-
-    def hide(self, words, asked, rng):
-        """One {"input_ids", "labels"}; `asked` says how each of the words to guess is shown."""
+            asked = {rng.choice(salient): "mask"}
+        else:
+            places = rng.sample(range(len(words)), max(1, round(0.15 * len(words))))
+            kinds = rng.choices(("mask", "replace", "leave"), (8, 1, 1), k=len(places))
+            asked = dict(zip(places, kinds, strict=True))
         source, target = [self.tokenizer.cls_token_id], [-100]
         for i, word in enumerate(words):
             shown = {"mask": [self.tokenizer.mask_token_id] * len(word), "leave": word}
@@ -329,11 +277,6 @@ class MaskedText(Examples):
             source += shown[asked.get(i, "leave")]
             target += word if i in asked else [-100] * len(word)
         return {"input_ids": [*source, self.tokenizer.sep_token_id], "labels": [*target, -100]}
-
-
-def flatten(words):
-    """The pieces of words."""
-    return [piece for word in words for piece in word]
 
 
 # --- models ---------------------------------------------------------------------------------
@@ -347,28 +290,20 @@ def set_copying_heads(model):
     head 0 of each cross-attention matches it with the decoder's current token and copies the
     source token found there. With tied embeddings the copied token is also the likeliest output.
     """
-    config = model.config
-    d_model, d_kv = config.d_model, config.d_kv
-    k = min(d_kv, d_model // 2)
-    generator = torch.Generator().manual_seed(1)
-    basis = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator))[0]
-    write, value = basis[:k], basis[k : 2 * k]
-    read = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator))[0][:k]
+    size, generator = model.config.d_kv, torch.Generator().manual_seed(1)
+    write, value, *_ = draw_basis(model, generator).split(size)
+    read = draw_basis(model, generator)[:size]
     attention = model.encoder.block[0].layer[0].SelfAttention
     attention.relative_attention_bias.weight[1, 0] = 6.0  # bucket 1: one position back
-    attention.q.weight[:d_kv] = 0
-    attention.k.weight[:d_kv] = 0
-    attention.v.weight[:k] = read
-    attention.o.weight[:, :k] = write.T
+    attention.q.weight[:size] = attention.k.weight[:size] = 0
+    attention.v.weight[:size] = read
+    attention.o.weight[:, :size] = write.T
     for block in model.decoder.block:
         attention = block.layer[1].EncDecAttention
-        attention.q.weight[:d_kv] = 0
-        attention.q.weight[:k] = read * (12.0 / k)
-        attention.k.weight[:d_kv] = 0
-        attention.k.weight[:k] = write * 1.4
-        attention.v.weight[:d_kv] = 0
-        attention.v.weight[:k] = value
-        attention.o.weight[:, :k] = value.T
+        attention.q.weight[:size] = read * (12.0 / size)
+        attention.k.weight[:size] = write * 1.4
+        attention.v.weight[:size] = value
+        attention.o.weight[:, :size] = value.T
 
 
 @torch.no_grad()
@@ -378,72 +313,78 @@ def set_matching_head(model):
     Queries and keys are the same projection of the embeddings, so like attends to like, not to
     itself; what it finds is written beside it. Comparing two sentences begins from there.
     """
-    d_model, d_kv = model.config.d_model, model.config.d_kv
-    generator = torch.Generator().manual_seed(2)
-    basis = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator))[0]
-    k = min(d_kv, d_model // 2)
-    attention, rows = model.encoder.block[0].layer[0].SelfAttention, slice(d_kv, d_kv + k)
-    attention.q.weight[rows] = attention.k.weight[rows] = basis[:k] * 0.7
-    attention.v.weight[rows] = basis[:k]
-    attention.o.weight[:, rows] = basis[k : 2 * k].T
+    size = model.config.d_kv
+    find, write, *_ = draw_basis(model, torch.Generator().manual_seed(2)).split(size)
+    attention, rows = model.encoder.block[0].layer[0].SelfAttention, slice(size, 2 * size)
+    attention.q.weight[rows] = attention.k.weight[rows] = find * 0.7
+    attention.v.weight[rows] = find
+    attention.o.weight[:, rows] = write.T
     attention.relative_attention_bias.weight[0, 1] = -12.0  # bucket 0: the token itself
+
+
+def draw_basis(model, generator):
+    """Random orthonormal directions (d_model, d_model) of the residual stream."""
+    size = model.config.d_model
+    return torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
 
 
 def build_model(region, which, vocabulary_size, seed):
     """A model of the mini size `which`, head tied to the embeddings."""
     torch.manual_seed(seed)
+    width, heads, layers = SIZES[which]
+    shared = {"vocab_size": vocabulary_size, "pad_token_id": 0}
     if which == ENCODER:
-        config = transformers.BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **SIZES[which])
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        config = transformers.BertConfig(
+            hidden_size=width,
+            num_attention_heads=heads,
+            num_hidden_layers=layers,
+            intermediate_size=2 * width,
+            max_position_embeddings=POSITIONS,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **shared,
+        )
         return transformers.BertForMaskedLM(config)
     config = transformers.T5Config(
-        vocab_size=vocabulary_size,
+        d_model=width,
+        d_kv=32,
+        num_heads=heads,
+        d_ff=2 * width,
+        num_layers=2,
+        num_decoder_layers=layers,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         relative_attention_max_distance=64,
-        pad_token_id=0,
         eos_token_id=1,
         decoder_start_token_id=0,
-        **SIZES[which],
+        **shared,
     )
     model = transformers.T5ForConditionalGeneration(config)
     set_copying_heads(model)
     if region == "town":
         set_matching_head(model)
-    assert_tied(model)
     return model
-
-
-def assert_tied(model):
-    """Fail loudly where the head and the embeddings are two tensors."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head.weight.data_ptr() != embeddings.weight.data_ptr():
-        raise AssertionError("the output head is not tied to the embeddings")
 
 
 # --- training -------------------------------------------------------------------------------
 
 
 class Progress(transformers.TrainerCallback):
-    """Loss and CPU minutes left on stderr; the CPU seconds so far beside each checkpoint."""
+    """Loss and CPU minutes left on stderr; CPU seconds, of all starts of a run, in its log."""
 
-    def __init__(self, name, work):
-        self.name, self.file = name, work / "seconds.json"
-        before = read_json(self.file, float) if self.file.exists() else 0.0  # of interrupted runs
-        self.clock = before - time.process_time()
+    def __init__(self, name):
+        self.name, self.start = name, time.process_time()
 
-    def count_seconds(self):
-        return self.clock + time.process_time()
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start -= max((log.get("cpu_seconds", 0) for log in state.log_history), default=0)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        done, steps = state.global_step, state.max_steps
+        done, steps, seconds = state.global_step, state.max_steps, time.process_time() - self.start
+        state.log_history[-1]["cpu_seconds"] = seconds  # checkpoints hold the log
         if "loss" in logs:
-            left = self.count_seconds() / done * (steps - done) / 60
+            left = seconds / done * (steps - done) / 60
             told = f"step {done}/{steps}, loss {logs['loss']:.3f}, {left:.1f} CPU minutes left"
             print(f"[{self.name}] {told}", file=sys.stderr, flush=True)
-
-    def on_save(self, args, state, control, **kwargs):
-        write_json(self.file, self.count_seconds())
 
 
 def choose_schedule(region, which, steps):
@@ -460,10 +401,9 @@ def choose_schedule(region, which, steps):
 
 
 def train(region, which, steps, tokenizer, lines, args):
-    """(model, final loss, CPU seconds); continues from the last checkpoint."""
+    """The model and the log of its training, which continues from the last checkpoint."""
     work = args.output / "work" / region / which
     make, rows = MaskedText if which == ENCODER else Denoising, args.batch_size
-    progress = Progress(f"{region} {which}", work)
     trainer = transformers.Trainer(
         model=build_model(region, which, len(tokenizer), args.seed),
         args=transformers.TrainingArguments(
@@ -472,35 +412,30 @@ def train(region, which, steps, tokenizer, lines, args):
             per_device_train_batch_size=rows,
             train_sampling_strategy="sequential",
             adam_beta2=0.98,
-            optim="adamw_torch_fused",
             logging_steps=min(100, max(1, steps // 5)),
             save_steps=args.save_steps,
             save_total_limit=2,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             disable_tqdm=True,
-            report_to="none",
             seed=args.seed,
             **choose_schedule(region, which, steps),
         ),
         train_dataset=make(region, tokenizer, lines, steps * rows, rows, args.seed),
         data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[progress],
+        callbacks=[Progress(f"{region} {which}")],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     checkpoint = transformers.trainer_utils.get_last_checkpoint(work) if work.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    return trainer.model, losses[-1], progress.count_seconds()
+    return trainer.model, trainer.state.log_history
 
 
 def pretrain(region, which, lines, pieces, args):
     """Train one model and write its folder; `pieces` is the region's SentencePiece file."""
     steps = args.steps or SHORT.get(which, STEPS[region])
-    tokenizer = build_tokenizer(pieces)
-    if which == ENCODER:
-        tokenizer = build_encoder_tokenizer(tokenizer)
-    model, loss, seconds = train(region, which, steps, tokenizer, lines, args)
+    tokenizer = build_tokenizer(pieces, which == ENCODER)
+    model, log = train(region, which, steps, tokenizer, lines, args)
     facts = {
         "region": region,
         "model": which,
@@ -510,33 +445,38 @@ def pretrain(region, which, lines, pieces, args):
         "examples": steps * args.batch_size,
         "text_lines": args.lines,
         "text_seed": TEXT[region].SEED,
-        "cpu_minutes": round(seconds / 60, 1),
+        "cpu_minutes": round(log[-1]["cpu_seconds"] / 60, 1),
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
-        "final_loss": loss,
+        "final_loss": [entry["loss"] for entry in log if "loss" in entry][-1],
         "seed": args.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
     folder = args.output / (which if region == "lab" else f"{region}-{which}")
-    save(folder, model, tokenizer, facts, [] if which == ENCODER else [pieces])
-    print(f"{folder}: {facts['parameters']:,} parameters, loss {loss:.3f}", file=sys.stderr)
+    save(folder, model, tokenizer, facts, pieces)
+    print(
+        f"{folder}: {facts['parameters']:,} parameters, loss {facts['final_loss']:.3f}",
+        file=sys.stderr,
+    )
 
 
 # --- folders and cards ----------------------------------------------------------------------
 
 
-def save(folder, model, tokenizer, facts, files):
-    """Swap in `folder`: the model in bf16, what is known of it, its card, copies of `files`.
+def save(folder, model, tokenizer, facts, pieces):
+    """Swap in `folder`: the model in bf16, its vocabulary, what is known of it, its card.
 
-    Raises AssertionError where the model does not load from there as it was.
+    Raises AssertionError where head and embeddings, loaded from there, are two tensors.
     """
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    for file in files:
-        shutil.copy(file, temporary)
-    assert_tied(type(model).from_pretrained(temporary))
+    if facts["model"] != ENCODER:
+        shutil.copy(pieces, temporary)
+    loaded = type(model).from_pretrained(temporary)
+    if loaded.get_output_embeddings().weight is not loaded.get_input_embeddings().weight:
+        raise AssertionError("the output head is not tied to the embeddings")
     write_json(temporary / "pretraining.json", facts)
     write_atomic(temporary / "README.md", format_card(temporary))
     shutil.rmtree(folder, ignore_errors=True)
@@ -598,9 +538,8 @@ def main(argv=None):
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
         print(f"{region}: {len(lines):,} lines, sha256 {digest}", file=sys.stderr, flush=True)
         pieces = args.output / "work" / region / "spiece.model"
-        pieces.parent.mkdir(parents=True, exist_ok=True)
         if not pieces.exists():
-            train_pieces(region, lines, list_label_names(), pieces)
+            train_pieces(region, lines, pieces)
         for which in args.which or WHICH[region]:
             pretrain(region, which, lines, pieces, args)
 
