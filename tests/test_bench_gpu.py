@@ -119,10 +119,10 @@ def test_lengths_are_wlps():
 
 def test_decoding_stops_each_row_at_its_length(args):
     rows = [[5, 9], [9, 2], [3, 30], [4, 17], [7, 9], [6, 1]]
-    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.float32)
+    model = bench_gpu.make_model("mini", 300, bench_gpu.torch.float32)
     batch = [row["input_ids"] for row in bench_gpu.make_rows(rows, 300, len(rows))]
-    with bench_gpu.force_lengths(model.eval()):
-        decoded = bench_gpu.distill.decode(model, batch, bench_gpu.make_key(args))
+    model = bench_gpu.force_lengths(model.eval())
+    decoded = bench_gpu.distill.decode(model, batch, bench_gpu.make_key(args))
     assert [len(row["labels"]) for row in decoded] == [target for _, target in rows]
 
 
@@ -146,8 +146,7 @@ def test_flops_and_dollars():
 
 
 def test_a_config_has_the_size_that_the_planner_counts():
-    config = bench_gpu.make_config("mini", 300)
-    model = bench_gpu.make_model(config, bench_gpu.torch.float32)
+    model = bench_gpu.make_model("mini", 300, bench_gpu.torch.float32)
     shape = bench_gpu.SIZES["mini"]._replace(vocabulary=300)
     assert shape.count_weights()[-1] == sum(w.numel() for w in model.parameters())
     seconds = bench_gpu.time_disk(Path("/tmp"), 2**22)["disk_seconds_a_gb"]
@@ -174,6 +173,6 @@ def test_parts_need_torch_transformers_and_accelerate_alone(tmp_path):
 
 
 def test_the_head_is_untied_as_in_the_published_models():
-    model = bench_gpu.make_model(bench_gpu.make_config("mini", 300), bench_gpu.torch.bfloat16)
+    model = bench_gpu.make_model("mini", 300, bench_gpu.torch.bfloat16)
     assert model.lm_head.weight is not model.shared.weight
     assert model.dtype == bench_gpu.torch.bfloat16 and not model.config.scale_decoder_outputs

@@ -21,9 +21,7 @@ own with a share of --minutes: one that fails or hangs takes no other along.
 """
 
 import argparse
-import contextlib
 import datetime
-import functools
 import gc
 import json
 import multiprocessing
@@ -35,6 +33,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
@@ -49,30 +48,22 @@ SIZES = {**memory.SIZES, "mini": memory.Shape(64, 128, 4, 2, 2, 16)}  # mini: to
 CARDS = memory.read_cards()
 PAPER_USD = {"tune": 67.5, "distill": 435.0}  # Table 6, WLP: 5K labels, 100K rows
 BATCH = 32  # rows of a step
+ENDLESS = "--max-steps 100000 --save-strategy no --logging-strategy no".split()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPARE = 10  # seconds before its end at which a part stops measuring
 
 
-def make_config(size, vocabulary):
-    """T5 v1.1's config of that size."""
+def make_model(size, vocabulary, dtype):
+    """T5 v1.1 of that size, of random weights made on the device, with a head of its own."""
     width, hidden, heads, layers, _, head_width, *_ = SIZES[size]
     shape = {"d_model": width, "d_ff": hidden, "num_heads": heads, "num_layers": layers}
     shape |= {"d_kv": head_width, "vocab_size": vocabulary, "feed_forward_proj": "gated-gelu"}
     known = {"tie_word_embeddings": False, "decoder_start_token_id": 0, "use_cache": False}
-    return transformers.T5Config(**shape, **known)
-
-
-def make_model(config, dtype):
-    """A model of random weights, made on the device, with a head of its own as T5 v1.1 has."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(DEVICE):
-            model = transformers.T5ForConditionalGeneration(config)
-            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
-            torch.nn.init.normal_(model.lm_head.weight, std=config.d_model**-0.5)
-    finally:
-        torch.set_default_dtype(before)
+    config = transformers.T5Config(**shape, **known)
+    with torch.device(DEVICE):
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+        torch.nn.init.normal_(model.lm_head.weight, std=width**-0.5)
     return train_teacher.fuse_gelu(model)
 
 
@@ -94,11 +85,6 @@ def count_flops(shape, lengths):
     source, target = np.mean(lengths, axis=0)
     ends = shape.decoders * decoder + head
     return float(6 * (shape.encoders * encoder * source + ends * target))
-
-
-def wait():
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure_peak():
@@ -123,7 +109,8 @@ class Clock(transformers.TrainerCallback):
         torch.compiler.cudagraph_mark_step_begin()
 
     def on_step_end(self, args, state, control, **kwargs):
-        wait()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         self.times.append(time.monotonic())
         measured = self.times[-1] - self.times[min(self.skip, len(self.times) - 1)]
         if self.times[-1] > self.until or measured > self.seconds:
@@ -140,21 +127,10 @@ class Clock(transformers.TrainerCallback):
         return {**found, **measure_peak()}
 
 
-def collate(model, rows):
-    """The batch that DataCollatorForSeq2Seq makes, without a tokenizer."""
-    ids = distill.pad_rows([row["input_ids"] for row in rows], -1)
-    labels = distill.pad_rows([row["labels"] for row in rows], -100)
-    batch = {"input_ids": ids.clamp(min=0), "attention_mask": (ids >= 0).long()}
-    decoder = model.prepare_decoder_input_ids_from_labels(labels)
-    return {**batch, "decoder_input_ids": decoder, "labels": labels}
-
-
 def time_steps(trainer, clock):
     """Train until the clock stops it; the clock's report."""
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.remove_callback(Clock)
-    trainer.args.save_strategy = transformers.trainer_utils.SaveStrategy.NO
-    trainer.args.logging_strategy = transformers.trainer_utils.IntervalStrategy.NO
     trainer.add_callback(clock)
     trainer.train()
     return clock.report()
@@ -162,63 +138,61 @@ def time_steps(trainer, clock):
 
 def bench_tune(args):
     """Fine-tuning the teacher by the way that train_teacher.py chooses on this machine."""
-    flags = ["--train", __file__, "--output", args.scratch, "--memory", args.memory]
+    flags = ["--train", __file__, "--output", str(args.scratch), "--memory", args.memory, *ENDLESS]
     settings, rest = train_teacher.parse_args([*flags, "--batch-size", str(BATCH)])
-    training = train_teacher.read_training(settings, [*rest, "--max-steps", "100000"])
+    training = train_teacher.read_training(settings, rest)
     shape = SIZES[args.teacher]._replace(vocabulary=args.vocabulary)
-    weights, peak = shape.count_weights()[-1], find_card()
+    weights = shape.count_weights()[-1]
     way, _, share = train_teacher.choose_way(settings, training, weights)
     if way != "fp32":
         training.bf16, training.mixed_precision = False, "no"
     training.max_grad_norm = 0.0 if way == "bf16" else 1.0
     known = {"memory": way, "parameters": weights, "flops_a_row": count_flops(shape, LENGTHS)}
-    known |= {"peak_tflops": peak and (peak.bf16 or peak.fp32), "out_of_memory": []}
-    known |= time_disk(Path(args.scratch))
-    passes = {"rows": BATCH, "recompute": share > 0.5 and DEVICE == "cuda"}
-    while True:
+    known |= {"peak_tflops": find_peak(), "out_of_memory": [], **time_disk(args.scratch)}
+    tries = [{"rows": BATCH >> halved, "recompute": True} for halved in range(6)]
+    if share <= 0.5 or DEVICE != "cuda":
+        tries.insert(0, {"rows": BATCH, "recompute": False})
+    for passes in tries:
         try:
-            return tune_in_passes(args, settings, training, shape, passes, known)
+            yield from tune_in_passes(args, settings, training, shape, passes, known)
+            return
         except torch.OutOfMemoryError:
-            known["out_of_memory"].append(dict(passes))
-        passes["rows"] //= 2 if passes["recompute"] else 1
-        passes["recompute"] = True
-        if not passes["rows"]:
-            return {**known, "failed": "out of memory at 1 row a pass"}
+            known["out_of_memory"].append(passes)
         gc.collect()  # the failed try is gone once its traceback is
         torch.cuda.empty_cache()
+    yield {**known, "failed": "out of memory at 1 row a pass"}
 
 
 def tune_in_passes(args, settings, training, shape, passes, known):
     """The speed at WLP's lengths, and the memory of a few steps at the longest ones."""
-    config, way = make_config(args.teacher, args.vocabulary), known["memory"]
-    model = make_model(config, torch.float32 if way == "fp32" else torch.bfloat16)
+    way, backend = known["memory"], tokenizers.Tokenizer(tokenizers.models.WordLevel())
+    padder = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+    dtype = torch.float32 if way == "fp32" else torch.bfloat16
+    model = make_model(args.teacher, args.vocabulary, dtype)
     model = train_teacher.add_adapters(model, settings.lora_rank) if way == "lora" else model
     rows = make_rows(LENGTHS, args.vocabulary, 5000)
-    trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes)
-    trainer.data_collator = functools.partial(collate, model)
-    found = {**known, **passes}
-    found |= time_steps(trainer, Clock(args.seconds, args.until))
+    trainer = train_teacher.build_trainer(settings, training, model, way, rows, passes, padder)
+    found = {**known, **passes, **time_steps(trainer, Clock(args.seconds, args.until))}
     if known["peak_tflops"]:
         reached = found["rows_a_second"] * known["flops_a_row"] / 1e12
         found["utilisation"] = reached / known["peak_tflops"]
-    args.save(found)
+    yield found
     longest, mean = (tuple(map(float, f(LENGTHS, axis=0))) for f in (np.max, np.mean))
     trainer.train_dataset = make_rows([tuple(map(int, longest))], args.vocabulary, 96)
     work, card = memory.Work(longest, mean, 1, BATCH, 0.4), memory.find_cards("1x80", CARDS)[1]
     planned = memory.make_plan(shape, card, way, 1, passes["rows"], passes["recompute"], work)
     found["planned_gib"] = planned.most
     try:
-        clock = Clock(0, args.until + SPARE / 2, skip=1)
-        found["longest"] = time_steps(trainer, clock)
+        found["longest"] = time_steps(trainer, Clock(0, args.until + SPARE / 2, skip=1))
     except torch.OutOfMemoryError as error:
         found["longest"] = {"failed": str(error)}
-    return found
+    yield found
 
 
-def find_card():
-    """The price list's entry for this GPU, None where it has none."""
+def find_peak():
+    """The price list's TFLOP/s of this GPU, None where it has none."""
     name = DEVICE == "cuda" and match_gpu(load_prices(), torch.cuda.get_device_name())
-    return next((card for card in CARDS if card.name == name), None)
+    return next((card.bf16 or card.fp32 for card in CARDS if card.name == name), None)
 
 
 def time_disk(folder, size=2**28):
@@ -236,9 +210,8 @@ def time_disk(folder, size=2**28):
     return {"disk_seconds_a_gb": seconds}
 
 
-@contextlib.contextmanager
 def force_lengths(model):
-    """Make greedy decoding end each row where its source's first id says.
+    """Make the model's greedy decoding end each row where its source's first id says.
 
     The length travels in the encoder's output, which distill.py thins out with the rows.
     """
@@ -252,57 +225,48 @@ def force_lengths(model):
         done = output.past_key_values.get_seq_length() >= wanted
         output.logits[:, -1, 1] = torch.where(done, 1e4, -1e4).to(output.logits.dtype)
 
-    hooks = [model.encoder.register_forward_hook(mark, with_kwargs=True)]
-    hooks.append(model.register_forward_hook(end, with_kwargs=True))
-    yield
-    for hook in hooks:
-        hook.remove()
+    model.encoder.register_forward_hook(mark, with_kwargs=True)
+    model.register_forward_hook(end, with_kwargs=True)
+    return model
 
 
 def make_key(args):
-    """What distill.py's labels.json says of labels made with its defaults."""
-    key = {"vocabulary_size": args.vocabulary, "top_k": min(64, args.vocabulary // 2)}
-    key.update(max_target_length=128, max_source_length=128, temperatures=[1.0, 2.0])
-    return {**key, "classes": None}
+    """What distill.py's labels.json says of labels made with its defaults, as far as it matters."""
+    top_k = min(64, args.vocabulary // 2)
+    return {"top_k": top_k, "max_target_length": 128, "temperatures": [1.0, 2.0]}
 
 
 def bench_pass(args):
     """The teacher pass: shards of 1,024 rows sorted by length as distill.py has them, decoded in
     batches of its default size, which counts if it fits, and of another."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    model = make_model(make_config(args.teacher, args.vocabulary), dtype).eval()
+    model = force_lengths(make_model(args.teacher, args.vocabulary, dtype).eval())
     rows = [row["input_ids"] for row in make_rows(LENGTHS, args.vocabulary, args.shard_rows)]
     rows.sort(key=len, reverse=True)
     batches = []
     for size in args.pass_batch:
+        if batches and time.monotonic() > args.until:
+            break
         try:
             batches.append(time_shard(model, rows, size, args))
         except torch.OutOfMemoryError:
             batches.append({"batch": size, "failed": "out of memory"})
             torch.cuda.empty_cache()
         counted = next((each for each in batches if "failed" not in each), batches[0])
-        found = {"dtype": str(dtype), "batches": batches, **counted}
-        args.save(found)
-        if time.monotonic() > args.until:
-            break
-    return found
+        yield {"dtype": str(dtype), "batches": batches, **counted}
 
 
 def time_shard(model, rows, size, args):
     """Rows a second of a whole shard, or, if time is up, of a part of it chosen by chance."""
     batches, key = [rows[i : i + size] for i in range(0, len(rows), size)], make_key(args)
-    with force_lengths(model):
-        distill.decode(model, batches[-1], key)
-        wait()
-        start, done, tokens = time.monotonic(), 0, 0
-        for i in np.random.default_rng(0).permutation(len(batches)):
-            decoded = distill.decode(model, batches[i], key)
-            done, tokens = done + len(decoded), tokens + sum(len(row["labels"]) for row in decoded)
-            wait()
-            if time.monotonic() > args.until:
-                break
-    seconds = time.monotonic() - start
-    speed = {"rows_a_second": done / seconds, "mean_tokens": tokens / done}
+    distill.decode(model, batches[-1], key)
+    start, done, tokens = time.monotonic(), 0, 0
+    for i in np.random.default_rng(0).permutation(len(batches)):
+        decoded = distill.decode(model, batches[i], key)  # which waits for the device
+        done, tokens = done + len(decoded), tokens + sum(len(row["labels"]) for row in decoded)
+        if time.monotonic() > args.until:
+            break
+    speed = {"rows_a_second": done / (time.monotonic() - start), "mean_tokens": tokens / done}
     return {"batch": size, "rows": done, "of_rows": len(rows), **speed, **measure_peak()}
 
 
@@ -323,12 +287,12 @@ def make_soft_rows(args):
 
 def build_student(args, rows, flags):
     """distill.py's Trainer."""
-    words = ["--teacher", "x", "--unlabeled", __file__, "--output", args.scratch]
-    words += ["--temperature", "2", "--max-steps", "100000", "--batch-size", str(BATCH)]
+    words = ["--teacher", "x", "--unlabeled", __file__, "--output", str(args.scratch), *ENDLESS]
+    words += ["--temperature", "2", "--batch-size", str(BATCH)]
     words += ["--bf16" if DEVICE == "cuda" else "--no-bf16"]
     settings, rest = distill.parse_args([*words, *flags.split()])
     training = distill.read_training(settings, rest)
-    model = make_model(make_config(args.student, args.vocabulary), torch.float32)
+    model = make_model(args.student, args.vocabulary, torch.float32)
     return distill.Trainer(
         model=model,
         args=training,
@@ -341,15 +305,12 @@ def build_student(args, rows, flags):
 def bench_student(args):
     """The student's training on kept soft labels, then the same step compiled, whose shapes are
     all met in the first 60 steps."""
-    rows, found = make_soft_rows(args), {}
-    for flags, skip in (("", 10 if DEVICE == "cuda" else 1), (args.compiled, 60)):
-        if found and (time.monotonic() > args.until or not flags):
-            break
-        clock = Clock(args.seconds / 2, args.until, skip=skip)
-        timed = time_steps(build_student(args, rows, flags), clock)
-        found |= {"compiled": timed} if flags else timed
-        args.save(found)
-    return found
+    rows, skip = make_soft_rows(args), 10 if DEVICE == "cuda" else 1
+    found = time_steps(build_student(args, rows, ""), Clock(args.seconds / 2, args.until, skip))
+    yield found
+    if args.compiled and time.monotonic() <= args.until:
+        trainer = build_student(args, rows, args.compiled)
+        yield {**found, "compiled": time_steps(trainer, Clock(args.seconds / 2, args.until, 60))}
 
 
 def price_row(parts, usd):
@@ -394,20 +355,23 @@ PARTS = {  # name -> (what measures it, its share of the time)
 def run_part(name, args, stop_at, into):
     """Measure one part in this process until time.time() says `stop_at`; its figures so far are in
     the file `into` at any time."""
-    machine = {"machine": describe_machine()}
-    args.until = time.monotonic() + stop_at - time.time() - SPARE
+    args.until, args.scratch = time.monotonic() + stop_at - time.time() - SPARE, into.parent
     transformers.utils.logging.set_verbosity_error()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do: it plans for each new shape
-    args.save = lambda found: train_teacher.write_json(into, {**machine, "found": found})
-    args.save({"failed": "it was stopped before its first figure"})
-    with tempfile.TemporaryDirectory() as args.scratch:
-        try:
-            args.save({**PARTS[name][0](args), "whole": True})
-        except Exception as error:
-            so_far = json.loads(into.read_text())["found"]
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            args.save({**so_far, "failed": reason})
-            raise
+    machine, found = describe_machine(), {}
+
+    def save(found):
+        train_teacher.write_json(into, {"machine": machine, "found": found})
+
+    save({"failed": "it was stopped before its first figure"})
+    try:
+        for found in PARTS[name][0](args):
+            save(found)
+        save({**found, "whole": True})
+    except Exception as error:
+        text = str(error).partition("\n")[0]
+        save({**found, "failed": f"{type(error).__name__}: {text}"})
+        raise
 
 
 def start_part(name, args, limit, into):
