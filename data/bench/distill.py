@@ -44,10 +44,10 @@ from data.tasks import load_task
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
 RUNS = {
-    "a": ("(a) the released loop", ("teacher, every step", "student")),
-    "b": ("(b) distill.py", ("teacher, once", "student", "train")),
-    "c": ("(c) plain fine-tuning", ("student", "train")),
-    "d": ("(d) student half, no Trainer", ("train",)),
+    "a": "(a) the released loop",
+    "b": "(b) distill.py",
+    "c": "(c) plain fine-tuning",
+    "d": "(d) student half, no Trainer",
 }
 RATIOS = {  # of runs and phases
     "(a) / (b)": ("a", "whole", "b", "whole"),
@@ -156,17 +156,13 @@ def run_released(args, teacher_folder, rows, clock):
 
 def decode_once(args, teacher, tokenizer, rows):
     """The ids of each row and of its greedy target, by generate()."""
-    cached = []
+    cached, flags = [], {"padding": True, "truncation": True, "max_length": 64}
     for i in range(0, len(rows), args.batch_size):
         texts = [LENGTHS[1] + row for row in rows[i : i + args.batch_size]]
-        flags = {"padding": True, "truncation": True, "max_length": 64, "return_tensors": "pt"}
-        inputs = tokenizer(texts, **flags).to(teacher.device)
-        ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)
-        for source, real, target in zip(
-            inputs.input_ids, inputs.attention_mask, ids[:, 1:].tolist(), strict=True
-        ):
-            end = target.index(1) + 1 if 1 in target else len(target)
-            cached.append((source[real > 0].tolist(), target[:end]))
+        inputs = tokenizer(texts, **flags, return_tensors="pt").to(teacher.device)
+        ids = teacher.generate(**inputs, max_new_tokens=64, do_sample=False, num_beams=1)[:, 1:]
+        for pair in zip(inputs.input_ids, ids, strict=True):
+            cached.append(tuple(row[row > 0].tolist() for row in pair))  # 0 is padding
     return cached
 
 
@@ -182,12 +178,6 @@ def run_ours(args, teacher_folder, unlabeled, clock):
     train(args, "distill", args.output / "ours", clock, *student, *common)
 
 
-def run_plain(args, rows, clock):
-    """(c): fine-tuning on the same rows with the teacher's targets as if they were labels."""
-    files = ["--model", args.models / "student", "--train", rows]
-    train(args, "train_small", args.output / "plain", clock, *files)
-
-
 def train(args, script, output, clock, *flags):
     """Train anew by a script, from its start to its end and, as it records it, the steps alone."""
     shutil.rmtree(output, ignore_errors=True)
@@ -200,11 +190,8 @@ def train(args, script, output, clock, *flags):
 
 def run_loop(args, clock):
     """(d): the student half of (b) on its labels, without the Trainer."""
-    settings = argparse.Namespace(temperature=2.0)
     labels, student = open_labels(args.output / "labels"), load(args.models / "student").train()
-    alone = argparse.Namespace(world_size=1, gradient_accumulation_steps=1)
-    loss = distill.SoftLoss(student, settings, alone)
-    collate = distill.Collator(student, labels.key, settings.temperature)
+    loss, collate = make_loss(student, 2.0), distill.Collator(student, labels.key, 2.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
     lengths = [len(row["input_ids"]) + len(row["labels"]) for row in labels]
     sampler = distill.LengthGroupedSampler(lengths, args.batch_size, 0)
@@ -218,6 +205,13 @@ def run_loop(args, clock):
                 torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
+
+
+def make_loss(student, temperature):
+    """distill.py's loss of a step of one batch, by one process."""
+    settings = argparse.Namespace(temperature=temperature)
+    alone = argparse.Namespace(world_size=1, gradient_accumulation_steps=1)
+    return distill.SoftLoss(student, settings, alone)
 
 
 def measure_speed(args):
@@ -251,9 +245,9 @@ def run_all(args, teacher, rows, unlabeled):
         run_released(args, teacher, rows, clocks["a"])
     with clocks["b"].phase("whole"):
         run_ours(args, teacher, unlabeled, clocks["b"])
-    plain = write_plain(args)
+    files = ["--model", args.models / "student", "--train", write_plain(args)]
     with clocks["c"].phase("whole"):
-        run_plain(args, plain, clocks["c"])
+        train(args, "train_small", args.output / "plain", clocks["c"], *files)
     with clocks["d"].phase("whole"):
         run_loop(args, clocks["d"])
     return {name: dict(clock.seconds) for name, clock in clocks.items()}
@@ -283,16 +277,16 @@ def show_speed(args, results):
     for result in results:
         runs, times = result["runs"], f"{result['times']:.0f} times the student's"
         values = {}
-        for letter, (name, phases) in RUNS.items():
+        for letter, name in RUNS.items():
             values[f"{name}, s"] = [run[letter]["whole"] for run in runs]
-            for phase in phases:
+            for phase in [*runs[0][letter]][:-1]:  # the whole ends last
                 values[f"    {letter}: {phase}"] = [run[letter][phase] for run in runs]
         for name, (one, phase, other, its) in RATIOS.items():
             values[name] = [run[one][phase] / run[other][its] for run in runs]
-        rows = [
-            [name, *(f"{measure(each):.2f}" for measure in (statistics.median, min, max))]
-            for name, each in values.items()
-        ]
+        rows = []
+        for name, each in values.items():
+            found = statistics.median(each), min(each), max(each)
+            rows.append([name, *(f"{value:.2f}" for value in found)])
         head = f"a teacher of {result['teacher']:,} parameters, {times} {result['student']:,}"
         print(show_columns([head, "median", "least", "most"], rows), end="\n\n")
     print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
@@ -361,26 +355,23 @@ def differentiate(args, teacher, folder, temperature, live=False):
     labels, student = open_labels(folder), load(args.models / "student").double()
     collate = distill.Collator(student, labels.key, temperature)
     batch = collate([labels[i] for i in range(min(len(labels), args.batch_size * 4))])
-    inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")}
-    real = batch["labels"] != -100
-    logits = student(**inputs).logits[real]
-    if live:
-        with torch.no_grad():
-            target = load(teacher).double()(**inputs).logits[real] / temperature
-        p, q = target.softmax(1), (logits / temperature).softmax(1)
-        loss = temperature**2 * (p * (p.log() - q.log())).sum(1)
-    elif "ids" in batch:
-        soft = batch["teacher"].double(), batch["ids"].long(), batch["rest"].double()
-        loss = distill.TopLoss.apply(logits, *soft, temperature)
-    else:
-        loss = distill.dense_loss(logits, batch["teacher"].double(), temperature)
-    loss.mean().backward()
-    key, mass = labels.key, 0.0
-    if key["top_k"]:
+    batch = {n: each.double() if each.is_floating_point() else each for n, each in batch.items()}
+    mass = 0.0
+    if "rest" in batch:
         soft = torch.cat([batch["teacher"] / temperature, batch["rest"][:, None]], 1)
         mass = soft.softmax(1)[:, -1].mean().item()
+    if live:
+        inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "decoder_input_ids")}
+        real = batch["labels"] != -100
+        with torch.no_grad():
+            p = (load(teacher).double()(**inputs).logits[real] / temperature).softmax(1)
+        q = (student(**inputs).logits[real] / temperature).softmax(1)
+        loss = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+    else:
+        loss = make_loss(student, temperature)(student, batch)
+    loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in student.parameters()])
-    return loss.mean().item(), gradient, mass
+    return loss.item(), gradient, mass
 
 
 def train_students(args, name, teacher, folders, flags):
