@@ -4,25 +4,17 @@ Usage:
     python costs.py plan --task wlp --labels 5000 --budget 100
         Table 2, WLP, N=5K, +$100: 384 labels, or 36 h of teacher and 7,471 unlabeled (54h / 7K)
     python costs.py plan --task wlp --labels 5000 --budget 100 --gpu H100-80GB --json
-        the same choice with a GPU of today, for a program to read
     python costs.py advise --task mine=FILE.json --runs runs/mini/mine --budgets "100 200 500"
-        from a pilot's runs: what each budget will score, which strategy, how sure; serving too
     python costs.py convert --task wlp --usd 200
         Appendix E: $200 buys 4,347 labels of GPT-3.5, 769 of people, 107 A40-hours
     python costs.py convert --task wlp --unlabeled 100000 --at-labels 5000
         Table 6: $67.50 for the teacher and $435 for 100K examples
     python costs.py grid --for table2 --task wlp --scale mini --seeds "0 1 2"
-        the runs behind a table, each once, what it depends on before it
     python costs.py flags --task nq --scale paper --strategy dist
-        Table 8 as flags for distill.py
     python costs.py rules --for "table2 fig2" --task all --scale mini
-        the same for make: a file of whole rules, which reads as the study
     python costs.py report runs/
-        what the runs of a folder cost, at the paper's prices and at today's
     python costs.py memory --model google/t5-v1_1-xxl --gpus "1xH100-80GB 4xA40"
-        which way a teacher fits these GPUs, in how many hours, for how many dollars
     python costs.py prices
-        the price list, with source and date of each row
 
 Reads:  data/prices.csv (edit it, or pass --prices), data/tasks.json, data/scales.json; report and
         advise also training.json and metrics.json of each run, advise data/paper/scores.csv
@@ -221,8 +213,8 @@ def run_prices(args):
 FUNCTIONS = (run_plan, run_advise, run_convert, run_grid, run_flags, run_rules, run_report)
 FUNCTIONS += (run_memory, run_prices)
 COMMANDS = {function.__name__.removeprefix("run_"): function for function in FUNCTIONS}
-NUMBERS = {"USD": parse_amount, "PERCENT": parse_amount}
-NUMBERS["N"] = functools.partial(parse_count, least=1)
+COUNT = functools.partial(parse_count, least=1)
+NUMBERS = {"USD": parse_amount, "PERCENT": parse_amount, "N": COUNT}
 
 
 def add_option(parser, row, required):

@@ -566,7 +566,7 @@ WLP_SMALL = [("small", 500, 0, 47.6), ("small", 1000, 0, 57.8), ("teacher", 1000
 def test_planned_hours_rise_with_rows_and_fall_with_the_card():
     task = make_task("mine", MINE)
     (_, slow, row_slow, _), (_, fast, row_fast, _) = (
-        estimate_rates(task, "paper", gpu, {1000, 10_000}, (50.0, 2.0))
+        estimate_rates(task, "paper", gpu, (50.0, 2.0))
         for gpu in ("A100-80GB", "H100-80GB")
     )
     loading = 11.14e9 * 4 / 0.25e9 / 3600  # hours; the rest rises with the labels
@@ -575,7 +575,7 @@ def test_planned_hours_rise_with_rows_and_fall_with_the_card():
     assert row_slow[0] >= row_fast[0] > 0
     assert 1 < 100_000 * row_fast[0] < 3  # 156,250 steps of 35 ms are 1.5 hours
     with pytest.raises(UserError, match="no memory and speed"):
-        estimate_rates(task, "paper", "Abacus", {1000}, (50.0, 2.0))
+        estimate_rates(task, "paper", "Abacus", (50.0, 2.0))
 
 
 def test_all_rows_distilled_and_labels_for_the_rest(capsys):

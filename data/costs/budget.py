@@ -4,6 +4,7 @@ Reads:  data/prices.csv; with measured rates the run folders
 Paper:  sections 2.4, 2.5 and 5, Tables 1, 2, 4, 6 and 11, appendices A and E
 """
 
+import bisect
 import math
 from fractions import Fraction
 from typing import NamedTuple
@@ -63,37 +64,33 @@ def make_terms(task, prices, which=None, rates="paper", runs=None, **asked):
     What is `asked` overrides the price list: gpu, gpu_usd_per_hour, gpu_speed, usd_per_label,
     usd_per_1k_tokens and llm_model, as the command-line flags of these names.
     """
-    asked = {key: value for key, value in asked.items() if value is not None}
-    gpu, notes, which = asked.get("gpu"), list(task.estimates), choose_list(task, which)
+    which, gpu, speed = choose_list(task, which), asked.get("gpu"), asked.get("gpu_speed")
     gpu = next((known for known in list_gpus(prices) if known.lower() == str(gpu).lower()), gpu)
 
-    def pay(name, find):  # a price given by flag comes first
-        flag = f"--{name.replace('_', '-')}"
-        return parse_price(asked[name], flag) if name in asked else find()
+    def given(name):  # a price given by flag comes first
+        price, flag = asked.get(name), f"--{name.replace('_', '-')}"
+        return None if price is None else parse_price(price, flag)
 
-    label = pay("usd_per_label", lambda: price_label(prices, task.name, task, which))
+    label = given("usd_per_label") or price_label(prices, task.name, task, which)
     model = asked.get("llm_model") or name_llm(which)
-    tokens = pay("usd_per_1k_tokens", lambda: price_tokens(prices, model, which))
-    if "usd_per_1k_tokens" in asked:
-        tokens = {"in": tokens / 1000, "out": tokens / 1000}
+    if tokens := given("usd_per_1k_tokens"):
+        tokens = dict.fromkeys(("in", "out"), tokens / 1000)
+    else:
+        tokens = price_tokens(prices, model, which)
     for kind in ("in", "out"):
         parse_price(tokens[kind], f"tokens-{kind} of {model}")
-    speed = asked.get("gpu_speed")
+    hour, how = given("gpu_usd_per_hour"), "as given"
     if rates == "measured":
-        priced = "gpu_usd_per_hour" in asked
+        priced = hour is not None
         kind, teacher, distill, told = measure_rates(task.name, runs, prices, gpu, speed, priced)
     else:
         kind, teacher, distill, told = move_rates(task, prices, gpu, speed)
-    notes += told
-    if "gpu_usd_per_hour" in asked:
-        hour, how = parse_price(asked["gpu_usd_per_hour"], "--gpu-usd-per-hour"), "as given"
-    else:
+    if hour is None:
         hour, how = price_gpu_hour(prices, kind, which, derive=which == "today")
         hour = parse_price(hour, f"price of an hour of {kind}")
-    notes.append(f"an hour of {kind} is {show_price(hour)} ({how})")
+    notes = (*task.estimates, *told, f"an hour of {kind} is {show_price(hour)} ({how})")
     llm = price_llm_label(task, tokens)
-    known = (label, llm, tokens["in"], kind, hour, teacher, distill, tuple(notes))
-    return Terms(task.name, rates, *known)
+    return Terms(task.name, rates, label, llm, tokens["in"], kind, hour, teacher, distill, notes)
 
 
 def move_rates(task, prices, gpu, gpu_speed):
@@ -120,27 +117,17 @@ def read_terms(task, args, rows=None):
     return task, make_terms(task, load_prices(args.prices), args.price_list, **asked)
 
 
-def need_rates(terms, table):
-    """`table` of hours, or a UserError that says how to come by one."""
-    if table:
-        return table
-    raise UserError(
-        f"task {terms.task!r}: no GPU rates; give its entry the fields 'teacher_gpu_hours' and "
-        "'distill_gpu_hours_per_100k', or pass --rates measured --runs DIR"
-    )
-
-
 def count_teacher_hours(terms, labels):
     """GPU-hours that fine-tune the teacher on `labels`.
 
     Between two known counts they are on the straight line, beyond the last they grow with the
     labels, below the first they stay, as loading a large model costs the same for few labels.
     """
-    table = need_rates(terms, terms.teacher_hours)
+    table = terms.teacher_hours
     below = max((n for n in table if n <= labels), default=0)
     above = min((n for n in table if n > labels), default=0)
     if not below:
-        return table[above or 0]
+        return table[above]
     if not above:
         return table[below] * Fraction(labels, below)
     return table[below] + (table[above] - table[below]) * Fraction(labels - below, above - below)
@@ -149,12 +136,17 @@ def count_teacher_hours(terms, labels):
 def count_distill_hours(terms, labels):
     """GPU-hours for one unlabeled example with a teacher of `labels`: the known count below
     (the paper has two rates for nq, up to 1K labels and from 5K)."""
-    table = need_rates(terms, terms.distill_hours)
+    table = terms.distill_hours
     return table[max((n for n in table if n <= labels), default=min(table))]
 
 
 def price_distilling(terms, labels, unlabeled):
     """Dollars for the teacher on `labels` and the distillation of `unlabeled` examples."""
+    if not (terms.teacher_hours and terms.distill_hours):
+        raise UserError(
+            f"task {terms.task!r}: no GPU rates; give its entry the fields 'teacher_gpu_hours' and "
+            "'distill_gpu_hours_per_100k', or pass --rates measured --runs DIR"
+        )
     hours = count_teacher_hours(terms, labels) + unlabeled * count_distill_hours(terms, labels)
     return hours * terms.usd_per_gpu_hour
 
@@ -163,17 +155,15 @@ def mix(terms, labels, unlabeled, budget):
     """All `unlabeled` rows distilled and labels for the rest of `budget`: the most labels whose
     teacher, trained on them too, is still paid; None where the rows alone cost more."""
 
-    def price(extra):
+    def price(extra):  # rises: a teacher on more labels takes more hours
         return extra * terms.usd_per_label + price_distilling(terms, labels + extra, unlabeled)
 
-    low, high = 0, math.floor(budget / terms.usd_per_label) + 1
-    if price(0) > budget:
+    counts = range(math.floor(budget / terms.usd_per_label) + 1)
+    if (extra := bisect.bisect_right(counts, budget, key=price) - 1) < 0:
         return None
-    while high - low > 1:  # a teacher on more labels takes more hours, so the price rises
-        middle = (low + high) // 2
-        low, high = (middle, high) if price(middle) <= budget else (low, middle)
-    distill = price_distilling(terms, labels + low, unlabeled)
-    return {"unlabeled": unlabeled, "extra_labels": low, "distill_usd": distill, "usd": price(low)}
+    distill = price_distilling(terms, labels + extra, unlabeled)
+    bought = {"unlabeled": unlabeled, "extra_labels": extra, "distill_usd": distill}
+    return {**bought, "usd": price(extra)}
 
 
 def plan(terms, labels, budget, most=None):
@@ -193,10 +183,9 @@ def plan(terms, labels, budget, most=None):
         unlabeled, mixed = most, mix(terms, labels, most, budget)
     if unlabeled > 0:
         usd = price_distilling(terms, labels, unlabeled)
-        spent = usd if mixed else budget  # mixed: not all of the budget is needed
+        hours = (usd if mixed else budget) / terms.usd_per_gpu_hour  # mixed needs not all of it
         distill = {"teacher_gpu_hours": count_teacher_hours(terms, labels)}
-        distill |= {"gpu_hours": math.ceil(spent / terms.usd_per_gpu_hour)}
-        distill |= {"unlabeled": unlabeled, "usd": usd}
+        distill |= {"gpu_hours": math.ceil(hours), "unlabeled": unlabeled, "usd": usd}
     if (usd := terms.usd_per_llm_label) is not None:
         count = math.floor(budget / usd)
         llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
@@ -204,10 +193,10 @@ def plan(terms, labels, budget, most=None):
     if not {0, labels} & terms.teacher_hours.keys():  # 0: one number, for any labels
         notes.append(f"the teacher's hours at N={labels:,} are estimated from those at {known}")
     result = {"task": terms.task, "labels": labels, "initial_usd": labels * terms.usd_per_label}
-    result |= {"budget_usd": budget}
-    result["annotate"] = {"extra_labels": extra, "usd": extra * terms.usd_per_label}
-    result |= {"distill": distill, "mixed": mixed, "llm": llm, "rates": terms.rates}
-    result |= {"gpu": terms.gpu, "gpu_usd_per_hour": terms.usd_per_gpu_hour}
+    bought = {"extra_labels": extra, "usd": extra * terms.usd_per_label}
+    result |= {"budget_usd": budget, "annotate": bought, "distill": distill, "mixed": mixed}
+    result |= {"llm": llm, "rates": terms.rates, "gpu": terms.gpu}
+    result["gpu_usd_per_hour"] = terms.usd_per_gpu_hour
     return {**result, "notes": notes}
 
 

@@ -44,44 +44,37 @@ class Ledger:
         self.usd_per_hour, self.llm_model = gpu_usd_per_hour, llm_model
         self.notes = {}  # in order, each once
 
-    def look_up(self, find, *row):
-        """find(), or None and a note of the `row` (item, name, unit) that prices.csv lacks."""
+    def look_up(self, item, unit, find, name, *more):
+        """find() of a name, or None and a note of the row that prices.csv lacks."""
         try:
-            return find()
+            return find(self.prices, name, *more, which=self.which)
         except UserError:
-            which = "paper" if row[0] == "label" else self.which  # either one prices labels
-            how = "add to prices.csv: " + ",".join((which, *row, "USD,,SOURCE,YEAR"))
-            if row[0] == "label":
-                how = f"of a task of one's own --task {row[1]}=FILE.json tells it; else {how}"
-            self.notes[f"no price of {row[1]}, so dollars are –; {how}"] = None
+            which = "paper" if item == "label" else self.which  # either one prices labels
+            how = f"add to prices.csv: {which},{item},{name},{unit},USD,,SOURCE,YEAR"
+            if item == "label":
+                how = f"of a task of one's own --task {name}=FILE.json tells it; else {how}"
+            self.notes[f"no price of {name}, so dollars are –; {how}"] = None
             return None
 
     def price_hours(self, record, hours):
         if self.usd_per_hour is not None:
             return hours * self.usd_per_hour
         kind = match_gpu(self.prices, record.gpu) if record.gpu else self.gpu
-        row = "gpu", kind, "hour"
-        found = kind and self.look_up(lambda: price_gpu_hour(self.prices, kind, self.which), *row)
-        if not found:
+        if not (found := kind and self.look_up("gpu", "hour", price_gpu_hour, kind)):
             return None
         self.notes[f"{self.which}: an hour of {kind} is {show_price(found[0])} ({found[1]})"] = None
         return hours * found[0]
 
     def price_labels(self, record):
-        name, task = record.task, self.tasks.get(record.task)
-        usd = self.look_up(
-            lambda: price_label(self.prices, name, task, self.which), "label", name, "label"
-        )
+        task = self.tasks.get(record.task)
+        usd = self.look_up("label", "label", price_label, record.task, task)
         return None if usd is None else record.labels * usd
 
     def price_llm(self, record):
         if not any(record.llm_tokens.values()):
             return Fraction(0)
         model = self.llm_model or record.llm_model or name_llm(self.which)
-        usd = self.look_up(
-            lambda: price_tokens(self.prices, model, self.which), "tokens-in", model, "1M tokens"
-        )
-        if usd is None:
+        if not (usd := self.look_up("tokens-in", "1M tokens", price_tokens, model)):
             return None
         self.notes[f"{self.which}: tokens are those of {model}"] = None
         return sum(usd[kind] * count for kind, count in record.llm_tokens.items())
@@ -160,8 +153,11 @@ def report(folder, prices, tasks, gpu=None, **asked):
     books = {which: Ledger(prices, tasks, which, gpu, **asked) for which in lists}
     others = {(record.world, record.task, record.run): record for record in records}
 
-    def price_group(group):
-        return {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
+    def price_groups(groups):
+        return {
+            name: {"runs": len(group), **{w: books[w].price_group(group) for w in lists}}
+            for name, group in groups.items()
+        }
 
     runs, strategies = [], {}
     for record in records:
@@ -169,10 +165,9 @@ def report(folder, prices, tasks, gpu=None, **asked):
         told = record._asdict()
         told["hours"] += told.pop("pass_hours")
         runs.append({**told, **{w: books[w].price_model(record, others) for w in lists}})
-    tables = group_tables(records, tasks).items()
-    tables = {name: price_group(group) for name, group in tables}
-    strategies = {name: price_group(group) for name, group in strategies.items()}
-    total = price_group(records)
+    result = {"runs": runs, "strategies": price_groups(strategies)}
+    result["tables"] = price_groups(group_tables(records, tasks))
+    result |= price_groups({"total": records})
     notes = list(dict.fromkeys(note for book in books.values() for note in book.notes))
     if any(record.gpu is None for record in records) and not asked.get("gpu_usd_per_hour"):
         said = f"are priced as hours of one {gpu}" if gpu else "have no price (--gpu gives one)"
@@ -180,5 +175,4 @@ def report(folder, prices, tasks, gpu=None, **asked):
     unknown = [r.run for r in records if r.strategy == "llm" and not any(r.llm_tokens.values())]
     if unknown:
         notes.append(f"no LLM tokens recorded, so none priced: {', '.join(unknown)}")
-    result = {"runs": runs, "strategies": strategies, "tables": tables, "total": total}
     return {**result, "notes": [*notes, *note_answers(folder), *REPORT_NOTES]}

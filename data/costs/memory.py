@@ -27,22 +27,13 @@ from data.costs.prices import (
     show_usd,
     tell,
 )
-from data.files import (
-    DATA,
-    UserError,
-    parse_amount,
-    parse_count,
-    parse_price,
-    read_csv,
-    read_json,
-    read_jsonl,
-)
+from data.files import DATA, UserError, parse_amount, parse_count, read_csv, read_json, read_jsonl
 from data.tasks import load_task
 
-# Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to save and
-# to continue from a checkpoint; on the disk of a checkpoint and of the model.
+# Bytes per weight: on a GPU for the weight, its gradient and the optimiser; on the host to load the
+# hub's T5 v1.1, a file in fp32, to save and to continue; on the disk of a checkpoint, of the model.
 BYTES = {"fp32": (4, 4, 8), "bf16": (2, 2, 2), "lora": (2, 0, 0)}
-HOST = {"fp32": (4, 8), "bf16": (2, 2), "lora": (2, 0)}
+HOST = {"fp32": 8, "bf16": 4, "lora": 4}
 DISK = {"fp32": (12, 4), "bf16": (4, 2), "lora": (0, 2)}
 LORA_RANK = 8  # train_teacher.py's default
 RESERVE = 1.2  # GiB a GPU for the CUDA context, libraries' workspaces and fragmentation
@@ -53,6 +44,7 @@ STEP_SECONDS, DECODE_SECONDS, DECODE_ROWS = 0.035, 0.02, 256
 LOADED = 0.25e9  # bytes a second of the published fp32 weights, fetched and loaded; assumed
 LLM_SHOTS = 32  # labeled examples in each prompt of an LLM, as in the paper's appendix E
 MICRO_TOKENS = 2048  # with fewer in a pass, a big GPU mostly reads weights: rather recompute
+ROWS = 100_000  # unlabeled, of which one's share of distilling is taken
 MOST_CARDS = 64  # no task here gains by more; each count below is tried
 
 # Bytes that a row keeps for the backward pass, by bytes of a number: of an encoder block for each
@@ -90,23 +82,22 @@ class Shape(NamedTuple):
         whole = self.encoders * encoder + self.decoders * decoder + rest
         return embeddings, encoder, decoder, whole
 
-    def count_adapters(self, rank):
+    def count_adapters(self):
         """Weights of LoRA on every linear layer of the blocks."""
         attention = 4 * (self.width + self.heads * self.head_width)
         feed = (3 if self.gated else 2) * (self.width + self.hidden)
         blocks = self.encoders + self.decoders
-        return rank * ((blocks + self.decoders) * attention + blocks * feed)
+        return LORA_RANK * ((blocks + self.decoders) * attention + blocks * feed)
 
     def count_kept(self, source, target, size):
         """Bytes a row keeps of (an encoder block, a decoder block, the rest)."""
-        inner = self.heads * self.head_width
-        widths = self.width, self.hidden, inner
+        widths = self.width, self.hidden, self.heads * self.head_width
         encoder = [source * n for n in (*widths, self.heads * source)]
-        decoder = [*(target * n for n in widths), source * inner]
+        decoder = [*(target * n for n in widths), source * widths[2]]
         decoder += [self.heads * target * target, self.heads * target * source]
         *blocks, each = KEPT[size]
         pairs = zip(blocks, (encoder, decoder), strict=True)
-        kept = [sum(map(operator.mul, *pair)) for pair in pairs]
+        kept = (sum(map(operator.mul, *pair)) for pair in pairs)
         return *kept, each * (source + target) * self.width + LOGITS * target * self.vocabulary
 
 
@@ -150,20 +141,18 @@ class Card(NamedTuple):
     bandwidth: float
 
 
-def read_card(row, where):
-    """The Card of a row of the price list that says how much memory a GPU has."""
-    keys = ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s")
-    numbers = {key: float(parse_amount(row.get(key) or 0, f"{where}: {key}")) for key in keys}
-    for key, number in numbers.items():
-        if not number and key != "bf16_tflops":
-            raise UserError(f"{where}: {key}: a number above 0 is needed beside gib")
-    return Card(row["name"], *numbers.values())
-
-
 def read_cards(path=DATA / "prices.csv"):
-    """The cards of the price list."""
-    rows = read_csv(path).items()
-    return [read_card(row, f"{path} line {line}") for line, row in rows if row.get("gib")]
+    """The cards of the price list: its rows that say how much memory a GPU has."""
+    cards = []
+    for line, row in read_csv(path).items():
+        numbers = []
+        for key in ("gib", "bf16_tflops", "fp32_tflops", "tb_per_s") if row.get("gib") else ():
+            where = f"{path} line {line}: {key}"
+            numbers.append(float(parse_amount(row.get(key) or 0, where)))
+            if not numbers[-1] and key != "bf16_tflops":
+                raise UserError(f"{where}: a number above 0 is needed beside gib")
+        cards += [Card(row["name"], *numbers)] if numbers else []
+    return cards
 
 
 def find_cards(spec, cards):
@@ -192,14 +181,13 @@ class Work(NamedTuple):
 
 
 def make_work(task, flags, rows, mean=None, utilisation=0.4):
-    """(model, Work) of training with these flags on `rows` rows of `mean` tokens; by default the
+    """The Work of training with these flags on `rows` rows of `mean` tokens; by default the
     entry's, else the longest."""
     epochs = math.ceil(rows / flags["batch-size"]) * flags["epochs"]
     longest = flags["max-source-length"], flags["max-target-length"]
     mean = mean or tuple(map(float, task.mean_tokens.values())) or longest
     steps = math.ceil(max(epochs, flags.get("min-steps", 0)))
-    work = Work(longest, mean, steps, flags["batch-size"], utilisation)
-    return flags.get("model") or flags["student"], work
+    return Work(longest, mean, steps, flags["batch-size"], utilisation)
 
 
 class Plan(NamedTuple):
@@ -214,17 +202,20 @@ class Plan(NamedTuple):
     most: float  # on the fullest card
     ddp: float  # on each card if every card has a process with the whole model
     hours: float
+    gpu_hours: float
     disk: float
     ram: float
+    fits: str  # yes, tight or no
 
 
 def make_plan(shape, card, way, cards, rows, recompute, work):
     """The Plan of one way with these settings, whether it fits or not."""
     _, _, decoder, weights = shape.count_weights()
-    size, each = (4 if way == "fp32" else 2), sum(BYTES[way])
+    size, gradient, _ = BYTES[way]
+    each = sum(BYTES[way])
     if way == "fp32" and card.bf16:
         each += 2  # autocast keeps bf16 copies for the backward pass
-    adapters = shape.count_adapters(LORA_RANK) if way == "lora" else 0
+    adapters = shape.count_adapters() if way == "lora" else 0
     model = weights * each + 16 * adapters  # in fp32, with gradients and AdamW's moments
     *blocks, rest = (rows * kept for kept in shape.count_kept(*work.longest, size))
     spare, kept = 0, blocks
@@ -236,16 +227,14 @@ def make_plan(shape, card, way, cards, rows, recompute, work):
     kept = shape.encoders * kept[0] + shape.decoders * kept[1]
     # Layers are shared out by weights, a block at a time: the fullest card may have one too many.
     most = (model + kept) / cards + (decoder * each if cards > 1 else 0) + rest + spare
-    buckets = 4 * adapters or BYTES[way][1] * weights  # DDP's own copy of the gradients
+    buckets = 4 * adapters or gradient * weights  # DDP's own copy of the gradients
     disk = max(2 * DISK[way][0], sum(DISK[way]))  # the next checkpoint lies beside the last
-    ram = max(4, *HOST[way])  # 4: the hub has T5 v1.1 as one file of fp32 weights
     model, kept, most, buckets = (n / 2**30 for n in (model, kept + rest + spare, most, buckets))
-    return Plan(
-        *(way, cards, rows, recompute, model, kept, most + RESERVE),
-        model + kept + buckets + RESERVE,
-        estimate_hours(shape, card, way, cards, recompute, work),
-        *(weights * n / 1e9 for n in (disk, ram)),
-    )
+    most, ddp = most + RESERVE, model + kept + buckets + RESERVE
+    hours = estimate_hours(shape, card, way, cards, recompute, work)
+    fits = "no" if most > card.gib else "tight" if most > TIGHT * card.gib else "yes"
+    what = (way, cards, rows, recompute, model, kept, most, ddp, hours, hours * cards)
+    return Plan(*what, weights * disk / 1e9, weights * HOST[way] / 1e9, fits)
 
 
 def estimate_hours(shape, card, way, cards, recompute, work):
@@ -264,42 +253,34 @@ def estimate_hours(shape, card, way, cards, recompute, work):
     return work.steps * (seconds + moved / (card.bandwidth * 1e12)) / 3600
 
 
-def list_tries(batch, mean):
-    """(rows in a pass, recompute) in the order to try: fast first, lean last."""
-    rows = [n for n in range(batch, 0, -1) if batch % n == 0]
-    whole = [(n, False) for n in rows if n == batch or n * sum(mean) >= MICRO_TOKENS]
-    return whole + [(n, True) for n in rows]
-
-
 def plan_way(shape, card, count, way, work):
-    """The Plan of a way with the fewest GPU-hours among those that fit, else the leanest one."""
-    plans = [
-        [make_plan(shape, card, way, cards, *t, work) for t in list_tries(work.batch, work.mean)]
-        for cards in range(1, count + 1)
-    ]
-    for share in (TIGHT, 1):
-        fit = [next((p for p in some if p.most <= share * card.gib), None) for some in plans]
-        if any(fit):
-            return min(filter(None, fit), key=lambda plan: plan.hours * plan.cards)
-    return min(plans[-1], key=lambda plan: plan.most)
+    """The Plan of a way with the fewest GPU-hours among those that fit, of these with the most
+    rows in a pass; where none fits the leanest one."""
+
+    def rank(plan):
+        short = plan.fits == "no"
+        return short, plan.fits == "tight", plan.most if short else plan.gpu_hours
+
+    rows = [n for n in range(work.batch, 0, -1) if work.batch % n == 0]
+    whole = [n for n in rows if n == work.batch or n * sum(work.mean) >= MICRO_TOKENS]
+    tries = [*((n, False) for n in whole), *((n, True) for n in rows)]
+    counts = range(1, count + 1)
+    return min((make_plan(shape, card, way, n, *t, work) for n in counts for t in tries), key=rank)
 
 
-def choose_plan(plans, card):
+def choose_plan(plans):
     """The cheapest that trains all weights; LoRA, another method, where none of them fits."""
-    plans = [plan for plan in plans if plan.most <= card.gib]
-    whole = [plan for plan in plans if plan.way != "lora"]
-    return min(whole or plans, key=lambda plan: plan.hours * plan.cards, default=None)
+    plans = [plan for plan in plans if plan.fits != "no"]
+    return min(plans, key=lambda plan: (plan.way == "lora", plan.gpu_hours), default=None)
 
 
-def estimate_teacher(task, flags, card, labels, mean):
-    """GPU-hours that fetch, load and fine-tune the teacher, all weights, on the fewest cards."""
-    model, work = make_work(task, flags, labels, mean)
-    ways = ["fp32", "bf16"] if card.bf16 else ["fp32"]
+def estimate_teacher(model, card, work):
+    """GPU-hours that fetch, load and fine-tune a teacher, all weights, on the fewest cards."""
+    shape, ways = read_shape(model), ["fp32", "bf16"] if card.bf16 else ["fp32"]
     for count in (1, 2, 4, 8, 16):
-        plans = [plan_way(read_shape(model), card, count, way, work) for way in ways]
-        if plan := choose_plan(plans, card):
-            weights = 4 * read_shape(model).count_weights()[-1]
-            return (plan.hours + weights / LOADED / 3600) * plan.cards
+        if plan := choose_plan([plan_way(shape, card, count, way, work) for way in ways]):
+            loading = 4 * shape.count_weights()[-1] / LOADED / 3600
+            return (plan.hours + loading) * plan.cards
     raise UserError(f"{model} does not fit 16 x {card.name}; state hours in the task's entry")
 
 
@@ -312,24 +293,24 @@ def count_decoded(teacher, card, mean):
     return min(DECODE_ROWS, max(1, free / row))
 
 
-def estimate_distilling(task, flags, card, teacher, mean):
-    """GPU-hours for one unlabeled row: the teacher's greedy pass, and training the student on it.
+def estimate_distilling(teacher, student, card, work):
+    """GPU-hours for one unlabeled row: the teacher's greedy pass, and training the student on it,
+    a row of the `work`.
 
     A pass reads the decoder for each position of a batch of rows; a step of a compact student is
     over before a processor has launched it.
     """
     head, encoder, decoder, _ = teacher.count_weights()
     decoder = teacher.decoders * decoder + head
-    flops = 2 * (mean[0] * teacher.encoders * encoder + mean[1] * decoder)
-    model, work = make_work(task, flags, 100_000, mean)
+    flops = 2 * (work.mean[0] * teacher.encoders * encoder + work.mean[1] * decoder)
     peak = (card.bf16 or card.fp32) * 1e12 * work.utilisation
     position = max(DECODE_SECONDS, 2 * decoder / (card.bandwidth * 1e12))
-    label = max(flops / peak, mean[1] * position / count_decoded(teacher, card, mean))
-    train = estimate_hours(read_shape(model), card, "fp32", 1, False, work) * 3600
-    return (label + max(train, work.steps * STEP_SECONDS) / 100_000) / 3600
+    label = max(flops / peak, work.mean[1] * position / count_decoded(teacher, card, work.mean))
+    train = estimate_hours(student, card, "fp32", 1, False, work) * 3600
+    return (label + max(train, work.steps * STEP_SECONDS) / ROWS) / 3600
 
 
-def estimate_rates(task, scale, gpu, counts, mean):
+def estimate_rates(task, scale, gpu, mean):
     """(GPU, labels -> teacher hours, labels -> hours of one row, a note) for a task without GPU
     hours, as Terms have them; the mini models stand for the paper's, whose hours these then are."""
     scale = "paper" if scale == "mini" else scale
@@ -337,18 +318,19 @@ def estimate_rates(task, scale, gpu, counts, mean):
     if gpu.lower() not in known:
         raise UserError(f"GPU {gpu!r}: no memory and speed in the price list, so no hours to plan")
     card, flags = known[gpu.lower()], make_flags(task, scale, "teacher")
-    shape, student = read_shape(flags["model"]), make_flags(task, scale, "dist")
+    teacher, more = flags["model"], make_flags(task, scale, "dist")
 
     def exact(hours):
         return Fraction(hours).limit_denominator(10**12)
 
-    hours = {n: exact(estimate_teacher(task, flags, card, n, mean)) for n in sorted(counts)}
-    row = {0: exact(estimate_distilling(task, student, card, shape, mean))}
+    works = {n: make_work(task, flags, n, mean) for n in (100, 1000, 10_000)}
+    hours = {n: exact(estimate_teacher(teacher, card, work)) for n, work in works.items()}
+    shapes, work = map(read_shape, (teacher, more["student"])), make_work(task, more, ROWS, mean)
     note = (
-        f"no GPU hours in the entry: those of {flags['model']} into {student['student']} on "
+        f"no GPU hours in the entry: those of {teacher} into {more['student']} on "
         f"{card.name} are planned (arithmetic at 40% of the peak, 0.25 GB/s to load), not measured"
     )
-    return card.name, hours, row, note
+    return card.name, hours, {0: exact(estimate_distilling(*shapes, card, work))}, note
 
 
 def complete_task(task, scale, rows=None, gpu=None, measured=False):
@@ -364,7 +346,7 @@ def complete_task(task, scale, rows=None, gpu=None, measured=False):
     mean, said = measure_tokens(task, rows)
     if not timed:
         gpu = task.gpu if task.teacher_hours or task.distill_hours else gpu or task.gpu
-        gpu, teacher, row, note = estimate_rates(task, scale, gpu, (100, 1000, 10_000), mean)
+        gpu, teacher, row, note = estimate_rates(task, scale, gpu, mean)
         known = {"teacher_hours": task.teacher_hours or teacher}
         task = replace(task, gpu=gpu, distill_hours=task.distill_hours or row, **known)
         said.append(note)
@@ -387,60 +369,53 @@ def measure_tokens(task, rows):
         rows = read_jsonl(rows) if rows.is_file() else None
     if not rows:
         return (task.max_source_length, task.max_target_length), []
-    texts = {"source": [row["source"] for row in rows], "target": [row["target"] for row in rows]}
-    texts["target"] = [t[0] if isinstance(t, list) else t for t in texts["target"]]
-    mean = [max(1.0, sum(map(len, map(str, each))) / len(rows) / 4) for each in texts.values()]
+    texts = [[row[side] for row in rows] for side in ("source", "target")]
+    texts[1] = [text[0] if isinstance(text, list) else text for text in texts[1]]
+    mean = tuple(max(1.0, sum(map(len, map(str, each))) / len(rows) / 4) for each in texts)
     said = f"a row is priced at about {mean[0]:.0f} + {mean[1]:.0f} tokens of source and target, a "
-    return tuple(mean), [said + "fourth of their characters"]
+    return mean, [said + "fourth of their characters"]
 
 
-def show_plan(plan, card, usd, chosen):
+def show_plan(plan, usd, chosen):
     """One line of the table of plans, under HEADS."""
-    over, hours = plan.most / card.gib, plan.hours * plan.cards
-    fits = "no" if over > 1 else "tight" if over > TIGHT else "yes"
-    costs = (f"{plan.hours:.2f}", f"{hours:.2f}", show_usd(hours * float(usd)))
     sizes = (plan.model, plan.kept, plan.most, plan.ddp if plan.cards == 1 else None)
+    costs = (f"{plan.hours:.2f}", f"{plan.gpu_hours:.2f}", show_usd(Fraction(plan.gpu_hours) * usd))
     return [
         *(plan.way, plan.cards, plan.rows, "yes" if plan.recompute else "no"),
         *(each and f"{each:.1f}" for each in sizes),
-        *(costs if over <= 1 else [None] * 3),
+        *(costs if plan.fits != "no" else [None] * 3),
         *(f"{plan.disk:,.0f}", f"{plan.ram:,.0f}"),
-        fits + "*" * (plan is chosen),
+        plan.fits + "*" * (plan is chosen),
     ]
 
 
-def show_command(plan, count):
-    """How to train by a Plan on the first of `count` cards."""
-    if not plan:
-        return "nothing fits: take more or larger GPUs, shorter rows or a smaller model"
-    devices = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(plan.cards)))} "
-    recompute = "--recompute" if plan.recompute else "--no-recompute"
-    script = f"python train_teacher.py --memory {plan.way} --micro-batch {plan.rows} {recompute}"
-    return (devices if plan.cards < count else "") + script
-
-
 def show_cards(shape, count, card, work, usd, how):
-    """Every way on `count` cards, and how to train by the cheapest."""
+    """Every way on `count` cards, and how to train by the cheapest on the first of them."""
     plans = [plan_way(shape, card, count, way, work) for way in (BYTES if card.bf16 else ["fp32"])]
-    chosen = choose_plan(plans, card)
+    chosen = choose_plan(plans)
     print(fill(f"{count} x {card.name}: {card.gib} GiB each, {show_price(usd)} an hour ({how})"))
-    print(show_columns(HEADS.split(","), [show_plan(p, card, usd, chosen) for p in plans]))
+    print(show_columns(HEADS.split(","), [show_plan(plan, usd, chosen) for plan in plans]))
     if not card.bf16:
         print("fp32 alone, as this card would have to emulate bf16")
-    print(show_command(chosen, count), end="\n\n")
+    command = "nothing fits: take more or larger GPUs, shorter rows or a smaller model"
+    if chosen:
+        command = f"python train_teacher.py --memory {chosen.way} --micro-batch {chosen.rows}"
+        command += " --recompute" if chosen.recompute else " --no-recompute"
+        if chosen.cards < count:
+            command = f"CUDA_VISIBLE_DEVICES={','.join(map(str, range(chosen.cards)))} {command}"
+    print(command, end="\n\n")
 
 
 def run_memory(args):
     """which way to hold a teacher fits rented GPUs, in how many hours, for how many dollars"""
     prices, cards = load_prices(args.prices), read_cards(args.prices)
-    task, labels = load_task(args.task or "wlp"), args.labels
-    labels = labels or task.labels_n[-1] // find_unit(task, args.scale)
-    used = float(parse_price(args.utilisation, "--utilisation"))
-    if used > 1:
+    task, used = load_task(args.task or "wlp"), parse_amount(args.utilisation, "--utilisation")
+    labels = args.labels or task.labels_n[-1] // find_unit(task, args.scale)
+    if not 0 < used <= 1:
         raise UserError(f"--utilisation {args.utilisation}: a share of the peak, such as 0.4")
     flags = make_flags(task, args.scale, "teacher")
-    model, work = make_work(task, flags, labels, None, used)
-    shapes = {each: read_shape(each) for each in (args.model or model).split()}
+    work = make_work(task, flags, labels, utilisation=float(used))
+    shapes = {model: read_shape(model) for model in (args.model or flags["model"]).split()}
     wanted = [find_cards(spec, cards) for spec in args.gpus.split() or [""]]
     for model, shape in shapes.items():
         head = "tied" if shape.tied else "untied"
@@ -449,8 +424,8 @@ def run_memory(args):
         steps = f"{work.steps:,} steps of {work.batch} rows of {rows[0]} tokens"
         print(fill(f"{model}: {size}; {steps}, at most {rows[1]}"), end="\n\n")
         for count, card in wanted:
-            usd, how = price_gpu_hour(prices, card.name, "today")
-            if args.gpu_usd_per_hour is not None:
-                usd, how = parse_price(args.gpu_usd_per_hour, "--gpu-usd-per-hour"), "as given"
+            usd, how = args.gpu_usd_per_hour, "as given"
+            if usd is None:
+                usd, how = price_gpu_hour(prices, card.name, "today")
             show_cards(shape, count, card, work, usd, how)
     print(fill(tell("memory", reserve=RESERVE, used=work.utilisation)))

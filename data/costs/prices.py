@@ -4,6 +4,7 @@ Reads:  data/prices.csv (edit it)
 Paper:  section 2.5, Table 1, appendices A and E
 """
 
+import itertools
 import math
 import re
 import textwrap
@@ -62,12 +63,13 @@ def show_columns(heads, rows):
     rows = [["–" if cell is None else str(cell) for cell in row] for row in rows]
     top, widths = [heads], measure([heads, *rows])
     if sum(widths) + 2 * len(widths) - 2 > PAGE:
-        words = [head.split() for head in heads]
-        top = [*zip(*([""] * (max(map(len, words)) - len(w)) + w for w in words), strict=True)]
+        words = (head.split()[::-1] for head in heads)
+        top = [*itertools.zip_longest(*words, fillvalue="")][::-1]
         *others, last = measure([*top, *rows])
         widths = [*others, min(last, max(20, PAGE - sum(others) - 2 * len(others)))]
     number = re.compile(r"[$+]?[\d.,]+( x)?|–|N/A")
-    sides = [">" if all(map(number.fullmatch, each)) else "<" for each in zip(*rows, strict=True)]
+    columns = zip(heads, *rows, strict=True)
+    sides = (">" if all(map(number.fullmatch, each[1:])) else "<" for each in columns)
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     lines = []
     for *row, last in [*top, *rows]:
@@ -99,7 +101,7 @@ def tell(key, **words):
 LISTS = ("paper", "today", "other")
 ITEMS = ("label", "gpu", "tokens-in", "tokens-out", "tokens-cached", "speed", "batch")
 UNITS = {"label": 1, "hour": 1, "1K tokens": 1000, "1M tokens": 10**6}
-OWN_UNITS = {"label": ["label"], "gpu": ["hour"]}  # of other items that are priced: tokens
+SOLD_BY = {"label": ["label"], "gpu": ["hour"], "tokens": ["1K tokens", "1M tokens"]}
 DATE = re.compile(r"\d{4}(-\d\d){0,2}(/\d{4}(-\d\d){0,2})?")
 # A card with one of these words more is another card: a slice of one, a laptop's, a faster one.
 VARIANTS = {"mig", "laptop", "ti", "super", "d", "ada", "max", "nvl"}
@@ -126,9 +128,8 @@ class Price(NamedTuple):
 def read_price(row, where):
     """One row of the list, checked; a UserError names the line and the column."""
     text = {key: row[key].strip() for key in Price._fields}
-    priced = text["item"] not in ("speed", "batch")
-    units = OWN_UNITS.get(text["item"], list(UNITS)[2:]) if priced else [text["unit"]]
-    known = {"list": LISTS, "item": ITEMS, "unit": units}
+    units = SOLD_BY.get(text["item"].partition("-")[0])  # None of a ratio
+    known = {"list": LISTS, "item": ITEMS, "unit": units or [text["unit"]]}
     for column, words in known.items():
         if text[column] not in words:
             raise UserError(f"{where}: {column} {text[column]!r} is none of {', '.join(words)}")
@@ -138,24 +139,24 @@ def read_price(row, where):
     if not DATE.fullmatch(text["date"]):
         example = "is no date such as 2026-11 or 2026-11-05"
         raise UserError(f"{where}: date {text['date']!r} {example}")
-    column, parse = ("usd", parse_amount) if priced else ("ratio", parse_price)
+    column, parse = ("usd", parse_amount) if units else ("ratio", parse_price)
     value = parse(text[column], f"{where}: {column}")
     return Price(**{**text, "usd": None, "ratio": None, column: value})
 
 
 def load_prices(path=DATA / "prices.csv"):
     """The price list, every row checked: exact amounts, known items and units, no doubles."""
-    prices = {}
+    prices, seen = [], set()
     for line, row in read_csv(path, Price._fields).items():
         price = read_price(row, f"{path} line {line}")
         key = (price.list, price.item, price.name.lower())
-        key += (len(prices),) if price.list == "other" else ()
-        if key in prices:
+        if key in seen and price.list != "other":
             raise UserError(f"{path} line {line}: a second row {' '.join(key)}; mark one as other")
-        prices[key] = price
-    if len({price.unit for price in prices.values() if price.item == "speed"}) > 1:
+        seen.add(key)
+        prices.append(price)
+    if len({price.unit for price in prices if price.item == "speed"}) > 1:
         raise UserError(f"{path}: the speed rows name two units; compare all GPUs to one GPU")
-    return list(prices.values())
+    return prices
 
 
 def find_price(prices, which, item, name):

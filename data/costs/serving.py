@@ -53,12 +53,11 @@ def measure_serving(folder):
         usual = run and run.usual and run.strategy in KINDS
         metrics = read_json(path, METRICS) if usual else {}
         if hardware := metrics.get("hardware"):
-            rows = parse_count(need(metrics, "n", int, path), f"{path}: 'n'", 1)
+            rows = parse_count(metrics.get("n"), f"{path}: 'n'", 1)
             seconds = need(metrics, "seconds generate", float, path)
             seconds = parse_amount(seconds, f"{path}: 'seconds generate'")
-            device = (None, 1)
-            if hardware.get("device") != "cpu":
-                device = hardware.get("gpu"), hardware.get("gpus") or 1
+            device = hardware.get("gpu"), hardware.get("gpus") or 1
+            device = (None, 1) if hardware.get("device") == "cpu" else device
             batch = (metrics.get("settings") or {}).get("batch_size")
             key = ("/".join(home.resolve().parts[-3:-1]), KINDS[run.strategy], *device, batch)
             found.setdefault(key, []).append(seconds / rows)
