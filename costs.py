@@ -44,8 +44,6 @@ from data.costs.serving import report_serving
 from data.files import DATA, ROOT, UserError, parse_amount, parse_count, read_csv, run_cli
 from data.tasks import load_task, load_tasks
 
-# --- command line --------------------------------------------------------------------------
-
 
 def print_json(value):
     print(json.dumps(to_json(value), indent=2))

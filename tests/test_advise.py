@@ -566,8 +566,7 @@ WLP_SMALL = [("small", 500, 0, 47.6), ("small", 1000, 0, 57.8), ("teacher", 1000
 def test_planned_hours_rise_with_rows_and_fall_with_the_card():
     task = make_task("mine", MINE)
     (_, slow, row_slow, _), (_, fast, row_fast, _) = (
-        estimate_rates(task, "paper", gpu, (50.0, 2.0))
-        for gpu in ("A100-80GB", "H100-80GB")
+        estimate_rates(task, "paper", gpu, (50.0, 2.0)) for gpu in ("A100-80GB", "H100-80GB")
     )
     loading = 11.14e9 * 4 / 0.25e9 / 3600  # hours; the rest rises with the labels
     assert 9 < (slow[10_000] - loading) / (slow[1000] - loading) < 11

@@ -23,10 +23,6 @@ from data.costs.prices import (
 from data.costs.runs import measure_rates
 from data.files import UserError, parse_price
 
-ASKED = "gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model".split()
-
-# --- what a budget buys --------------------------------------------------------------------
-
 
 class Terms(NamedTuple):
     """What things cost for one task: exact dollars, and hours of one kind of GPU."""
@@ -113,7 +109,8 @@ def read_terms(task, args, rows=None):
     if args.runs and not measured and args.command != "advise":  # whose pilot they are
         raise UserError(f"--runs {args.runs}: not read without --rates measured; pass both")
     task = complete_task(task, scale, rows, args.gpu, measured)
-    asked = {name: getattr(args, name) for name in ["rates", "runs", *ASKED]}
+    words = "rates runs gpu gpu_usd_per_hour gpu_speed usd_per_label usd_per_1k_tokens llm_model"
+    asked = {word: getattr(args, word) for word in words.split()}
     return task, make_terms(task, load_prices(args.prices), args.price_list, **asked)
 
 

@@ -9,6 +9,7 @@ Writes: nothing; the plans go to stdout
 Paper:  section 2.3: an 11B teacher in fp32 with AdamW, its layers split over several GPUs
 """
 
+import itertools
 import math
 import operator
 import re
@@ -262,10 +263,12 @@ def plan_way(shape, card, count, way, work):
         return short, plan.fits == "tight", plan.most if short else plan.gpu_hours
 
     rows = [n for n in range(work.batch, 0, -1) if work.batch % n == 0]
-    whole = [n for n in rows if n == work.batch or n * sum(work.mean) >= MICRO_TOKENS]
-    tries = [*((n, False) for n in whole), *((n, True) for n in rows)]
-    counts = range(1, count + 1)
-    return min((make_plan(shape, card, way, n, *t, work) for n in counts for t in tries), key=rank)
+    plans = (
+        make_plan(shape, card, way, cards, n, recompute, work)
+        for cards, n, recompute in itertools.product(range(1, count + 1), rows, (False, True))
+        if recompute or n == work.batch or n * sum(work.mean) >= MICRO_TOKENS
+    )
+    return min(plans, key=rank)
 
 
 def choose_plan(plans):
