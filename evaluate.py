@@ -7,16 +7,15 @@ Usage:
   python evaluate.py --task wlp --compare RUN RUN RUN        # run folders or predictions.jsonl
   python evaluate.py --task wlp --model MODEL --predict new.jsonl --output labeled.jsonl
 Reads:  data/tasks.json; a JSONL file of {"source", "target", "prediction"}, or a Hugging Face
-        model (T5 or any other seq2seq, or an encoder classifier) and {"source", "target"}; with
-        --predict {"source"} suffices, and - is stdin
+        model (T5 or any other seq2seq, or an encoder classifier) and a file that data.prepare
+        wrote, {"source", "target"}; with --predict any file of texts, - is stdin
 Writes: stdout: the scores. With --output: OUTPUT/predictions.jsonl (every raw output is kept),
         OUTPUT/row_scores.json (each row's part of the strict score), OUTPUT/errors.md (what is
         wrong, worst first), README.md in a model folder of this project (its card), then
         OUTPUT/metrics.json, last and atomically, with the training.json that lies beside it.
-        With --predict: rows of {"source", ..., "text", "confidence", "scores" or "spans"} to
-        OUTPUT or stdout, as data/evaluate/predict.py says
+        With --predict: OUTPUT or stdout, as data/evaluate/predict.py says
 Copy:   evaluate.py data/__init__.py data/files.py data/tasks.py data/columns.py data/spans.py
-        data/evaluate/ data/plots/paired.py data/tasks.json
+        data/evaluate/ data/costs/prices.py data/plots/paired.py data/tasks.json
 Paper:  section 3 (measures), Table 8 (lengths), Table 9 (macro F1, EM), Table 10 (classifiers)
 
 All scores are percentages. A key that ends in _released is the released scorer's rule, every other
@@ -32,7 +31,7 @@ or if a bracketed word is neither label nor source. exact_match counts rows with
   kept, a missing one counts as paper_default_label, extra ones are free. See parse_released().
 Classes. Case and outer whitespace are ignored. An output that is no label is invalid and wrong for
 every class: micro F1 is the share of right rows, macro F1 the mean over classes that occur in
-targets or outputs. By the released rule such an output counts as paper_default_label.
+targets or outputs. By the released rule it counts as paper_default_label.
 Answers. SQuAD's EM and F1: lower case; punctuation, articles and extra whitespace removed; the
 best of several targets. As in SQuAD 1.1, no shared word is F1 0, even if both sides are empty.
 Paraphrase. BERT-iBLEU, mean over rows of 5 / (4 / BS + 1 / (1 - SB)), BS and SB each + 1e-5; SB is
@@ -42,9 +41,7 @@ has 0 for their SB, so that a copy of "Good night !" scores 100. Beside it stand
 the same of gold targets, of sources with shuffled words and of copies; where one of the latter is
 above gold, a note says that the measure is not to be trusted. It is not called strict.
 
-Where rows have a "half", such as whether their fact is "shared" with unlabeled rows or "new", all
-scores are given for each of its values as well: "by" in metrics.json.
-
+Where rows have a "half" ("shared" with unlabeled rows or "new"), "by" has the scores of each. The
 constant is the best score without learning: the most frequent class; the one entity whose
 repetition in every output scores best; the best single word or frequent answer; for paraphrase
 the better of "no prediction" and the most frequent words, as many as the median source has.
@@ -57,29 +54,25 @@ and a class is known by the token ids of its label as training cuts them ("=50K"
 the target as it was annotated. `generated` is the raw output (unknown characters vanish), and
 `target_decoded` the target as its token ids give it back, cut to --max-target-length (for
 paraphrase `source_decoded`, the source): the released rule compares these. entity_f1_unrestored is
-the strict score of `generated`. Real targets sent through T5's vocabulary and back score 95.9
-unrestored and 100.0 restored on WLP's test set. unwritable_targets counts rows whose target cannot
-come back whole. Without a model, the _released keys compare the texts as given.
+the strict score of `generated`: WLP's test targets through T5's vocabulary and back score 95.9, and
+100.0 restored. unwritable_targets counts rows whose target cannot come back whole. Without a model,
+the _released keys compare the texts as given.
 
 Prefix and lengths are those that the model was trained with (model/preprocessing.json), else the
-task's. Scores depend on them: a model of WLP scored 51.3 cut at 64 tokens and 47.6 at 128.
-Intervals and p-values are of the drawing of test rows alone, not of seeds: where seeds differ by
-more, a small p means nothing. --compare adjusts p by Holm for the number of runs.
+task's. Intervals and p-values are of the drawing of test rows alone, not of seeds: where seeds
+differ by more, a small p means nothing. --compare adjusts p by Holm for the number of runs.
 """
 
 import argparse
-import itertools
 import json
-import shlex
+import math
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from data.files import (
     UserError,
     check_overwrite,
-    find_commit,
     hash_file,
     make_parser,
     read_if_there,
@@ -97,8 +90,35 @@ TRAINING["teacher"] = {"training": {"seconds": {None: float}}}
 # --- a model's outputs -----------------------------------------------------------------------
 
 
-def choose_settings(options, task):
-    """Prefix and lengths: a flag's, else those the model was trained with, else the task's.
+def check_model(options):
+    """Refuse a model folder that is not there, before libraries load for seconds; without --output
+    the scores go to its run folder."""
+    name, folder = options.model, Path(options.model)
+    if (folder / "model").is_dir():
+        raise UserError(f"{name}: a run folder, whose model is {folder / 'model'}")
+    if not folder.is_dir():
+        if name.startswith((".", "/")) or name.count("/") != 1 or folder.parent.is_dir():
+            raise UserError(f"{name}: no such model folder")
+        if options.data and not options.output:
+            raise UserError(f"--output: needed for {name}, which is no local folder")
+    if options.data and not options.output:
+        trained = (folder.parent / "training.json").exists()
+        options.output = folder.parent if trained else folder
+
+
+def load_reader(options, task):
+    """The model and what reads its outputs, with the settings of choose_settings()."""
+    from data.evaluate import decode
+
+    loaded = decode.load_model(options.model, options.bf16, options.batch_size)
+    settings = choose_settings(options, task, loaded.classifier)
+    settings["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
+    return decode.Reader(loaded, task, settings)
+
+
+def choose_settings(options, task, classifier):
+    """Prefix and lengths: a flag's, else those the model was trained with, else the task's, of
+    which a classifier has no prefix.
 
     Differences between the three are said on stderr; other labels than in training are refused.
     """
@@ -112,7 +132,8 @@ def choose_settings(options, task):
         print(f"note: {path} is of task {trained['task']!r}, not {task.name!r}", file=sys.stderr)
     settings = {}
     for key in kinds:
-        given, known, usual = getattr(options, key), trained.get(key), getattr(task, key)
+        given, known = getattr(options, key), trained.get(key)
+        usual = "" if classifier and key == "prefix" and not trained else getattr(task, key)
         settings[key] = next(value for value in (given, known, usual) if value is not None)
         if known not in (None, settings[key]):
             told = f"--{key.replace('_', '-')} {settings[key]!r}, but the model was trained with"
@@ -120,92 +141,44 @@ def choose_settings(options, task):
     return settings
 
 
-def check_paths(options):
-    """Refuse a model folder and a file that are not there, before libraries load for seconds."""
-    name, folder = options.model, Path(options.model)
-    named = name.startswith((".", "/")) or name.count("/") != 1 or folder.parent.is_dir()
-    if named and not folder.is_dir():
-        raise UserError(f"{name}: no such model folder")
-    if (folder / "model").is_dir():
-        raise UserError(f"{name}: a run folder, whose model is {folder / 'model'}")
-    if options.predict not in (None, "-") and not Path(options.predict).is_file():
-        raise UserError(f"--predict {options.predict!r}: no such file")
-
-
-def load_parts(options, task):
-    """(loaded model, reader of its outputs, settings)."""
-    settings = choose_settings(options, task)
-    from data.evaluate import decode
-
-    loaded = decode.load_model(options.model, options.bf16, options.batch_size)
-    trained = Path(options.model, "preprocessing.json").exists()
-    if loaded.classifier and options.prefix is None and not trained:
-        settings["prefix"] = ""
-    settings["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
-    return loaded, decode.Reader(loaded, task, settings, options.model), settings
-
-
-def predict(rows, task, loaded, reader):
-    """(rows of predictions.jsonl, counts, numbers of cut outputs) of a model's greedy outputs."""
-    from data.evaluate import decode
-
-    with decode.show_progress("decode", len(rows)) as progress:
-        out = reader.decode([row["source"] for row in rows], progress)
-    counts = {"truncated_sources": out.cut, "parameters": loaded.model.num_parameters()}
-    pairs = zip(rows, out.predictions, out.texts, strict=True)
-    made = [{**row, "prediction": text, "generated": raw} for row, text, raw in pairs]
-    if loaded.classifier:
-        return made, counts, ()
-    short, truncated, lost = decode.decode_targets(
-        made, task.metric, loaded.tokenizer, reader.limit
-    )
-    stripped = (decode.strip_ids(row, loaded.tokenizer) for row in out.ids)
-    cut = {number for number, row in enumerate(stripped) if number in out.unended or row in short}
-    restored = [row["prediction"].split() != row["generated"].split() for row in made]
-    counts |= {"truncated_targets": truncated, "unwritable_targets": lost}
-    counts |= {"truncated_outputs": len(cut), "restored_outputs": sum(restored)}
-    return made, counts, cut
-
-
-def describe_run(options):
-    """Hardware and provenance, so that a number can be trusted or made again."""
-    from data.evaluate import decode
-
-    hardware, versions = decode.describe_machine()
-    provenance = {
-        "command": shlex.join(sys.argv),
-        "versions": {**versions, "numpy": version("numpy")},
-        "git_commit": find_commit(),
-        "model": options.model,
-        "data": str(options.data),
-        "data_sha256": hash_file(options.data),
-    }
-    return {"hardware": hardware, "provenance": provenance}
-
-
 def evaluate_model(options, task):
-    """Decode, write predictions.jsonl, score, write metrics.json. Returns what the latter holds."""
+    """Decode, write predictions.jsonl, score: what metrics.json holds."""
     from data.evaluate import report, scores
 
     check_overwrite((options.output / name for name in OUTPUTS), [options.data])
     rows = scores.read_data(options.data, task)
     training = read_if_there(options.output / "training.json", TRAINING) or None
-    times = [time.monotonic()]
-    loaded, reader, settings = load_parts(options, task)
-    times.append(time.monotonic())
-    rows, counts, cut = predict(rows, task, loaded, reader)
-    times.append(time.monotonic())
+    options.batch_size = options.batch_size or 128
+    start = time.monotonic()
+    from data.evaluate import decode  # torch loads where the files are right
+
+    reader = load_reader(options, task)
+    loaded = time.monotonic()
+    rows, counts, cut = decode.predict(rows, reader)
+    decoded = time.monotonic()
     write_atomic(options.output / "predictions.jsonl", show_rows(rows))
     result = score_into(options, task, rows, cut)
-    times.append(time.monotonic())
-    spans = (end - start for start, end in itertools.pairwise(times))
-    seconds = dict(zip(("load", "generate", "score"), spans, strict=True))
+    seconds = {"load": loaded - start, "generate": decoded - loaded}
+    seconds["score"] = time.monotonic() - decoded
     result |= {"split": options.data.stem, **counts}
-    result["settings"] = {**settings, "batch_size": loaded.batch_size}
-    result |= {"seconds": seconds, "training": training, **describe_run(options)}
+    result["settings"] = {**reader.settings, "batch_size": reader.loaded.batch_size}
+    result |= {"seconds": seconds, "training": training, **decode.describe_run(options)}
     report.write_card(options, task, result)
-    write_json(options.output / "metrics.json", result)
     return result
+
+
+def score_predictions(options, task):
+    """Score a file of predictions: what metrics.json holds, if there is an output."""
+    from data.evaluate import scores
+
+    if options.output:
+        outputs = (options.output / name for name in OUTPUTS[1:])
+        check_overwrite(outputs, [options.predictions, options.data])
+        there = options.output / OUTPUTS[0]
+        if there.exists() and hash_file(there) != hash_file(options.predictions):
+            raise UserError(f"{there}: other predictions than these; choose another --output")
+    rows = scores.read_rows(options.predictions, options.data, task)
+    return score_into(options, task, rows)
 
 
 def score_into(options, task, rows, cut=()):
@@ -219,10 +192,13 @@ def score_into(options, task, rows, cut=()):
 
     result, found = scores.summarize(rows, task, options)
     if options.output:
-        parts = [[round(float(value), 6) for value in column] for column in found.parts.T]
-        told = {"task": task.name, "n": len(rows), "numerators": parts[0], "denominators": parts[1]}
+        parts = found.parts[task.name_score()]
+        numerators, denominators = parts.round(6).T.tolist()
+        told = {"task": task.name, "n": len(rows), "numerators": numerators}
+        told["denominators"] = denominators
         write_atomic(options.output / "row_scores.json", json.dumps(told, allow_nan=False) + "\n")
-        write_atomic(options.output / "errors.md", report.show_errors(result, rows, found, cut))
+        errors = report.show_errors(result, rows, parts, found.invalid, cut)
+        write_atomic(options.output / "errors.md", errors)
     return result
 
 
@@ -238,7 +214,8 @@ def parse_args(argv=None):
     what.add_argument("--predictions", help="JSONL file of source, target, prediction")
     compared = "run folders, or their predictions.jsonl, on the same rows; the first is compared to"
     what.add_argument("--compare", nargs="+", metavar="RUN", help=compared)
-    add("--predict", metavar="FILE", help="label the rows of a file by --model; - is stdin")
+    label = "label the rows of a file by --model; - is stdin"
+    add("--predict", type=Path, metavar="FILE", help=label)
     guess = "the entry's source_column, else source, text, sentence, question or input"
     add("--source-column", help=f"the text in --predict's file (default: {guess})")
     add("--data", type=Path, help="JSONL file of source and target; predictions must match it")
@@ -276,30 +253,21 @@ def check_args(parser, options):
     """Refuse a command line that cannot be meant, with exit code 2."""
     if options.model and (options.data is None) == (options.predict is None):
         parser.error("--model needs --data or --predict")
-    if options.predict is not None and not options.model:
+    if options.predict and not options.model:
         parser.error("--predict needs --model")
-    for name in ("source_column", "usd_per_hour") if options.predict is None else ():
+    for name in ("source_column", "usd_per_hour") if not options.predict else ():
         if getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} needs --predict")
     if options.compare and (len(options.compare) < 2 or options.output):
         parser.error("--compare needs two runs or more, and prints alone: no --output")
     least = {"batch_size": 1, "max_source_length": 2, "max_target_length": 2, "bertscore_layers": 1}
-    for name, low in {**least, "bootstrap": bool(options.compare) + 0, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            parser.error(f"--{name.replace('_', '-')} must be at least {low}")
-    if options.bootstrap > 100_000:
-        parser.error("--bootstrap must be at most 100,000")
-    if options.usd_per_hour is not None and not 0 <= options.usd_per_hour < float("inf"):
-        parser.error("--usd-per-hour must be a number of dollars")
-
-
-def choose_output(options):
-    """Where a model's results go if no --output says so."""
-    folder = Path(options.model)
-    if not folder.is_dir():
-        raise UserError(f"--output: needed for {options.model}, which is no local folder")
-    return folder.parent if (folder.parent / "training.json").exists() else folder
+    least |= {"bootstrap": bool(options.compare) + 0, "seed": 0, "usd_per_hour": 0}
+    most = {"bootstrap": 100_000, "usd_per_hour": 1e6}
+    for name, low in least.items():
+        value, high = getattr(options, name), most.get(name, math.inf)
+        if value is not None and not low <= value <= high:
+            limits = f"at least {low}" + f" and at most {high:,.0f}" * (name in most)
+            parser.error(f"--{name.replace('_', '-')} must be {limits}")
 
 
 def main(argv=None):
@@ -308,27 +276,16 @@ def main(argv=None):
 
     task = load_task(options.task)
     if options.model:
-        check_paths(options)
-    if options.predict is not None:
+        check_model(options)
+    if options.predict:
         from data.evaluate.predict import predict_file, read_rows
 
         rows = read_rows(options, task)  # what is wrong with them is said before torch loads
-        return predict_file(options, rows, *load_parts(options, task))
+        return predict_file(options, rows, load_reader(options, task))
     if options.compare:
         result = scores.compare_runs(options, task)
-    elif options.model:
-        options.batch_size = options.batch_size or 128
-        options.output = options.output or choose_output(options)
-        result = evaluate_model(options, task)
     else:
-        if options.output:
-            outputs = (options.output / name for name in OUTPUTS[1:])
-            check_overwrite(outputs, [options.predictions, options.data])
-            there = options.output / OUTPUTS[0]
-            if there.exists() and hash_file(there) != hash_file(options.predictions):
-                raise UserError(f"{there}: other predictions than these; choose another --output")
-        rows = scores.read_rows(options.predictions, options.data, task)
-        result = score_into(options, task, rows)
+        result = (evaluate_model if options.model else score_predictions)(options, task)
         if options.output:
             write_json(options.output / "metrics.json", result)
     if options.json:

@@ -12,6 +12,7 @@ from data.costs.grid import TABLES, grid
 from data.costs.memory import complete_task
 from data.costs.prices import fill, load_prices, show_columns, show_price, show_usd
 from data.costs.rules import count_steps, tell_duration
+from data.evaluate.restore import check_labels, encode_labels
 from data.files import UserError, plural, say_first
 from data.spans import make_brackets, split_entities
 
@@ -82,9 +83,10 @@ def read_vocabularies(task, scale, real_text):
     """{model: (tokenizer, flags)} of the scale's compact model and teacher; lines on what can't be
     had."""
     try:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, logging
     except ImportError:
         return {}, ["lengths and labels not checked: make venv, then .venv/bin/python"]
+    logging.set_verbosity_error()  # else it tells of each long text
     found, lines = {}, []
     for strategy in ("small", "teacher"):
         flags = make_flags(task, scale, strategy, real_text=real_text)
@@ -100,8 +102,6 @@ def read_vocabularies(task, scale, real_text):
 
 def check_lengths(task, splits, model, tokenizer, flags):
     """(lines on rows that the limits cut, lines on labels that this model cannot write)."""
-    from data.evaluate.decode import check_labels, encode_labels
-
     rows, lines = (splits["train"] + splits["test"])[:MOST], []
     texts = {"source": [flags["prefix"] + row["source"] for row in rows], "target": []}
     for target in (row["target"] for row in rows):

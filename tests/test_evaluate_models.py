@@ -18,7 +18,7 @@ from tiny import build_char_tokenizer, train_by_heart
 
 import evaluate
 from data.evaluate import decode, predict
-from data.evaluate.restore import Restorer, split_units
+from data.evaluate.restore import LabelReader, Restorer, check_labels, split_units
 from data.evaluate.scores import make_row
 from data.files import UserError, read_jsonl
 from data.tasks import load_task
@@ -236,20 +236,20 @@ def test_labels_are_known_by_what_the_tokenizer_and_the_limit_make_of_them(
 def test_labels_that_cannot_be_told_apart_are_refused(income, monkeypatch, capsys):
     folder, data = income
     tokenizer = build_char_tokenizer([a + b for a, b in JOBS], "<~")
-    told = decode.check_labels(make_task(INCOME), tokenizer, 6)
+    told = check_labels(make_task(INCOME), tokenizer, 6)
     assert told == ["label 'MAYBE NOT' has 11 tokens; cut to 6 it is 'MAYB'"]
-    assert decode.check_labels(make_task(INCOME), tokenizer, 11) == []
+    assert check_labels(make_task(INCOME), tokenizer, 11) == []
     same = make_task(["<5", "~5"])
-    assert decode.check_labels(same, tokenizer, 8) == [
+    assert check_labels(same, tokenizer, 8) == [
         "label '~5': its token ids are those of '<5'; rename it"
     ]
     cut = make_task(["MAYBE NOT", "MAYBE"])
-    assert len(decode.check_labels(cut, tokenizer, 6)) == 3
-    assert decode.check_labels(make_task([], "answers"), tokenizer, 6) == []
+    assert len(check_labels(cut, tokenizer, 6)) == 3
+    assert check_labels(make_task([], "answers"), tokenizer, 6) == []
     entities = make_task(["<5", "~5"], "entities")
-    assert "'[" not in decode.check_labels(entities, tokenizer, 16)[0]
+    assert "'[" not in check_labels(entities, tokenizer, 16)[0]
     with pytest.raises(UserError, match="no token ids of its own"):
-        decode.LabelReader(same, tokenizer, 8)
+        LabelReader(same, tokenizer, 8)
     assert set(Restorer(tokenizer, entities.labels).brackets) == {"[<5]", "[~5]"}
     forms = Restorer(tokenizer, ["<5", "MAYBE"]).brackets
     assert forms["<unk>5<unk>"] == "<5"  # this tokenizer lacks brackets too
@@ -571,9 +571,9 @@ def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
     data = write(tmp_path / "new.jsonl", [{"source": text} for text, _ in TRAINED * 2])
     label, parts = predict.predict_rows, []
 
-    def stop_at_the_second(loaded, reader, rows):
+    def stop_at_the_second(reader, rows):
         parts.append(len(rows))
-        return label(loaded, reader, rows) if len(parts) == 1 else sys.exit(9)
+        return label(reader, rows) if len(parts) == 1 else sys.exit(9)
 
     monkeypatch.setattr(predict, "predict_rows", stop_at_the_second)
     flags = ["--task", "wlp", "--model", folder / "model", "--predict", data, "--batch-size", 1]
@@ -582,7 +582,7 @@ def test_predict_writes_every_four_batches(trained, tmp_path, monkeypatch):
 
 
 def read_rows(path, column=None):
-    asked = {"predict": str(path), "output": None, "source_column": column, "model": "m"}
+    asked = {"predict": Path(path), "output": None, "source_column": column, "model": "m"}
     return predict.read_rows(Namespace(**asked), load_task("wlp"))
 
 

@@ -9,9 +9,11 @@ import itertools
 import logging
 import os
 import platform
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,8 +24,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data.evaluate.restore import Restorer, mark_unknown, strip_ids
-from data.files import UserError, say_first
+from data.evaluate.restore import LabelReader, Restorer, encode, mark_unknown, strip_ids
+from data.files import UserError, find_commit, hash_file, say_first
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
 transformers.logging.set_verbosity_error()
@@ -98,11 +100,8 @@ def choose_device():
     driver = Path("/proc/driver/nvidia/version").exists()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if torch.version.cuda and driver and not hidden:
-        raise UserError(
-            f"torch {torch.__version__} cannot reach this machine's GPU: its driver is too old for "
-            f"CUDA {torch.version.cuda}; install a torch for the driver, or set "
-            "CUDA_VISIBLE_DEVICES= to use the CPU"
-        )
+        cuda, how = torch.version.cuda, "for its driver, or set CUDA_VISIBLE_DEVICES= for the CPU"
+        raise UserError(f"torch for CUDA {cuda} cannot reach this GPU; install one {how}")
     return "cpu"
 
 
@@ -112,15 +111,14 @@ def load_model(name, bf16, batch_size):
     fp16 is not offered: T5's activations overflow in it.
     """
     device = choose_device()
-    place = {"device_map": {"": device}} if device == "cuda" else {}
+    how = {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
+    how["device_map"] = {"": device} if device == "cuda" else None
     try:
         names = transformers.AutoConfig.from_pretrained(name).architectures or []
         classifier = any(each.endswith("ForSequenceClassification") for each in names)
-        kind = transformers.AutoModelForSeq2SeqLM
-        kind = transformers.AutoModelForSequenceClassification if classifier else kind
+        kind = "SequenceClassification" if classifier else "Seq2SeqLM"
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        place |= {"dtype": choose_dtype(device, bf16), "output_loading_info": True}
-        model, info = kind.from_pretrained(name, **place)
+        model, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(name, **how)
     except Exception as error:  # whatever a broken folder or an unreachable hub raises
         raise UserError(f"{name}: no model can be loaded ({say_first(error)})") from None
     check_model(name, model, tokenizer, info)
@@ -136,23 +134,24 @@ def choose_dtype(device, bf16):
 
 def check_model(name, model, tokenizer, info):
     """Refuse weights that are missing, of another shape or no numbers, and a missing tokenizer."""
-    lost = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
-    if lost:
-        raise UserError(f"{name}: {len(lost):,} weights are missing or never trained ({lost[0]})")
-    if model.config.model_type == "t5" and (more := sorted(info["unexpected_keys"])):
-        raise UserError(f"{name}: {len(more):,} weights are not in its config.json ({more[0]})")
+    t5, size = model.config.model_type == "t5", model.get_input_embeddings().num_embeddings
+    lost = [*info["missing_keys"], *map(str, info["mismatched_keys"])]
     bad = [key for key, value in model.named_parameters() if not value.isfinite().all()]
-    if bad:
-        raise UserError(f"{name}: {len(bad):,} weights hold NaN or infinity ({bad[0]})")
+    for keys, what in (
+        (lost, "are missing or never trained"),
+        (info["unexpected_keys"] if t5 else (), "are not in its config.json"),
+        (bad, "hold NaN or infinity"),
+    ):
+        if keys:
+            raise UserError(f"{name}: {len(keys):,} weights {what} ({min(keys)})")
     files = {*tokenizer.vocab_files_names.values(), "tokenizer.json", "spiece.model", "vocab.txt"}
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in files):
         raise UserError(f"{name}: no tokenizer in this folder; copy the files of the one it had")
-    size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} pieces, the model {size:,}")
     if tokenizer.pad_token_id is None:
         raise UserError(f"{name}: its tokenizer has no token to pad with")
-    t5, own = model.config.model_type == "t5", getattr(model, "generation_config", None)
+    own = getattr(model, "generation_config", None)
     for config in filter(None, (own, model.config if t5 else None)):
         for key in ("decoder_start_token_id", "pad_token_id"):
             value = getattr(config, key, None)
@@ -161,8 +160,8 @@ def check_model(name, model, tokenizer, info):
                 raise UserError(f"{name}: {key} {value!r} of its configuration is none of its ids")
 
 
-def describe_machine():
-    """(hardware, versions), as in training.json."""
+def describe_run(options):
+    """Hardware, as in training.json, and provenance: a number can be trusted or made again."""
     gpus = torch.cuda.device_count()
     hardware = {
         "device": "cuda" if gpus else "cpu",
@@ -171,21 +170,19 @@ def describe_machine():
         "cpu_threads": torch.get_num_threads(),
         "cpu": platform.processor() or platform.machine(),
     }
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return hardware, {"python": platform.python_version(), **versions}
+    versions = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    provenance = {
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version(), **versions},
+        "git_commit": find_commit(),
+        "model": options.model,
+        "data": str(options.data),
+        "data_sha256": hash_file(options.data),
+    }
+    return {"hardware": hardware, "provenance": provenance}
 
 
-# --- token ids -------------------------------------------------------------------------------
-
-
-def encode(texts, tokenizer, limit, kind="text"):
-    """(ids of each text as training cuts them, end token and all; tokens that each has uncut).
-
-    `kind` is "text" of sources and "text_target" of targets.
-    """
-    ids = tokenizer(**{kind: texts}).input_ids
-    cut = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
-    return cut, [len(row) for row in ids]
+# --- decoding --------------------------------------------------------------------------------
 
 
 def generate_ids(loaded, ids, max_target_length, progress):
@@ -214,74 +211,6 @@ def generate_ids(loaded, ids, max_target_length, progress):
     progress.update(len(pending))
     rows = (found[number][1:] for number in range(len(ids)))
     return [list(itertools.takewhile(lambda i: i not in ends, row)) for row in rows], set(pending)
-
-
-# --- classes ---------------------------------------------------------------------------------
-
-
-def encode_labels(task, tokenizer, limit):
-    """{label: (its ids as in targets, cut to `limit`; tokens uncut)} of classes and entities."""
-    forms = {"classes": "{}", "entities": "[{}]"}
-    if task.metric not in forms:
-        return {}
-    texts = [forms[task.metric].format(label) for label in task.labels]
-    pairs = zip(*encode(texts, tokenizer, limit, "text_target"), strict=True)
-    return dict(zip(task.labels, pairs, strict=True))
-
-
-def check_labels(task, tokenizer, limit):
-    """Sentences on labels that a seq2seq model cannot learn to write within `limit` tokens, or []:
-    cut ones, and those whose token ids are another's."""
-    told, taken = [], {}
-    for label, (ids, size) in encode_labels(task, tokenizer, limit).items():
-        ids = strip_ids(ids, tokenizer)
-        if size > limit:
-            cut = tokenizer.decode(ids)
-            told.append(f"label {label!r} has {size} tokens; cut to {limit} it is {cut!r}")
-        if not ids or ids in taken:
-            same = f"those of {taken[ids]!r}" if ids else "none"
-            told.append(f"label {label!r}: its token ids are {same}; rename it")
-        taken.setdefault(ids, label)
-    return told
-
-
-class LabelReader:
-    """The label that an output stands for: the tokenizer may write '<=50K' as '=50K'.
-
-    Labels are known by their token ids as training cuts them, then by their text with unknown
-    tokens shown. Any other output stays as it is.
-    """
-
-    def __init__(self, task, tokenizer, limit):
-        self.tokenizer, self.by_ids = tokenizer, {}
-        encoded = encode_labels(task, tokenizer, limit)
-        self.targets = {label: ids for label, (ids, _) in encoded.items()}
-        for label, ids in self.targets.items():
-            own = strip_ids(ids, tokenizer)
-            if not own or own in self.by_ids:
-                raise UserError(
-                    f"label {label!r} has no token ids of its own within {limit} tokens, so no "
-                    "output can be told to be it; rename it or allow more tokens"
-                )
-            self.by_ids[own] = label
-        texts = [mark_unknown(ids, tokenizer).strip().upper() for ids in self.targets.values()]
-        pairs = zip(texts, self.targets, strict=True)
-        self.by_text = {text: label for text, label in pairs if texts.count(text) == 1}
-
-    def read(self, ids, text, marked):
-        """The label of an output: its ids, its text, its text with unknown tokens shown."""
-        label = self.by_ids.get(strip_ids(ids, self.tokenizer))
-        label = label or self.by_text.get(marked.strip().upper())
-        return text if label is None or label.upper() == text.strip().upper() else label
-
-
-def name_classes(model, labels, name):
-    """The label of each class of a classifier; a UserError if its id2label names others."""
-    names, known = model.config.id2label, {label.upper() for label in labels}
-    unknown = [text for text in names.values() if text.upper() not in known]
-    if unknown:
-        raise UserError(f"{name}: its id2label has {unknown[0]!r}, which is no label of this task")
-    return names
 
 
 def collect(loaded, compute, ids, progress=None, **more):
@@ -327,19 +256,23 @@ class Outputs:
 
 
 class Reader:
-    """Reads a model's outputs as a task means them."""
+    """Reads a model's outputs as a task means them; `settings` are its prefix and lengths."""
 
-    def __init__(self, loaded, task, settings, name):
-        self.loaded, self.task, self.metric = loaded, task, task.metric
-        self.settings, self.limit = settings, settings["max_target_length"]
-        self.names = self.labels = self.restorer = None
+    def __init__(self, loaded, task, settings):
+        self.loaded, self.task, self.settings = loaded, task, settings
+        self.limit, self.names = settings["max_target_length"], None
+        self.labels = self.restorer = None
         if loaded.classifier:
-            if self.metric != "classes":
-                raise UserError(f"{name}: a classifier cannot do the {self.metric} of a task")
-            self.names = name_classes(loaded.model, task.labels, name)
-        elif self.metric == "classes":
+            self.names, known = loaded.model.config.id2label, {x.upper() for x in task.labels}
+            name = loaded.model.name_or_path
+            if task.metric != "classes":
+                raise UserError(f"{name}: a classifier cannot do the {task.metric} of a task")
+            if lost := [text for text in self.names.values() if text.upper() not in known]:
+                what = f"its id2label has {lost[0]!r}, which is no label of this task"
+                raise UserError(f"{name}: {what}")
+        elif task.metric == "classes":
             self.labels = LabelReader(task, loaded.tokenizer, self.limit)
-        elif self.metric == "entities":
+        elif task.metric == "entities":
             self.restorer = Restorer(loaded.tokenizer, task.labels)
 
     def decode(self, sources, progress=None):
@@ -364,21 +297,19 @@ class Reader:
         marked = mark_unknown(ids, self.loaded.tokenizer)
         if self.labels:
             return self.labels.read(ids, text, marked)
-        if self.restorer:
-            restored = self.restorer.restore_output(marked, source)
-            return text if restored.split() == text.split() else restored
-        return text
+        restored = self.restorer.restore_output(marked, source) if self.restorer else text
+        return text if restored.split() == text.split() else restored
 
 
-def decode_targets(rows, metric, tokenizer, limit):
+def decode_targets(rows, reader):
     """Add target_decoded to rows (or source_decoded, which the released code takes for a
-    paraphrase's target) as token ids within `limit` give it back.
+    paraphrase's target) as token ids within the limit give it back.
 
     Returns (ids of the cut ones without special tokens, rows that have one, rows whose target does
     not come back whole).
     """
-    key = "source" if metric == "paraphrase" else "target"
-    cut_ids, truncated, lost = set(), 0, 0
+    key = "source" if reader.task.metric == "paraphrase" else "target"
+    tokenizer, limit, cut_ids, truncated, lost = reader.loaded.tokenizer, reader.limit, set(), 0, 0
     for row in rows:
         texts = row[key] if isinstance(row[key], list) else [row[key]]
         ids, sizes = encode(texts, tokenizer, limit, "text_target")
@@ -389,3 +320,20 @@ def decode_targets(rows, metric, tokenizer, limit):
         truncated += bool(cut)
         lost += any(a.split() != b.split() for a, b in zip(written, texts, strict=True))
     return cut_ids - {()}, truncated, lost
+
+
+def predict(rows, reader):
+    """(rows of predictions.jsonl, counts, numbers of cut outputs) of a model's greedy outputs."""
+    with show_progress("decode", len(rows)) as progress:
+        out = reader.decode([row["source"] for row in rows], progress)
+    pairs = zip(rows, out.predictions, out.texts, strict=True)
+    made = [{**row, "prediction": text, "generated": raw} for row, text, raw in pairs]
+    counts = {"truncated_sources": out.cut, "parameters": reader.loaded.model.num_parameters()}
+    if reader.names:
+        return made, counts, ()
+    short, truncated, lost = decode_targets(made, reader)
+    stripped = (strip_ids(row, reader.loaded.tokenizer) for row in out.ids)
+    cut = {number for number, row in enumerate(stripped) if number in out.unended or row in short}
+    restored = [row["prediction"].split() != row["generated"].split() for row in made]
+    counts |= {"truncated_targets": truncated, "unwritable_targets": lost}
+    return made, counts | {"truncated_outputs": len(cut), "restored_outputs": sum(restored)}, cut

@@ -1,26 +1,24 @@
 """The measures of evaluate.py, whose text describes them: strict rules and the released scorer's.
 
-Each score_FAMILY(rows, task, options) turns rows into additive statistics and a function from
-their sums to scores, so that the same code scores a test set and its bootstrap samples. Three
-rows of classes a and b, targets a a b, outputs a b ?, where ? is no label:
+Each score_FAMILY(rows, task, options) turns rows into the parts of scores, whose sums over rows
+give them, so that the same code scores a test set and its bootstrap samples. Three rows of classes
+a and b, targets a a b, outputs a b ?, where ? is no label:
 
-    columns (3, 6)    target    output    hit       finish(sums (6,), 3)
-                      a  b      a  b      a  b
-    row 1             1  0      1  0      1  0      accuracy = sum of hits / 3 = 1 / 3
-    row 2             1  0      0  1      0  0      F1 of a = 2 * 1 / (2 + 1), F1 of b = 0 / (1 + 1)
-    row 3             0  1      0  0      0  0      macro F1 = (2 / 3 + 0) / 2 = 1 / 3
-    sums              2  1      1  1      1  0      invalid = 1 - (1 + 1) / 3 = 1 / 3
+            accuracy    macro_f1: target    output    hit       accuracy = 1 / 3
+                                  a  b      a  b      a  b      F1 of a = 2 * 1 / (2 + 1)
+    row 1   1  1                  1  0      1  0      1  0      F1 of b = 0 / (1 + 1)
+    row 2   0  1                  1  0      0  1      0  0      macro F1 = (2 / 3 + 0) / 2 = 1 / 3
+    row 3   0  1                  0  1      0  0      0  0
+    sums    1  3                  2  1      1  1      1  0
 
-A bootstrap sample is another sum of rows of `columns`; (1000, 6) sums give 1000 scores at once.
+A bootstrap sample is another sum of rows; 1,000 sums of either kind give 1,000 scores at once.
 """
 
-import functools
 import re
 import string
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -44,26 +42,18 @@ class Row(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Additive statistics of a task's rows and how their sums become scores.
+    """The parts of a task's scores and what stands beside them.
 
-    columns (n, k): statistics of each row; finish: sums (..., k), row count -> {key: (...)}, 0-100.
+    parts: {key of a score: parts of each row as compute_score() takes their sums}.
     constants: {"" and "_released": (text, score)} of the best constant; settings: the signature's.
-    parts (n, 2): the strict score is 100 * sum of the first over sum of the second column.
     invalid (n,): outputs that are none of the task's form; details: more for metrics.json.
     """
 
-    columns: np.ndarray
-    finish: Callable
+    parts: dict
     constants: dict
     settings: dict
-    parts: np.ndarray
     invalid: np.ndarray
     details: dict
-
-
-def find_default(task):
-    """The label that the released rule takes for no label; the first if the entry names none."""
-    return task.paper_default_label or task.labels[0]
 
 
 # --- arithmetic -----------------------------------------------------------------------------
@@ -76,10 +66,19 @@ def to_percent(part, whole):
     return 100 * np.divide(part, whole, out=zeros, where=whole > 0)
 
 
-def average_f1(hits, predicted, gold):
-    """Macro F1, 0-100, of counts (..., classes), over classes with a target or an output."""
+def compute_score(sums):
+    """A score, 0-100, from sums over rows: (..., 2) of its numerators and denominators, or of
+    count_pairs() (..., 3 C), whose macro F1 it is, over classes with a target or an output."""
+    if sums.shape[-1] == 2:
+        return to_percent(sums[..., 0], sums[..., 1])
+    gold, predicted, hits = np.split(sums, 3, axis=-1)
     scores = to_percent(2 * hits, predicted + gold)
     return scores.sum(-1) / np.maximum((predicted + gold > 0).sum(-1), 1)
+
+
+def make_parts(part, whole=1.0):
+    """(n, 2) parts of a ratio of sums, of a mean over rows without `whole`."""
+    return np.stack(np.broadcast_arrays(np.asarray(part, float), whole), axis=-1)
 
 
 def count_pairs(pairs, n, size):
@@ -92,18 +91,12 @@ def count_pairs(pairs, n, size):
     return counts[:, :, :-1].reshape(n, -1)
 
 
-def count_each(values):
-    """(n, 2) parts of a score that is the mean of `values`, 0-1 each."""
-    return np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
-
-
 def describe_classes(labels, gold, predicted, hits):
-    """{label: precision, recall, F1 and support} from counts (labels,)."""
+    """{label: precision, recall, F1 and support} from counts of each label."""
     keys = ("precision", "recall", "f1", "support")
     ratios = to_percent([hits, hits, 2 * hits], [predicted, gold, gold + predicted]).tolist()
     rows = zip(*ratios, gold.tolist(), strict=True)
-    pairs = zip(labels, rows, strict=True)
-    return {label: dict(zip(keys, row, strict=True)) for label, row in pairs}
+    return {labels[i]: dict(zip(keys, row, strict=True)) for i, row in enumerate(rows)}
 
 
 # --- entities -------------------------------------------------------------------------------
@@ -115,47 +108,34 @@ def parse_released(text, brackets):
     'cold water [Reagent] Mix [Action] ice [Size]' is {'cold': '[REAGENT]', '': '[SIZE]'}: later
     entities overwrite earlier ones, and all entities of one word share the empty text. Labels are
     compared in upper case, entity texts as they are. A label that opens the text has no words
-    before it, but the released slice then ends at -1: its key is all but the last word. A label of
-    several words, in its brackets and any case, is one word.
+    before it, but the released slice then ends at -1: its key is all but the last word.
     """
-    several = tuple(label for label in brackets if " " in label)
-    words = compile_words(several).findall(text) if several else text.split()
-    entities, start = {}, 0
+    words, entities, start = text.split(), {}, 0
     for end, word in enumerate(words):
-        label = f"[{' '.join(word[1:-1].split()).upper()}]"
+        label = f"[{word[1:-1].upper()}]"
         if "[" in word and "]" in word and label in brackets:
             entities[" ".join(words[start : end - 1])] = label
             start = end + 1
     return entities
 
 
-@functools.cache
-def compile_words(several):
-    """A pattern of words; each of `several` bracketed labels of more than one word is a word."""
-    spaced = (r"\s+".join(map(re.escape, label.split())) + r"(?!\S)" for label in several)
-    return re.compile("|".join([*spaced, r"\S+"]), re.IGNORECASE)
-
-
 def match_entities(rows, golds, brackets):
-    """(pairs of targets and outputs as count_pairs takes them, (n, 4) of each row: invalid, exact,
-    hits and predicted of the raw output)."""
-    ids = {label: i for i, label in enumerate(brackets.values())}
-    pairs, others = [], []
-    for number, (row, gold) in enumerate(zip(rows, golds, strict=True)):
+    """(Counters of the labels of targets, outputs and hits; of each row (n, 7) how many these are,
+    hits and outputs of the raw output, whether it is exact and whether invalid)."""
+    labels, found = (Counter(), Counter(), Counter()), []
+    for row, gold in zip(rows, map(Counter, golds), strict=True):
         predicted, rest = split_entities(row.prediction, brackets)
-        gold, found = Counter(gold), Counter(predicted)
-        shared = gold & found
-        pairs += [(number, ids[label], ids[label]) for _, label in shared.elements()]
-        pairs += [(number, ids[label], NONE) for _, label in (gold - shared).elements()]
-        pairs += [(number, NONE, ids[label]) for _, label in (found - shared).elements()]
-        raw = found
-        if row.generated not in (None, row.prediction):
-            raw = Counter(split_entities(row.generated, brackets)[0])
-        texts = [text for text, _ in predicted]
+        texts, predicted = [text for text, _ in predicted], Counter(predicted)
         invalid = rest or not all(texts) or find_made_up(texts, row.source)
-        exact = gold == found and not rest
-        others.append((bool(invalid), exact, (gold & raw).total(), raw.total()))
-    return pairs, np.array(others)
+        raw = predicted
+        if row.generated is not None:
+            raw = Counter(split_entities(row.generated, brackets)[0])
+        sides = gold, predicted, gold & predicted
+        for count, side in zip(labels, sides, strict=True):
+            count.update(label for _, label in side.elements())
+        totals = [side.total() for side in (*sides, gold & raw, raw)]
+        found.append([*totals, gold == predicted and not rest, bool(invalid)])
+    return labels, np.array(found)
 
 
 def match_released(rows, golds, brackets, default):
@@ -182,14 +162,10 @@ def choose_constant_released(golds, default, names):
     """The same by the released rule, which gives the pairs of the default label for nothing."""
     pairs = Counter(pair for gold in golds for pair in gold.items())
     free = Counter({text: n for (text, label), n in pairs.items() if label == default})
-    gains = {pair: n - free[pair[0]] for pair, n in pairs.items()}
-    (text, label), gain = min(
-        gains.items(), key=lambda item: (-item[1], item[0]), default=(("", default), 0)
-    )
+    gains = [(n - free[text], text, label) for (text, label), n in pairs.items()]
+    gain, text, label = min(gains, key=lambda one: (-one[0], *one[1:]), default=(0, "", default))
     score = float(to_percent(free.total() + max(gain, 0), pairs.total()))
-    if gain <= 0:
-        return "", score
-    return f"{text} _ [{names[label]}]" if text else f"[{names[label]}]", score
+    return f"{text} _ [{names[label]}]".removeprefix(" _ ") if gain > 0 else "", score
 
 
 def score_entities(rows, task, options):
@@ -199,54 +175,45 @@ def score_entities(rows, task, options):
     F1 is 2 * 1 / (2 + 2) = 50; released, both pairs ('cold' and '') are right: 100.
     """
     restored = any(row.generated is not None for row in rows)
-    brackets, n, size = make_brackets(task.labels), len(rows), len(task.labels)
+    brackets, default = make_brackets(task.labels), task.paper_default_label or task.labels[0]
     names = {bracket.upper(): label for bracket, label in brackets.items()}
-    default = find_default(task)
     missing = f"[{' '.join(default.split())}]".upper()
-    golds = [split_entities(row.target, brackets) for row in rows]
-    odd = [number for number, (_, rest) in enumerate(golds, 1) if rest]
-    if odd:
+    golds, rests = zip(*(split_entities(row.target, brackets) for row in rows), strict=True)
+    if odd := [number for number, rest in enumerate(rests, 1) if rest]:
         told = f"{len(odd)} targets have words without a label, first in row {odd[0]:,}"
         print(f"note: {told}: these words are not scored", file=sys.stderr)
-    golds = [gold for gold, _ in golds]
     released_golds = [parse_released(row.released_target, names) for row in rows]
-    pairs, others = match_entities(rows, golds, brackets)
-    released = match_released(rows, released_golds, names, missing)
-    counts = [count_pairs(each, n, size) for each in (pairs, released)]
-
-    def finish(sums, n):
-        invalid, exact, raw_hits, raw = np.moveaxis(sums[..., -4:], -1, 0)
-        *strict, targets, outputs, matched = np.split(sums[..., :-4], 6, axis=-1)
-        gold, predicted, hits = (each.sum(-1) for each in strict)
-        scores = {
-            "f1_released": to_percent(matched.sum(-1), targets.sum(-1)),
-            "macro_f1_released": average_f1(matched, outputs, targets),
-            "entity_f1": to_percent(2 * hits, predicted + gold),
-            "entity_precision": to_percent(hits, predicted),
-            "entity_recall": to_percent(hits, gold),
-            "exact_match": to_percent(exact, n),
-            "invalid_rate": to_percent(invalid, n),
-        }
-        unrestored = to_percent(2 * raw_hits, raw + gold)
-        return scores | ({"entity_f1_unrestored": unrestored} if restored else {})
-
+    labels, found = match_entities(rows, golds, brackets)
+    gold, predicted, hits, raw_hits, raw, exact, invalid = found.T
+    pairs = match_released(rows, released_golds, names, missing)
+    released = count_pairs(pairs, len(rows), len(brackets))
+    targets, _, matched = (each.sum(1) for each in np.split(released, 3, axis=1))
+    parts = {
+        "f1_released": make_parts(matched, targets),
+        "macro_f1_released": released,
+        "entity_f1": make_parts(2 * hits, predicted + gold),
+        "entity_precision": make_parts(hits, predicted),
+        "entity_recall": make_parts(hits, gold),
+        "exact_match": make_parts(exact),
+        "invalid_rate": make_parts(invalid),
+    }
+    if restored:
+        parts["entity_f1_unrestored"] = make_parts(2 * raw_hits, raw + gold)
     constants = {"": choose_constant_entity(golds)}
     constants["_released"] = choose_constant_released(released_golds, missing, names)
     settings = {"match": "multiset(text,label)", "case": "kept", "missing_released": default}
     settings |= {"characters": "restored" if restored else "as-given"}
-    gold, predicted, hits = np.split(counts[0], 3, axis=1)
-    parts = np.stack([2 * hits.sum(1), (predicted + gold).sum(1)], axis=1)  # F1
-    details = {"classes": describe_classes(task.labels, *np.split(counts[0].sum(0), 3))}
-    columns = np.hstack([*counts, others])
-    return Scores(columns, finish, constants, settings, parts, others[:, 0] > 0, details)
+    counts = [[count[label] for label in task.labels] for count in labels]
+    details = {"classes": describe_classes(task.labels, *np.array(counts))}
+    return Scores(parts, constants, settings, invalid > 0, details)
 
 
 # --- classes --------------------------------------------------------------------------------
 
 
-def find_class(text, index, otherwise):
-    """The class id of a text, outer whitespace and case aside."""
-    return index.get(text.strip().upper(), otherwise)
+def find_classes(texts, index, otherwise):
+    """The class id of each text, outer whitespace and case aside."""
+    return [index.get(text.strip().upper(), otherwise) for text in texts]
 
 
 def score_classes(rows, task, options):
@@ -255,37 +222,32 @@ def score_classes(rows, task, options):
     FEVER, targets SUPPORTS REFUTES REFUTES, outputs 'supports' 'no' 'SUPPORTS': strict accuracy is
     1 / 3; released, 'no' counts as the default label, REFUTES, and is right: 2 / 3.
     """
-    labels, n, size = task.labels, len(rows), len(task.labels)
-    default, head = find_default(task), task.name_score()
+    labels, n, size, head = task.labels, len(rows), len(task.labels), task.name_score()
+    default = task.paper_default_label or labels[0]
     index = {unicodedata.normalize("NFC", label).upper(): i for i, label in enumerate(labels)}
-    gold = [find_class(row.target, index, NONE) for row in rows]
-    predicted = [find_class(row.prediction, index, NONE) for row in rows]
+    gold = find_classes((row.target for row in rows), index, NONE)
+    predicted = find_classes((row.prediction for row in rows), index, NONE)
     written, other = dict(index), labels.index(default)
     for row, label in zip(rows, gold, strict=True):  # '<=50K' may be known as '=50K' alone
         written.setdefault(row.released_target.strip().upper(), label)
-    released = [find_class(row.released_target, written, other) for row in rows]
-    said = [find_class(row.released_output, written, other) for row in rows]
-    sides = (gold, predicted), (released, said)
-    counts = [count_pairs(np.transpose([range(n), *side]), n, size) for side in sides]
-
-    def finish(sums, n):
-        sides, scores = np.split(sums, 6, axis=-1), {}
-        for suffix, (gold, predicted, hits) in (("_released", sides[3:]), ("", sides[:3])):
-            scores[head + suffix] = to_percent(hits.sum(-1), n)
-            if head == "micro_f1":
-                scores[f"macro_f1{suffix}"] = average_f1(hits, predicted, gold)
-        return scores | {"invalid_rate": to_percent(n - sides[1].sum(-1), n)}
-
+    released = find_classes((row.released_target for row in rows), written, other)
+    said = find_classes((row.released_output for row in rows), written, other)
+    parts, counts = {}, {}
+    for suffix, sides in (("_released", (released, said)), ("", (gold, predicted))):
+        parts[head + suffix] = make_parts(np.equal(*sides))
+        counts[suffix] = count_pairs(np.transpose([range(n), *sides]), n, size)
+        if head == "micro_f1":
+            parts[f"macro_f1{suffix}"] = counts[suffix]
+    invalid = np.equal(predicted, NONE)
+    parts["invalid_rate"] = make_parts(invalid)
     best, count = min(Counter(gold).items(), key=lambda item: (-item[1], item[0]))
     constants = dict.fromkeys(("", "_released"), (labels[best], float(to_percent(count, n))))
     settings = {"case": "ignored", "invalid_released": default}
-    parts = count_each(np.equal(gold, predicted))
     confusion = np.zeros((size, size + 1), int)  # the last column: no label
     np.add.at(confusion, (gold, predicted), 1)
-    details = {"classes": describe_classes(labels, *np.split(counts[0].sum(0), 3))}
+    details = {"classes": describe_classes(labels, *np.split(counts[""].sum(0), 3))}
     details["confusion"] = {"labels": [*labels, None], "counts": confusion.tolist()}
-    invalid = np.equal(predicted, NONE)
-    return Scores(np.hstack(counts), finish, constants, settings, parts, invalid, details)
+    return Scores(parts, constants, settings, invalid, details)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -328,25 +290,19 @@ def score_answers(rows, task, options):
     strict, constant = match_answers([(row.target, row.prediction) for row in rows])
     released = match_answers([(row.released_target, row.released_output) for row in rows])
 
-    def finish(sums, n):
-        keys = ("em_released", "f1_released", "em", "f1")
-        return {key: to_percent(sums[..., i], n) for i, key in enumerate(keys)}
-
-    columns = np.hstack([released[0], strict])
+    keys = ("em_released", "f1_released", "em", "f1")
+    columns = np.hstack([released[0], strict]).T
+    parts = {key: make_parts(column) for key, column in zip(keys, columns, strict=True)}
     constants, settings = {"": constant, "_released": released[1]}, {"normalization": "squad1.1"}
-    parts, invalid = count_each(strict[:, 1]), np.zeros(len(rows), bool)
-    return Scores(columns, finish, constants, settings, parts, invalid, {})
+    return Scores(parts, constants, settings, np.zeros(len(rows), bool), {})
 
 
 def choose_constant_answer(targets, golds):
     """The better by F1 of: every single word (exactly), and the five most frequent answers."""
-    words, n = Counter(), len(golds)
+    words = Counter()
     for several in golds:
-        best = {}
-        for gold in several:
-            for word in set(gold):
-                best[word] = max(best.get(word, 0), 2 / (1 + len(gold)))
-        words.update(best)
+        several = sorted(several, key=len, reverse=True)  # the shortest with a word is its best
+        words.update({word: 2 / (1 + len(gold)) for gold in several for word in gold})
     answers = Counter(target for several in targets for target in several)
     found = [(score, word) for word, score in words.items()]
     for answer in sorted(answers, key=lambda answer: (-answers[answer], answer))[:5]:
@@ -354,4 +310,4 @@ def choose_constant_answer(targets, golds):
         scores = (max(match_answer(words, gold)[1] for gold in several) for several in golds)
         found.append((sum(scores), answer))
     score, answer = min(found, key=lambda item: (-item[0], item[1]))
-    return answer, float(to_percent(score, n))
+    return answer, float(to_percent(score, len(golds)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.evaluate.metrics import Scores, count_each
+from data.evaluate.metrics import Scores, make_parts
 from data.files import UserError, hash_file, read_json, say_first
 
 NO_PREDICTION = "no prediction"  # stands for an empty paraphrase, as BERTScore needs a word
@@ -31,16 +31,15 @@ def load_bertscore(name, layers):
     if layers is None:
         raise UserError(f"--bertscore-layers: needed for {name}, which bert-score does not know")
     name = find_encoder(name)
-    label = name_encoder(name)
+    settings = {"encoder": name_encoder(name), "layers": layers, "idf": "sources"}
     try:
         scorer = bert_score.BERTScorer(model_type=name, num_layers=layers, nthreads=0, idf=True)
     except Exception as error:  # whatever an unreachable hub or a foreign folder raises
-        fault = f"BERTScore's encoder {name} cannot be had ({say_first(error)})"
-        raise UserError(f"{fault}; {ADVICE}") from None
+        what = f"BERTScore's encoder {name} cannot be had ({say_first(error)})"
+        raise UserError(f"{what}; {ADVICE}") from None
     # DeBERTa's tokenizer brings no length limit, and its 1e30 overflows in the fast tokenizers.
     limit = getattr(scorer._model.config, "max_position_embeddings", 512)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
-    settings = {"encoder": label, "layers": layers, "idf": "sources"}
     return scorer, {**settings, "bert-score": bert_score.__version__}
 
 
@@ -72,29 +71,24 @@ def name_encoder(name):
 
 def compute_bertscore(scorer, columns, references):
     """BERTScore F1, 0-1, of k columns of n texts against n references: (k, n)."""
-    from data.evaluate.decode import show_progress
+    from data.evaluate.decode import halve_batch, show_progress
 
     scorer.compute_idf(references)
-    progress, found = show_progress("BERTScore", len(references)), []
-    for start in range(0, len(references), 512):
-        part = slice(start, start + 512)
-        texts = [text for column in columns for text in column[part]]
-        scores = score_pairs(scorer, texts, references[part] * len(columns))
-        found.append(scores.reshape(len(columns), -1))
-        progress.update(len(references[part]))
-    progress.close()
+    found, start, batch_size = [], 0, 64
+    with show_progress("BERTScore", len(references)) as progress:
+        while start < len(references):
+            part = slice(start, start + 512)
+            texts = [text for column in columns for text in column[part]]
+            beside = references[part] * len(columns)
+            try:
+                scores = scorer.score(texts, beside, batch_size=batch_size)[2].numpy()
+            except RuntimeError as error:
+                batch_size = halve_batch(batch_size, error)
+                continue
+            found.append(scores.astype(float).reshape(len(columns), -1))
+            progress.update(len(references[part]))
+            start += 512
     return np.concatenate(found, axis=1)
-
-
-def score_pairs(scorer, texts, references, batch_size=64):
-    """BERTScore F1 of each text; half the batch where memory runs out."""
-    from data.evaluate.decode import halve_batch
-
-    while True:
-        try:
-            return scorer.score(texts, references, batch_size=batch_size)[2].numpy().astype(float)
-        except RuntimeError as error:
-            batch_size = halve_batch(batch_size, error)
 
 
 def combine_ibleu(bertscore, bleu):
@@ -158,30 +152,25 @@ def score_paraphrase(rows, task, options):
     similar = compute_bertscore(scorer, columns, sources)
     bleu = [compute_bleu(column, sources, True) for column in columns]
     ibleu = combine_ibleu(similar, bleu)
-    released = score_released_paraphrase(rows, similar[0], scorer)
-    copied = [out.split() == src.split() for out, src in zip(outputs, sources, strict=True)]
-    statistics = np.stack([*released, ibleu[0], bleu[0], similar[0], copied], axis=1)
-
-    def finish(sums, n):
-        keys = ("bert_ibleu_released", "self_bleu_released")
-        keys += ("bert_ibleu", "self_bleu", "bertscore", "copy_rate")
-        return {key: 100 * sums[..., i] / n for i, key in enumerate(keys)}
-
+    values = score_released_paraphrase(rows, similar[0], scorer)
+    values |= {"bert_ibleu": ibleu[0], "self_bleu": bleu[0], "bertscore": similar[0]}
+    pairs = zip(outputs, sources, strict=True)
+    values["copy_rate"] = [output.split() == source.split() for output, source in pairs]
     means = [float(100 * row.mean()) for row in ibleu]
     points = dict(zip(points, means[1:4], strict=True))
     score, text = max(zip(means[4:], constants, strict=True))
     # The paper's own test files repeat the source as the target.
     differ = any(row.target.strip() != row.source.strip() for row in rows)
     note = rank_references(points) if differ else None
-    details = {"reference_points": points, **({"note": note} if note else {})}
+    details = {"reference_points": points} | ({"note": note} if note else {})
     rule = {} if options.rule == "released" else {"rule": "effective-order"}  # not strict
     settings = {**rule, "beta": 4, "bleu": "13a,4-gram,unsmoothed", **settings}
-    best, parts, invalid = {"": (text, score)}, count_each(ibleu[0]), np.zeros(len(rows), bool)
-    return Scores(statistics, finish, best, settings, parts, invalid, details)
+    parts, invalid = {key: make_parts(each) for key, each in values.items()}, np.zeros(len(rows))
+    return Scores(parts, {"": (text, score)}, settings, invalid > 0, details)
 
 
 def score_released_paraphrase(rows, similar, scorer):
-    """(BERT-iBLEU, self-BLEU), each (n,) 0-1, against sources as token ids give them back.
+    """BERT-iBLEU and self-BLEU, each (n,) 0-1, against sources as token ids give them back.
 
     `similar` is BERTScore against the sources themselves; it is used where they are the same.
     """
@@ -190,4 +179,4 @@ def score_released_paraphrase(rows, similar, scorer):
     if sources != [row.source.strip() for row in rows]:
         (similar,) = compute_bertscore(scorer, [outputs], sources)
     bleu = compute_bleu(outputs, sources, False)
-    return combine_ibleu(similar, bleu), bleu
+    return {"bert_ibleu_released": combine_ibleu(similar, bleu), "self_bleu_released": bleu}

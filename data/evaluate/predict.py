@@ -20,8 +20,6 @@ import json
 import sys
 import time
 from contextlib import contextmanager
-from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 
 from data.columns import choose_columns, read_table, unwrap
@@ -39,53 +37,78 @@ from data.spans import find_spans
 ADDED = ("text", "confidence", "scores", "spans")
 
 
-def predict_file(options, rows, loaded, reader, settings):
-    """Label rows; prints how fast, and the cost of a million."""
+def predict_file(options, rows, reader):
+    """Label rows; says how fast, and the cost of a million."""
     from data.evaluate import decode
 
-    loaded.batch_size = options.batch_size or fit_batch(loaded, settings)
-    told = {"model": name_weights(options.model), "task": reader.task.name, **settings}
+    reader.loaded.batch_size = options.batch_size or fit_batch(reader)
+    told = {"model": name_weights(options.model), "task": reader.task.name, **reader.settings}
     with open_output(options.output, rows, told) as (file, done):
-        start, size = time.monotonic(), 4 * loaded.batch_size
+        start, size = time.monotonic(), 4 * reader.loaded.batch_size
         with decode.show_progress("predict", len(rows) - done) as progress:
             for first in range(done, len(rows), size):
                 part = rows[first : first + size]
-                found = predict_rows(loaded, reader, part)
-                for row, more in zip(part, found, strict=True):
+                for row, more in zip(part, predict_rows(reader, part), strict=True):
                     file.write(json.dumps({**row, **more}, ensure_ascii=False) + "\n")
                 file.flush()
                 progress.update(len(part))  # of rows that are written, scores and all
         tell_speed(len(rows) - done, time.monotonic() - start, done, options.usd_per_hour)
 
 
+def fit_batch(reader):
+    """Rows whose keys and values take half of a GPU's free memory, up to 1,024; 128 on a CPU."""
+    model, settings = reader.loaded.model, reader.settings
+    if model.device.type != "cuda":
+        return 128
+    import torch
+
+    layers = getattr(model.config, "num_decoder_layers", None) or model.config.num_hidden_layers
+    tokens = settings["max_source_length"] + settings["max_target_length"]
+    row = 2 * layers * tokens * model.config.hidden_size * model.dtype.itemsize
+    return int(max(1, min(1024, torch.cuda.mem_get_info()[0] / 2 // row)))
+
+
+def name_weights(model):
+    """A model by its path and, in a folder, the size and time of its weights."""
+    files = sorted([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
+    return [str(model), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+
+
+def tell_speed(count, seconds, before, usd_per_hour):
+    """Rows a second and the cost of a million of them, on stderr."""
+    text = f"{plural(count, 'row')} in {seconds:.1f} s"
+    text += f", {before:,} were there" * bool(before)
+    if count:
+        hours = seconds / count * 1e6 / 3600
+        text += f": {count / seconds:,.1f} rows a second, {hours:,.2f} hours a million"
+        text += f", ${hours * usd_per_hour:,.2f}" if usd_per_hour is not None else ""
+    print(text, file=sys.stderr)
+
+
 def read_rows(options, task):
     """The rows of a file or of stdin with the texts of a column as their source; says how many, and
     a guessed column."""
-    path = "/dev/stdin" if options.predict == "-" else options.predict
+    path = Path("/dev/stdin") if str(options.predict) == "-" else options.predict
     check_overwrite(filter(None, [options.output]), [path])
-    table = unwrap(read_table(Path(path)), labeled=False)
+    table = unwrap(read_table(path), labeled=False)
     column = {"source": options.source_column or task.source_column}
     found, told = choose_columns(table, task, False, column)
-    name = found["source"]
-    spans = sum(drop_spans(row) for _, row in table.rows if name != "spans")
+    name, lines = found["source"], [told] * bool(told)
+    exported = [row for _, row in table.rows if isinstance(row, dict) and name != "spans"]
+    spans = [row.pop("spans") for row in exported if isinstance(row.get("spans"), list)]
+    if any(spans):
+        lines.append(f"note: spans in {path} are left out, those written are the model's")
     rows = [check_row(row, name, f"{path} {place}") for place, row in table.rows]
     empty = sum(not row["source"].strip() for row in rows)
     more = f", {empty:,} of them empty, whose labels say nothing" * bool(empty)
-    lines = [told] * bool(told)
-    if spans:
-        lines.append(f"note: spans in {path} are left out, those written are the model's")
     lines.append(f"{path}: {plural(len(rows), 'row')}{more}; loading {options.model}")
     print("\n".join(lines), file=sys.stderr)
     return rows
 
 
-def drop_spans(row):
-    """Whether a row had spans, as an export holds them; they are taken out."""
-    return isinstance(row, dict) and isinstance(row.get("spans"), list) and row.pop("spans") != []
-
-
 def check_row(row, name, where):
-    """A row with its source first, which must be a text, and without a key that the output adds."""
+    """A row as JSON can have it with its source first, which must be a text, and without a key that
+    the output adds."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: {row}")
     if name not in row:
@@ -93,31 +116,19 @@ def check_row(row, name, where):
     check_kind(row[name], str, f"{where}: {name!r}")
     if taken := [key for key in ("source", *ADDED) if key in row and key != name]:
         raise UserError(f"{where}: has a key {taken[0]!r}, as the output; rename it")
-    return make_plain({"source": row.pop(name), **row}, where)
-
-
-def make_plain(row, where):
-    """A row as JSON can have it; of a JSON file it is so already."""
-
-    def write(value):
-        if isinstance(value, (Decimal, timedelta)):
-            return str(value)
-        if hasattr(value, "isoformat"):
-            return value.isoformat()
-        raise TypeError(type(value).__name__)
-
     try:
-        text = json.dumps(row, default=write)
+        text = json.dumps({"source": row.pop(name), **row}, default=show_value)
         return json.loads(text, parse_constant=lambda name: None)
     except (TypeError, RecursionError) as error:
         what = f"a value that JSON has not ({error})"
         raise UserError(f"{where}: {what}; leave its column out") from None
 
 
-def name_weights(model):
-    """A model by its path and, in a folder, the size and time of its weights."""
-    files = sorted([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
-    return [str(model), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+def show_value(value):
+    """A value of Parquet as a text: a date, a decimal, a span of time."""
+    if isinstance(value, bytes):
+        raise TypeError("bytes")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 @contextmanager
@@ -144,39 +155,26 @@ def open_output(path, rows, told):
             said = check_kind(parse_json(line.decode(errors="replace"), where), dict, where)
             own = {key: said[key] for key in said if key not in ADDED}
             whole = {"text", "confidence"} <= said.keys()
-            if not whole or number > len(rows) or own != rows[number - 1]:
+            if not whole or [own] != rows[number - 1 : number]:
                 raise UserError(f"{where}: not of this row of the file; choose another --output")
         file.truncate(sum(len(line) + 1 for line in lines))
         write_json(beside, told)
         yield file, len(lines)
 
 
-def fit_batch(loaded, settings):
-    """Rows whose keys and values take half of a GPU's free memory, up to 1,024; 128 on a CPU."""
-    if loaded.model.device.type != "cuda":
-        return 128
-    import torch
-
-    config, free = loaded.model.config, torch.cuda.mem_get_info()[0]
-    layers = getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
-    tokens = settings["max_source_length"] + settings["max_target_length"]
-    row = 2 * layers * tokens * config.hidden_size * loaded.model.dtype.itemsize
-    return int(max(1, min(1024, free / 2 // row)))
-
-
-def predict_rows(loaded, reader, rows):
+def predict_rows(reader, rows):
     """What is added to each of some rows."""
     from data.evaluate import decode
 
-    out = reader.decode([row["source"] for row in rows])
+    out, loaded = reader.decode([row["source"] for row in rows]), reader.loaded
     if reader.names:
-        return share_scores(out, list(reader.names.values()), out.logits)
+        return share_scores(out, reader.names.values(), out.logits)
     if reader.labels:
         targets = reader.labels.targets
-        compute = functools.partial(decode.score_labels, loaded.model, list(targets.values()))
-        return share_scores(out, list(targets), decode.collect(loaded, compute, out.inputs))
+        compute = functools.partial(decode.score_labels, loaded.model, targets.values())
+        return share_scores(out, targets, decode.collect(loaded, compute, out.inputs))
     end = loaded.tokenizer.eos_token_id
-    whole = [[*row, *([] if n in out.unended else [end])] for n, row in enumerate(out.ids)]
+    whole = [[*ids, *[end] * (n not in out.unended)] for n, ids in enumerate(out.ids)]
     compute = functools.partial(decode.score_targets, loaded.model)
     found = decode.collect(loaded, compute, out.inputs, labels=dict(enumerate(whole)))
     pairs = zip(out.predictions, found.exp().tolist(), strict=True)
@@ -192,15 +190,3 @@ def share_scores(out, labels, logits):
         scores = {label: round(value, 6) for label, value in zip(labels, values, strict=True)}
         known = {label.upper(): value for label, value in scores.items()}
         yield {"text": text, "confidence": known.get(text.strip().upper()), "scores": scores}
-
-
-def tell_speed(count, seconds, before, usd_per_hour):
-    """Rows a second and the cost of a million of them, on stderr."""
-    text = f"{plural(count, 'row')} in {seconds:.1f} s"
-    if before:
-        text += f", {before:,} were there"
-    if count:
-        hours = seconds / count * 1e6 / 3600
-        text += f": {count / seconds:,.1f} rows a second, {hours:,.2f} hours a million"
-        text += f", ${hours * usd_per_hour:,.2f}" if usd_per_hour is not None else ""
-    print(text, file=sys.stderr)

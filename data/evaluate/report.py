@@ -1,8 +1,8 @@
 """What evaluate.py shows to people: scores, comparisons, errors.md, a model's card."""
 
-import textwrap
 from pathlib import Path
 
+from data.costs.prices import fill, show_columns
 from data.files import plural, read_if_there, write_atomic
 
 ERRORS = 200  # rows in errors.md
@@ -36,82 +36,66 @@ def show_result(result):
         lost = f"  {result['unwritable_targets']:,} targets hold what the tokenizer cannot write"
         lines.append(f"{lost}, or more than the limit")
     lines += [f"note: {result['note']}"] if "note" in result else []
-    return "\n".join([*lines, show_signature(result["signature"])])
-
-
-def show_signature(signature):
-    """A signature of metrics.json on lines of a page."""
-    return textwrap.fill(signature.replace("|", " | "), 100, break_on_hyphens=False)
+    return "\n".join([*lines, fill(result["signature"].replace("|", " | "), "")])
 
 
 def show_classes(result):
-    """Lines of scores by class and, for tasks of classes, the confusion table."""
-    if "classes" not in result:
-        return []
-    keys = ("precision", "recall", "f1", "support")
-    width = max(map(len, result["classes"]))
-    lines = [f"  {'by class':<{width}} " + " ".join(f"{key:>9}" for key in keys)]
-    for label, row in result["classes"].items():
-        values = " ".join(f"{row[key]:9.1f}" for key in keys[:3])
-        lines.append(f"  {label:<{width}} {values} {row['support']:9,}")
+    """Tables of scores by class and, for tasks of classes, of targets against outputs."""
+    tables = []
+    if "classes" in result:
+        keys = ("precision", "recall", "f1", "support")
+        rows = [
+            [label, *(f"{row[key]:.1f}" for key in keys[:3]), f"{row['support']:,}"]
+            for label, row in result["classes"].items()
+        ]
+        tables.append(show_columns(["by class", *keys], rows))
     if "confusion" in result:
         labels = [label or "no label" for label in result["confusion"]["labels"]]
-        counts, end = result["confusion"]["counts"], len(str(len(labels)))
-        wide = 1 + max(len(f"{count:,}") for row in (*counts, [len(labels)]) for count in row)
-        heads = "".join(f"{number:>{wide}}" for number in range(1, len(labels) + 1))
-        lines.append("  targets in rows, outputs in columns:")
-        lines.append(f"  {'':<{width + end + 1}}{heads}")
-        for number, (label, row) in enumerate(zip(labels, counts, strict=False), 1):
-            shown = "".join(f"{format(count, ',') if count else '.':>{wide}}" for count in row)
-            lines.append(f"  {number:>{end}} {label:<{width}}{shown}")
-        if len(labels) > len(counts):
-            lines.append(f"  {len(labels):>{end}} {labels[-1]}")
-    return lines
+        counts = [*result["confusion"]["counts"], [0] * len(labels)]
+        rows = [
+            [f"{number} {label}", *(count or "." for count in row)]
+            for number, (label, row) in enumerate(zip(labels, counts, strict=True), 1)
+        ]
+        heads = ["targets in rows", *(str(number) for number in range(1, len(labels) + 1))]
+        tables.append(show_columns(heads, rows))
+    return tables
 
 
 def show_comparison(result):
     """Several runs side by side as text: each metric of each, and its difference from the first."""
     folders = {Path(run["run"]).parent for run in result["runs"]}
-    folder = folders.pop() if len(folders) == 1 else Path()
-    inside = f" in {folder}" * (folder != Path())
-    head = f"{result['task']}, {plural(result['n'], 'row')}, 95% intervals"
-    lines = [f"{head}; differences from the first{inside}:"]
+    inside = f" in {min(folders)}" * (len(folders) == 1 and folders != {Path()})
     names = [Path(run["run"]).name if inside else run["run"] for run in result["runs"]]
-    width = max(map(len, names))
-    for key, runs in sorted(
-        result["metrics"].items(), key=lambda each: each[0] != result["metric"]
-    ):
+    head = f"{result['task']}, {plural(result['n'], 'row')}, 95% intervals"
+    lines, width = [f"{head}; differences from the first{inside}:"], max(map(len, names))
+    shown = sorted(result["metrics"].items(), key=lambda each: each[0] != result["metric"])
+    for key, runs in shown:
         lines.append(key)
         for name, run in zip(names, runs, strict=True):
             spread = "[{:.2f}, {:.2f}]".format(*run["interval"])
-            score, told = f"{name:<{width}} {run['score']:7.2f} {spread:<16}", ""
+            line = f"  {name:<{width}} {run['score']:7.2f} {spread:<16}"
             if "difference" in run:
-                low, high = run["difference_interval"]
-                told = (
-                    f"  {run['difference']:+7.2f} [{low:+.2f}, {high:+.2f}] p={run['p_value']:.4f}"
-                )
-                told += f", by Holm {run['p_holm']:.4f}" if len(runs) > 2 else ""
-            lines.append(f"  {score}{told}".rstrip())
+                spread = "[{:+.2f}, {:+.2f}]".format(*run["difference_interval"])
+                line += f"  {run['difference']:+7.2f} {spread} p={run['p_value']:.4f}"
+                line += f", by Holm {run['p_holm']:.4f}" * (len(runs) > 2)
+            lines.append(line.rstrip())
     lines.append("p is of the drawing of test rows alone, not of seeds")
-    return "\n".join([*lines, show_signature(result["signature"])])
+    return "\n".join([*lines, fill(result["signature"].replace("|", " | "), "")])
 
 
-def show_errors(result, rows, scores, cut):
+def show_errors(result, rows, parts, invalid, cut):
     """errors.md: outputs that are wrong or unreadable, unreadable ones first, then the worst; those
     with a number in `cut` ended at the limit of tokens."""
-    ratio = [hit / possible if possible else 1.0 for hit, possible in scores.parts]
-    bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or scores.invalid[i]]
-    bad.sort(key=lambda i: (not scores.invalid[i], ratio[i], i))
-    first = plural(int(scores.invalid.sum()), "unreadable one") + " first, then the lowest score"
-    first = first if scores.invalid.any() else "The lowest score first"
+    ratio = [hit / possible if possible else 1.0 for hit, possible in parts]
+    bad = [i for i, value in enumerate(ratio) if value < 1 - 1e-9 or invalid[i]]
+    bad.sort(key=lambda i: (not invalid[i], ratio[i], i))
+    first = plural(int(invalid.sum()), "unreadable one") + " first, then the lowest score"
+    first = first if invalid.any() else "The lowest score first"
     shown = f"; {ERRORS:,} are shown" * (len(bad) > ERRORS)
-    lines = [
-        f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right",
-        "",
-        f"{first}{shown}. predictions.jsonl has all.",
-    ]
+    lines = [f"# {result['task']}: {len(bad):,} of {len(rows):,} outputs are not right", ""]
+    lines.append(f"{first}{shown}. predictions.jsonl has all.")
     for i in bad[:ERRORS]:
-        kind = "unreadable" if scores.invalid[i] else f"score {100 * ratio[i]:.0f}"
+        kind = "unreadable" if invalid[i] else f"score {100 * ratio[i]:.0f}"
         kind += ", cut off at the limit of tokens" * (i in cut)
         lines += ["", f"## Row {i + 1:,}, {kind}", ""]
         for name in ("source", "target", "prediction"):
@@ -135,26 +119,23 @@ FORMS = {
 
 def write_card(options, task, result):
     """README.md of a model folder whose run folder is the output; a user's own stays."""
-    folder = Path(options.model)
-    card = folder / "README.md"
-    ours = folder.is_dir() and folder.resolve().parent == options.output.resolve()
-    if not ours or not result["training"]:
-        return
+    folder, card = Path(options.model), Path(options.model, "README.md")
+    own = folder.is_dir() and folder.resolve().parent == options.output.resolve()
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        return
-    config = read_if_there(options.output / "config.json")
-    write_atomic(card, show_card(folder, task, result, config))
+        own = False
+    if own and result["training"]:
+        config = read_if_there(options.output / "config.json")
+        write_atomic(card, show_card(folder, task, result, config))
 
 
-def show_origin(training, config):
+def show_origin(training, base):
     """Sentences: what was trained, from what, on how much, at what cost."""
-    base = config.get("student") or config.get("model") or "a pre-trained model"
-    labels, teacher = training.get("labels"), training.get("teacher") or {}
-    text = f"`{base}`, trained by strategy `{training.get('strategy')}`"
-    if rows := training.get("unlabeled"):
+    teacher, rows = training.get("teacher") or {}, training.get("unlabeled")
+    text = f"`{base or 'a pre-trained model'}`, trained by strategy `{training.get('strategy')}`"
+    if rows:
         text += f": distilled on {plural(rows, 'unlabeled row')} from the teacher "
         text += f"`{teacher.get('model')}`"
-    if labels:
+    if labels := training.get("labels"):
         text += f"{', which was trained' if rows else ''} on {plural(labels, 'labeled row')}"
     both = training, teacher.get("training") or {}
     total, before = (sum((each.get("seconds") or {}).values()) for each in both)
@@ -182,7 +163,7 @@ def show_card(folder, task, result, config):
         mark=MARK,
         model_kind="a teacher" if teacher else "a compact model",
         title=task.title,
-        origin=show_origin(result["training"], config),
+        origin=show_origin(result["training"], base),
         scores="\n".join(scores),
         released="" if task.own else RELEASED,
         told=f"Note: {result['note']}.\n" if "note" in result else "",

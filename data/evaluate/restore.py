@@ -1,13 +1,25 @@
-"""Entities of a model's outputs with the characters of their source: T5's ids write 'μl' as 'l'.
+"""What a model's outputs stand for where token ids cannot write it: T5's write 'μl' as 'l'.
 
-Needs a tokenizer, but neither torch nor transformers itself.
+A class is known by its label's ids, entities get the characters of their source. Needs a
+tokenizer, but neither torch nor transformers itself.
 """
 
 import functools
 import re
 import unicodedata
 
+from data.files import UserError
 from data.spans import make_brackets, split_entities
+
+
+def encode(texts, tokenizer, limit, kind="text"):
+    """(ids of each text as training cuts them, end token and all; tokens that each has uncut).
+
+    `kind` is "text" of sources and "text_target" of targets.
+    """
+    ids = tokenizer(**{kind: texts}).input_ids
+    cut = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
+    return cut, [len(row) for row in ids]
 
 
 def strip_ids(ids, tokenizer):
@@ -21,12 +33,69 @@ def mark_unknown(ids, tokenizer):
     return tokenizer.decode(list(strip_ids(ids, tokenizer)))
 
 
+# --- classes ---------------------------------------------------------------------------------
+
+
+def encode_labels(task, tokenizer, limit):
+    """{label: (its ids as in targets, cut to `limit`; tokens uncut)} of classes and entities."""
+    form, found = {"classes": "{}", "entities": "[{}]"}.get(task.metric), {}
+    for label in task.labels if form else ():
+        (ids,), (size,) = encode([form.format(label)], tokenizer, limit, "text_target")
+        found[label] = ids, size
+    return found
+
+
+def check_labels(task, tokenizer, limit):
+    """Sentences on labels that a seq2seq model cannot learn to write within `limit` tokens, or []:
+    cut ones, and those whose token ids are another's."""
+    told, taken = [], {}
+    for label, (ids, size) in encode_labels(task, tokenizer, limit).items():
+        ids = strip_ids(ids, tokenizer)
+        if size > limit:
+            cut = tokenizer.decode(ids)
+            told.append(f"label {label!r} has {size} tokens; cut to {limit} it is {cut!r}")
+        if not ids or ids in taken:
+            same = f"those of {taken[ids]!r}" if ids else "none"
+            told.append(f"label {label!r}: its token ids are {same}; rename it")
+        taken.setdefault(ids, label)
+    return told
+
+
+class LabelReader:
+    """The label that an output stands for: the tokenizer may write '<=50K' as '=50K'.
+
+    Labels are known by their token ids as training cuts them, then by their text with unknown
+    tokens shown. Any other output stays as it is.
+    """
+
+    def __init__(self, task, tokenizer, limit):
+        self.tokenizer, self.by_ids, self.targets = tokenizer, {}, {}
+        for label, (ids, _) in encode_labels(task, tokenizer, limit).items():
+            own = strip_ids(ids, tokenizer)
+            if not own or own in self.by_ids:
+                what = f"no token ids of its own within {limit} tokens, so no output can be told to"
+                raise UserError(f"label {label!r} has {what} be it; rename it or allow more tokens")
+            self.by_ids[own], self.targets[label] = label, ids
+        texts = [mark_unknown(ids, tokenizer).strip().upper() for ids in self.targets.values()]
+        pairs = zip(texts, self.targets, strict=True)
+        self.by_text = {text: label for text, label in pairs if texts.count(text) == 1}
+
+    def read(self, ids, text, marked):
+        """The label of an output: its ids, its text, its text with unknown tokens shown."""
+        label = self.by_ids.get(strip_ids(ids, self.tokenizer))
+        label = label or self.by_text.get(marked.strip().upper())
+        return text if label is None or label.upper() == text.strip().upper() else label
+
+
+# --- entities --------------------------------------------------------------------------------
+
+
 def split_units(word):
     """Characters, together where NFKC joins them: letters and accents, Hangul, vowel signs."""
-    units, join = [], functools.partial(unicodedata.normalize, "NFKC")
-    for mark in word:
-        last = units[-1] if units else ""
-        if last and (unicodedata.combining(mark) or join(last + mark) != join(last) + join(mark)):
+    units, join = [word[:1]], functools.partial(unicodedata.normalize, "NFKC")
+    for mark in word[1:]:
+        last = units[-1]
+        if unicodedata.combining(mark) or join(last + mark) != join(last) + join(mark):
             units[-1] += mark
         else:
             units.append(mark)
@@ -43,7 +112,7 @@ class Restorer:
 
     def __init__(self, tokenizer, labels=()):
         self.tokenizer, self.unknown = tokenizer, tokenizer.unk_token or "\0"
-        self.brackets, self.shown = make_brackets(labels), {}
+        self.brackets, self.show_word = make_brackets(labels), functools.cache(self.show_word)
         texts = [mark_unknown(tokenizer(text).input_ids, tokenizer) for text in self.brackets]
         forms = [" ".join(text.split()) for text in texts]  # "[<5]" comes back as "[<unk>5]"
         for form, label in zip(forms, list(self.brackets.values()), strict=True):
@@ -57,13 +126,11 @@ class Restorer:
 
     def show_word(self, word):
         """[(unit of a word, what comes back of it)]."""
-        if word not in self.shown:
-            same, units = self.write(word) == word, split_units(word)
-            self.shown[word] = [(unit, unit if same else self.write(unit)) for unit in units]
-        return self.shown[word]
+        same = self.write(word) == word
+        return [(unit, unit if same else self.write(unit)) for unit in split_units(word)]
 
     def find(self, text, source, start):
-        """(begin, end) of the entity `text` in `source`, at best after `start`; None if absent."""
+        """(begin, end) of the entity `text` in `source`, at best after `start`; () if absent."""
         letters, owners, mask = "", [], ["s"] * len(source)  # space, word, unwritable
         for word in re.finditer(r"\S+", source):
             begin = word.start()
@@ -75,13 +142,13 @@ class Restorer:
                 begin = end
         core, mask = "".join(text.replace(self.unknown, "").split()), "".join(mask)
         if not core:
-            found = [(m.start() < start, m.start(), m.end()) for m in re.finditer("u+", mask)]
-            return min(found)[1:] if found else None
+            found = [(m.start() < start, *m.span()) for m in re.finditer("u+", mask)]
+            return min(found, default=())[1:]
         found = []
         for match in re.finditer(f"(?={re.escape(core)})", letters):
             begin = owners[match.start()][0]
             end = owners[match.start() + len(core) - 1][1]
-            fits = not source[max(begin - 1, 0) : begin + 1].isalnum() or begin == 0
+            fits = begin == 0 or not source[begin - 1 : begin + 1].isalnum()
             if text.startswith(self.unknown):
                 before = re.search("u+s*$", mask[:begin])
                 fits, begin = bool(before), before.start() if before else begin
@@ -91,7 +158,7 @@ class Restorer:
             elif source[end - 1 : end + 1].isalnum() and end < len(source):
                 fits = False
             found.append((not fits, begin < start, begin, end))
-        return min(found)[2:] if found else None
+        return min(found, default=())[2:]
 
     def restore(self, texts, source):
         """Entity texts in order, unknown tokens shown, as `source` writes them."""
@@ -109,6 +176,5 @@ class Restorer:
         """An output, unknown tokens shown, with its entities as the source writes them."""
         entities, rest = split_entities(output, self.brackets)
         texts = self.restore([text for text, _ in entities], source)
-        pairs = zip(texts, entities, strict=True)
-        parts = [f"{text} [{label}]" for text, (_, label) in pairs]
+        parts = [f"{text} [{entity[1]}]" for text, entity in zip(texts, entities, strict=True)]
         return " ".join(" ".join([*parts, rest]).replace(self.unknown, "").split())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.evaluate.metrics import Row, score_answers, score_classes, score_entities
+from data.evaluate.metrics import Row, compute_score, score_answers, score_classes, score_entities
 from data.evaluate.paraphrase import score_paraphrase
 from data.files import UserError, plural, read_if_there, read_jsonl
 from data.plots.paired import adjust_holm
@@ -36,9 +36,18 @@ def check_rows(rows, path, task):
             raise UserError(f"{path} row {number}: target {row['target']!r} {known}")
 
 
+def read_prepared(path):
+    """The rows of a file as data/prepare.py writes it."""
+    try:
+        return read_jsonl(path)
+    except UserError as error:
+        made = "python -m data.prepare makes such files of a spreadsheet or of other columns"
+        raise UserError(f"{error}; a prepared file is needed: {made}") from None
+
+
 def read_data(path, task):
     """The rows of a data file, checked, as predictions.jsonl begins them."""
-    rows = read_jsonl(path)
+    rows = read_prepared(path)
     check_rows(rows, path, task)
     if empty := sum(not row["source"].strip() for row in rows):
         raise UserError(f"{path}: {plural(empty, 'row')} with an empty source, to be left out")
@@ -48,7 +57,7 @@ def read_data(path, task):
 def read_rows(predictions, data, task):
     """The rows of a predictions file, checked against the data file if there is one."""
     rows = read_jsonl(predictions, ("prediction",) if data else ("source", "target", "prediction"))
-    examples = read_jsonl(data) if data else [{}] * len(rows)
+    examples = read_prepared(data) if data else [{}] * len(rows)
     if len(examples) != len(rows):
         said, asked = plural(len(rows), "prediction"), plural(len(examples), "row")
         raise UserError(f"{predictions}: {said} for the {asked} of {data}")
@@ -78,30 +87,21 @@ def make_row(row):
 
 
 def score_rows(rows, task, options):
-    """(Rows, their Scores by the task's metric family) of rows of predictions."""
+    """(Rows, their Scores by the task's metric family) of rows of predictions; of a task of one's
+    own by the strict rule alone."""
     if task.own and options.rule == "released":
         what = f"the authors released no scorer of {task.name}, a task of one's own"
         raise UserError(f"--rule released: {what}")
     made = [make_row(row) for row in rows]
     scores = SCORERS[task.metric](made, task, options)
     if task.own:
-        return made, drop_released(scores)
+        for found in (scores.parts, scores.constants, scores.settings):
+            for key in [key for key in found if key.endswith("_released")]:
+                del found[key]
+        return made, scores
     sides = ((row.released_source, row.released_target) != (row.source, row.target) for row in made)
     settings = scores.settings | {"released_side": "token-ids" if any(sides) else "text"}
     return made, scores._replace(settings=settings)
-
-
-def drop_released(scores):
-    """Scores by the strict rule alone, as of a task that the authors have no scorer for."""
-
-    def drop(found):
-        return {key: value for key, value in found.items() if not key.endswith("_released")}
-
-    return scores._replace(
-        finish=lambda sums, n: drop(scores.finish(sums, n)),
-        constants=drop(scores.constants),
-        settings=drop(scores.settings),
-    )
 
 
 def bootstrap_sums(columns, samples, seed):
@@ -119,24 +119,26 @@ def bootstrap_sums(columns, samples, seed):
 
 def draw_scores(several, options):
     """[{key: (1 + samples,)}] of each Scores, all on the same drawn rows, the observed first."""
-    sums = bootstrap_sums(np.hstack([s.columns for s in several]), options.bootstrap, options.seed)
-    sums, n = np.split(sums, len(several), axis=1), len(several[0].columns)
-    return [scores.finish(part, n) for scores, part in zip(several, sums, strict=True)]
+    parts = [part for scores in several for part in scores.parts.values()]
+    sums = bootstrap_sums(np.hstack(parts), options.bootstrap, options.seed)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    values = map(compute_score, np.split(sums, ends[:-1], axis=1))
+    return [{key: next(values) for key in scores.parts} for scores in several]
 
 
 def find_interval(values):
     """The central 95% of bootstrap values, [low, high]."""
-    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+    return np.percentile(values, [2.5, 97.5]).tolist()
 
 
 def score_halves(scores, rows, headline):
     """{value of the rows' "half": n, score and metrics of its rows}, {} where no row has one."""
     found = {}
     for half in sorted({row.half for row in rows} - {None}):
-        columns = scores.columns[[row.half == half for row in rows]]
-        metrics = scores.finish(columns.sum(0), len(columns))
-        metrics = {key: float(value) for key, value in metrics.items()}
-        found[half] = {"n": len(columns), "score": metrics[headline], "metrics": metrics}
+        there = np.array([row.half == half for row in rows])
+        sums = {key: part[there].sum(0) for key, part in scores.parts.items()}
+        metrics = {key: float(compute_score(each)) for key, each in sums.items()}
+        found[half] = {"n": int(there.sum()), "score": metrics[headline], "metrics": metrics}
     return found
 
 
@@ -145,8 +147,7 @@ def summarize(rows, task, options):
     rows, scores = score_rows(rows, task, options)
     (values,) = draw_scores([scores], options)
     metrics = {key: float(value[0]) for key, value in values.items()}
-    bad = [key for key, value in metrics.items() if not np.isfinite(value)]
-    if bad:
+    if bad := [key for key, value in metrics.items() if not np.isfinite(value)]:
         raise UserError(f"{bad[0]} is {metrics[bad[0]]}, no number: a row cannot be scored")
     suffix = "_released" if options.rule == "released" and "_released" in scores.constants else ""
     headline, (text, constant) = task.name_score(options.rule), scores.constants[suffix]
@@ -212,19 +213,15 @@ def compare_runs(options, task):
             sizes = f"{len(keys[0]):,} and {plural(len(mine), 'row')}"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
     scored = [score_rows(rows, task, options)[1] for rows in read]
-    values, metrics = draw_scores(scored, options), {}
+    values, metrics, headline = draw_scores(scored, options), {}, task.name_score(options.rule)
     for key in (key for key in values[0] if all(key in value for value in values)):
-        pairs = zip(options.compare, values, strict=True)
-        runs = []
-        for run, value in pairs:
-            score, interval = float(value[key][0]), find_interval(value[key][1:])
-            runs.append({"run": str(run), "score": score, "interval": interval})
-        found = [find_difference(values[0][key], value[key]) for value in values[1:]]
-        adjusted = adjust_holm([one["p_value"] for one in found])
-        for run, one, p_holm in zip(runs[1:], found, adjusted, strict=True):
-            run |= {**one, "p_holm": p_holm}
-        metrics[key] = runs
-    headline = task.name_score(options.rule)
+        runs = metrics[key] = []
+        for run, value in zip(options.compare, (value[key] for value in values), strict=True):
+            told = {"run": str(run), "score": float(value[0]), "interval": find_interval(value[1:])}
+            runs.append(told | (find_difference(values[0][key], value) if runs else {}))
+        adjusted = adjust_holm([run["p_value"] for run in runs[1:]])
+        for run, p_holm in zip(runs[1:], adjusted, strict=True):
+            run["p_holm"] = p_holm
     head = {"task": task.name, "n": len(keys[0]), "rule": options.rule, "metric": headline}
     signature = show_signature(scored[0], options)
     return head | {"runs": metrics[headline], "metrics": metrics, "signature": signature}
