@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
@@ -1236,23 +1235,38 @@ def test_work_to_do_is_runs_apart_from_scores(tmp_path):
     assert tell(runs[:3], 0) == "1 to score, about a minute" and tell(runs[:2]) is None
     both = {f"{runs[2]}/{stamp}": 0 for stamp in ("metrics.json", "dev/metrics.json")}
     assert tell_work(both, args).startswith("2 to score, about a minute")
-    new = {f"{runs[3]}/{stamp}": 60 for stamp in ("metrics.json", "dev/metrics.json")}
+    new = {f"{runs[3]}/metrics.json": 60, f"{runs[3]}/dev/metrics.json": 0}
     assert tell_work(new, args).startswith("1 of 1 run to do, about a minute")
     chain = ["teacher-n1-s0", "dist-n1-u9-s0"]  # one waits for the other
     assert tell(chain) == "2 of 2 runs to do, about 20 minutes, 2 at a time"
 
 
 def test_the_time_left_goes_by_the_runs_that_this_make_finished(tmp_path, capsys):
-    """Run a was there before, its estimate a measurement; b took six times its own, and a minute
+    """Run a was there before, so nothing was estimated; b took six times what was, and a minute
     that went as estimated stands beside it: four times."""
     stamps = {name: tmp_path / name / "metrics.json" for name in "abc"}
     for name, seconds in (("a", 900), ("b", 600)):
         stamps[name].parent.mkdir()
         stamps[name].write_text(json.dumps({"seconds": {"generate": seconds}}))
-    os.utime(stamps["a"], (0, 0))
-    planned = {"a/metrics.json": 900, "b/metrics.json": 100, "c/metrics.json": 100}
+    planned = {"a/metrics.json": 0, "b/metrics.json": 100, "c/metrics.json": 100}
     record = tmp_path / "rules.json"
     record.write_text(json.dumps({"runs": str(tmp_path), "seconds": planned, "jobs": 1}))
-    os.utime(record, (1000, 1000))
     tell_progress(record)
     assert capsys.readouterr().err == "2 of 3 runs done, about 7 minutes left\n"
+    planned = dict.fromkeys(("teacher-n1-s0/metrics.json", "dist-n1-u9-s0/metrics.json"), 600)
+    record.write_text(json.dumps({"runs": str(tmp_path), "seconds": planned, "jobs": 2}))
+    tell_progress(record)  # one waits for the other
+    assert capsys.readouterr().err == "0 of 2 runs done, about 20 minutes left\n"
+
+
+def test_a_run_that_is_scored_twice_is_trained_once(tmp_path, capsys):
+    """So one stamp has the seconds, that of the table; the pilot's own runs are trained for it."""
+    asked = ("--for", "table2 pilot", "--task", "wlp")
+    _, path = write_rules(tmp_path, capsys, *asked)
+    seconds = read_json(Path(path).with_suffix(".json"))["seconds"]
+    assert (
+        seconds["wlp/small-n500-s0/metrics.json"]
+        > 0
+        < seconds["wlp/small-n125-s0/dev/metrics.json"]
+    )
+    assert seconds["wlp/small-n500-s0/dev/metrics.json"] == 0

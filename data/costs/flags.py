@@ -30,15 +30,13 @@ OWN = ("models", "evaluate", "learning_rate", "all", "real-text")
 def load_scale(name, path=DATA / "scales.json"):
     """One entry of data/scales.json, on top of those that it is `like`; a UserError lists the names
     where `name` is none, or names the key at fault."""
-    scales, scale, seen = read_json(path, {None: SCALE}), {}, set()
-    while name not in seen and (name or not seen):
+    scales, scale = read_json(path, {None: SCALE}), {"like": name}
+    known = f"known: {', '.join(scales)} (entries of {path})"
+    while (name := scale.pop("like", None)) is not None:
         if name not in scales:
-            known = f"known: {', '.join(scales)} (entries of {path})"
             raise UserError(f"unknown scale {name!r}; {known}")
         where = f"{path}: scale {name!r}"
-        scale = merge(scales[name] or {}, scale)
-        seen.add(name)
-        name = scale.pop("like", None)
+        scale = merge(scales.pop(name) or {}, scale)
     for key, kind in (("title", str), ("models", dict)):
         need(scale, key, kind, where)
     parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
@@ -49,11 +47,10 @@ def load_scale(name, path=DATA / "scales.json"):
 
 def merge(below, above):
     """`below` with the entries of `above` in it, dicts in dicts likewise."""
-    both = {
-        key: merge(below[key], value) if isinstance(below.get(key), dict) and value else value
-        for key, value in above.items()
-    }
-    return {**below, **both}
+    both = {**below, **above}
+    for key in [key for key in above if isinstance(below.get(key), dict) and above[key]]:
+        both[key] = merge(below[key], above[key])
+    return both
 
 
 def find_unit(task, scale):

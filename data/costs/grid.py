@@ -140,46 +140,38 @@ class Layout:
     def price_labels(self, count):
         return count * self.terms.usd_per_label
 
-    def at_budget(self, labels, budget, also=(), encoder=None):
-        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy; `also` names
-        further strategies that train on the bought labels, `encoder` what learns from the teacher
-        too, on the rows of Dist."""
-        n, _ = self.cap(labels // self.unit, self.train_rows, "labels")
-        usd = Fraction(budget) / self.unit
-        cell = Cell(self.task.name, n, self.price_labels(n), {}, self.about, usd)
-        cell = self.add_labels(cell, labels // self.unit, also)
-        cell = self.add_distilling(cell, encoder)
+    def at_budget(self, labels, budget):
+        """A cell of Table 2: `labels` labels and what `budget` additional dollars buy."""
+        cell = self.add_distilling(self.buy_labels(labels, budget))
         return self.add_llm(cell) if self.llm and self.terms.usd_per_llm_label else cell
 
-    def at_budgets(self, counts, budgets, **more):
+    def at_budgets(self, counts, budgets):
         """A cell of each count and budget, none twice."""
         counts, budgets = self.keep_distinct(counts, self.train_rows), dict.fromkeys(budgets)
-        return [self.at_budget(n, usd, **more) for n in counts for usd in budgets]
+        return [self.at_budget(n, usd) for n in counts for usd in budgets]
 
-    def add_labels(self, cell, wanted, also):
-        """Ann.: `cell` with the labels that its dollars buy, on top of `wanted`, and their runs."""
-        extra = math.floor(cell.budget_usd / self.terms.usd_per_label)
+    def buy_labels(self, labels, budget):
+        """Ann.: a cell of `labels` labels and of those that `budget` additional dollars buy."""
+        wanted, usd = labels // self.unit, Fraction(budget) / self.unit
+        extra = math.floor(usd / self.terms.usd_per_label)
+        n, _ = self.cap(wanted, self.train_rows, "labels")
         total, note = self.cap(wanted + extra, self.train_rows, "labels")
-        runs = {each: self.make_runs(each, total) for each in also}
-        runs["small"] = self.make_runs("small", total, student=self.student)
-        plans = {"extra_labels": extra, "annotate_usd": self.price_labels(extra)}
-        return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
+        runs = {"small": self.make_runs("small", total, student=self.student)}
+        bought = usd, extra, self.price_labels(extra)
+        return Cell(self.task.name, n, self.price_labels(n), runs, (*self.about, *note), *bought)
 
-    def add_distilling(self, cell, encoder):
+    def add_distilling(self, cell):
         """Dist.: the teacher on N labels and the rows that what is left of the dollars distils."""
         n, usd = cell.labels, cell.budget_usd
         wanted = self.count_unlabeled(n, usd) if usd else 0
         rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
-        size = {"student": self.student, "teacher": self.teacher}
-        runs = {"teacher": self.make_runs("teacher", n, teacher=self.teacher)}
-        runs["dist"] = self.make_runs("dist", n, unlabeled=rows, **size)
-        if encoder:
-            runs["encoder"] = self.make_runs("dist", n, unlabeled=rows, student=encoder)
+        runs, size = dict.fromkeys(("teacher", "dist")), {"teacher": self.teacher}
         plans = {"teacher_usd": self.price_distilling(n, 0), "notes": (*cell.notes, *cut)}
         if rows:
+            runs["teacher"] = self.make_runs("teacher", n, **size)
+            runs["dist"] = self.make_runs("dist", n, unlabeled=rows, student=self.student, **size)
             plans |= {"gpu_hours": math.ceil(usd / self.terms.usd_per_gpu_hour), "unlabeled": rows}
             plans |= {"wanted": wanted, "distill_usd": self.price_distilling(n, rows)}
-        runs = runs if rows else dict.fromkeys(runs)
         return cell._replace(runs={**cell.runs, **runs}, **plans)
 
     def add_llm(self, cell):
@@ -193,9 +185,14 @@ class Layout:
         plans = {"llm_labels": count, "llm_usd": count * each}
         return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
-    def count_scored(self, split, most):
-        """Rows of test or dev that an LLM answers: `most`, or those a task of one's own has."""
-        return min(most, self.task.rows.get(split) or most) if self.task.own else most
+    def at_answers(self, split, most, seeds=None):
+        """A cell of an LLM's own answers to `most` rows of test or dev, or those that a task of
+        one's own has."""
+        rows = min(most, self.task.rows.get(split) or most) if self.task.own else most
+        runs = {"prompted": self.make_runs("prompted", LLM_EXAMPLES, seeds, llm_labels=rows)}
+        each = self.terms.usd_per_llm_label
+        usd = {"llm_labels": rows, "llm_usd": None if each is None else rows * each}
+        return Cell(self.task.name, LLM_EXAMPLES, self.price_labels(LLM_EXAMPLES), runs, **usd)
 
     def at_counts(self, labels, unlabeled, strategies):
         """A cell of fixed counts, as in Table 3: `labels` labels, `unlabeled` rows."""
@@ -222,9 +219,8 @@ class Layout:
 
 def lay_table4(at):
     """Dist. of 100K rows, Ann. at Table 2's budgets and the paper's larger one, and all labels."""
-    n, ann_only = at.task.labels_n[-1], {"unlabeled": None, "gpu_hours": None, "distill_usd": None}
-    bought = at.at_budgets([n], (0, *at.task.budgets, *at.task.catch_up_usd))
-    bought = [c._replace(runs={"small": c.runs["small"]}, notes=(), **ann_only) for c in bought]
+    n, usd = at.task.labels_n[-1], dict.fromkeys((0, *at.task.budgets, *at.task.catch_up_usd))
+    bought = [at.buy_labels(n, each)._replace(notes=()) for each in usd]
     first, whole = at.at_counts(n, 100_000, ("teacher", "dist")), at.at_all_labels("small")
     extra = whole.labels - first.labels
     plans = {"extra_labels": extra, "annotate_usd": at.price_labels(extra)}
@@ -234,13 +230,16 @@ def lay_table4(at):
 
 def lay_table10(at):
     """Encoders on the bought labels, and the smallest of them distilled like Dist."""
-    also = at.keep_known(ENCODERS)
-    encoder = next((kind for kind in also if f"dist-{kind}" not in at.missing), None)
-    return at.at_budgets(at.task.labels_n, at.task.budgets[-1:], also=also, encoder=encoder)
-
-
-def lay_table11(at):
-    return at.at_budgets([at.task.few_shot_n], (0, *at.task.few_shot_budgets))
+    kinds, cells = at.keep_known(ENCODERS), at.at_budgets(at.task.labels_n, at.task.budgets[-1:])
+    smallest = next((kind for kind in kinds if f"dist-{kind}" not in at.missing), None)
+    for i, cell in enumerate(cells):
+        runs = {kind: at.make_runs(kind, cell.runs["small"][0].labels) for kind in kinds}
+        runs |= cell.runs
+        if smallest:
+            rows = {"unlabeled": cell.unlabeled, "student": smallest}
+            runs["encoder"] = rows["unlabeled"] and at.make_runs("dist", cell.labels, **rows)
+        cells[i] = cell._replace(runs=runs)
+    return cells
 
 
 def lay_fig2(at):
@@ -271,12 +270,7 @@ def lay_labels(at):
 
 
 def lay_fig7(at):
-    rows = at.count_scored("test", LLM_TEST_ROWS)
-    runs = {"prompted": at.make_runs("prompted", LLM_EXAMPLES, llm_labels=rows)}
-    each = at.terms.usd_per_llm_label
-    usd = {"llm_labels": rows, "llm_usd": None if each is None else rows * each}
-    prompted = Cell(at.task.name, LLM_EXAMPLES, at.price_labels(LLM_EXAMPLES), runs, **usd)
-    return [*lay_labels(at), prompted]
+    return [*lay_labels(at), at.at_answers("test", LLM_TEST_ROWS)]
 
 
 def lay_pilot(at):
@@ -289,10 +283,8 @@ def lay_pilot(at):
     groups = [{"small": at.make_runs("small", size, seeds)} for size, seeds in students.items()]
     groups.append({"teacher": at.make_runs("teacher", n, (0,))})
     groups += [{"dist": at.make_runs("dist", n, (0,), unlabeled=u)} for u in (few, 4 * few)]
-    if at.llm:
-        rows = at.count_scored("dev", LLM_DEV_ROWS)
-        groups.append({"prompted": at.make_runs("prompted", LLM_EXAMPLES, (0,), llm_labels=rows)})
-    return [Cell(at.task.name, n, at.price_labels(n), runs) for runs in groups]
+    cells = [Cell(at.task.name, n, at.price_labels(n), runs) for runs in groups]
+    return [*cells, at.at_answers("dev", LLM_DEV_ROWS, (0,))] if at.llm else cells
 
 
 ALL, SIZED = " ".join(PAPER_TASKS), "wlp multipit_gen"
@@ -303,7 +295,10 @@ TABLES = {  # name -> (its layout, the tasks that the paper shows in it)
     "table4": (lay_table4, ALL),
     "table9": (lambda at: [at.at_all_labels("teacher")], ALL),
     "table10": (lay_table10, "stanceosaurus fever"),
-    "table11": (lay_table11, ALL),
+    "table11": (
+        lambda at: at.at_budgets([at.task.few_shot_n], (0, *at.task.few_shot_budgets)),
+        ALL,
+    ),
     "fig2": (lay_fig2, ALL),
     "fig3": (lambda at: at.at_budgets(at.list_labels(), at.task.few_shot_budgets), ALL),
     "fig4": (lambda at: lay_sizes(at, "fig4", "student", ("small", "base", "large")), SIZED),
@@ -387,9 +382,8 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
         )
     if rows := read_row_counts(prepared, task.name) if prepared else rows:
         unit = find_unit(task, scale)
-        held = {split: rows[split] * unit for split in ("train", "unlabeled")}
-        scored = {split: rows[split] for split in ("dev", "test") if split in rows and task.own}
-        task = replace(task, rows={**task.rows, **held, **scored})
+        held = {split: count * unit for split, count in rows.items()}
+        task = replace(task, rows={**task.rows, **held})
     llm = llm and table in ("table2", "table11", "pilot")
     layout = Layout(task, terms, tuple(seeds), scale, sizes, llm)
     first, *others = TABLES[table][0](layout)
@@ -398,10 +392,6 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
 
 def grid(*args, **options):
     """The Runs behind cells(...), same arguments: each once, after what it needs."""
-    runs = {}
-    for cell in cells(*args, **options):
-        for run in (run for group in cell.runs.values() for run in group or ()):
-            for needed in map(parse_run, run.needs):
-                runs.setdefault(needed.name, needed)
-            runs.setdefault(run.name, run)
-    return list(runs.values())
+    groups = (group or () for cell in cells(*args, **options) for group in cell.runs.values())
+    every = [(*map(parse_run, run.needs), run) for group in groups for run in group]
+    return list(dict.fromkeys(run for chain in every for run in chain))

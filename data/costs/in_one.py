@@ -13,7 +13,6 @@ output. The keeper ends with make, a copy with its caller. Where that cannot be 
 each call loads for itself.
 """
 
-import atexit
 import importlib
 import itertools
 import json
@@ -24,7 +23,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import warnings
 
 LIBRARIES = "torch datasets transformers.trainer_seq2seq transformers.models.t5.modeling_t5".split()
@@ -32,8 +30,8 @@ LIBRARIES = "torch datasets transformers.trainer_seq2seq transformers.models.t5.
 
 def run(words):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    for between, command in itertools.groupby(words, "--".__eq__):
-        if between:
+    for is_command, command in itertools.groupby(words, "--".__ne__):
+        if not is_command:
             continue
         sys.argv = list(command)
         try:
@@ -51,9 +49,8 @@ def is_mine(connection):
 
 def ask(connection, words):
     """Have a copy of the keeper run the words; its exit status, 137 where it was killed."""
-    request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
-    socket.send_fds(connection, [struct.pack("i", len(request))], [0, 1, 2])
-    connection.sendall(request)
+    socket.send_fds(connection, [b"\n"], [0, 1, 2])
+    connection.sendall(json.dumps([words, os.getcwd(), dict(os.environ)]).encode() + b"\n")
     answers = connection.makefile("rb")
     copy = answers.readline()
     # Ctrl-C reaches the copy by itself, as it is of the same process group.
@@ -99,44 +96,29 @@ def keep(listener, end_of_make):
 
 
 def serve(connection):
-    """Be the copy: run what is asked for in place of the caller, and tell it how that ended."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have a copy run what is asked for in place of the caller, and tell it how that ended; where
+    it was killed, no copy goes on in its run folder. Never returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    size, streams, *_ = socket.recv_fds(connection, struct.calcsize("i"), 3)
-    with connection.makefile("rb") as file:
-        words, folder, environment = json.loads(file.read(*struct.unpack("i", size)))
-    for stream, given in enumerate(streams):
-        os.dup2(given, stream)
-        os.close(given)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    connection.sendall(b"%d\n" % os.getpid())
-    status = []
-    atexit.register(tell, connection, status)
-    threading.Thread(target=end_with_caller, args=[connection, status], daemon=True).start()
-    try:
+    _, streams, *_ = socket.recv_fds(connection, 1, 3)
+    words, folder, environment = json.loads(connection.makefile("rb").readline())
+    if (copy := os.fork()) == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for stream, given in enumerate(streams):
+            os.dup2(given, stream)
+            os.close(given)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
         run(words)
-        status.append(0)
-    except SystemExit as end:
-        status.append(end.code if isinstance(end.code, int) else 1)
-        raise
-    sys.exit()
-
-
-def tell(connection, status):
-    """Tell the caller how it ended, once all that was printed is out; by a traceback: 1."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    status.append(1)
-    connection.sendall(b"%d\n" % status[0])
-
-
-def end_with_caller(connection, status):
-    """A caller that was killed leaves no copy behind that goes on in its run folder."""
-    connection.recv(1)
-    if not status:
-        os.kill(os.getpid(), signal.SIGKILL)
+        sys.exit()
+    connection.sendall(b"%d\n" % copy)
+    end_of_copy = os.pidfd_open(copy)
+    if end_of_copy in select.select([connection, end_of_copy], [], [])[0]:
+        status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+        connection.sendall(b"%d\n" % (status if status >= 0 else 128 - status))
+    else:
+        os.kill(copy, signal.SIGKILL)
+    os._exit(0)
 
 
 def name_keeper(make):
@@ -151,14 +133,11 @@ def main(words):
     if not make or not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/ns/mnt"):
         return run(words)
     connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(name_keeper(make))
-    except OSError:
+    if connection.connect_ex(name_keeper(make)):  # nobody listens
         leave_keeper(name_keeper(make), make)
-        return run(words)
-    if is_mine(connection):
+    elif is_mine(connection):
         sys.exit(ask(connection, words))
-    return run(words)
+    run(words)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,8 @@ def make_run(strategy, labels, seed, unlabeled=0, llm_labels=0, student="small",
     name += f"-from-{teacher}" if strategy == "dist" and teacher != "xxl" else ""
     name += f"-n{labels}" + (f"-u{unlabeled}" if strategy in ("dist", "self") else "")
     name += (f"-g{llm_labels}" if strategy in ("llm", "prompted") else "") + f"-s{seed}"
-    kinds = {"dist": ("teacher", {"teacher": teacher}), "self": ("small", {"student": student})}
-    kind, model = kinds.get(strategy, (None, {}))
-    needs = (make_run(kind, labels, seed, **model).name,) if kind else ()
+    kind, sizes = {"dist": "teacher", "self": "small"}.get(strategy), (student, teacher)
+    needs = (make_run(kind, labels, seed, 0, 0, *sizes).name,) if kind else ()
     return Run(name, strategy, labels, unlabeled, llm_labels, seed, needs, student, teacher)
 
 
@@ -81,6 +80,11 @@ def parse_run(name):
     if run := find_run(name):
         return run
     raise UserError(f"run {name!r}: not a name such as small-n1000-s0 or dist-n1000-u19000-s0")
+
+
+def find_needs(name):
+    """Names of the runs that the run of this name learns from."""
+    return getattr(find_run(name), "needs", ())
 
 
 class Record(NamedTuple):
@@ -105,13 +109,11 @@ class Record(NamedTuple):
     @property
     def needs(self):
         """Names of the runs that it learned from."""
-        run = find_run(self.run)
-        return run.needs if run else ()
+        return find_needs(self.run)
 
     @property
     def encoder(self):
-        run = find_run(self.run)
-        return run and run.encoder
+        return getattr(find_run(self.run), "encoder", None)
 
 
 def read_record(folder):
@@ -130,17 +132,17 @@ def read_record(folder):
         used = (parse_amount(v, f"{path}: seconds {k!r}") for k, v in phases.items())
         return sum(used, Fraction(0)) * max(1, gpus) / 3600
 
-    seconds, labels = need(training, "seconds", dict, path), count("labels")
-    if run := find_run(folder.name):  # people's alone; the file also counts an LLM's
-        labels = run.labels
+    seconds, words = need(training, "seconds", dict, path), read_command(training.get("command"))
+    # People's labels alone, where the name tells them; the file also counts an LLM's.
+    labels = getattr(find_run(folder.name), "labels", None)
     cpu = need(training, "hardware device", str, path) == "cpu"
     gpus = 1 if cpu else count("gpus", training["hardware"], 1)
     teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
-    words = read_command(training.get("command"))
     return Record(
         *(folder.name, folder.resolve().parent.parent.name),
         *(need(training, key, str, path) for key in ("task", "strategy")),
-        *(labels, count("unlabeled"), count("seed")),
+        count("labels") if labels is None else labels,
+        *(count("unlabeled"), count("seed")),
         *read_llm_use(folder),
         None if cpu else need(training, "hardware gpu", str, path),
         *(gpus, hours(seconds, gpus) - teacher_pass, teacher_pass),

@@ -48,14 +48,13 @@ METRICS = {
 
 
 @functools.cache
-def hash_version(path, size, modified):
+def hash_version(path, modified):
     return hash_file(path)
 
 
 def hash_once(path):
     """hash_file(), of each version of a file once a process."""
-    about = path.stat()
-    return hash_version(path, about.st_size, about.st_mtime_ns)
+    return hash_version(path, path.stat().st_mtime_ns)
 
 
 def hash_model(folder):
@@ -75,18 +74,16 @@ def read_command(text):
 
 def read_words(words):
     """{flag: its values as one text} of a command line; --no-x is x False, a bare --x is True."""
-    found, name = {}, None
+    found, values = {}, []
     for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
-            off = name.startswith("no-")
-            name = name.removeprefix("no-").replace("-", "_")
-            found[name] = value or str(not off)
-            fresh = not value
-        elif name:
-            found[name] = word if fresh else f"{found[name]} {word}"
-            fresh = False
-    return found
+            bare = str(not name.startswith("no-"))
+            name, values = name.removeprefix("no-").replace("-", "_"), [value] if value else []
+            found[name] = bare, values
+        else:
+            values.append(word)
+    return {name: " ".join(values) if values else bare for name, (bare, values) in found.items()}
 
 
 def same(text, value):
@@ -151,12 +148,10 @@ def find_change(folder, now, data):
 
     `now` are its flags {name: text}, `data` the file that it learns from.
     """
-    config = read_if_there(folder / "config.json")
-    training = config  # as much as a run that was stopped has
-    if (folder / "training.json").exists():
-        training = read_json(folder / "training.json", TRAINING)
-    elif not config:
+    config, path = read_if_there(folder / "config.json"), folder / "training.json"
+    if not config and not path.exists():
         return None
+    training = read_json(path, TRAINING) if path.exists() else config  # of a run that was stopped
     if "data_sha256" not in training:
         return "a run of an older version"
     if changes := find_changed_flags(now, training, config):
