@@ -186,7 +186,7 @@ def plan(terms, labels, budget, most=None):
     if (usd := terms.usd_per_llm_label) is not None:
         count = math.floor(budget / usd)
         llm = {"extra_labels": count, "usd_per_label": usd, "usd": count * usd}
-    notes, known = list(terms.notes), ", ".join(f"{n:,}" for n in terms.teacher_hours)
+    notes, known = list(terms.notes), ", ".join(f"{int(n):,}" for n in terms.teacher_hours)
     if not {0, labels} & terms.teacher_hours.keys():  # 0: one number, for any labels
         notes.append(f"the teacher's hours at N={labels:,} are estimated from those at {known}")
     result = {"task": terms.task, "labels": labels, "initial_usd": labels * terms.usd_per_label}

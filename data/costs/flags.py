@@ -11,8 +11,6 @@ from data.costs.runs import make_run
 from data.files import DATA, UserError, need, parse_count, read_json
 from data.tasks import SETTINGS, read_as
 
-# --- scales ----------------------------------------------------------------------------------
-
 SCALE = {  # what one may have, as read_json() checks it
     "title": str,
     "divide_by": int,
@@ -64,9 +62,6 @@ def tell_scale(name, own):
     if own:
         return f"Scale {name}: labels, dollars and unlabeled rows are as the task's entry has them."
     return f"Scale {name}: {load_scale(name)['title']}."
-
-
-# --- flags of the training scripts ---------------------------------------------------------
 
 
 def pick_nearest(flags, run):

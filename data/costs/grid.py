@@ -50,18 +50,20 @@ class Cell(NamedTuple):
     llm_usd: Fraction = None
 
 
-def scale_terms(terms, priced, wanted):
-    """Terms for models of other sizes, estimated: the paper prices only Small and XXL.
+def scale_terms(terms, priced, wanted, unit=1):
+    """Terms for models of other sizes, estimated, as the paper prices only Small and XXL, and for a
+    `unit`-th of the labels, of which a teacher takes as much less time.
 
     `priced`, `wanted`: million parameters of (the student, the teacher). Fine-tuning goes with the
     teacher's parameters. A step of the released distillation runs the teacher forward and the
     student forward and back, three times its forward pass.
     """
-    fit = Fraction(wanted[1], priced[1])
+    fit = Fraction(wanted[1], priced[1] * unit)
     step = Fraction(wanted[1] + 3 * wanted[0], priced[1] + 3 * priced[0])
+    teacher, distill = terms.teacher_hours.items(), terms.distill_hours.items()
     return terms._replace(
-        teacher_hours={n: hours * fit for n, hours in terms.teacher_hours.items()},
-        distill_hours={n: hours * step for n, hours in terms.distill_hours.items()},
+        teacher_hours={Fraction(n, unit): hours * fit for n, hours in teacher},
+        distill_hours={Fraction(n, unit): hours * step for n, hours in distill},
     )
 
 
@@ -81,8 +83,6 @@ class Layout:
         self.parameters = parameters  # size -> million parameters
         self.missing, self.notes = find_missing(task, scale), {}  # in order, each once
         self.unit = find_unit(task, scale)
-        # The paper's rates are for the paper's N, measured ones for the N of our runs.
-        self.rate_unit = 1 if terms.rates == "measured" else self.unit
 
     def resize(self, student="small", teacher="xxl"):
         """The same for models of these sizes."""
@@ -123,27 +123,15 @@ class Layout:
         whole = [count for count in counts if rows is not None and count >= rows]
         return [count for count in counts if count not in whole[1:]]
 
-    def count_unlabeled(self, labels, usd):
-        """Rows that `usd` dollars distil at N = `labels`, 0 if they don't cover the teacher.
-
-        For the paper's tasks the count is that of Table 2: whole thousands, rounded down.
-        """
-        bought = plan(self.terms, labels * self.rate_unit, usd * self.rate_unit)["distill"]
-        count = bought["unlabeled"] if bought else 0
-        printed = not self.task.own and self.terms.rates == "paper"
-        return (count // 1000 * 1000 if printed else count) // self.rate_unit
-
-    def price_distilling(self, labels, unlabeled):
-        usd = price_distilling(self.terms, labels * self.rate_unit, unlabeled * self.rate_unit)
-        return usd / self.rate_unit
-
     def price_labels(self, count):
         return count * self.terms.usd_per_label
 
     def at_budget(self, labels, budget):
         """A cell of Table 2: `labels` labels and what `budget` additional dollars buy."""
-        cell = self.add_distilling(self.buy_labels(labels, budget))
-        return self.add_llm(cell) if self.llm and self.terms.usd_per_llm_label else cell
+        cell = self.buy_labels(labels, budget)
+        bought = plan(self.terms, cell.labels, cell.budget_usd)
+        cell = self.add_distilling(cell, bought["distill"] or {"unlabeled": 0})
+        return self.add_llm(cell, bought["llm"]) if self.llm and budget else cell
 
     def at_budgets(self, counts, budgets):
         """A cell of each count and budget, none twice."""
@@ -160,29 +148,29 @@ class Layout:
         bought = usd, extra, self.price_labels(extra)
         return Cell(self.task.name, n, self.price_labels(n), runs, (*self.about, *note), *bought)
 
-    def add_distilling(self, cell):
-        """Dist.: the teacher on N labels and the rows that what is left of the dollars distils."""
-        n, usd = cell.labels, cell.budget_usd
-        wanted = self.count_unlabeled(n, usd) if usd else 0
+    def add_distilling(self, cell, bought):
+        """Dist.: the teacher on N labels and the rows that what is left of the dollars distils; for
+        the paper's tasks, as in Table 2, whole thousands of them."""
+        n, wanted = cell.labels, bought["unlabeled"]
+        if not self.task.own and self.terms.rates == "paper":
+            wanted = wanted * self.unit // 1000 * 1000 // self.unit
         rows, cut = self.cap(wanted, self.unlabeled_rows, "unlabeled rows")
         runs, size = dict.fromkeys(("teacher", "dist")), {"teacher": self.teacher}
-        plans = {"teacher_usd": self.price_distilling(n, 0), "notes": (*cell.notes, *cut)}
+        plans = {"teacher_usd": price_distilling(self.terms, n, 0), "notes": (*cell.notes, *cut)}
         if rows:
             runs["teacher"] = self.make_runs("teacher", n, **size)
             runs["dist"] = self.make_runs("dist", n, unlabeled=rows, student=self.student, **size)
-            plans |= {"gpu_hours": math.ceil(usd / self.terms.usd_per_gpu_hour), "unlabeled": rows}
-            plans |= {"wanted": wanted, "distill_usd": self.price_distilling(n, rows)}
+            plans |= {"gpu_hours": bought["gpu_hours"], "unlabeled": rows, "wanted": wanted}
+            plans["distill_usd"] = price_distilling(self.terms, n, rows)
         return cell._replace(runs={**cell.runs, **runs}, **plans)
 
-    def add_llm(self, cell):
+    def add_llm(self, cell, bought):
         """LLM: the labels that the dollars buy of one, beside the N of people."""
-        if not cell.budget_usd:
+        if not bought:  # no price of a label is known
             return cell
-        each = self.terms.usd_per_llm_label
-        count = math.floor(cell.budget_usd / each)
-        count, note = self.cap(count, self.unlabeled_rows, "rows for an LLM")
+        count, note = self.cap(bought["extra_labels"], self.unlabeled_rows, "rows for an LLM")
         runs = {**cell.runs, "llm": self.make_runs("llm", cell.labels, llm_labels=count)}
-        plans = {"llm_labels": count, "llm_usd": count * each}
+        plans = {"llm_labels": count, "llm_usd": count * bought["usd_per_label"]}
         return cell._replace(runs=runs, notes=(*cell.notes, *note), **plans)
 
     def at_answers(self, split, most, seeds=None):
@@ -202,11 +190,11 @@ class Layout:
         runs = {each: self.make_runs(each, n, unlabeled=use.get(each, 0)) for each in strategies}
         plans = {"annotate_usd": Fraction(0)} if "small" in strategies else {}
         if rows:
-            usd = self.price_distilling(n, rows)
+            usd = price_distilling(self.terms, n, rows)
             plans |= {"unlabeled": rows, "distill_usd": usd}
             plans["gpu_hours"] = math.ceil(usd / self.terms.usd_per_gpu_hour)
         if "teacher" in strategies and self.terms.teacher_hours:
-            plans["teacher_usd"] = self.price_distilling(n, 0)
+            plans["teacher_usd"] = price_distilling(self.terms, n, 0)
         return Cell(self.task.name, n, self.price_labels(n), runs, (*note, *cut), **plans)
 
     def at_all_labels(self, strategy):
@@ -262,7 +250,8 @@ def lay_fig6(at):
         raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
     at.llm, usd = True, at.task.figure_usd.get("fig6", at.task.budgets[-1])
     cells = at.at_budgets(at.list_study(), (0, usd))
-    return [*cells, at.add_llm(Cell(at.task.name, 0, Fraction(0), {}, (), cells[1].budget_usd))]
+    none = Cell(at.task.name, 0, Fraction(0), {}, (), cells[1].budget_usd)
+    return [*cells, at.add_llm(none, plan(at.terms, 0, none.budget_usd)["llm"])]
 
 
 def lay_labels(at):
@@ -373,17 +362,19 @@ def cells(table, task, scale="mini", seeds=(0,), terms=None, llm=False, prepared
         terms = make_terms(task, load_prices())
     paper, here = (load_scale(each).get("million_parameters", {}) for each in ("paper", scale))
     notes, sizes = task.estimates, {**paper, **here}
-    if sizes != paper and terms.rates == "paper" and not task.own:
-        priced, wanted = ((each["small"], each["xxl"]) for each in (paper, sizes))
-        terms = scale_terms(terms, priced, wanted)
+    priced = paper if terms.rates == "paper" and not task.own else sizes
+    if sizes != priced:
         notes += (
-            f"the teacher has {wanted[1]:,}M parameters: its hours and those of distilling are the "
-            "paper's for XXL, scaled by parameter counts, not measured",
+            f"the teacher has {sizes['xxl']:,}M parameters: its hours and those of distilling are "
+            "the paper's for XXL, scaled by parameter counts, not measured",
         )
+    unit = find_unit(task, scale)
     if rows := read_row_counts(prepared, task.name) if prepared else rows:
-        unit = find_unit(task, scale)
         held = {split: count * unit for split, count in rows.items()}
         task = replace(task, rows={**task.rows, **held})
+    models = ((each["small"], each["xxl"]) for each in (priced, sizes))
+    # The paper's rates are for the paper's N, measured ones for the N of our runs.
+    terms = scale_terms(terms, *models, 1 if terms.rates == "measured" else unit)
     llm = llm and table in ("table2", "table11", "pilot")
     layout = Layout(task, terms, tuple(seeds), scale, sizes, llm)
     first, *others = TABLES[table][0](layout)

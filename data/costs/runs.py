@@ -134,15 +134,14 @@ def read_record(folder):
 
     seconds, words = need(training, "seconds", dict, path), read_command(training.get("command"))
     # People's labels alone, where the name tells them; the file also counts an LLM's.
-    labels = getattr(find_run(folder.name), "labels", None)
+    labels = getattr(find_run(folder.name), "labels", count("labels"))
     cpu = need(training, "hardware device", str, path) == "cpu"
     gpus = 1 if cpu else count("gpus", training["hardware"], 1)
     teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
     return Record(
         *(folder.name, folder.resolve().parent.parent.name),
         *(need(training, key, str, path) for key in ("task", "strategy")),
-        count("labels") if labels is None else labels,
-        *(count("unlabeled"), count("seed")),
+        *(labels, count("unlabeled"), count("seed")),
         *read_llm_use(folder),
         None if cpu else need(training, "hardware gpu", str, path),
         *(gpus, hours(seconds, gpus) - teacher_pass, teacher_pass),

@@ -95,9 +95,6 @@ def same(text, value):
         return text == shown
 
 
-# --- splits ---------------------------------------------------------------------------------
-
-
 def find_read(name):
     """The file of a name in about.json, "a.zip:member" of an archive; None where there is none."""
     names = name, name.rpartition(":")[0]
@@ -126,19 +123,15 @@ def find_changed_splits(about, asked, names):
     return None
 
 
-# --- runs ----------------------------------------------------------------------------------
-
-
 def find_changed_flags(now, training, config):
     """["epochs 15 -> 50", ...]: how the flags `now` differ from those of a run."""
     then = read_command(training.get("command"))
     changes = []
     for name in (name for name in {**now, **then} if not FREE.search(name)):
-        text, before = now.get(name, "none"), config.get(name, then.get(name))
-        if name not in now:
-            changes.append(f"{name} {then[name]} -> none")
-        elif text != then.get(name) and not same(text, before):
-            changes.append(f"{name} {before} -> {text}")
+        text, before = now.get(name, "none"), then.get(name)
+        known = config.get(name, before) if name in now else before
+        if text != before and not same(text, known):
+            changes.append(f"{name} {known} -> {text}")
     return changes
 
 
