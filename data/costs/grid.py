@@ -113,10 +113,6 @@ class Layout:
         own = sorted({self.task.few_shot_n, *self.task.labels_n})
         return self.keep_distinct(own if self.task.own else FIGURE_N, self.train_rows)
 
-    def list_study(self):
-        """N of Figures 4, 5 and 6: those of Tables 11 and 2."""
-        return self.keep_distinct((self.task.few_shot_n, *self.task.labels_n), self.train_rows)
-
     def keep_distinct(self, counts, rows):
         """`counts` up to the first that takes all `rows` there are, as more would be the same."""
         counts = list(dict.fromkeys(counts))
@@ -241,15 +237,16 @@ def lay_fig2(at):
 def lay_sizes(at, figure, role, sizes):
     """Figures 4 and 5: the `role` (student or teacher) in several sizes."""
     usd = at.task.figure_usd.get(figure, at.task.budgets[-1])
+    counts = at.task.few_shot_n, *at.task.labels_n  # those of Tables 11 and 2
     resized = [at.resize(**{role: size}) for size in at.keep_known(sizes)]
-    return [cell for each in resized for cell in each.at_budgets(at.list_study(), [usd])]
+    return [cell for each in resized for cell in each.at_budgets(counts, [usd])]
 
 
 def lay_fig6(at):
     if at.terms.usd_per_llm_label is None:
         raise UserError(f"task {at.terms.task!r}: no field 'llm_tokens_per_label', so no figure 6")
     at.llm, usd = True, at.task.figure_usd.get("fig6", at.task.budgets[-1])
-    cells = at.at_budgets(at.list_study(), (0, usd))
+    cells = at.at_budgets((at.task.few_shot_n, *at.task.labels_n), (0, usd))
     none = Cell(at.task.name, 0, Fraction(0), {}, (), cells[1].budget_usd)
     return [*cells, at.add_llm(none, plan(at.terms, 0, none.budget_usd)["llm"])]
 

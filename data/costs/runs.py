@@ -42,8 +42,7 @@ class Run(NamedTuple):
 
     @property
     def usual(self):
-        """Whether its models are those of the paper's tables, T5-Small and T5-XXL, or in their
-        place at a scale."""
+        """Whether its models are T5-Small and T5-XXL, or those in their place at a scale."""
         return (self.student, self.teacher) == ("small", "xxl")
 
     @property
@@ -116,9 +115,13 @@ class Record(NamedTuple):
         return getattr(find_run(self.run), "encoder", None)
 
 
-def read_record(folder):
+def read_record(folder, top=None):
     """The Record of a run folder, None where it only scores a model that was trained elsewhere;
-    a UserError names the file and the field at fault."""
+    a UserError names the file and the field at fault.
+
+    Its world is its path below `top`, as two worlds of one name, such as runs/mini and
+    runs/sweep/mini, are two; where that is none, its folder's name.
+    """
     path, metrics = folder / "training.json", read_if_there(folder / "metrics.json", METRICS)
     training = read_json(path, TRAINING) if path.exists() else metrics.get("training")
     if training is None:
@@ -138,8 +141,9 @@ def read_record(folder):
     cpu = need(training, "hardware device", str, path) == "cpu"
     gpus = 1 if cpu else count("gpus", training["hardware"], 1)
     teacher_pass = hours({"teacher_pass": seconds.get("teacher_pass", 0)}, gpus)
+    world = folder.resolve().parent.parent
     return Record(
-        *(folder.name, folder.resolve().parent.parent.name),
+        *(folder.name, str(world.relative_to(top)) if top in world.parents else world.name),
         *(need(training, key, str, path) for key in ("task", "strategy")),
         *(labels, count("unlabeled"), count("seed")),
         *read_llm_use(folder),
@@ -172,13 +176,6 @@ def read_llm_use(folder):
     return tokens, None if simulated else used.get("llm_model")
 
 
-def name_world(run, folder):
-    """The world of a run found below `folder`: its path from there, as two worlds of one name, such
-    as runs/mini and runs/sweep/mini, are two; where that is none, its folder's name."""
-    place, top = run.resolve().parent.parent, folder.resolve()
-    return str(place.relative_to(top)) if top in place.parents else place.name
-
-
 def read_runs(folder):
     """Records of every finished run below `folder`, by path."""
     folder = Path(folder)
@@ -187,11 +184,7 @@ def read_runs(folder):
     found = {path.parent for path in folder.rglob("training.json")}
     found |= {path.parent for path in folder.rglob("metrics.json")}
     by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
-    records = [
-        record._replace(world=name_world(path, folder))
-        for path in by_numbers
-        if (record := read_record(path))
-    ]
+    records = [record for path in by_numbers if (record := read_record(path, folder.resolve()))]
     if not records:
         raise UserError(f"{folder}: no finished run here (no training.json); train one first")
     return records
