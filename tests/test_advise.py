@@ -102,7 +102,7 @@ def test_a_distilled_student_may_score_as_high_as_its_teacher():
     runs = [("small", 250, 0, 83.8), ("small", 500, 0, 91.3), ("teacher", 500, 0, 97.3)]
     runs += [("dist", 500, 1000, 93.7), ("dist", 500, 4000, 95.4)]
     posterior = make_posterior(runs, 0.8)
-    assert not posterior.find_misfits()
+    assert not posterior.misfits
     assert band(posterior.dist(500, 4000))[1] == pytest.approx(95, abs=1)
     curves = Curves()
     for name, value in {
@@ -131,9 +131,9 @@ def test_many_runs_leave_many_curves():
 
 
 def test_runs_that_no_curve_explains_are_named():
-    assert [run.labels for run in make_posterior(FALLS, 10).find_misfits()] == [100]
+    assert [run.labels for run in make_posterior(FALLS, 10).misfits] == [100]
     for name in BANDS:
-        assert not make_posterior(*BANDS[name][:2]).find_misfits()
+        assert not make_posterior(*BANDS[name][:2]).misfits
 
 
 def test_the_order_of_runs_does_not_matter():

@@ -45,9 +45,9 @@ def page(request, tmp_path_factory):
         patch.setattr(curves, "STUDENTS", 8000)
         patch.setattr(curves, "OTHERS", 3)
         posterior = Posterior([Run(*run) for run in PILOT], 0.092, llm, error=0.006)
-    market = Market(make_terms(load_task("wlp"), load_prices()), 5000, 111_000, 11_966, unit)
+    terms = make_terms(load_task("wlp"), load_prices())
+    market = Market(terms, 5000, 111_000, 11_966, unit, bool(llm))
     found = {"sure": True, "split": {"budget": 300}, "notes": ["one", "two </script>"]}
-    found["budgets"] = [{"buys": {"llm": (1, 1)} if llm else {}}]
     servings = [(each, market.terms.usd_per_gpu_hour) for each in SERVINGS]
     servings.append((SERVINGS[0]._replace(gpu=None), Fraction(1, 10)))
     words = ("WLP <b>", posterior, market, found, servings, "python costs.py advise", 2300)
@@ -120,8 +120,7 @@ def same(found, wanted):
 def test_the_pages_model_is_pythons(page):
     path, data, market = page
     posterior = read_posterior(data)
-    arms = ("ann", "dist", "llm") if data["llm"] else ("ann", "dist")
-    answers = run_model(path, MARKETS)
+    answers, ends = run_model(path, MARKETS), (1 / market.unit, 1e5 / market.unit)
     for (labels, rows, label, hour, factor, budget), answer in zip(MARKETS, answers, strict=True):
         terms = market.terms._replace(
             usd_per_label=Fraction(label), usd_per_gpu_hour=Fraction(hour) * Fraction(factor)
@@ -129,18 +128,19 @@ def test_the_pages_model_is_pythons(page):
         asked = market._replace(terms=terms, labels=labels, unlabeled=rows)
         asked = asked._replace(most_labels=max(market.most_labels, labels))
         judged, turns, split, serving, frontier = answer
-        wanted = judge(posterior, asked, budget, True, arms)
+        wanted = judge(posterior, asked, budget)
         assert same(judged, {k: v for k, v in wanted.items() if k != "p_best"}), (judged, wanted)
         assert judged["sure"] == pytest.approx(
             wanted.get("p_best", max(wanted["p"], 1 - wanted["p"]))
         )
-        assert same(turns, find_turns(posterior, asked)), turns
-        assert same(split, find_split(posterior, asked, budget)), split
+        assert same(turns, find_turns(posterior, asked, *ends)), turns
+        wanted = find_split(posterior, asked, budget)
+        assert same(split, [wanted[key] for key in ("labels", "rows", "score")]), split
         student, teacher = (each.price(Fraction(hour)) for each in SERVINGS)
         cpu = SERVINGS[0].price(Fraction(1, 10))
         assert same([way["usd"] for way in serving[:3]], [student, teacher, cpu])
-        build = asked.price_teacher(labels)
-        spent = min(budget, build + asked.price_rows(rows))  # 2,000 rows are less than $777
+        build = asked.price_dist(labels)
+        spent = min(budget, asked.price_dist(labels, rows))  # 2,000 rows are less than $777
         assert same(serving[1]["paid"], find_payback(spent, student, build, teacher))
         front = [point["score"] for point in frontier if point["front"]]
         assert front == sorted(set(front)) and max(p["score"] for p in frontier) == front[-1]

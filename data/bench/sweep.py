@@ -32,7 +32,7 @@ from data.costs.flags import make_flags, show_flags
 from data.costs.grid import cells, grid
 from data.costs.prices import fill
 from data.costs.rules import SCRIPTS, count_steps
-from data.costs.runs import make_run
+from data.costs.runs import make_run, parse_run
 from data.costs.stale import find_change, read_words
 from data.files import ROOT, UserError, make_parser, plural, read_csv, read_json, run_cli
 from data.tasks import load_task
@@ -73,25 +73,24 @@ def find_place(args, run):
     return args.scale, args.task, run.strategy, run.labels, run.unlabeled, batch
 
 
-def make_teacher(args, labels, most):
-    """Folder of the soft labels of the recipe's teacher for `most` rows, trained where missing."""
-    run = make_run("teacher", labels, args.seed)
-    output, splits = args.runs / run.name, args.splits
-    train = ["--task", args.task, "--strategy", "teacher", "--train", splits / "train.jsonl"]
-    call("train_teacher", *train, *list_flags(args, run), "--output", output)
-    run = make_run("dist", labels, args.seed, unlabeled=most)
-    flags = list_flags(args, run)
-    rows = ["--unlabeled", splits / "unlabeled.jsonl", "--labels", output / "labels"]
-    call("distill", "--labels-only", "--teacher", output / "model", *rows, *flags)
-    return output / "labels"
+def train(args, run, flags, inputs, output):
+    """Train a run with these flags, unless `output` has it."""
+    script = SCRIPTS.get(run.strategy, "train_small.py").removesuffix(".py")
+    names = ["--task", args.task, "--strategy", run.strategy]
+    call(script, *names, *flags, *inputs, "--output", output)
 
 
 def find_inputs(args, run):
     """The flags that say what a run learns from; of a distilled one its teacher's labels, made."""
-    if run.strategy not in DISTILLED:
+    if not run.needs:
         return ["--train", args.splits / "train.jsonl"]
-    labels = make_teacher(args, run.labels, args.most)
-    return ["--unlabeled", args.splits / "unlabeled.jsonl", "--teacher", labels]
+    teacher = parse_run(run.needs[0])
+    home, rows = args.runs / teacher.name, ["--unlabeled", args.splits / "unlabeled.jsonl"]
+    train(args, teacher, list_flags(args, teacher), find_inputs(args, teacher), home)
+    flags = list_flags(args, make_run("dist", run.labels, args.seed, unlabeled=args.most))
+    files = ["--teacher", home / "model", *rows, "--labels", home / "labels"]
+    call("distill", "--labels-only", *files, *flags)
+    return [*rows, "--teacher", home / "labels"]
 
 
 def make_trial(args, run, rate, steps):
@@ -103,28 +102,25 @@ def make_trial(args, run, rate, steps):
 
 def check_trial(args, run, rate, steps):
     """Refuse a trial that data, recipe or model have left behind, where its folder is here."""
-    made = [(*make_trial(args, run, rate, steps), "train")]
-    if run.strategy in DISTILLED:
-        teacher = make_run("teacher", run.labels, args.seed)
-        made = [(*made[0][:2], "unlabeled")]
-        made.append((args.runs / teacher.name, list_flags(args, teacher), "train"))
-    for folder, flags, split in made:
-        if change := find_change(folder, read_words(flags), args.splits / f"{split}.jsonl"):
+    made = [(run, *make_trial(args, run, rate, steps))]
+    teachers = map(parse_run, run.needs)
+    made += [(each, args.runs / each.name, list_flags(args, each)) for each in teachers]
+    for each, folder, flags in made:
+        data = args.splits / f"{'unlabeled' if each.needs else 'train'}.jsonl"
+        if change := find_change(folder, read_words(flags), data):
             what = f"{change} since its trials of {run.name}"
             raise UserError(f"{args.output}: {what}; move it and {args.runs} away, or --output")
 
 
 def try_recipe(args, run, inputs, rate, steps):
     """One trial: train and score on dev. Returns its CSV row."""
-    place, (output, flags) = find_place(args, run), make_trial(args, run, rate, steps)
-    names = ["--task", args.task, "--strategy", run.strategy]
-    script = SCRIPTS.get(run.strategy, "train_small.py").removesuffix(".py")
-    call(script, *names, *flags, *inputs, "--output", output)
+    output, flags = make_trial(args, run, rate, steps)
+    train(args, run, flags, inputs, output)
     dev = ["--data", args.splits / "dev.jsonl", "--output", output]
     scorer = shlex.split(show_flags(args.entry.at(args.scale, "evaluate")))
     call("evaluate", "--task", args.entry.word, "--model", output / "model", *dev, *scorer)
     record, metrics = read_json(output / "training.json"), read_json(output / "metrics.json")
-    values = [*place, rate, steps, args.seed, metrics["score"], metrics["metric"]]
+    values = [*find_place(args, run), rate, steps, args.seed, metrics["score"], metrics["metric"]]
     values += [record["train_loss"], record["seconds"]["train"], record["git_commit"]]
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -136,13 +132,10 @@ def read_trials(path):
 
 
 def write_trial(path, row):
-    new = not path.exists()
+    rows = [row.values()] if path.exists() else [COLUMNS, row.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        if new:
-            table.writeheader()
-        table.writerow(row)
+        csv.writer(file).writerows(rows)
 
 
 def choose(rows):

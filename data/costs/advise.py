@@ -14,11 +14,12 @@ import shlex
 import sys
 from fractions import Fraction
 from pathlib import Path
+from statistics import fmean, median
 from typing import NamedTuple
 
 from data.costs import serving
-from data.costs.budget import choose_list, count_distill_hours, plan, price_distilling, read_terms
-from data.costs.curves import STRATEGIES, band, list_budgets, quantile, share_above
+from data.costs.budget import choose_list, plan, price_distilling, read_terms
+from data.costs.curves import STRATEGIES, band, list_budgets, share_above
 from data.costs.explorer import make_state, write_page
 from data.costs.flags import find_unit
 from data.costs.grid import read_row_counts
@@ -58,30 +59,27 @@ class Market(NamedTuple):
     unlabeled: int  # rows there are
     most_labels: int = None  # that exist, None if any number can be had
     unit: int = 1
+    llm: bool = False  # whether an LLM is an arm: its price and its own score are known
 
-    def price_teacher(self, labels):
-        return price_distilling(self.terms, labels * self.unit, 0) / self.unit
-
-    def price_rows(self, rows, labels=None):
-        hours = rows * count_distill_hours(self.terms, (labels or self.labels) * self.unit)
-        return hours * self.terms.usd_per_gpu_hour
+    def price_dist(self, labels, rows=0):
+        """Dollars of a teacher on `labels` and of `rows` distilled from it."""
+        return price_distilling(self.terms, labels * self.unit, rows * self.unit) / self.unit
 
     def buy(self, budget, extra=0):
         """{arm: (labels, rows)} that `budget` dollars buy; of these, `extra` labels come first.
 
-        Dist. is missing where the teacher leaves nothing, LLM where no price of it is known.
+        Dist. is missing where the teacher leaves nothing.
         """
         labels, budget = self.labels + extra, Fraction(budget)
         left = budget - extra * self.terms.usd_per_label
-        bought = plan(self.terms, labels * self.unit, left * self.unit)
-        all_labels = self.labels + math.floor(budget / self.terms.usd_per_label)
-        counts = {"ann": (min(all_labels, self.most_labels or all_labels), 0)}
-        rows = bought["distill"]["unlabeled"] // self.unit if bought["distill"] else 0
-        if min(rows, self.unlabeled) > 0:
-            counts["dist"] = (labels, min(rows, self.unlabeled))
-        if bought["llm"]:
-            usd = bought["llm"]["usd_per_label"]
-            counts["llm"] = (labels, min(math.floor(left / usd), self.unlabeled))
+        alone = self.labels + budget // self.terms.usd_per_label
+        counts = {"ann": (min(alone, self.most_labels or alone), 0)}
+        bought = plan(self.terms, labels * self.unit, left * self.unit)["distill"]
+        rows = min(bought["unlabeled"] // self.unit if bought else 0, self.unlabeled)
+        if rows > 0:
+            counts["dist"] = (labels, rows)
+        if self.llm:
+            counts["llm"] = (labels, min(left // self.terms.usd_per_llm_label, self.unlabeled))
         return counts
 
 
@@ -90,22 +88,22 @@ def choose_word(p):
     return next(word for least, word in WORDS.items() if p >= least)
 
 
-def judge(posterior, market, budget, sure=True, arms=ARMS):
-    """The advice at one budget: what each arm buys and scores, and who wins how surely.
-
-    sure: whether the curves explain the runs; else nothing can be told.
-    """
-    counts = {arm: c for arm, c in market.buy(budget).items() if arm in arms}
+def judge(posterior, market, budget):
+    """The advice at one budget: what each arm buys and scores, and who wins how surely; nothing can
+    be told where the curves do not explain the runs."""
+    counts = market.buy(budget)
     mean = {arm: posterior.score(arm, c, noise=0) for arm, c in counts.items()}
     bands = {arm: band(posterior.score(arm, c)) for arm, c in counts.items()}
     p = share_above(mean["dist"], mean["ann"]) if "dist" in counts else 0.0
     best, told = "dist" if p >= 0.5 else "ann", {"advice": choose_word(p)}
     if "llm" in counts:
         best, told["p_best"], told["advice"] = choose_arm(mean)
-    if not sure and len(counts) > 1:
+    if posterior.misfits and len(counts) > 1:
         told["advice"] = "can't tell"
-    loss = measure_loss(mean[best], [v for arm, v in mean.items() if arm != best])
-    return {"budget": budget, "buys": counts, "bands": bands, "p": p, "loss": loss, **told}
+    # Points lost on average to whatever turns out best.
+    lost = [max(scores) - scores[0] for scores in zip(mean[best], *mean.values(), strict=True)]
+    found = {"budget": budget, "buys": counts, "bands": bands, "p": p}
+    return {**found, "loss": 100 * fmean(lost), **told}
 
 
 def choose_arm(mean):
@@ -113,8 +111,8 @@ def choose_arm(mean):
     is no better than a guess, the arms between which it is one: the best and those that it beats
     in less than nine of ten draws."""
     best = max(mean, key=lambda arm: sum(mean[arm]))
-    others = [scores for arm, scores in mean.items() if arm != best]
-    p = share_above(mean[best], list(map(max, *others)) if others[1:] else others[0])
+    others = zip(*(scores for arm, scores in mean.items() if arm != best), strict=True)
+    p = share_above(mean[best], [max(scores) for scores in others])
     if p >= 0.65:
         return best, p, ("" if p >= 0.8 else "lean ") + ARMS[best]
     near = [a for a in mean if a == best or share_above(mean[best], mean[a]) < 0.9]
@@ -122,97 +120,95 @@ def choose_arm(mean):
     return best, p, f"can't tell: {', '.join(first)} or {last}"
 
 
-def measure_loss(chosen, others):
-    """Points that the choice loses on average to whatever turns out best."""
-    lost = [max(scores) - scores[0] for scores in zip(chosen, *others, strict=True)]
-    return 100 * sum(lost) / len(lost)
-
-
 def find_split(posterior, market, budget):
-    """(labels to buy first, rows to distil, median score 0 to 100) that score best for `budget`."""
-    found = []
-    for share in SPLITS:
-        extra = math.floor(Fraction(share) * budget / market.terms.usd_per_label)
-        most = (market.most_labels or math.inf) - market.labels
-        counts = market.buy(budget, min(extra, most)).get("dist")
-        if counts:
-            score = 100 * quantile(posterior.dist(*counts, 0), 0.5)
-            found.append((score, counts[0] - market.labels, counts[1]))
-    if not found:
+    """The labels to buy first and the rows to distil that score best for `budget`, with the median
+    score, its band, dollars and the probability of beating labels alone; None without a teacher."""
+    price = market.terms.usd_per_label
+    most = (market.most_labels or math.inf) - market.labels
+    extras = (min(math.floor(Fraction(share) * budget / price), most) for share in SPLITS)
+    bought = [c["dist"] for c in (market.buy(budget, extra) for extra in extras) if "dist" in c]
+    if not bought:
         return None
-    score, extra, rows = max(found, key=lambda split: (split[0], -split[1]))
-    return extra, rows, score
+    score, _, labels, rows = max((median(posterior.dist(*c, 0)), -c[0], *c) for c in bought)
+    extra, alone = labels - market.labels, market.buy(budget)["ann"]
+    return {
+        "labels": extra,
+        "rows": rows,
+        "score": 100 * score,
+        "band": band(posterior.dist(labels, rows)),
+        "usd": min(budget, extra * price + market.price_dist(labels, rows)),
+        "p": share_above(posterior.dist(labels, rows, 0), posterior.ann(alone[0], 0)),
+    }
 
 
-def describe_split(posterior, market, budget):
-    """The best split of `budget` with its band, dollars and probability of beating labels alone."""
-    split = find_split(posterior, market, budget)
-    if not split:
-        return {"budget": budget, "best": None}
-    extra, rows, score = split
-    labels, alone = market.labels + extra, market.buy(budget)["ann"]
-    usd = extra * market.terms.usd_per_label + market.price_teacher(labels)
-    best = {"labels": extra, "rows": rows, "score": score}
-    best["band"] = band(posterior.dist(labels, rows))
-    best["usd"] = min(budget, usd + market.price_rows(rows, labels))
-    best["p"] = share_above(posterior.dist(labels, rows, 0), posterior.ann(alone[0], 0))
-    return {"budget": budget, "best": best}
-
-
-def find_turns(posterior, market, low=1, high=HIGHEST, steps=160):
-    """Budgets between which Dist. leads, without the noise of single runs.
+def find_turns(posterior, market, low, high, steps=160):
+    """Budgets from `low` to `high` dollars between which Dist. leads, without the noise of single
+    runs.
 
     {"first": (10%, 50%, 90%) of the first one, inf if never; "never": the share of draws;
     "last": (10%, 50%) of the last one, among draws that ever lead; "open": the share of these that
     still lead at `high` dollars or when every label is bought}.
     """
-    budgets = list_budgets(low / market.unit, high / market.unit, steps)
-    bought = [(usd, counts) for usd in budgets if "dist" in (counts := market.buy(usd))]
-    first, last = [], []
-    for draw in posterior.draws:
-        leads = [usd for usd, c in bought if draw.dist(*c["dist"]) > draw.ann(c["ann"][0])]
-        first.append(leads[0] if leads else math.inf)
-        last += leads[-1:]
+    bought = [(usd, market.buy(usd)) for usd in list_budgets(low, high, steps)]
+    bought = [(usd, counts) for usd, counts in bought if "dist" in counts]
+    leads = [
+        [usd for usd, c in bought if draw.dist(*c["dist"]) > draw.ann(*c["ann"])]
+        for draw in posterior.draws
+    ]
+    first = sorted(each[0] if each else math.inf for each in leads)
+    last = sorted(each[-1] for each in leads if each)
 
     def pick(values, *shares):
-        values = sorted(values)
         return tuple(values[int(len(values) * q)] if values else math.inf for q in shares)
 
-    never, still = first.count(math.inf) / len(first), sum(usd == bought[-1][0] for usd in last)
-    found = {"first": pick(first, 0.1, 0.5, 0.9), "never": never, "last": pick(last, 0.1, 0.5)}
-    return {**found, "open": still / max(1, len(last))}
+    return {
+        "first": pick(first, 0.1, 0.5, 0.9),
+        "never": first.count(math.inf) / len(first),
+        "last": pick(last, 0.1, 0.5),
+        "open": last.count(bought[-1][0]) / len(last) if last else 0.0,
+    }
 
 
 def rank_next_runs(posterior, market, budgets):
     """[{points gained, share of changed choices, dollars, run}], the most useful next run first."""
-    n, have = market.labels, {run[:3] for run in posterior.runs}
+    n, have, draws = market.labels, {run[:3] for run in posterior.runs}, posterior.draws
     rows = [4 * run.unlabeled for run in posterior.runs if run.strategy == "dist"]
-    rows, draws = min(max(rows, default=1000), market.unlabeled), posterior.draws
-    teacher = 0 if ("teacher", n, 0) in have else market.price_teacher(n)
-    wanted = {("small", n, 0): 0, ("small", n // 2, 0): 0}
-    wanted |= {("teacher", n, 0): teacher} if teacher else {}
-    wanted[("dist", n, rows)] = teacher + market.price_rows(rows)
+    teacher, rows = ("teacher", n, 0), min(max(rows, default=1000), market.unlabeled)
+    usd = {("small", n, 0): 0, ("small", n // 2, 0): 0, teacher: market.price_dist(n)}
+    usd["dist", n, rows] = market.price_dist(n, rows)
+    if teacher in have:
+        usd["dist", n, rows] -= usd.pop(teacher)
     counts = [c for c in map(market.buy, budgets) if "dist" in c]
-    options = [
-        [[d.ann(c["ann"][0]) for d in draws], [d.dist(*c["dist"]) for d in draws]] for c in counts
-    ]
+    leads = [[d.dist(*c["dist"]) - d.ann(*c["ann"]) for d in draws] for c in counts]
     ranked = []
-    for run, usd in wanted.items() if options else ():
-        values = [posterior.value_of_run(run, option) for option in options]
-        gain, changed = (sum(v) / len(values) for v in zip(*values, strict=True))
-        ranked.append({"points": gain, "changed": changed, "usd": usd, "run": run})
+    for run in usd if leads else ():
+        gains, changes = zip(*(posterior.value_of_run(run, each) for each in leads), strict=True)
+        found = {"points": fmean(gains), "changed": fmean(changes)}
+        ranked.append({**found, "usd": usd[run], "run": run})
     return sorted(ranked, key=lambda each: -each["points"])
 
 
 def list_notes(pilot, posterior, market, rows):
-    """What the advice rests on weakly, in sentences."""
-    if not pilot.runs:
-        return [tell("no_run", like=", ".join(pilot.like))]
+    """What the advice rests on weakly and how it was tested, in sentences."""
+    notes = [tell("no_run", like=", ".join(pilot.like))]
+    if pilot.runs:
+        notes = list_doubts(pilot, posterior, market, rows)
+    if market.terms.usd_per_llm_label is not None and not pilot.llm:
+        notes.append(tell("no_llm"))
+    tests = DATA / "results" / "advise-backtest.csv"
+    if tests.exists() and any(run.strategy == "dist" for run in pilot.runs):
+        found = [r for r in read_csv(tests).values() if (r["world"], r["case"]) == ("paper", "P3")]
+        found = {row["measure"]: float(row["value"]) for row in found if row["test"] == "winner"}
+        notes.append(tell("tests", right=found["right if told"], told=found["told"]))
+    return notes
+
+
+def list_doubts(pilot, posterior, market, rows):
+    """What makes the runs of a pilot a weak ground."""
     of = {name: [run.score for run in pilot.runs if run.strategy == name] for name in STRATEGIES}
     best, top = (max(of[name], default=math.nan) for name in ("small", "teacher"))
     labels = max(row["buys"]["ann"][0] for row in rows) / posterior.most_labels
     most = max((row["buys"].get("dist", (0, 0))[1] for row in rows), default=0)
-    misfits = posterior.find_misfits()
     doubts = {
         "no_teacher": not of["teacher"],
         "at_constant": best - pilot.constant < 0.03,
@@ -224,7 +220,7 @@ def list_notes(pilot, posterior, market, rows):
     }
     words = {"n": market.labels, "most": posterior.most_labels}
     notes = [tell(key, **words) for key, holds in doubts.items() if holds]
-    notes += [tell("misfit", run=name_run(run), score=100 * run.score) for run in misfits]
+    notes += [tell("misfit", run=name_run(run), score=100 * run.score) for run in posterior.misfits]
     usd = show_usd(pilot.rows * market.terms.usd_per_label)
     notes.append(tell("rows", half=196 * pilot.error, rows=pilot.rows, usd=usd))
     if (pilot.annotator or "").startswith("simulated-"):
@@ -232,41 +228,32 @@ def list_notes(pilot, posterior, market, rows):
     return notes
 
 
-def note_tests(pilot):
-    """How often such advice was right on measured tables, as `make backtest` found; [] without."""
-    path = DATA / "results" / "advise-backtest.csv"
-    if not path.exists() or not any(run.strategy == "dist" for run in pilot.runs):
-        return []
-    rows = [r for r in read_csv(path).values() if r["test"] == "winner" and r["world"] == "paper"]
-    found = {row["measure"]: float(row["value"]) for row in rows if row["case"] == "P3"}
-    return [tell("tests", right=found["right if told"], told=found["told"])]
-
-
 def advise(pilot, market, budgets, servings, llm, unit):
-    """All that the command prints, as one object of plain numbers (scores in points, dollars);
-    servings, llm: as list_serving() has them."""
+    """(Posterior, all that the command prints as one object of plain numbers: scores in points,
+    dollars); servings, llm: as list_serving() has them."""
     posterior = make_posterior(pilot, unit)
-    arms = ARMS if pilot.llm else {arm: ARMS[arm] for arm in ("ann", "dist")}
-    sure = not posterior.find_misfits()  # whether some curve goes through all runs
-    rows = [judge(posterior, market, budget, sure, arms) for budget in budgets]
-    middle = budgets[len(budgets) // 2]
-    terms, notes = market.terms, list_notes(pilot, posterior, market, rows)
-    if terms.usd_per_llm_label is not None and not pilot.llm:
-        notes.append(tell("no_llm"))
-    constant = None if pilot.constant is None else 100 * pilot.constant
-    found = {"labels": market.labels, "unlabeled": market.unlabeled, "metric": pilot.metric}
-    found |= {"dev_rows": pilot.rows, "constant": constant}
-    found["pilot"] = [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs]
-    found |= {"prior": list(pilot.like), "sure": sure, "budgets": rows}
-    least, most = (usd * market.unit for usd in (budgets[0], budgets[-1]))
-    found["turns"] = find_turns(posterior, market, min(1, least), max(HIGHEST, most))
-    found["llm"] = pilot.llm and {"score": 100 * pilot.llm[0], "rows": pilot.llm[1]}
-    found["split"] = describe_split(posterior, market, middle)
-    found["next_runs"] = rank_next_runs(posterior, market, budgets)
-    found["serving"] = list_serving(servings, market, middle, llm)
-    found["teacher_usd"] = market.price_teacher(market.labels)
-    found["rows_usd"] = market.price_rows(1000)
-    return posterior, {**found, "notes": [*notes, *note_tests(pilot), *terms.notes]}
+    rows = [judge(posterior, market, budget) for budget in budgets]
+    middle, teacher = budgets[len(budgets) // 2], market.price_dist(market.labels)
+    low, high = min(1 / market.unit, budgets[0]), max(HIGHEST / market.unit, budgets[-1])
+    return posterior, {
+        "labels": market.labels,
+        "unlabeled": market.unlabeled,
+        "metric": pilot.metric,
+        "dev_rows": pilot.rows,
+        "constant": None if pilot.constant is None else 100 * pilot.constant,
+        "pilot": [{**run._asdict(), "score": 100 * run.score} for run in pilot.runs],
+        "prior": list(pilot.like),
+        "sure": not posterior.misfits,
+        "budgets": rows,
+        "turns": find_turns(posterior, market, low, high),
+        "llm": pilot.llm and {"score": 100 * pilot.llm[0], "rows": pilot.llm[1]},
+        "split": {"budget": middle, "best": find_split(posterior, market, middle)},
+        "next_runs": rank_next_runs(posterior, market, budgets),
+        "serving": list_serving(servings, market, middle, llm),
+        "teacher_usd": teacher,
+        "rows_usd": market.price_dist(market.labels, 1000) - teacher,
+        "notes": [*list_notes(pilot, posterior, market, rows), *market.terms.notes],
+    }
 
 
 def list_serving(servings, market, budget, llm):
@@ -276,19 +263,17 @@ def list_serving(servings, market, budget, llm):
 
     servings: [(Serving, dollars of an hour of its device or None)]; llm: the name of the LLM.
     """
-    teacher = market.price_teacher(market.labels)
-    spent = min(budget, teacher + market.price_rows(market.unlabeled))
-    builds = {"student": spent, "teacher": teacher, "LLM": 0}
+    spent = min(budget, market.price_dist(market.labels, market.unlabeled))
+    builds = {"student": spent, "teacher": market.price_dist(market.labels), "LLM": 0}
     ways = [(each.model, usd := each.price(hour), each.show(usd)) for each, hour in servings]
+    student = next((usd for model, usd, _ in ways if model == "student"), None)
     if market.terms.usd_per_llm_label is not None:
         usd = 1_000_000 * market.terms.usd_per_llm_label
         ways.append(("LLM", usd, f"LLM {llm} {serving.show_predictions(usd)}"))
-    there = "dist" in market.buy(budget)
-    student = next((usd for model, usd, _ in ways if model == "student" and there), None)
-    found = []
+    there, found = "dist" in market.buy(budget) and student is not None, []
     for model, usd, how in ways:
         entry = {"model": model, "usd_per_million": usd, "how": how, "build_usd": builds[model]}
-        known = model != "student" and None not in (student, usd)
+        known = there and model != "student" and usd is not None
         paid = serving.find_payback(spent, student, builds[model], usd) if known else None
         found.append({**entry, "paid_back_after": paid})
     return found
@@ -305,18 +290,19 @@ def show_budgets(rows, labels):
     one, where it was judged."""
     first, second = [], []
     for row in rows:
-        counts, bands = row["buys"], {arm: show_band(each) for arm, each in row["bands"].items()}
-        cells = [show_dollars(row["budget"]), f"+{counts['ann'][0] - labels:,}", bands["ann"]]
+        usd, bands = show_dollars(row["budget"]), {a: show_band(b) for a, b in row["bands"].items()}
+        more = {arm: f"{sum(counts) - labels:,}" for arm, counts in row["buys"].items()}
         dist = ["N/A", "the teacher's price", None]
-        if "dist" in counts:
-            dist = [f"{counts['dist'][1]:,}", bands["dist"], f"{row['p']:.2f}"]
+        if "dist" in more:
+            dist = [more["dist"], bands["dist"], f"{row['p']:.2f}"]
         told = [row["advice"], f"{row['loss']:.1f}"]
-        if "llm" in counts:
-            llm = [cells[0], f"+{counts['llm'][1]:,}", bands["llm"]]
+        if "llm" in more:
+            llm = [usd, f"+{more['llm']}", bands["llm"]]
             second.append([*llm, told[0], f"{row['p_best']:.2f}", told[1]])
-        first.append([*cells, *dist, *(() if second else told)])
-    tables = [show_columns(HEADS + ([] if second else ["advice", "loss"]), first)]
-    tables += [show_columns(LLM_HEADS, second)] if second else []
+        first.append([usd, f"+{more['ann']}", bands["ann"], *dist, *told])
+    if not second:
+        return show_columns([*HEADS, "advice", "loss"], first)
+    tables = show_columns(HEADS, [row[:-2] for row in first]), show_columns(LLM_HEADS, second)
     return "\n\n".join(tables)
 
 
@@ -346,10 +332,10 @@ def show_split(split, market):
     if not best:
         return tell("no_split", usd=usd)
     extra, unspent = best["labels"], split["budget"] - best["usd"]
-    words = {"usd": usd, "labels": f"buy {plural(extra, 'label')}" if extra else "buy no label"}
-    words |= {"n": market.labels + extra, "band": show_band(best["band"])}
+    words = {**best, "labels": f"buy {plural(extra, 'label')}" if extra else "buy no label"}
+    words |= {"usd": usd, "n": market.labels + extra, "band": show_band(best["band"])}
     words["left"] = f"; {show_budget(unspent)} are left" * (50 * unspent >= split["budget"])
-    return tell("split", rows=best["rows"], p=best["p"], **words)
+    return tell("split", **words)
 
 
 def show_next(ranked):
@@ -416,7 +402,7 @@ def show_advice(task, found, market):
     turns = show_turns(found["turns"], max(HIGHEST / market.unit, last["budget"]))
     said = [show_split(found["split"], market), turns, show_next(found["next_runs"])]
     said.append(show_costs(found["serving"]))
-    spent = found["teacher_usd"] + market.price_rows(found["unlabeled"])
+    spent = market.price_dist(market.labels, market.unlabeled)
     if any("dist" not in row["buys"] for row in found["budgets"]):
         notes.append(tell("not_affordable", teacher=show_usd(found["teacher_usd"])))
     if last["buys"].get("dist", (0, 0))[1] == found["unlabeled"] and spent < last["budget"]:
@@ -431,17 +417,16 @@ def show_advice(task, found, market):
 def read_market(task, args, terms, pilot):
     """The Market that the flags describe; counts that they leave out are those of the splits, the
     pilot's or the entry's."""
-    divide = find_unit(task, args.scale)
-    held = task.rows.get("unlabeled")
+    divide, held = find_unit(task, args.scale), task.rows.get("unlabeled")
     unlabeled, labels = held // divide if held else ANY, task.labels_n[-1] // divide
     if args.prepared and Path(args.prepared, task.name, "about.json").exists():
         known = read_row_counts(args.prepared, task.name)
         unlabeled, labels = known["unlabeled"], min(labels, known["train"])
-    labels = max((run.labels for run in pilot.runs), default=labels)
-    labels, unlabeled = args.labels or labels, args.unlabeled or unlabeled
+    labels = args.labels or max((run.labels for run in pilot.runs), default=labels)
     most = task.rows.get("train")
     most = most and max(most // divide, labels)
-    return Market(terms, labels, unlabeled, most, 1 if terms.rates == "measured" else divide)
+    unit, llm = 1 if terms.rates == "measured" else divide, terms.usd_per_llm_label and pilot.llm
+    return Market(terms, labels, args.unlabeled or unlabeled, most, unit, bool(llm))
 
 
 def read_budgets(task, args, unit):
@@ -457,17 +442,6 @@ def read_budgets(task, args, unit):
     if not all(found):
         raise UserError("--budgets: dollars above 0 are needed, for example '100 200 500'")
     return sorted(set(found))
-
-
-def read_servings(args):
-    """[(Serving, dollars of an hour of its device or None)] of the runs that were scored."""
-    if not args.runs:
-        return []
-    price = load_prices(args.prices), args.price_list, args.gpu, args.gpu_usd_per_hour
-    return [
-        (each, serving.price_hour(each, *price, args.cpu_usd_per_hour))
-        for each in serving.measure_serving(args.runs)
-    ]
 
 
 def read_llm(args, pilot):
@@ -499,7 +473,11 @@ def run_advise(args):
     folder = Path(args.prepared, task.name) if args.prepared else Path(args.data or "")
     task, terms = read_terms(task, args, folder / "train.jsonl")
     market, unit = read_market(task, args, terms, pilot), find_unit(task, args.scale)
-    servings = read_servings(args)
+    price = load_prices(args.prices), args.price_list, args.gpu, args.gpu_usd_per_hour
+    servings = [
+        (each, serving.price_hour(each, *price, args.cpu_usd_per_hour))
+        for each in (serving.measure_serving(args.runs) if args.runs else ())
+    ]
     llm = args.llm_model or name_llm(args.price_list)
     posterior, found = advise(pilot, market, read_budgets(task, args, unit), servings, llm, unit)
     if task.own and args.scale == "mini" and pilot.runs:
@@ -510,7 +488,7 @@ def run_advise(args):
         print(f"page: {args.page}", file=sys.stderr)
     found = {"task": task.name, "title": task.title, **found}
     if args.save:
-        save_advice(args, posterior, market, dict(found))
+        save_advice(args, posterior, market, found)
     shown = json.dumps(to_json(found), indent=2) if args.json else show_advice(task, found, market)
     print(shown)
 
@@ -519,14 +497,15 @@ def save_advice(args, posterior, market, found):
     """Write the advice for `plots.py advice`: beside it each arm's band on a grid of budgets, and
     the cells that are measured by now."""
     low, high = found["budgets"][0]["budget"], found["budgets"][-1]["budget"]
-    tried, arms, curve = list_tried(found["pilot"], market), found["budgets"][0]["buys"], []
+    tried, curve = list_tried(found["pilot"], market), []
     low = min([low, *(run["usd"] for run in tried if run["usd"] > low / 20)])
     for budget in list_budgets(low, high, CURVE):
-        split = find_split(posterior, market, budget)
-        bands = judge(posterior, market, budget, arms=arms)["bands"]
-        curve.append({"budget": budget, "bands": bands, "split": split and split[-1]})
+        judged, split = judge(posterior, market, budget), find_split(posterior, market, budget)
+        curve.append(
+            {"budget": budget, "bands": judged["bands"], "split": split and split["score"]}
+        )
     measured = list_tried(read_cells(args.runs, found["task"]), market)
-    found |= {"curve": curve, "tried": tried, "measured": measured}
+    found = {**found, "curve": curve, "tried": tried, "measured": measured}
     write_json(args.save, to_json(found))
 
 
@@ -538,7 +517,7 @@ def list_tried(runs, market):
         extra = run["labels"] - market.labels
         usd = extra * market.terms.usd_per_label
         if run["strategy"] != "small":
-            usd = market.price_teacher(run["labels"]) + market.price_rows(run["unlabeled"])
+            usd = market.price_dist(run["labels"], run["unlabeled"])
         if extra == 0 or (extra > 0 and run["strategy"] == "small"):
             found.append({**run, "usd": usd})
     return found
@@ -547,7 +526,7 @@ def list_tried(runs, market):
 def read_cells(folder, task):
     """The finished runs below a folder with their score on test, as the pilot's have it on dev."""
     found = []
-    for path in sorted(Path(folder or "").glob("*/metrics.json")) if folder else ():
+    for path in sorted(Path(folder).glob("*/metrics.json")) if folder else ():
         run = find_run(path.parent.name)
         if run and run.usual and run.strategy in STRATEGIES:
             counts = {key: getattr(run, key) for key in ("strategy", "labels", "unlabeled")}

@@ -19,22 +19,24 @@ of them are near the runs, these then move), so that the answer is a set of curv
 Nothing here knows a price.
 """
 
+import bisect
 import copy
+import functools
+import itertools
 import math
 import random
-from statistics import NormalDist
+from statistics import NormalDist, quantiles
 from typing import NamedTuple
 
 STRATEGIES = ("small", "teacher", "dist")
 STUDENTS, KEPT, OTHERS = 40_000, 1_000, 30  # draws; draws kept; draws of the rest for each kept
 DRIFT = 0.012  # standard deviation by which real curves leave the family, per e-fold past the runs
-TEACHER_NOISE = 0.02  # of one teacher run
 OUTCOMES = 40  # of a run that is not made yet
 EFFECTIVE, ROUNDS = 400, 12  # where fewer draws share the weight, moves of each
-# arm -> (what one run differs by, which noise of a draw moves the curve, which the run)
+# arm or strategy -> (what one run differs by, which noise of a draw moves the curve, which the run)
 NOISE = {"ann": ("s", 0, 1), "dist": ("sd", 2, 3), "llm": ("s", 0, 4)}
-
-normal = NormalDist().inv_cdf
+NOISE |= {"small": NOISE["ann"], "teacher": ("st", 0, 1)}
+STANDARD = NormalDist()
 
 
 class Run(NamedTuple):
@@ -61,14 +63,16 @@ def join_limits(x, y):
 
 
 class Curves:
-    """One draw: a value for each letter of the module's equations, and noise of its own."""
+    """One draw: a value for each letter of the module's equations, and noise of its own; `point`
+    are the uniform numbers that it is made of."""
 
     __slots__ = "point f a k b s at kt bt cap r bd sd l w z".split()
+    st = 0.02  # of one teacher run
 
     def ann(self, n, m=0):
         return self.f + (self.a - self.f) * rise(n, self.k, self.b)
 
-    def teach(self, n):
+    def teach(self, n, m=0):
         return self.f + (self.at - self.f) * rise(n, self.kt, self.bt)
 
     def dist(self, n, u):
@@ -83,56 +87,63 @@ class Curves:
         limit = rest * join_limits(human / rest, (self.l - self.f) / rest)
         return self.f + (share * human + (1 - share) * limit) * rise(whole, self.k, self.b)
 
+    small, teacher = ann, teach  # as strategies
+
     def predict(self, strategy, n, u):
         """(mean, standard deviation) of one run."""
-        if strategy == "teacher":
-            return self.teach(n), TEACHER_NOISE
-        return (self.ann(n), self.s) if strategy == "small" else (self.dist(n, u), self.sd)
+        return getattr(self, strategy)(n, u), getattr(self, NOISE[strategy][0])
+
+    def explain(self, runs):
+        """Log-likelihood of `runs`, up to a constant."""
+        total = 0.0
+        for run in runs:
+            mean, sd = self.predict(*run[:3])
+            degrees = 3 if run.strategy == "dist" else 4
+            total += weigh(run.score - mean, math.hypot(sd, run.error), degrees)
+        return total
 
 
-class Uniform:
-    """Numbers between 0 and 1, neither included, as `draw` gives them."""
+def normal(u):
+    """The quantile `u`, 0 to 1, of a normal distribution; likewise in those below."""
+    return STANDARD.inv_cdf(min(max(u, 1e-12), 1 - 1e-12))
 
-    def __init__(self, draw):
-        self.draw = draw
 
-    def __call__(self):
-        return min(max(self.draw(), 1e-12), 1 - 1e-12)
+def lognormal(u, median, sd):
+    return median * math.exp(sd * normal(u))
 
-    def normal(self):
-        return normal(self())
 
-    def lognormal(self, median, sd):
-        return median * math.exp(sd * normal(self()))
-
-    def bounded(self, a, b):
-        """Kumaraswamy's distribution on 0 to 1: a Beta whose inverse has a closed form."""
-        return (1 - (1 - self()) ** (1 / b)) ** (1 / a)
+def bounded(u, a, b):
+    """Kumaraswamy's distribution on 0 to 1: a Beta whose inverse has a closed form."""
+    return (1 - (1 - u) ** (1 / b)) ** (1 / a)
 
 
 def draw_student(point, constant):
-    """A curve of the student on labels, before any run; one in four rises in a jump. `point`: the
-    uniform numbers that it is made of."""
-    u, draw = Uniform(iter(point).__next__), Curves()
-    draw.point, near = point, u() < 0.7
-    floor = constant + 0.012 * u.normal() if near else constant * u()
+    """A curve of the student on labels, before any run; one in four rises in a jump."""
+    near, floor, jump, b, a, k, s = point
+    draw = Curves()
+    draw.point = point
+    floor = constant + 0.012 * normal(floor) if near < 0.7 else constant * floor
     draw.f = min(max(floor, 0.0), 0.98)
-    jump = u() < 0.25
-    draw.b = u.lognormal(2.2, 0.45) if jump else u.lognormal(0.75, 0.45)
-    draw.a = draw.f + (1 - draw.f) * u.bounded(2.1, 1.3)
-    draw.k = u.lognormal(math.exp(6.5), 2.0)
-    draw.s = u.lognormal(0.014, 0.45)
+    draw.b = lognormal(b, 2.2 if jump < 0.25 else 0.75, 0.45)
+    draw.a = draw.f + (1 - draw.f) * bounded(a, 2.1, 1.3)
+    draw.k = lognormal(k, math.exp(6.5), 2.0)
+    draw.s = lognormal(s, 0.014, 0.45)
     return draw
 
 
 def draw_others(point, student):
     """The same draw with a teacher and with what its labels are worth."""
-    u, draw = Uniform(iter(point).__next__), copy.copy(student)
+    at, kt, bt, cap, r, bd, sd = point
+    draw = copy.copy(student)
     draw.point = student.point + point
-    draw.at = draw.f + (1 - draw.f) * u.bounded(4.75, 1.35)
-    draw.kt, draw.bt = u.lognormal(math.exp(4.3), 2.0), u.lognormal(0.9, 0.4)
-    draw.cap = max(draw.a, draw.f + (1 - draw.f) * u.bounded(5.7, 1.2))
-    draw.r, draw.bd, draw.sd = u.lognormal(1, 1), u.lognormal(1.1, 0.4), u.lognormal(0.018, 0.5)
+    draw.at = draw.f + (1 - draw.f) * bounded(at, 4.75, 1.35)
+    draw.kt, draw.bt = lognormal(kt, math.exp(4.3), 2.0), lognormal(bt, 0.9, 0.4)
+    draw.cap = max(draw.a, draw.f + (1 - draw.f) * bounded(cap, 5.7, 1.2))
+    draw.r, draw.bd, draw.sd = (
+        lognormal(r, 1, 1),
+        lognormal(bd, 1.1, 0.4),
+        lognormal(sd, 0.018, 0.5),
+    )
     return draw
 
 
@@ -142,36 +153,30 @@ def add_noise(draw, u, llm):
     llm: (its own score, 0 to 1; rows it was scored on), or None.
     """
     draw = copy.copy(draw)
-    draw.z = [u.normal() for _ in range(5)]
+    draw.z = [normal(u()) for _ in range(5)]
     if llm:
         score, rows = llm
-        score += math.sqrt(max(score * (1 - score), 0.01) / rows) * u.normal()
-        draw.l = min(max(score, draw.f), 1.0) + 0.03 * abs(u.normal())
-        draw.w = u.lognormal(max(0.05, (score - draw.f) / (1 - draw.f)) ** 2, 0.5)
+        score += math.sqrt(max(score * (1 - score), 0.01) / rows) * normal(u())
+        draw.l = min(max(score, draw.f), 1.0) + 0.03 * abs(normal(u()))
+        draw.w = lognormal(u(), max(0.05, (score - draw.f) / (1 - draw.f)) ** 2, 0.5)
     return draw
 
 
-def weigh(residual, scale, error=0.0, degrees=4):
+def weigh(residual, scale, degrees=4):
     """Log of Student's t density, up to a constant: a run far off is forgiven, not believed."""
-    scale = math.hypot(scale, error)
     return -math.log(scale) - (degrees + 1) / 2 * math.log1p((residual / scale) ** 2 / degrees)
 
 
-def resample(draws, logs, u, count):
-    """(`count` draws in proportion to exp(logs), systematically; how many share the weight)."""
-    logs = list(logs)
+def resample(draws, weigh, u, count):
+    """(`count` draws in proportion to exp(weigh(draw)), systematically; how many share the
+    weight)."""
+    logs = [weigh(draw) for draw in draws]
     most = max(logs)
     weights = [math.exp(log - most) for log in logs]
-    total = sum(weights)
-    step = total / count
-    kept, reached, place, at = [], 0.0, -1, u() * step
-    for _ in range(count):
-        while reached <= at and place + 1 < len(weights):
-            place += 1
-            reached += weights[place]
-        kept.append(draws[place])
-        at += step
-    return kept, total * total / sum(weight * weight for weight in weights)
+    reached, start = list(itertools.accumulate(weights)), u()
+    wanted = ((start + i) / count * reached[-1] for i in range(count))
+    kept = [draws[bisect.bisect(reached, each, hi=len(draws) - 1)] for each in wanted]
+    return kept, reached[-1] ** 2 / sum(weight * weight for weight in weights)
 
 
 def stir(draws, make, weigh, u):
@@ -192,9 +197,39 @@ def stir(draws, make, weigh, u):
                 shifts = [(x - y) / 2 for x, y in zip(one, other, strict=True)]
             moved = make([(x + shift) % 1 for x, shift in zip(point, shifts, strict=True)])
             log = weigh(moved)
-            if math.log(u()) < log - logs[i]:
+            if u() < math.exp(min(0, log - logs[i])):
                 draws[i], logs[i] = moved, log
     return draws
+
+
+def sample(runs, constant, u, share=1):
+    """Draws that explain `runs`: students by their own runs, then each with several teachers by
+    the rest; stirred where few of them share the weight."""
+    own = [run for run in runs if run.strategy == "small"]
+    others = [run for run in runs if run.strategy != "small"]
+    n = max((run.labels for run in own), default=100)
+    guess = all(run.strategy != "teacher" for run in runs)
+
+    def make(point):
+        student = draw_student(point[:7], constant)
+        return draw_others(point[7:], student) if point[7:] else student
+
+    def weigh_student(draw):
+        return draw.explain(own)
+
+    def weigh_others(draw):
+        # Unmeasured, a teacher is hardly worse than the student.
+        weak = guess and draw.teach(n) <= draw.ann(n) - 0.02
+        return draw.explain(others) - 4 * weak
+
+    def choose(draws, weigh, weigh_moved):
+        kept, effective = resample(draws, weigh, u, KEPT // share)
+        return stir(kept, make, weigh_moved, u) if effective < EFFECTIVE else kept
+
+    students = [make([u() for _ in range(7)]) for _ in range(STUDENTS // share)]
+    students = choose(students, weigh_student, weigh_student)
+    both = [draw_others([u() for _ in range(7)], d) for d in students for _ in range(OTHERS)]
+    return choose(both, weigh_others, lambda draw: weigh_student(draw) + weigh_others(draw))
 
 
 def clip(score):
@@ -210,39 +245,10 @@ class Posterior:
     """
 
     def __init__(self, runs, constant, llm=None, error=0.0, share=1):
-        u, self.runs, self.error = Uniform(random.Random(0).random), list(runs), error
-        of = {name: [run for run in runs if run.strategy == name] for name in STRATEGIES}
-        n = max((run.labels for run in of["small"]), default=100)
-
-        def draw_point():
-            return [u() for _ in range(7)]
-
-        def make(point):
-            return draw_others(point[7:], draw_student(point[:7], constant))
-
-        def weigh_student(draw):
-            return self.weigh_runs(draw, of["small"])
-
-        def weigh_others(draw):
-            log = self.weigh_runs(draw, of["teacher"] + of["dist"])
-            # Unmeasured, a teacher is hardly worse than the student.
-            weak = not of["teacher"] and draw.teach(n) <= draw.ann(n) - 0.02
-            return log - 4 * weak
-
-        def weigh(draw):
-            return weigh_student(draw) + weigh_others(draw)
-
-        students = [draw_student(draw_point(), constant) for _ in range(STUDENTS // share)]
-        students, effective = resample(students, map(weigh_student, students), u, KEPT // share)
-        if effective < EFFECTIVE:
-            students = stir(students, lambda p: draw_student(p, constant), weigh_student, u)
-        both = [draw_others(draw_point(), draw) for draw in students for _ in range(OTHERS)]
-        kept, effective = resample(both, map(weigh_others, both), u, KEPT // share)
-        if effective < EFFECTIVE:
-            kept = stir(kept, make, weigh, u)
-        self.draws = [add_noise(draw, u, llm) for draw in kept]
-        self.most_labels = max((run.labels for run in of["small"]), default=10)
-        self.most_rows = max((run.unlabeled for run in of["dist"]), default=1000)
+        u, self.runs, self.error = random.Random(0).random, list(runs), error
+        self.draws = [add_noise(draw, u, llm) for draw in sample(self.runs, constant, u, share)]
+        self.most_labels = max((run.labels for run in runs if run.strategy == "small"), default=10)
+        self.most_rows = max((run.unlabeled for run in runs if run.unlabeled), default=1000)
 
     @classmethod
     def join(cls, parts):
@@ -250,30 +256,18 @@ class Posterior:
         joined = cls.__new__(cls)
         joined.runs, joined.error = [], 0.0
         joined.draws = [draw for part in parts for draw in part.draws]
-        for name in ("most_labels", "most_rows"):
-            setattr(joined, name, max(getattr(part, name) for part in parts))
+        joined.most_labels = max(part.most_labels for part in parts)
+        joined.most_rows = max(part.most_rows for part in parts)
         return joined
-
-    @staticmethod
-    def weigh_runs(draw, runs):
-        total = 0.0
-        for run in runs:
-            mean, sd = draw.predict(run.strategy, run.labels, run.unlabeled)
-            total += weigh(run.score - mean, sd, run.error, 3 if run.strategy == "dist" else 4)
-        return total
 
     def ann(self, n, noise=1):
         return self.score("ann", (n, 0), noise)
-
-    def teach(self, n):
-        """Scores of one teacher run on n labels, one a draw."""
-        return [clip(d.teach(n) + TEACHER_NOISE * d.z[1]) for d in self.draws]
 
     def dist(self, n, u, noise=1):
         return self.score("dist", (n, u), noise)
 
     def score(self, arm, counts, noise=1):
-        """Scores of an arm (ann, dist, llm) at its counts (labels, rows), one a draw; with noise 0
+        """Scores of an arm or a strategy at its counts (labels, rows), one a draw; with noise 0
         what runs score on average."""
         (n, m), (sd, far, own) = counts, NOISE[arm]
         beyond = m / self.most_rows if arm == "dist" else (n + m) / self.most_labels
@@ -284,52 +278,37 @@ class Posterior:
             scores.append(clip(getattr(d, arm)(n, m) + drift * d.z[far] + spread * d.z[own]))
         return scores
 
-    def find_misfits(self):
+    @functools.cached_property
+    def misfits(self):
         """The runs outside the 98% band of their own posterior: no curve goes through them all."""
+        scores = [self.score(run.strategy, run[1:3]) for run in self.runs]
+        cuts = [quantiles(each, n=100, method="inclusive") for each in scores]
+        both = zip(self.runs, cuts, strict=True)
+        return [run for run, cut in both if not cut[0] <= run.score <= cut[-1]]
 
-        def list_scores(strategy, n, u):
-            if strategy == "teacher":
-                return self.teach(n)
-            return self.ann(n) if strategy == "small" else self.dist(n, u)
+    def value_of_run(self, run, leads):
+        """(points, 0 to 100, that the choice between two options gains by knowing `run` first; how
+        often it changes): the expected value of sample information.
 
-        bands = [(run, sorted(list_scores(*run[:3]))) for run in self.runs]
-        return [run for run, v in bands if not quantile(v, 0.01) <= run.score <= quantile(v, 0.99)]
-
-    def value_of_run(self, run, options):
-        """(points, 0 to 100, that the chosen option gains by knowing `run` first; how often it
-        changes): the expected value of sample information.
-
-        run: (strategy, labels, unlabeled); options: for each, its scores, one a draw, no noise.
+        run: (strategy, labels, unlabeled); leads: of one option over the other, one a draw, no
+        noise.
         """
-        u, count = Uniform(random.Random(1).random), len(self.draws)
+        u, gain, changed = random.Random(1).random, 0, 0
         expected = [draw.predict(*run) for draw in self.draws]
-        means = [sum(option) / count for option in options]
-        now = max(range(len(means)), key=means.__getitem__)
-        gain = changed = 0
         for _ in range(OUTCOMES):
-            mean, sd = expected[int(u() * count)]
-            found = mean + sd * u.normal()
+            mean, sd = expected[int(u() * len(expected))]
+            found = mean + sd * normal(u())
             weights = [math.exp(weigh(found - mean, sd)) for mean, sd in expected]
-            total = sum(weights)
-            means = [sum(map(float.__mul__, weights, option)) / total for option in options]
-            best = max(range(len(means)), key=means.__getitem__)
-            gain += means[best] - means[now]
-            changed += best != now
+            lead = sum(map(float.__mul__, weights, leads)) / sum(weights)
+            if (lead > 0) != (sum(leads) > 0):
+                gain, changed = gain + abs(lead), changed + 1
         return 100 * gain / OUTCOMES, changed / OUTCOMES
-
-
-def quantile(values, q):
-    """The q-quantile, between the two nearest values."""
-    values = sorted(values)
-    place = (len(values) - 1) * q
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return values[low] + (values[high] - values[low]) * (place - low)
 
 
 def band(values):
     """(10%, 50%, 90%) in points, 0 to 100: the band that four of five runs fall into."""
-    return tuple(100 * quantile(values, q) for q in (0.1, 0.5, 0.9))
+    tenths = quantiles(values, n=10, method="inclusive")
+    return tuple(100 * tenths[i] for i in (0, 4, 8))
 
 
 def share_above(first, second):

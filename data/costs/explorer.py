@@ -19,8 +19,7 @@ COLUMNS = ("f", "a", "k", "b", "s", "at", "kt", "bt", "cap", "r", "bd", "sd")
 
 def make_row(draw, columns):
     """One draw, its numbers to six digits."""
-    noise = {f"z{i}": z for i, z in enumerate(draw.z)}
-    values = (noise[name] if name in noise else getattr(draw, name) for name in columns)
+    values = [getattr(draw, name) for name in columns] + draw.z
     return [float(f"{value:.6g}") for value in values]
 
 
@@ -30,28 +29,26 @@ def make_state(title, posterior, market, found, serving, command, llm_tokens=Non
     found: the advice's plain numbers; serving: [(Serving, dollars of an hour of its device)], which
     for the GPU to rent is the slider's.
     """
-    terms, unit, judged = market.terms, market.unit, "llm" in found["budgets"][0]["buys"]
-    columns = [*COLUMNS, *("l", "w") * judged, *(f"z{i}" for i in range(5))]
+    terms, columns = market.terms, [*COLUMNS, *("l", "w") * market.llm]
     draws = posterior.draws[:: max(1, len(posterior.draws) // DRAWS)][:DRAWS]
     ways = [
         {"model": way.model, "seconds": way.seconds, "gpus": way.gpus, "hour_usd": hour,
          "rented": way.gpu is not None and hour == terms.usd_per_gpu_hour}
         for way, hour in serving
     ]  # fmt: skip
-    teacher, rows = (
-        [(count / unit, hours) for count, hours in sorted(table.items())]
-        for table in (terms.teacher_hours, terms.distill_hours)
-    )
     prices = {"label_usd": terms.usd_per_label, "gpu_usd": terms.usd_per_gpu_hour, "factor": 1}
     prices |= {"llm_usd": terms.usd_per_llm_label, "budget": found["split"]["budget"]}
     counts = {"labels": market.labels, "unlabeled": market.unlabeled, "predictions": 1_000_000}
-    state = {"title": title, "columns": columns, "rows": [make_row(d, columns) for d in draws]}
+    state = {"title": title, "rows": [make_row(draw, columns) for draw in draws]}
+    state["columns"] = [*columns, *(f"z{i}" for i in range(5))]
     state |= {key: getattr(posterior, key) for key in ("most_labels", "most_rows", "error")}
-    state |= {"sure": found["sure"], "llm": judged, "unit": unit, "row_hours": rows}
+    state |= {key: getattr(market, key) for key in ("unit", "llm")}
     state |= {"labels_there": market.most_labels, "llm_tokens": llm_tokens, "command": command}
-    state["teacher_hours"] = [(n, hours / unit) for n, hours in teacher]
+    state["teacher_hours"] = sorted(terms.teacher_hours.items())
+    state["row_hours"] = sorted(terms.distill_hours.items())
     state["serving"] = ways + [{"model": "LLM"}] * (terms.usd_per_llm_label is not None)
-    return {**state, "notes": found["notes"], "market": {**prices, **counts}}
+    state |= {"sure": found["sure"], "notes": found["notes"], "market": {**prices, **counts}}
+    return state
 
 
 def write_page(path, state):

@@ -37,7 +37,7 @@ class Pilot(NamedTuple):
 
 def read_pilot(folder, task):
     """The Pilot of all runs in `folder` that have a dev score; without one, the prior's."""
-    runs, errors, seen, llm, annotator = [], [], {}, None, None
+    runs, errors, first, llm, annotator = [], [], None, None, None
     for path in sorted(Path(folder).glob("*/dev/metrics.json")) if folder else ():
         run = parse_run(path.parents[1].name)
         if run.strategy not in ("small", "teacher", "dist", "prompted") or not run.usual:
@@ -47,11 +47,10 @@ def read_pilot(folder, task):
             llm = found["score"] / 100, found["n"]
             annotator = next((p.parent.name for p in path.parent.glob("*/annotation.json")), None)
             continue
-        data = (found.get("provenance") or {}).get("data_sha256")
-        seen.setdefault((found["metric"], found["n"], data), path)
-        if len(seen) > 1:
-            first = next(iter(seen.values()))
-            raise UserError(f"{path}: another metric or scored on other rows than {first}")
+        rows = found["n"], (found.get("provenance") or {}).get("data_sha256")
+        first = first or (found["metric"], *rows, path)
+        if (found["metric"], *rows) != first[:3]:
+            raise UserError(f"{path}: another metric or scored on other rows than {first[3]}")
         ends = need(found, f"intervals {found['metric']}", list, path)
         errors.append((max(ends) - min(ends)) / 3.92 / 100)  # a 95% interval
         runs.append(Run(run.strategy, run.labels, run.unlabeled, found["score"] / 100))
@@ -64,7 +63,7 @@ def read_pilot(folder, task):
     # of seeds covers it.
     own = math.sqrt(max(0, error**2 / 2 - 0.01**2))
     runs = [run._replace(error=own) for run in runs]
-    return Pilot(runs, constant, error, *next(iter(seen))[:2], llm, annotator)
+    return Pilot(runs, constant, error, *first[:2], llm, annotator)
 
 
 def read_score(path, task):
@@ -88,12 +87,8 @@ def make_posterior(pilot, unit=1):
         return Posterior(pilot.runs, pilot.constant, pilot.llm, pilot.error)
     parts = []
     for task in pilot.like:
-        runs = [
-            run._replace(labels=run.labels // unit, unlabeled=run.unlabeled // unit)
-            for run in read_paper_runs(load_task(task))
-        ]
-        constant, share = PAPER_CONSTANTS[task] / 100, len(pilot.like)
-        parts.append(Posterior(runs, constant, pilot.llm, share=share))
+        runs, constant = read_paper_runs(load_task(task), unit), PAPER_CONSTANTS[task] / 100
+        parts.append(Posterior(runs, constant, pilot.llm, share=len(pilot.like)))
     return Posterior.join(parts)
 
 
@@ -121,8 +116,9 @@ def load_scores(path=DATA / "paper" / "scores.csv"):
     return list(rows.values())
 
 
-def read_paper_runs(task):
-    """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once."""
+def read_paper_runs(task, unit=1):
+    """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once and
+    divided by `unit`."""
     label, found = price_label(load_prices(), task.name, task), {}
     for row in load_scores():
         table, arm = row["table"], row["strategy"].removesuffix("-full")
@@ -135,4 +131,4 @@ def read_paper_runs(task):
                 extra = round(row["budget_usd"] / float(label))
             labels = min(row["labels"] + extra, task.rows["train"])
             found.setdefault((arm, labels, row["unlabeled"] or 0), row["score"] / 100)
-    return [Run(*key, score) for key, score in found.items()]
+    return [Run(arm, n // unit, rows // unit, score) for (arm, n, rows), score in found.items()]
