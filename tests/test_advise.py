@@ -319,6 +319,15 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
     assert find_range([far]) == find_range([panel])  # else all that matters would be flat
 
 
+def test_a_lowest_budget_without_a_teacher_leaves_the_others_their_bands(
+    capsys, tmp_path, few_draws
+):
+    saved = tmp_path / "wlp-advice.json"
+    ask(capsys, "--runs", write_pilot(tmp_path, WLP), "--budgets", "50 1300", "--save", saved)
+    curve = read_json(saved)["curve"]
+    assert [*curve[0]["bands"]] == ["ann"] and [*curve[-1]["bands"]] == ["ann", "dist"]
+
+
 def test_a_budget_that_covers_no_teacher_pays_nothing_back(capsys, tmp_path, few_draws):
     words = ("--runs", write_pilot(tmp_path, WLP), "--budgets", "10 20 30")
     found = ask_json(capsys, *words)

@@ -63,6 +63,25 @@ def test_counts_that_do_not_go_together_are_refused(words, capsys):
     assert "--unlabeled goes with --labels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("strategy", "script"), [("dist", "train_teacher"), ("self", "train_small")]
+)
+def test_a_distilled_run_learns_from_the_run_that_its_name_needs(
+    tmp_path, monkeypatch, strategy, script
+):
+    words = ("--strategy", strategy, "--labels", "100", "--unlabeled", "1900")
+    args, called = make_args(tmp_path, *words), []
+    args.most = 1900
+    monkeypatch.setattr(sweep, "call", lambda *words: called.append([*map(str, words)]))
+    (run,) = sweep.list_runs(args)
+    inputs = sweep.find_inputs(args, run)
+    home = args.runs / run.needs[0]
+    train, label = called
+    assert train[0] == script and train[-1] == str(home)
+    assert label[:2] == ["distill", "--labels-only"] and str(home / "model") in label
+    assert inputs[-1] == home / "labels"
+
+
 def test_the_best_trial_is_the_cheapest_of_equals_and_edges_are_told(tmp_path):
     args = make_args(tmp_path, "--rates", "1", "2", "3", "--steps", "10", "30")
     trials = [(50.0, 10, 1), (60.0, 30, 2), (60.0, 10, 3), (60.0, 10, 2)]

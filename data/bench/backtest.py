@@ -30,7 +30,7 @@ from sklearn.isotonic import IsotonicRegression
 from data.costs.advise import Market, find_turns
 from data.costs.budget import make_terms
 from data.costs.curves import Posterior, Run, band, share_above
-from data.costs.pilot import PAPER_CONSTANTS, load_scores, read_paper_runs
+from data.costs.pilot import load_scores, read_paper_runs
 from data.costs.prices import load_prices
 from data.files import DATA, UserError, make_parser, read_csv, run_cli
 from data.tasks import PAPER_TASKS, load_task
@@ -63,7 +63,7 @@ def load_mini(folder):
             task, arm = names[row["Task"]], ARMS.get(row["Strategy"])
             seeds = (row["By seed"] or row["Score"].split()[0]).split()
             if row["Constant"]:
-                constants[task] = float(row["Constant"])
+                constants[task] = float(row["Constant"]) / 100
             if arm and seeds != ["N/A"]:
                 run, known = (arm, int(row["Labels"]), int(row["Unlabeled"] or 0)), scores[task]
                 known[run] = max(known.get(run, []), [float(each) for each in seeds], key=len)
@@ -77,9 +77,7 @@ def load_mini(folder):
     return measured
 
 
-@functools.cache
-def fit(runs, constant):
-    return Posterior(runs, constant / 100)
+fit = functools.cache(Posterior)  # of the same runs once
 
 
 class Place:
@@ -145,8 +143,7 @@ def check_labels(measured):
         for low, high, name in HORIZONS if pilot else ():
             far = [run for run in place.students if low <= run.labels / pilot[-1].labels < high]
             if far:
-                posterior = fit(pilot, place.constant)
-                yield ("labels", place.world, name), measure_error(posterior, far)
+                yield ("labels", place.world, name), measure_error(place.fit("P1"), far)
 
 
 def check_rows(measured):
@@ -214,10 +211,8 @@ def check_first_lead(measured, level):
 
     The table shows a bracket: from the teacher's price, or the last budget lost, to the first won.
     """
-    scores = pd.DataFrame(row for row in load_scores() if row["table"] == 2 and row["budget_usd"])
-    scores = scores.pivot(
-        index=["task", "labels", "budget_usd"], columns="strategy", values="score"
-    )
+    rows = pd.DataFrame(row for row in load_scores() if row["table"] == 2 and row["budget_usd"])
+    scores = rows.pivot(index=["task", "labels", "budget_usd"], columns="strategy", values="score")
     for (task, n), gaps in (scores.dist - scores.small).dropna().groupby(level=["task", "labels"]):
         budgets = gaps.droplevel(["task", "labels"])
         place = Place(measured, "paper", task, n)
@@ -297,10 +292,10 @@ def main(argv=None):
     if not args.output.parent.is_dir():  # before minutes are spent
         raise UserError(f"{args.output.parent}: no such folder to write to")
     measured = load_mini(args.results)
-    for task, constant in PAPER_CONSTANTS.items():  # its Tables 2, 3, 4, 9 and 11
-        measured["paper", task] = read_paper_runs(load_task(task)), constant
+    measured |= {("paper", task): read_paper_runs(task) for task in PAPER_TASKS}
     for *row, value, cases, bounds in list_results(measured):
-        kept = [show_bounds(*bounds), bounds[0] <= value <= bounds[1]] if bounds else ["", ""]
+        low, high = bounds or (0, 0)
+        kept = [show_bounds(low, high), bool(low <= value <= high)] if bounds else ["", ""]
         rows.append([*row, f"{value:.3f}", cases, *kept])
         print(*rows[-1], sep="\t", flush=True)
     with open(args.output, "w", encoding="utf-8", newline="") as file:

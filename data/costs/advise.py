@@ -352,17 +352,17 @@ def show_next(ranked):
 
 def show_costs(ways):
     """Serving costs and from how many predictions on distilling has paid."""
-    hows = [entry["how"] for entry in ways]
-    students = [entry for entry in ways if entry["model"] == "student"]
-    if not students:
+    hows = [way["how"] for way in ways]
+    builds = [way["build_usd"] for way in ways if way["model"] == "student"]
+    if not builds:
         hows.append("no model is scored yet, so none is measured")
-    paid = [(entry["paid_back_after"], entry["model"]) for entry in ways]
-    paid = [f"{show_digits(n)} against the {model}" for n, model in paid if n is not None]
     text = f"Serving, $ per million predictions: {'; '.join(hows)}"
-    if not paid:
-        return text
-    spent = show_dollars(students[0]["build_usd"])
-    return f"{text}. {spent} of distilling paid back after (predictions) {', '.join(paid)}"
+    paid = [(way["paid_back_after"], way["model"]) for way in ways]
+    paid = [f"{show_digits(n)} against the {model}" for n, model in paid if n is not None]
+    if paid:
+        spent = show_dollars(builds[0])
+        text += f". {spent} of distilling paid back after (predictions) {', '.join(paid)}"
+    return text
 
 
 def name_run(run):
@@ -489,8 +489,7 @@ def run_advise(args):
     found = {"task": task.name, "title": task.title, **found}
     if args.save:
         save_advice(args, posterior, market, found)
-    shown = json.dumps(to_json(found), indent=2) if args.json else show_advice(task, found, market)
-    print(shown)
+    print(json.dumps(to_json(found), indent=2) if args.json else show_advice(task, found, market))
 
 
 def save_advice(args, posterior, market, found):

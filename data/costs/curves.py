@@ -139,11 +139,8 @@ def draw_others(point, student):
     draw.at = draw.f + (1 - draw.f) * bounded(at, 4.75, 1.35)
     draw.kt, draw.bt = lognormal(kt, math.exp(4.3), 2.0), lognormal(bt, 0.9, 0.4)
     draw.cap = max(draw.a, draw.f + (1 - draw.f) * bounded(cap, 5.7, 1.2))
-    draw.r, draw.bd, draw.sd = (
-        lognormal(r, 1, 1),
-        lognormal(bd, 1.1, 0.4),
-        lognormal(sd, 0.018, 0.5),
-    )
+    draw.r, draw.bd = lognormal(r, 1, 1), lognormal(bd, 1.1, 0.4)
+    draw.sd = lognormal(sd, 0.018, 0.5)
     return draw
 
 
@@ -202,7 +199,7 @@ def stir(draws, make, weigh, u):
     return draws
 
 
-def sample(runs, constant, u, share=1):
+def sample(runs, constant, u, share):
     """Draws that explain `runs`: students by their own runs, then each with several teachers by
     the rest; stirred where few of them share the weight."""
     own = [run for run in runs if run.strategy == "small"]
@@ -232,33 +229,24 @@ def sample(runs, constant, u, share=1):
     return choose(both, weigh_others, lambda draw: weigh_student(draw) + weigh_others(draw))
 
 
-def clip(score):
-    return min(1.0, max(0.0, score))
-
-
 class Posterior:
     """Draws that explain `runs` (Run) of a task whose constant predictor scores `constant`, 0 to 1.
 
     llm: (an LLM's own score, rows) or None; error: the standard error of a score by the rows it is
-    measured on. With a `share` of 2 or more there are so many times fewer draws, to be joined with
-    those of other tasks.
+    measured on. like: [(runs, constant)] of the tasks that one without runs is like; each has its
+    share of the draws.
     """
 
-    def __init__(self, runs, constant, llm=None, error=0.0, share=1):
-        u, self.runs, self.error = random.Random(0).random, list(runs), error
-        self.draws = [add_noise(draw, u, llm) for draw in sample(self.runs, constant, u, share)]
-        self.most_labels = max((run.labels for run in runs if run.strategy == "small"), default=10)
-        self.most_rows = max((run.unlabeled for run in runs if run.unlabeled), default=1000)
-
-    @classmethod
-    def join(cls, parts):
-        """What is known of a task that is like one of several: their draws, and no run."""
-        joined = cls.__new__(cls)
-        joined.runs, joined.error = [], 0.0
-        joined.draws = [draw for part in parts for draw in part.draws]
-        joined.most_labels = max(part.most_labels for part in parts)
-        joined.most_rows = max(part.most_rows for part in parts)
-        return joined
+    def __init__(self, runs, constant, llm=None, error=0.0, like=()):
+        self.runs, self.error, self.draws = list(runs), error, []
+        groups = like or [(self.runs, constant)]
+        for known, floor in groups:
+            u = random.Random(0).random
+            found = sample(known, floor, u, len(groups))
+            self.draws += [add_noise(draw, u, llm) for draw in found]
+        seen = [run for known, _ in groups for run in known]
+        self.most_labels = max((run.labels for run in seen if run.strategy == "small"), default=10)
+        self.most_rows = max((run.unlabeled for run in seen if run.unlabeled), default=1000)
 
     def ann(self, n, noise=1):
         return self.score("ann", (n, 0), noise)
@@ -275,7 +263,8 @@ class Posterior:
         scores = []
         for d in self.draws:
             spread = noise * math.hypot(getattr(d, sd), self.error)  # of a run as measured
-            scores.append(clip(getattr(d, arm)(n, m) + drift * d.z[far] + spread * d.z[own]))
+            score = getattr(d, arm)(n, m) + drift * d.z[far] + spread * d.z[own]
+            scores.append(min(1.0, max(0.0, score)))
         return scores
 
     @functools.cached_property
@@ -293,14 +282,14 @@ class Posterior:
         run: (strategy, labels, unlabeled); leads: of one option over the other, one a draw, no
         noise.
         """
-        u, gain, changed = random.Random(1).random, 0, 0
+        u, gain, changed, now = random.Random(1).random, 0, 0, sum(leads) > 0
         expected = [draw.predict(*run) for draw in self.draws]
         for _ in range(OUTCOMES):
             mean, sd = expected[int(u() * len(expected))]
             found = mean + sd * normal(u())
             weights = [math.exp(weigh(found - mean, sd)) for mean, sd in expected]
             lead = sum(map(float.__mul__, weights, leads)) / sum(weights)
-            if (lead > 0) != (sum(leads) > 0):
+            if (lead > 0) != now:
                 gain, changed = gain + abs(lead), changed + 1
         return 100 * gain / OUTCOMES, changed / OUTCOMES
 

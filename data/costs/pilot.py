@@ -83,13 +83,8 @@ def read_score(path, task):
 
 def make_posterior(pilot, unit=1):
     """The curves that explain a Pilot; `unit` divides the paper's counts where those stand in."""
-    if pilot.runs:
-        return Posterior(pilot.runs, pilot.constant, pilot.llm, pilot.error)
-    parts = []
-    for task in pilot.like:
-        runs, constant = read_paper_runs(load_task(task), unit), PAPER_CONSTANTS[task] / 100
-        parts.append(Posterior(runs, constant, pilot.llm, share=len(pilot.like)))
-    return Posterior.join(parts)
+    like = [read_paper_runs(task, unit) for task in pilot.like]
+    return Posterior(pilot.runs, pilot.constant, pilot.llm, pilot.error, like)
 
 
 # --- the paper's scores --------------------------------------------------------------------
@@ -116,13 +111,14 @@ def load_scores(path=DATA / "paper" / "scores.csv"):
     return list(rows.values())
 
 
-def read_paper_runs(task, unit=1):
-    """The Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once and
-    divided by `unit`."""
-    label, found = price_label(load_prices(), task.name, task), {}
+def read_paper_runs(name, unit=1):
+    """(the Runs of one of the paper's tasks in its Tables 2, 3, 4, 9 and 11, each count once and
+    divided by `unit`; its constant predictor, 0 to 1)."""
+    task = load_task(name)
+    label, found = price_label(load_prices(), name, task), {}
     for row in load_scores():
         table, arm = row["table"], row["strategy"].removesuffix("-full")
-        skip = row["task"] != task.name or row["score"] is None or table == 10
+        skip = row["task"] != name or row["score"] is None or table == 10
         skip |= arm not in ("small", "teacher", "dist") or (table, arm) == (3, "small")
         skip |= table == 9 and (arm != "teacher" or row["metric"] in ("macro F1", "EM"))
         if not skip:
@@ -131,4 +127,5 @@ def read_paper_runs(task, unit=1):
                 extra = round(row["budget_usd"] / float(label))
             labels = min(row["labels"] + extra, task.rows["train"])
             found.setdefault((arm, labels, row["unlabeled"] or 0), row["score"] / 100)
-    return [Run(arm, n // unit, rows // unit, score) for (arm, n, rows), score in found.items()]
+    runs = [Run(arm, n // unit, rows // unit, score) for (arm, n, rows), score in found.items()]
+    return runs, PAPER_CONSTANTS[name] / 100
