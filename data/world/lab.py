@@ -41,10 +41,6 @@ class Row(NamedTuple):
     needs: frozenset | list
     content: tuple
 
-    def as_line(self):
-        """The row as in the files."""
-        return {"source": self.source, "target": self.target}
-
 
 class Lab:
     """The lexicon in a seeded order of frequency, and sentences drawn from it.
@@ -142,9 +138,6 @@ class HeldOut:
 
     def __init__(self, contents=()):
         self.by_start = defaultdict(set)  # first three words of the first text -> contents
-        self.add(contents)
-
-    def add(self, contents):
         for content in contents:
             self.by_start[tuple(split_words(content[0])[:3])].add(content)
 
@@ -172,9 +165,9 @@ def fill_splits(draw, rng, sizes, new=frozenset()):
     drawn before: the question or claim itself is new, whatever opens it. No train or unlabeled row
     needs anything `new`.
     """
-    seen, held, splits = set(), HeldOut(), {}
+    seen, contents, splits = set(), [], {}
     for split, size in sizes.items():
-        rows, scored = [], split in ("dev", "test")
+        rows, scored, held = [], split in ("dev", "test"), HeldOut(contents)
         while len(rows) < size:
             row = draw(rng)
             if row.source in seen or held.told_in(row.source):
@@ -183,7 +176,7 @@ def fill_splits(draw, rng, sizes, new=frozenset()):
                 seen.add(row.source)
                 rows.append(row)
         splits[split] = rows
-        held.add(row.content for row in rows if scored)
+        contents += [row.content for row in rows if scored]
     return splits
 
 
@@ -197,7 +190,10 @@ def draw_splits(sizes=SIZES):
 
     Unlabeled rows have targets too, for a simulated annotator; nothing else may see these.
     """
-    return {split: [row.as_line() for row in rows] for split, rows in draw_rows(sizes).items()}
+    splits = draw_rows(sizes).items()
+    return {
+        split: [{"source": r.source, "target": r.target} for r in rows] for split, rows in splits
+    }
 
 
 def draw_pretraining_text(count):

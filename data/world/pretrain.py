@@ -15,18 +15,15 @@ Paper:  the paper takes pre-trained T5 v1.1 as free (section 2.1) and, in Table 
         of T5 v1.1 did; student-short, on 15 times fewer, shows what that does.
 
 The T5s have T5 v1.1's architecture (gated GELU), a vocabulary of up to 1,792 pieces with byte
-fallback, and an output head tied to the embeddings (asserted after save and load). Their objectives
-are made from unlabeled text alone. In the lab: restore a masked sentence, list its rarer words, and
-T5's span corruption. In the town: restore, span corruption, and salient spans (a name's fact or a
-word that connects two sentences, as the checkpoints that the paper uses for Natural Questions mask
-names and dates). Models this small do not find copying in minutes, so they start from weights in
-which one head already looks one token back and one cross-attention head copies what follows a
-match, and in the town one finds like words; it is an initialisation only and says nothing about
-labels.
+fallback, and an output head tied to the embeddings (asserted after save and load). Some heads start
+as copiers or matchers, as models this small do not find copying in minutes: an initialisation only,
+which says nothing about labels. Objectives are made from unlabeled text alone: restore a masked
+sentence and T5's span corruption, in the lab list rarer words, in the town salient spans (as the
+checkpoints that the paper uses for Natural Questions mask names and dates).
 
-The encoder has BERT's architecture and objective: 15% of the words are to be guessed; 80% of these
-are masked, 10% replaced, 10% left. Whole words, as the pieces of a short vocabulary give each other
-away. There are no sentence pairs. In the town 85% of the examples mask one salient word instead.
+The encoder has BERT's architecture and objective, of whole words, as the pieces of a short
+vocabulary give each other away, and without pairs of sentences; in the town 85% of its examples
+mask one salient word instead.
 """
 
 import hashlib
@@ -82,9 +79,6 @@ MIX = {
     "lab": {"restore": 0.3, "list": 0.4, "spans": 0.3},
     "town": {"restore": 0.05, "spans": 0.1, "salient": 0.85},
 }
-
-
-# --- vocabulary -----------------------------------------------------------------------------
 
 
 def train_pieces(region, lines, model):
@@ -332,9 +326,9 @@ def build_model(region, which, vocabulary_size, seed):
     """A model of the mini size `which`, head tied to the embeddings."""
     torch.manual_seed(seed)
     width, heads, layers = SIZES[which]
-    shared = {"vocab_size": vocabulary_size, "pad_token_id": 0}
     if which == ENCODER:
         config = transformers.BertConfig(
+            vocab_size=vocabulary_size,
             hidden_size=width,
             num_attention_heads=heads,
             num_hidden_layers=layers,
@@ -342,10 +336,10 @@ def build_model(region, which, vocabulary_size, seed):
             max_position_embeddings=POSITIONS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            **shared,
         )
         return transformers.BertForMaskedLM(config)
     config = transformers.T5Config(
+        vocab_size=vocabulary_size,
         d_model=width,
         d_kv=32,
         num_heads=heads,
@@ -355,9 +349,7 @@ def build_model(region, which, vocabulary_size, seed):
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
         relative_attention_max_distance=64,
-        eos_token_id=1,
         decoder_start_token_id=0,
-        **shared,
     )
     model = transformers.T5ForConditionalGeneration(config)
     set_copying_heads(model)
@@ -415,9 +407,7 @@ def train(region, which, steps, tokenizer, lines, args):
             logging_steps=min(100, max(1, steps // 5)),
             save_steps=args.save_steps,
             save_total_limit=2,
-            remove_unused_columns=False,
             dataloader_pin_memory=False,
-            disable_tqdm=True,
             seed=args.seed,
             **choose_schedule(region, which, steps),
         ),

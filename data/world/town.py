@@ -254,7 +254,7 @@ def draw_splits(task, seed=SEED, sizes=None):
     """
     new, splits = Town(seed).new, {}
     for split, rows in draw_rows(task, seed, sizes).items():
-        lines = splits[split] = [row.as_line() for row in rows]
+        lines = splits[split] = [{"source": row.source, "target": row.target} for row in rows]
         if task in CLOSED_BOOK and split in ("dev", "test"):
             for line, row in zip(lines, rows, strict=True):
                 line["half"] = "new" if row.needs & new else "shared"
@@ -269,33 +269,35 @@ def draw_pretraining_text(count):
     return held.draw_lines(lambda: town.draw_document(rng), count)
 
 
-def format_stats(task):
-    """Sizes, lengths, labels and how much of what test needs the other splits tell, as text."""
+def show_stats(task):
+    """Print sizes, lengths, labels and how much of what test needs the other splits tell."""
     splits, new = draw_rows(task), Town().new
-    test, words = splits["test"], sum(len(row.source.split()) for row in splits["test"])
-    sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in splits)
-    lines = [f"{task}: {sizes}; {words / len(test):.1f} words a test source"]
+    test, train = splits["test"], splits["train"]
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
+    words = sum(len(row.source.split()) for row in test) / len(test)
+    print(f"{task}: {sizes}; {words:.1f} words a test source")
     counts = Counter(row.target for row in test)
     if len(counts) < 10:
-        lines.append("labels in test: " + ", ".join(f"{k} {n}" for k, n in counts.most_common()))
+        print("labels in test:", ", ".join(f"{k} {n}" for k, n in counts.most_common()))
     what = {"fever": "facts", "nq": "facts", "stanceosaurus": "cues"}.get(task, "pairs of words")
     if task in CLOSED_BOOK:
         count = sum(bool(row.needs & new) for row in test)
-        lines.append(f"test: {len(test) - count} rows on shared facts, {count} on new ones")
+        print(f"test: {len(test) - count} rows on shared facts, {count} on new ones")
     needed = [need for row in test for need in row.needs]
-    train = splits["train"]
     seen = {f"{n:,} labels": train[:n] for n in (100, 500, len(train))}
     for name, rows in {**seen, "the unlabeled rows": splits["unlabeled"]}.items():
         known = {need for row in rows for need in row.needs}
         unseen = sum(need not in known for need in needed) / len(needed)
-        lines.append(f"{unseen:.0%} of the {what} that test needs do not occur in {name}")
-    return "\n".join(lines)
+        print(f"{unseen:.0%} of the {what} that test needs do not occur in {name}")
 
 
 def main(argv=None):
     parser, tasks = make_parser(__doc__), {"choices": TASKS, "default": list(TASKS)}
     parser.add_argument("--task", nargs="+", help="(default: all five)", **tasks)
-    print("\n\n".join(format_stats(task) for task in parser.parse_args(argv).task))
+    for i, task in enumerate(parser.parse_args(argv).task):
+        if i:
+            print()
+        show_stats(task)
 
 
 if __name__ == "__main__":
