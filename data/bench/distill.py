@@ -22,7 +22,6 @@ add exactly nothing: its outputs stay those of a real teacher, its cost is that 
 
 import argparse
 import contextlib
-import json
 import math
 import random
 import shlex
@@ -33,13 +32,14 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import distill
 from data.bench.sweep import call
 from data.costs.flags import make_flags, show_flags
 from data.costs.prices import show_columns
-from data.files import ROOT, UserError, make_parser, read_json, run_cli
+from data.files import ROOT, UserError, make_parser, read_json, run_cli, show_rows, write_atomic
 from data.tasks import load_task
 
 LENGTHS = ["--prefix", "wlp: ", "--max-source-length", "64", "--max-target-length", "64"]
@@ -69,9 +69,6 @@ def say(text):
 def load(folder):
     """A T5 folder in fp32."""
     return distill.load_model(str(folder), distill.load_parts(str(folder))[0])
-
-
-# --- a teacher --------------------------------------------------------------------------------
 
 
 def make_teacher(args):
@@ -216,9 +213,9 @@ def make_loss(student, temperature):
 
 def measure_speed(args):
     teacher, unlabeled = make_teacher(args), args.output / "rows.jsonl"
-    lines = (args.data / "unlabeled.jsonl").read_text(encoding="utf-8").splitlines()[: args.rows]
-    unlabeled.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [json.loads(line)["source"] for line in lines]
+    rows = distill.read_rows(args.data / "unlabeled.jsonl", "source")[: args.rows]
+    write_atomic(unlabeled, show_rows(rows))
+    rows = [row["source"] for row in rows]
     size = load(args.models / "student").num_parameters()
     results = []
     for times in args.times:
@@ -256,9 +253,8 @@ def run_all(args, teacher, rows, unlabeled):
 def write_plain(args):
     """A file of the rows with the teacher's targets as text."""
     path, labels = args.output / "plain.jsonl", open_labels(args.output / "labels")
-    with open(path, "w", encoding="utf-8") as file:
-        for source, target in zip(labels.read("source"), labels.read("target"), strict=True):
-            file.write(json.dumps({"source": source, "target": target or "nothing"}) + "\n")
+    pairs = zip(labels.read("source"), labels.read("target"), strict=True)
+    write_atomic(path, show_rows({"source": s, "target": t or "nothing"} for s, t in pairs))
     return path
 
 
@@ -283,10 +279,8 @@ def show_speed(args, results):
                 values[f"    {letter}: {phase}"] = [run[letter][phase] for run in runs]
         for name, (one, phase, other, its) in RATIOS.items():
             values[name] = [run[one][phase] / run[other][its] for run in runs]
-        rows = []
-        for name, each in values.items():
-            found = statistics.median(each), min(each), max(each)
-            rows.append([name, *(f"{value:.2f}" for value in found)])
+        found = {name: np.quantile(each, [0.5, 0, 1]) for name, each in values.items()}
+        rows = [[name, *(f"{value:.2f}" for value in each)] for name, each in found.items()]
         head = f"a teacher of {result['teacher']:,} parameters, {times} {result['student']:,}"
         print(show_columns([head, "median", "least", "most"], rows), end="\n\n")
     print("(a) / (b) is at most 1 + teacher forward / student step, about 1 + times / 3.")
@@ -416,8 +410,6 @@ def measure_losses(args):
     print(show_columns(["loss", "T", "training s", "dev score"], rows))
     return results
 
-
-# --- command line -----------------------------------------------------------------------------
 
 MODES = {"speed": measure_speed, "exactness": measure_exactness, "losses": measure_losses}
 

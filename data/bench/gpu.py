@@ -322,18 +322,16 @@ def price_row(parts, usd):
     counts = {"tune": 5_000 * 20, "pass": 100_000, "student": 100_000 * 50}
     speeds = {name: parts.get(name, {}).get("rows_a_second") for name in counts}
     hours = {name: counts[name] / speed / 3600 for name, speed in speeds.items() if speed}
-    if "tune" in hours and "disk_seconds_a_gb" in parts["tune"]:
-        tune = parts["tune"]
+    tune, ours = parts.get("tune", {}), None
+    if "tune" in hours and "disk_seconds_a_gb" in tune:
         checkpoint, model = memory.DISK[tune["memory"]]
         written = model + checkpoint * int(6 * hours["tune"])
         disk, gb = tune["disk_seconds_a_gb"], tune["parameters"] / 1e9
         hours["disk"] = gb * ((4 + model) * disk["read"] + written * disk["write"]) / 3600
-    row = {"hours": hours, "usd_per_hour": usd, "paper_usd": PAPER_USD, "usd": None}
-    if {"tune", "pass", "student"} <= hours.keys():
-        ours = {"tune": hours["tune"] + hours.get("disk", 0)}
-        ours["distill"] = hours["pass"] + hours["student"]
-        row["usd"] = {name: value * usd for name, value in ours.items()}
-    return row
+    if counts.keys() <= hours.keys():
+        ours = {"tune": usd * (hours["tune"] + hours.get("disk", 0))}
+        ours["distill"] = usd * (hours["pass"] + hours["student"])
+    return {"hours": hours, "usd_per_hour": usd, "paper_usd": PAPER_USD, "usd": ours}
 
 
 def describe_machine():
@@ -382,10 +380,8 @@ def start_part(name, args, limit, into):
     process.join(limit)
     process.kill()
     process.join()
-    if into.exists():
-        return json.loads(into.read_text())
-    failed = f"it did not start, or was stopped after {limit:g} s"
-    return {"machine": {}, "found": {"failed": failed}}
+    failed = {"failed": f"it did not start, or was stopped after {limit:g} s"}
+    return json.loads(into.read_text()) if into.exists() else {"machine": {}, "found": failed}
 
 
 def run_parts(args):
