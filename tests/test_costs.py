@@ -796,6 +796,13 @@ def test_free_tokens_are_refused_not_divided_by(tmp_path):
     assert "tokens-in of llama: must be above 0" in fail(*line, *words)
 
 
+def test_hours_of_one_gpu_are_none_of_another_without_their_speeds(tmp_path):
+    rows = (ROOT / "data" / "prices.csv").read_text().splitlines(keepends=True)
+    path = write(tmp_path / "prices.csv", "".join(row for row in rows if ",speed," not in row))
+    line = ("plan", "--task", "wlp", "--labels", 100, "--budget", 10, "--prices", path)
+    assert "no speed of GPU 'H100-80GB'" in fail(*line, "--gpu", "H100-80GB")
+
+
 def test_edited_prices_count(tmp_path, capsys):
     text = costs.DATA.joinpath("prices.csv").read_text().replace("wlp,label,0.260", "wlp,label,0.1")
     path = write(tmp_path / "prices.csv", text)

@@ -168,7 +168,7 @@ def find_price(prices, which, item, name):
 
 def find_speed(prices, gpu):
     """(the GPU that speeds refer to, speed of `gpu` in multiples of it or None)."""
-    base = next((price.unit for price in prices if price.item == "speed"), gpu)
+    base = next((price.unit for price in prices if price.item == "speed"), "one GPU")
     speeds = {p.name.lower(): p.ratio for p in prices if p.item == "speed"}
     return base, Fraction(1) if gpu.lower() == base.lower() else speeds.get(gpu.lower())
 
