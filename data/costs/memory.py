@@ -412,7 +412,7 @@ def show_cards(shape, count, card, work, usd, how):
 def run_memory(args):
     """which way to hold a teacher fits rented GPUs, in how many hours, for how many dollars"""
     prices, cards = load_prices(args.prices), read_cards(args.prices)
-    task, used = load_task(args.task or "wlp"), parse_amount(args.utilisation, "--utilisation")
+    task, used = load_task(args.task), parse_amount(args.utilisation, "--utilisation")
     labels = args.labels or task.labels_n[-1] // find_unit(task, args.scale)
     if not 0 < used <= 1:
         raise UserError(f"--utilisation {args.utilisation}: a share of the peak, such as 0.4")
