@@ -38,7 +38,6 @@ class Row(NamedTuple):
     released_source: str  # as the model's token ids give them back, where it is known
     released_target: str
     released_output: str
-    half: str = None  # which part of the rows it is of, where the data has two
 
 
 class Scores(NamedTuple):

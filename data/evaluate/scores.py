@@ -80,15 +80,15 @@ def make_row(row):
     """A row of predictions as the scorers take it."""
     texts = (compose(row.get(key)) for key in ("source", "target", "prediction", "generated"))
     decoded = (row.get(f"{key}_decoded", row[key]) for key in ("source", "target"))
-    return Row(*texts, *decoded, row.get("generated", row["prediction"]), row.get("half"))
+    return Row(*texts, *decoded, row.get("generated", row["prediction"]))
 
 
 # --- scores ----------------------------------------------------------------------------------
 
 
 def score_rows(rows, task, options):
-    """(Rows, their Scores by the task's metric family) of rows of predictions; of a task of one's
-    own by the strict rule alone."""
+    """The Scores of rows of predictions by the task's metric family; those of a task of one's own
+    are strict alone, as the authors have no scorer for it."""
     if task.own and options.rule == "released":
         what = f"the authors released no scorer of {task.name}, a task of one's own"
         raise UserError(f"--rule released: {what}")
@@ -98,10 +98,10 @@ def score_rows(rows, task, options):
         for found in (scores.parts, scores.constants, scores.settings):
             for key in [key for key in found if key.endswith("_released")]:
                 del found[key]
-        return made, scores
-    sides = ((row.released_source, row.released_target) != (row.source, row.target) for row in made)
-    settings = scores.settings | {"released_side": "token-ids" if any(sides) else "text"}
-    return made, scores._replace(settings=settings)
+    else:
+        sides = ((r.released_source, r.released_target) != (r.source, r.target) for r in made)
+        scores.settings["released_side"] = "token-ids" if any(sides) else "text"
+    return scores
 
 
 def bootstrap_sums(columns, samples, seed):
@@ -134,8 +134,8 @@ def find_interval(values):
 def score_halves(scores, rows, headline):
     """{value of the rows' "half": n, score and metrics of its rows}, {} where no row has one."""
     found = {}
-    for half in sorted({row.half for row in rows} - {None}):
-        there = np.array([row.half == half for row in rows])
+    for half in sorted({row["half"] for row in rows if "half" in row}):
+        there = np.array([row.get("half") == half for row in rows])
         sums = {key: part[there].sum(0) for key, part in scores.parts.items()}
         metrics = {key: float(compute_score(each)) for key, each in sums.items()}
         found[half] = {"n": int(there.sum()), "score": metrics[headline], "metrics": metrics}
@@ -144,7 +144,7 @@ def score_halves(scores, rows, headline):
 
 def summarize(rows, task, options):
     """(the result of rows of predictions, as in metrics.json; their Scores)."""
-    rows, scores = score_rows(rows, task, options)
+    scores = score_rows(rows, task, options)
     (values,) = draw_scores([scores], options)
     metrics = {key: float(value[0]) for key, value in values.items()}
     if bad := [key for key, value in metrics.items() if not np.isfinite(value)]:
@@ -212,7 +212,7 @@ def compare_runs(options, task):
         if mine != keys[0]:
             sizes = f"{len(keys[0]):,} and {plural(len(mine), 'row')}"
             raise UserError(f"{paths[0]} and {path}: not the same data ({sizes})")
-    scored = [score_rows(rows, task, options)[1] for rows in read]
+    scored = [score_rows(rows, task, options) for rows in read]
     values, metrics, headline = draw_scores(scored, options), {}, task.name_score(options.rule)
     for key in (key for key in values[0] if all(key in value for value in values)):
         runs = metrics[key] = []
