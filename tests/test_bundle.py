@@ -589,6 +589,7 @@ def test_two_makes_at_once_each_do_their_own_work(tmp_path):
         ("--dataloader-drop-last", True),  # other rows are learnt from
         ("--dataloader-num-workers 2", False),
         ("--report-to tensorboard", False),
+        ("--micro-batch 2", False),
         ("--weight-decay 0.1", True),
     ],
 )

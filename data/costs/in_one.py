@@ -130,13 +130,12 @@ def name_keeper(make):
 def main(words):
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of runs side by side would mix
     make = int(os.environ.get("MAKE_PID") or 0)
-    if not make or not hasattr(os, "pidfd_open") or not os.path.exists("/proc/self/ns/mnt"):
-        return run(words)
-    connection = socket.socket(socket.AF_UNIX)
-    if connection.connect_ex(name_keeper(make)):  # nobody listens
-        leave_keeper(name_keeper(make), make)
-    elif is_mine(connection):
-        sys.exit(ask(connection, words))
+    if make and hasattr(os, "pidfd_open") and os.path.exists("/proc/self/ns/mnt"):
+        connection = socket.socket(socket.AF_UNIX)
+        if connection.connect_ex(name_keeper(make)):  # nobody listens
+            leave_keeper(name_keeper(make), make)
+        elif is_mine(connection):
+            sys.exit(ask(connection, words))
     run(words)
 
 

@@ -20,7 +20,7 @@ from data.files import ROOT, UserError, hash_file, plural, read_if_there, read_j
 # What leaves a result alone or is held to account by a hash: paths, and how a run logs and saves.
 FREE = re.compile(
     r"output$|train$|dev$|unlabeled$|teacher$|task$|strategy$|log|sav|report|run.name|disable|hub|push"
-    r"|project|trackio|dataloader(?!.drop)"
+    r"|project|trackio|dataloader(?!.drop)|local|micro.batch|recompute"
 )
 REDO = "add REDO=1 to the same command, which makes exactly these again"
 # What the records of splits and runs have, as read_json() checks it.
