@@ -280,11 +280,12 @@ def tell_work(seconds, args):
         return None
     score, every = sum(map(is_trained, left)), {find_run_folder(stamp) for stamp in stamps}
     new = {find_run_folder(stamp) for stamp in left if not is_trained(stamp)}
-    parts = [f"{len(new)} of {plural(len(every), 'run')} to do"] if new else []
+    parts = [f"{len(new)} of {plural(len(every), 'run')} to do"] * bool(new)
     text = ", ".join(parts + [f"{score} to score"] * bool(score))
     if None in left.values():
         return f"{text}; no run like them is finished, so nobody knows how long they take"
-    side = f", {min(args.jobs, len(left))} at a time" * (min(args.jobs, len(left)) > 1)
+    at_once = min(args.jobs, len(left))
+    side = f", {at_once} at a time" * (at_once > 1)
     return f"{text}, {tell_duration(find_wait(left, args.jobs))}{side}"
 
 
