@@ -9,8 +9,8 @@ Copy:   data/__init__.py data/files.py data/tasks.py data/tasks.json; standard l
 
 The paper's tasks keep their counts and prices under "paper", as other scales divide them; an entry
 of one's own has them beside its title, and they are meant as they stand. Every other object in an
-entry holds settings for the scale of its name: "models", "learning_rate", "evaluate", and flags
-for "all" strategies, for one ("small", "dist", ...) and for "real-text".
+entry holds settings for the scale of its name: "models", "evaluate", and flags for "all"
+strategies, for one ("small", "dist", ...) and for "real-text".
 """
 
 import difflib
@@ -184,7 +184,7 @@ class Task:
     llm_tokens_per_label: Annotated[Fraction, parse_price] = None
     # the paper's, as published
     released_rows: Annotated[dict, {None: read_rows}] = field(default_factory=dict)
-    scales: dict = field(default_factory=dict)  # scale -> {models, learning_rate, all, small, ...}
+    scales: dict = field(default_factory=dict)  # scale -> {models, all, small, ...}
     estimates: tuple = ()  # what costs/memory.py filled in where the entry lacks it
     word: str = None  # by which scripts that know no folder of data find it
 

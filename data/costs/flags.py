@@ -22,7 +22,7 @@ SCALE = {  # what one may have, as read_json() checks it
     "recipes": {None: {None: {}}},
 }
 # What an entry has at a scale beside flags of a strategy.
-OWN = ("models", "evaluate", "learning_rate", "all", "real-text")
+OWN = ("models", "evaluate", "all", "real-text")
 
 
 def load_scale(name, path=DATA / "scales.json"):
@@ -80,7 +80,7 @@ def pick_nearest(flags, run):
 
 def choose_recipe(task, scale, recipe):
     """({strategy: flags}, the task's own settings, models) at a scale; a `recipe` stands in place
-    of the scale's flags and of the task's for a strategy."""
+    of the scale's flags, and the task's for a strategy are then those at scale paper."""
     settings, own = load_scale(scale), task.scales.get(scale, {})
     known, models = settings["flags"], {**settings["models"], **own.get("models", {})}
     keys = (*OWN, *known)
@@ -93,7 +93,8 @@ def choose_recipe(task, scale, recipe):
         if recipe not in recipes:
             raise UserError(f"no recipe {recipe!r}; known: {', '.join(recipes)}")
         known = {**known, **recipes[recipe]}
-        own = {key: own[key] for key in ("all", "real-text") if key in own}
+        kept = {key: own.get(key, {}) for key in ("all", "real-text")}
+        own = {**task.scales.get("paper", {}), **kept}
     return known, own, models
 
 
@@ -116,21 +117,18 @@ def make_flags(task, scale, strategy=None, run=None, real_text=False, recipe=Non
 
     The scale's settings first, then the entry's own at that scale: "all", the strategy's and,
     for `real_text` (data that the scale wasn't made for), those of "real-text". A `recipe` stands
-    in place of all these flags, with the rates of Table 8: "paper" is Table 8, "released" the
-    released protocol in full. Flags that hang on counts are a list, "near": the nearest counts'.
+    in place of the scale's and the strategy's, which are then those at scale paper: "paper" is
+    Table 8, "released" the released protocol in full. Flags that hang on counts are a list, "near":
+    the nearest counts'.
     """
     known, own, models = choose_recipe(task, scale, recipe)
     kind, _, student = (strategy or "").partition("-")  # dist-bert distils an encoder
     run = run or make_run(kind, 0, 0, student=student or "small")
     model = choose_model(task, scale, run, known, models)
     distilled = run.strategy in ("dist", "self")
-    # Table 8 has one rate for T5-Small trained on labels, by anyone, and one for distilled ones.
-    which = "distill" if distilled else "teacher" if run.strategy == "teacher" else "small"
-    rates = task.at("paper" if recipe else scale, "learning_rate")
     flags = {
         "student" if distilled else "model": model,
         **pick_nearest(known[run.recipe], run),
-        **({"learning-rate": rates[which]} if which in rates and "-" not in run.recipe else {}),
         "max-source-length": task.max_source_length,
         "max-target-length": task.max_target_length,
         "prefix": task.prefix,
