@@ -8,7 +8,6 @@ Copy:   data/__init__.py data/files.py; standard library only
 import argparse
 import contextlib
 import csv
-import functools
 import hashlib
 import io
 import json
@@ -145,19 +144,39 @@ def check_kind(value, kind, where):
     return value
 
 
-def check_shape(value, shape, where):
-    """`value`, if it is of `shape`: a key of KINDS, [shape of each entry] or {key: shape}, of which
-    any may be absent or null, and {None: shape} is that of all keys."""
-    if isinstance(shape, dict):
-        for key, each in check_kind(value, dict, where).items():
-            wanted = shape.get(key, shape.get(None))
-            if None not in (each, wanted):
-                check_shape(each, wanted, f"{where}: {key!r}")
-    elif isinstance(shape, list):
-        for each in check_kind(value, list, where):
-            check_shape(each, shape[0], where)
-    else:
-        check_kind(value, shape, where)
+def check_shape(value, shape, where, strict=False):
+    """The checked value of `shape`: a key of KINDS, a function (value, where) -> checked value, a
+    tuple of words to choose from, a list [shape of each], never empty where an example follows as
+    in [shape, 100, 200], or an object {key: shape}, {None: shape} of the other keys.
+
+    An object may lack any key; if not `strict`, a key may be null too, or be none of the shape's.
+    """
+    if isinstance(shape, tuple):
+        if value not in shape:
+            raise UserError(f"{where} must be one of {', '.join(shape)}, not {value!r}")
+        return value
+    if isinstance(shape, list):
+        each, *example = shape
+        if example and value == []:
+            raise UserError(f"{where} is empty; it is a list such as {example}")
+        return [check_shape(one, each, where, strict) for one in check_kind(value, list, where)]
+    if not isinstance(shape, dict):
+        return check_kind(value, shape, where) if shape in KINDS else shape(value, where)
+    value = dict(check_kind(value, dict, where))
+    for key, one in value.items():
+        if strict and not {check_line(key, where), None} & shape.keys():
+            raise UserError(f"{where}: {key!r} is none of {', '.join(shape)}")
+        each = shape.get(key, shape.get(None))
+        if strict or None not in (each, one):
+            value[key] = check_shape(one, each, f"{where}: {key!r}", strict)
+    return value
+
+
+def check_line(value, where):
+    """A text on one line: nothing in it can end a line of a table, of make or of a shell."""
+    for mark in check_kind(value, str, where):
+        if unicodedata.category(mark) in ("Cc", "Zl", "Zp"):
+            raise UserError(f"{where}: has a control character, {value!r}; write it without")
     return value
 
 
@@ -174,13 +193,11 @@ def need(record, keys, kind, where):
 def parse_json(text, where):
     """The value of a JSON text; a UserError that begins with `where` if it is none."""
 
-    def refuse(name):
-        raise ValueError(f"{name} is no number that JSON knows")
-
     def number(text):
-        if abs(value := float(text)) == math.inf:
-            raise ValueError(f"{text} is too large a number")
-        return value
+        if math.isfinite(float(text)):
+            return float(text)
+        fault = "too large a number" if text[-1].isdigit() else "no number that JSON knows"
+        raise ValueError(f"{text} is {fault}")
 
     def pair(items):
         value = dict(items)
@@ -190,7 +207,7 @@ def parse_json(text, where):
         return value
 
     try:
-        value = json.loads(text, parse_float=number, parse_constant=refuse, object_pairs_hook=pair)
+        value = json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=pair)
         if "\\ud" in text.lower():  # only an escape can be half of a character
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -249,12 +266,6 @@ def read_jsonl(path, keys=("source", "target"), kind=None):
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
-
-
-@functools.cache
-def load_texts(room):
-    """The sentences {key: text} of data/ROOM/texts.json, whose {words} the code fills in."""
-    return read_json(DATA / room / "texts.json")
 
 
 def read_csv(path, columns=()):

@@ -121,9 +121,7 @@ def find_spans(source, target, labels):
         words = r"\s+".join(map(re.escape, text.split()))
         forms = (rf"(?<!\w){words}(?!\w)", words) if words else ()
         places = [found.span() for form in forms for found in re.finditer(form, source)]
-        free = [
-            (s, e) for s, e in places if not any(s < end and start < e for start, end, _ in spans)
-        ]
+        free = [(s, e) for s, e in places if all(e <= a or b <= s for a, b, _ in spans)]
         for start, end in [*(each for each in free if each[0] >= last), *free][:1]:
             spans.append((start, last := end, label))
     return spans

@@ -17,9 +17,9 @@ import difflib
 import hashlib
 import json
 import re
-import unicodedata
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,8 @@ from data.files import (
     DATA,
     UserError,
     check_kind,
+    check_line,
+    check_shape,
     fold,
     need,
     parse_amount,
@@ -43,50 +45,9 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TAKEN = ("all", "made")  # words of the Makefile: all six tasks, the folder of finished tables
 
 
-# --- shapes of fields ------------------------------------------------------------------------
+# --- readers of fields: (value, where it stands) -> the checked value ------------------------
 
-
-def read_as(value, shape, where):
-    """The checked value of a field by its shape; `where` it stands begins the error.
-
-    A shape is a type, a reader (value, where) -> checked value, a tuple of words to choose from, a
-    list [shape of each], not empty where an example follows as in [shape, 100, 200], or an object
-    {key: shape} of these keys alone, or of any others too where None has their shape.
-    """
-    if isinstance(shape, tuple):
-        if value not in shape:
-            raise UserError(f"{where} must be one of {', '.join(shape)}, not {value!r}")
-        return value
-    if isinstance(shape, list):
-        each, *example = shape
-        if example and value == []:
-            raise UserError(f"{where} is empty; it is a list such as {example}")
-        return tuple(read_as(one, each, where) for one in check_kind(value, list, where))
-    if isinstance(shape, type):
-        return check_kind(value, shape, where)
-    if callable(shape):
-        return shape(value, where)
-    found = {}
-    for key, one in check_kind(value, dict, where).items():
-        if not {key, None} & shape.keys():
-            raise UserError(f"{where}: {key!r} is none of {', '.join(shape)}")
-        each = shape.get(key, shape.get(None))
-        found[read_words(key, where)] = read_as(one, each, f"{where}: {key!r}")
-    return found
-
-
-def read_words(value, where):
-    """A text on one line: nothing in it can end a line of a table, of make or of a shell."""
-    for mark in check_kind(value, str, where):
-        if unicodedata.category(mark) in ("Cc", "Zl", "Zp"):
-            raise UserError(f"{where}: has a control character, {value!r}; write it without")
-    return value
-
-
-def read_label(value, where):
-    if read_words(value, where).strip() != value or not value:
-        raise UserError(f"{where} must be texts without spaces around them, not {value!r}")
-    return value
+read_count = partial(parse_count, least=1)
 
 
 def read_length(value, where):
@@ -95,12 +56,8 @@ def read_length(value, where):
     return value
 
 
-def read_number(value, where):
-    return parse_count(value, where, 1)
-
-
 def read_rows(value, where):
-    return None if value is None else read_number(value, where)
+    return None if value is None else read_count(value, where)
 
 
 def read_means(value, where):
@@ -109,15 +66,11 @@ def read_means(value, where):
     return {side: parse_amount(need(value, side, float, where), where) for side in sides}
 
 
-def read_hours(divide):
+def read_hours(value, where, divide=1):
     """Hours by labels, {"100": 2, "1000": "7.5"}, or one number for any labels; over `divide`."""
-
-    def read(value, where):
-        pairs = value.items() if isinstance(value, dict) else [(0, value)]
-        hours = {parse_count(n, where): parse_amount(v, where) / divide for n, v in pairs}
-        return dict(sorted(hours.items()))
-
-    return read
+    pairs = value.items() if isinstance(value, dict) else [(0, value)]
+    hours = {parse_count(n, where): parse_amount(v, where) / divide for n, v in pairs}
+    return dict(sorted(hours.items()))
 
 
 def read_setting(value, where):
@@ -125,15 +78,15 @@ def read_setting(value, where):
     if isinstance(value, list):
         return [read_setting(each, where) for each in value]
     if isinstance(value, str):
-        return read_words(value, where)
+        return check_line(value, where)
     return value if value is None or isinstance(value, bool) else check_kind(value, float, where)
 
 
 def read_near(value, where):
     """Flags that were tried at a count of labels, and of unlabeled rows where that matters."""
     need(value, "labels", int, where)
-    counts = dict.fromkeys(["labels", "unlabeled"], read_number)
-    return read_as(value, {**counts, None: read_setting}, where)
+    counts = dict.fromkeys(["labels", "unlabeled"], read_count)
+    return check_shape(value, {**counts, None: read_setting}, where, strict=True)
 
 
 SPLITS = ("train", "dev", "test", "unlabeled")
@@ -152,33 +105,33 @@ class Task:
     have no control characters, and what the entry lacks is None or empty."""
 
     name: str
-    title: Annotated[str, read_words]
+    title: Annotated[str, check_line]
     metric: Annotated[str, FAMILIES]
-    prefix: Annotated[str, read_words]
+    prefix: Annotated[str, check_line]
     max_source_length: Annotated[int, read_length]
     max_target_length: Annotated[int, read_length]
-    labels_n: Annotated[tuple, [read_number, 1000, 5000]]
+    labels_n: Annotated[tuple, [read_count, 1000, 5000]]
     budgets: Annotated[tuple, [parse_price, 100, 200]]  # dollars
-    labels: Annotated[tuple, [read_label]] = ()
+    labels: Annotated[tuple, [check_line]] = ()
     own: bool = True  # a task that the paper has not
-    kind: Annotated[str, read_words] = None
+    kind: Annotated[str, check_line] = None
     report: Annotated[str, ("accuracy", "f1")] = "f1"
-    source_column: Annotated[str, read_words] = None  # of files with other columns
-    target_column: Annotated[str, read_words] = None
+    source_column: Annotated[str, check_line] = None  # of files with other columns
+    target_column: Annotated[str, check_line] = None
     instruction: Annotated[str, str] = None
     # label -> text, for an LLM's prompt
-    label_descriptions: Annotated[dict, {None: read_words}] = field(default_factory=dict)
+    label_descriptions: Annotated[dict, {None: check_line}] = field(default_factory=dict)
     # what the released scorer makes of an output without a label
-    paper_default_label: Annotated[str, read_words] = None
+    paper_default_label: Annotated[str, check_line] = None
     mean_tokens: Annotated[dict, read_means] = field(default_factory=dict)
     usd_per_label: Annotated[Fraction, parse_price] = None
-    few_shot_n: Annotated[int, read_number] = 100
+    few_shot_n: Annotated[int, read_count] = 100
     few_shot_budgets: Annotated[tuple, [parse_price]] = ()
     catch_up_usd: Annotated[tuple, [parse_price]] = ()
     figure_usd: Annotated[dict, FIGURES] = field(default_factory=dict)
     # split -> rows there are, None where not known
     rows: Annotated[dict, dict.fromkeys(SPLITS, read_rows)] = field(default_factory=dict)
-    gpu: Annotated[str, read_words] = "A40"  # whose hours these are:
+    gpu: Annotated[str, check_line] = "A40"  # whose hours these are:
     teacher_hours: dict = field(default_factory=dict)  # labels -> hours that fine-tune the teacher
     distill_hours: dict = field(default_factory=dict)  # labels -> hours for one unlabeled example
     llm_tokens_per_label: Annotated[Fraction, parse_price] = None
@@ -212,9 +165,12 @@ class Task:
 
 
 HOURS = {  # what an entry has in other words than the Task: (its field, its shape)
-    "teacher_gpu_hours": ("teacher_hours", read_hours(1)),
-    "distill_gpu_hours_per_100k": ("distill_hours", read_hours(100_000)),
-    "distill_usd_per_100k": ("distill_hours", read_hours(100_000 * PAPER_USD_PER_GPU_HOUR)),
+    "teacher_gpu_hours": ("teacher_hours", read_hours),
+    "distill_gpu_hours_per_100k": ("distill_hours", partial(read_hours, divide=100_000)),
+    "distill_usd_per_100k": (
+        "distill_hours",
+        partial(read_hours, divide=100_000 * PAPER_USD_PER_GPU_HOUR),
+    ),
 }
 HINTS = {key: each for key, each in Task.__annotations__.items() if hasattr(each, "__metadata__")}
 SHAPES = {key: (key, each.__metadata__[0]) for key, each in HINTS.items()} | HOURS
@@ -246,7 +202,8 @@ def make_task(name, entry, where=""):
             raise UserError(f"{what} {key!r} is none that an entry has; {hint}")
         if entry[key] is not None or key in NEEDED:  # null is the same as no field
             name_there, shape = known[key]
-            values[name_there] = read_as(entry[key], shape, f"{what} {key!r}")
+            value = check_shape(entry[key], shape, f"{what} {key!r}", strict=True)
+            values[name_there] = tuple(value) if isinstance(value, list) else value
     settings = {key: values.pop(key) for key in scales if key in values}
     values = {"few_shot_budgets": values["budgets"], **values}
     task = Task(name=name, word=name, own=own, scales=settings, **values)
@@ -258,6 +215,8 @@ def check_labels(task, what):
     """Refuse label names that outputs can't tell apart."""
     if len(set(map(fold, task.labels))) < len(task.labels):
         raise UserError(f"{what} has a label twice (case and spaces do not count)")
+    if odd := [label for label in task.labels if label.strip() != label or not label]:
+        raise UserError(f"{what} must be texts without spaces around them, not {odd[0]!r}")
     least = {"classes": 2, "entities": 1}.get(task.metric, 0)
     if len(task.labels) < least:
         raise UserError(f"{what} needs {least} names or more for {task.metric}")
@@ -279,8 +238,8 @@ def load_task(word, folder=None):
         raise UserError(f"{folder}: no such folder; one that holds train and test is needed")
     if word in known and folder and path.is_file():
         raise UserError(
-            f"{path}: would not be read, as {word!r} is an entry of data/tasks.json; name the task "
-            "otherwise (make: TASK=mine), or move the file away"
+            f"{path}: would not be read, as {word!r} is an entry of data/tasks.json; give the task "
+            "another name (make: TASK=mine)"
         )
     if word in known:
         return make_task(word, known[word])

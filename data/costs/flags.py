@@ -8,8 +8,8 @@ import math
 import shlex
 
 from data.costs.runs import make_run
-from data.files import DATA, UserError, need, parse_count, read_json
-from data.tasks import SETTINGS, read_as
+from data.files import DATA, UserError, check_shape, need, parse_count, read_json
+from data.tasks import SETTINGS
 
 SCALE = {  # what one may have, as read_json() checks it
     "title": str,
@@ -38,8 +38,9 @@ def load_scale(name, path=DATA / "scales.json"):
     for key, kind in (("title", str), ("models", dict)):
         need(scale, key, kind, where)
     parse_count(scale.get("divide_by"), f"{where}: 'divide_by'", 1)
-    flags = read_as(scale.get("flags"), SETTINGS, f"{where}: 'flags'")
-    recipes = read_as(scale.get("recipes") or {}, {None: SETTINGS}, f"{where}: 'recipes'")
+    flags = check_shape(scale.get("flags"), SETTINGS, f"{where}: 'flags'", strict=True)
+    recipes, shape = scale.get("recipes") or {}, {None: SETTINGS}
+    recipes = check_shape(recipes, shape, f"{where}: 'recipes'", strict=True)
     return {**scale, "flags": flags, "recipes": recipes}
 
 

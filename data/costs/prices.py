@@ -12,7 +12,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from data.files import DATA, UserError, load_texts, parse_amount, parse_price, read_csv
+from data.files import DATA, UserError, parse_amount, parse_price, read_csv, read_json
+
+TEXTS = read_json(DATA / "costs" / "texts.json")
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ def fill(text, indent="  "):
 
 def tell(key, **words):
     """A text of data/costs/texts.json with its words, e.g. tell("not_affordable", teacher="$9")."""
-    return load_texts("costs")[key].format(**words)
+    return TEXTS[key].format(**words)
 
 
 # --- the price list ------------------------------------------------------------------------

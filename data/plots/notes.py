@@ -11,7 +11,7 @@ import re
 from data.costs.flags import tell_scale
 from data.costs.grid import LLM_EXAMPLES, LLM_TEST_ROWS, parse_seeds
 from data.costs.prices import show_dollars
-from data.files import load_texts, need
+from data.files import DATA, need, read_json
 from data.plots.paired import tell_differences
 from data.plots.results import TITLES
 from data.plots.tables import show_count
@@ -27,7 +27,7 @@ STRATEGIES = {
     "encoder": "Dist. into an encoder",
 }
 # The sentences of notes and captions, with {words} that hang on the runs.
-TEXTS = load_texts("plots")
+TEXTS = read_json(DATA / "plots" / "texts.json")
 
 
 def tell(key, **words):
