@@ -136,9 +136,9 @@ KINDS |= {float: "a number", bool: "true or false"}
 def check_kind(value, kind, where):
     """`value`, if it is of `kind`, a key of KINDS; int passes as float, true as neither, and no
     number is NaN, infinite or larger than any that is meant."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = number if kind is float else isinstance(value, kind) and number == (kind is int)
-    if not fits or (number and not abs(value) < 1e300):
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    fits = fits and (kind is bool or not isinstance(value, bool))
+    if not fits or (isinstance(value, (int, float)) and not abs(value) < 1e300):
         shown = json.dumps(value, default=str)[:60]  # of Parquet it may be a date
         raise UserError(f"{where}: must be {KINDS[kind]}, not {shown}")
     return value

@@ -11,17 +11,15 @@ Reads:  data/tasks.json, data/scales.json; FOLDER (or FOLDER/TASK) with train, t
         hub:NAME in place of FOLDER. Without --data the mini world's generators at scale mini, at
         scale paper the authors' public repository.
 Writes: OUTPUT/{dev,test,unlabeled,train}.jsonl, then OUTPUT/about.json: which files, with
-        sha256, how many rows, and what was left out. OUTPUT/unlabeled_gold.jsonl, the answers to
-        the unlabeled rows where all of them are known (mini world, rows taken from train): for
-        the simulated annotator of gpt_annotate.py alone, no training script reads it.
+        sha256, how many rows, and what was left out; OUTPUT/unlabeled_gold.jsonl where all answers
+        to the unlabeled rows are known, for the simulated annotator of gpt_annotate.py alone.
 Copy:   the whole project
 Paper:  Table 5 (sizes) and Appendix D (unlabeled rows); differences are printed with the reason.
 
-One labeled file is split by seed: a fifth is test. Rows without a target are no lesson; where most
-of that file are such rows, they are the unlabeled ones. Without a dev file, dev is drawn from
-train. Without unlabeled rows, at scale mini, they too are drawn from train, which stands for text
-that nobody has labeled yet. No source is in two splits, and sources that are the same tokens to T5
-are one: what test holds is taken out of the others, what dev or train holds out of unlabeled.
+Of one labeled file a fifth is test, by seed. Rows without a target are no lesson; where most of
+that file are such, they are the unlabeled ones. Without a dev file dev is drawn from train, and so
+are, at scale mini, unlabeled rows, as text that nobody has labeled yet. No source is in two splits,
+and sources that are the same tokens to T5 are one: test keeps its own, then dev, then train.
 """
 
 import functools
@@ -249,16 +247,17 @@ def open_data(args, entry, sources):
     """[(split, Table, its column of sources or None)] of a folder, the hub or the download, and of
     each --unlabeled."""
     if str(args.data or "").startswith("hub:"):
-        found, read = open_hub(str(args.data)), lambda table: table
+        tables = open_hub(str(args.data))
     else:
         folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
-        found, read = find_files(folder, args.task, sources), read_table
-        tell_unread(folder, found.values(), args.output)
-    if args.unlabeled:
-        found.pop("unlabeled", None)
-    elif args.scale == "paper" and "unlabeled" not in found:
+        files = find_files(folder, args.task, sources)
+        tell_unread(folder, files.values(), args.output)
+        if args.unlabeled:
+            files.pop("unlabeled", None)
+        tables = {split: read_table(path) for split, path in files.items()}
+    if args.scale == "paper" and not args.unlabeled and "unlabeled" not in tables:
         refuse_unlabeled(args, entry, sources)
-    parts = [(split, read(each), None) for split, each in found.items()]
+    parts = [(split, table, None) for split, table in tables.items()]
     for origin in map(str, args.unlabeled or ()):
         if origin != "rest":
             parts.append(("unlabeled", *open_unlabeled(origin, args.task, sources)))

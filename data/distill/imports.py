@@ -76,15 +76,15 @@ def read_answers(path):
 
         rows = (row for batch in ParquetFile(path).iter_batches(64) for row in batch.to_pylist())
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, 1))
-    else:
-        number = 0
-        try:
-            with open(path, encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield f"{path} line {number}", line
-        except UnicodeDecodeError as error:
-            distill.fail(f"{path} after line {number}: not UTF-8 ({error.reason})")
+        return
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path} line {number}", line
+    except UnicodeDecodeError as error:
+        distill.fail(f"{path} after line {number}: not UTF-8 ({error.reason})")
 
 
 def read_answer(where, row, key, tokenizer):
@@ -132,9 +132,9 @@ def read_tokens(row, scores, key, tokenizer):
     key["top_k"] = key["top_k"] or ids.shape[1]
     if ids.shape[1] != key["top_k"] or min(map(len, map(set, ids))) < key["top_k"]:
         raise ValueError(f"not {key['top_k']} different ids for each token, as in the first row")
-    for given in (labels, ids):
-        if given.dtype.kind != "i" or given.min() < 0 or given.max() >= key["vocabulary_size"]:
-            raise ValueError(f"not all ids are within the vocabulary of {key['vocabulary_size']:,}")
+    every, size = np.append(labels, ids), key["vocabulary_size"]
+    if every.dtype.kind != "i" or every.min() < 0 or every.max() >= size:
+        raise ValueError(f"not all ids are within the vocabulary of {size:,}")
     if not (mass <= 1.001).all():
         raise ValueError("logprobs: not the natural logarithms of probabilities that add to 1")
     largest, limit = scores.max(1, keepdims=True), key["max_target_length"]
