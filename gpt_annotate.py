@@ -64,6 +64,7 @@ DEFAULT_MODEL = "gpt-6-luna"  # of the model pages on 2026-11: small, for many c
 NEW_MODELS = re.compile(r"gpt-([5-9]|\d\d)|o\d")  # know max_completion_tokens alone
 FIELDS = {DEFAULT_MODEL: {"reasoning_effort": "none"}}  # with which alone it takes a temperature
 RESERVED = {"model", "messages", "prompt", "n", "best_of", "stream", "response_format"}
+RESERVED |= {"tools", "functions", "web_search_options"}  # they cost what no worst case holds
 
 # --- what it would cost --------------------------------------------------------------------
 
@@ -329,6 +330,8 @@ def check_args(parser, args):
     given = [args.price_in is not None, args.price_out is not None]
     if any(given) != all(given) or (args.price_cached is not None and not all(given)):
         parser.error("--price-in and --price-out go together, --price-cached with them")
+    if "service_tier" in args.extra and not all(given):
+        parser.error("--extra: a service_tier has its own prices; say --price-in and --price-out")
     args.pool = args.pool or max(100, args.shots)
     if args.pool < args.shots:
         parser.error(f"--pool {args.pool}: fewer than the --shots {args.shots} drawn from it")

@@ -1161,6 +1161,7 @@ def test_bad_input_is_one_line(tmp_path, flags, text):
         *(["--brake", "-1"], ["--backoff", "nan"], ["--simulate", "nan", "--gold", "x"]),
         *(["--extra", '{"x": NaN}'], ["--extra", '{"x": 1e999}'], ["--extra", '{"x": "\\ud83d"}']),
         *(["--pool", "2"], ["--seed", "-1"], ["--store", ""]),
+        ["--extra", '{"tools": []}'],
     ],
 )
 def test_wrong_flags_are_argparse_errors(tmp_path, flags):
@@ -1182,6 +1183,8 @@ def test_missing_price(tmp_path):
     args = [*args[: args.index("--price-in")], "--model", "brand-new", "--budget", "1"]
     with pytest.raises(UserError, match="no token prices for model 'brand-new'"):
         gpt_annotate.main(args)
+    with pytest.raises(SystemExit):  # a tier's tokens cost other than a model's
+        gpt_annotate.parse_args([*args, "--extra", '{"service_tier": "priority"}'])
 
 
 def test_label_outside_the_set(tmp_path):
