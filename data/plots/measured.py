@@ -11,7 +11,7 @@ from data.costs.grid import LLM_EXAMPLES
 from data.costs.ledger import Ledger
 from data.costs.prices import load_prices, name_llm, show_dollars, show_price
 from data.costs.runs import ENCODERS
-from data.plots.notes import STRATEGIES, TEXTS, keep, note_halves, note_table, note_tests, tell
+from data.plots.notes import STRATEGIES, TEXTS, note_halves, note_table, note_tests, tell
 from data.plots.paired import compare_scores, find_gap
 from data.plots.results import Score, Study, read_tasks
 from data.plots.tables import Table, join, show_count, show_gap
@@ -141,22 +141,20 @@ def lay_budgets(studies):
 
 
 def note_budgets(studies, shown, tested):
-    """The notes of Tables 2 and 11 that hang on what is `shown` in them."""
+    """The notes of Tables 2 and 11, or None, that hang on what is `shown` in them."""
     rates = {f"{s.terms.gpu} at {show_price(s.terms.usd_per_gpu_hour)}": None for s in studies}
     paid = " or ".join(dict.fromkeys(study.name_paid() for study in studies))
     llm = any(cell.llm_labels for study in studies for cell in study.cells)
-    return keep(
-        [
-            *tested,
-            *(note for study in studies for note in note_halves(study)),
-            tell("bought", rates=", ".join(rates)),
-            (" of " in shown or "as +" in shown) and TEXTS["capped"],
-            "(n=" in shown and tell("few_rows", most=FEW_ROWS),
-            TEXTS["constant"],
-            llm and tell("llm", paid=paid, today=name_llm("today"), examples=LLM_EXAMPLES),
-            TEXTS["limits"],
-        ]
-    )
+    return [
+        *tested,
+        *(note for study in studies for note in note_halves(study)),
+        tell("bought", rates=", ".join(rates)),
+        (" of " in shown or "as +" in shown) and TEXTS["capped"],
+        "(n=" in shown and tell("few_rows", most=FEW_ROWS),
+        TEXTS["constant"],
+        llm and tell("llm", paid=paid, today=name_llm("today"), examples=LLM_EXAMPLES),
+        TEXTS["limits"],
+    ]
 
 
 # --- the other layouts ---------------------------------------------------------------------

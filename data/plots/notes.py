@@ -6,6 +6,7 @@ Paper:  Tables 2, 3, 4, 9, 10 and 11, Figures 2 to 7, the section on limitations
 Notes are lists of `condition and sentence`: a sentence stands where its condition holds.
 """
 
+import itertools
 import re
 
 from data.costs.flags import tell_scale
@@ -47,27 +48,27 @@ def note_metrics(studies):
     """One note a metric: what it is and which tasks have it, on how many rows."""
     metrics = {}
     for study in studies:
-        rows = {found["n"] for run, found in study.read.items() if found and "prompted" not in run}
-        shown = [f"{study.title} ({n:,} test rows)" for n in sorted(rows)]
-        metrics.setdefault(study.metric, []).extend(shown)
+        if study.first:  # all of its runs are scored on as many rows
+            shown = f"{study.title} ({study.first[1]:,} test rows)"
+            metrics.setdefault(study.metric, []).append(shown)
     for metric, where in metrics.items():
-        if where:
-            yield f"{TITLES[metric]}, {', '.join(where)}: {TEXTS['metrics'][metric]}."
+        yield f"{TITLES[metric]}, {', '.join(where)}: {TEXTS['metrics'][metric]}."
 
 
 def note_halves(study):
     """Ann. and Dist. at each N on each half of the test rows, where all runs are scored on both."""
-    scores = [study.score(cell, kind) for kind in ("small", "dist") for cell in study.cells]
-    found = dict.fromkeys(key for s in scores for m in s.found for key in sorted(m["metrics"]))
-    for half in (key for key in found if key.endswith(" half")):
-        whole = all(len(score.values(half)) == len(score.runs) for score in scores)
-        for n in dict.fromkeys(cell.labels for cell in study.cells if whole):
-            shown = {"small": [], "dist": []}
-            for score in scores:
-                if score.cell.labels == n:
-                    shown[score.strategy].append(score.show_mean(half) or "N/A")
-            ann, dist = (", ".join(each) for each in shown.values())
-            yield f"{study.title}, N={n:,}, the {half} of the rows: Ann. {ann}; Dist. {dist}."
+    arms = [[study.score(cell, kind) for cell in study.cells] for kind in ("small", "dist")]
+    scores = [score for arm in arms for score in arm]
+    known = dict.fromkeys(key for s in scores for m in s.found for key in sorted(m["metrics"]))
+    halves = [
+        key
+        for key in known
+        if key.endswith(" half") and all(len(s.values(key)) == len(s.runs) for s in scores)
+    ]
+    for half, n in itertools.product(halves, dict.fromkeys(c.labels for c in study.cells)):
+        shown = [[s.show_mean(half) or "N/A" for s in arm if s.cell.labels == n] for arm in arms]
+        ann, dist = map(", ".join, shown)
+        yield f"{study.title}, N={n:,}, the {half} of the rows: Ann. {ann}; Dist. {dist}."
 
 
 def note_missing(studies):
