@@ -2,9 +2,7 @@
 
 Usage:
     panel = Panel("WLP", [Line("Ann.", ANN, [Dot(26, 40.7), Dot(1300, 67.4)])], ylabel="F1")
-    write(draw([panel]), Path("out/fig2"))      # out/fig2.png and out/fig2.pdf
-Writes: a PNG and a PDF; the same input gives the same bytes
-Paper:  Figures 2 to 7
+    write(draw([panel]), Path("out/fig2"))  # out/fig2.png and .pdf, the same bytes each time
 """
 
 import io
@@ -89,10 +87,6 @@ class Panel(NamedTuple):
     bands: tuple = ()  # [(colour, [(x, low, high)])]: a shade behind the lines
     levels: tuple = ()  # [(text in the legend, colour, y)]: a score all along
     span: tuple = ()  # (text in the legend, colour, low x, high x)
-
-    def list_levels(self):
-        """The legend's texts of what is no line."""
-        return [label for label, *_ in (*self.levels, *[self.span] * bool(self.span))]
 
 
 # --- drawing -------------------------------------------------------------------------------
@@ -265,27 +259,26 @@ def draw(panels, columns=None, width=None):
     width = width or WIDTHS.get(columns, 2.4 * columns)
     inner = 2.6 if columns < 3 else 2.1 if rows < 4 else 1.5
     inner += 0.2 if any(panel.top for panel in panels) else 0
-    lines = [line for panel in panels for line in panel.lines]
-    seen = {line.label for line in lines if line.list_seen()}
-    labels = [label for label in dict.fromkeys(line.label for line in lines) if label in seen]
-    labels += dict.fromkeys(label for panel in panels for label in panel.list_levels())
-    in_row = count_legend_columns(labels, width)
-    height = inner * rows + LEGEND_LINE * math.ceil(len(labels) / in_row) + 0.1
     with matplotlib.style.context(LOOK):
-        figure = Figure(figsize=(width, height))
+        figure = Figure()
         figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-        grid, shown = list(figure.subplots(rows, columns, squeeze=False).flat), {}
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        shown = {line.label: None for panel in panels for line in panel.lines}  # in this order
         for i, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
             limits = find_range([p for p in panels if p.row and p.row == panel.row] or [panel])
-            shown = {**draw_panel(axes, panel, limits, width / columns - 0.5), **shown}
+            handles = draw_panel(axes, panel, limits, width / columns - 0.5)
+            shown.update((label, each) for label, each in handles.items() if not shown.get(label))
             below = panels[i + columns].xlabel if i + columns < len(panels) else None
             axes.set_xlabel("" if below == panel.xlabel else panel.xlabel)  # once a column
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        if labels:
+        shown = {label: handle for label, handle in shown.items() if handle}
+        in_row = count_legend_columns(shown, width)
+        height = inner * rows + LEGEND_LINE * math.ceil(len(shown) / in_row) + 0.1
+        figure.set_size_inches(width, height)
+        if shown:
             look = {"ncols": in_row, "handlelength": 3, "columnspacing": 1.5}
-            handles = [shown[label] for label in labels]
-            figure.legend(handles, labels, loc="outside lower center", **look)
+            figure.legend(shown.values(), shown.keys(), loc="outside lower center", **look)
     return figure
 
 
@@ -294,10 +287,11 @@ def write(figure, path, formats=("png", "pdf")):
     import matplotlib.style
 
     dates = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
-    pictures = {Path(f"{path}.{kind}"): io.BytesIO() for kind in formats}
+    pictures = {}
     with matplotlib.style.context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # shown as a box
-        for kind, picture in zip(formats, pictures.values(), strict=True):
+        for kind in formats:
+            picture = pictures[Path(f"{path}.{kind}")] = io.BytesIO()
             figure.savefig(picture, format=kind, metadata=dates[kind])
     for place, picture in pictures.items():  # all are drawn: a full disk leaves nothing half done
         write_atomic(place, picture.getvalue())

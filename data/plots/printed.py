@@ -1,24 +1,23 @@
 """Tables of the paper that need no training: prices, sizes, costs, examples, hyperparameters.
 
-Usage:
-    python plots.py table1            # and table5, table6, table7, table8
 Reads:  data/tasks.json, data/scales.json, data/prices.csv, data/paper/tables.csv; for Table 7, and
         for Table 5 if asked, the splits of data/prepare.py
-Writes: nothing; plots.py prints and writes what the functions here build
 Paper:  Tables 1, 5, 6, 7 and 8
 """
 
 import math
 import re
+from decimal import Decimal
 from pathlib import Path
 
 from data.costs.budget import count_teacher_hours, make_terms, plan, price_distilling
 from data.costs.flags import make_flags
 from data.costs.memory import complete_task
+from data.costs.pilot import load_scores
 from data.costs.prices import load_prices, show_dollars, show_price, show_usd
-from data.files import DATA, parse_amount, read_csv, read_jsonl
+from data.files import DATA, read_csv, read_jsonl
 from data.plots.notes import TEXTS, tell
-from data.plots.results import load_scores, read_tasks
+from data.plots.results import read_tasks
 from data.plots.tables import Table, join
 from data.tasks import PAPER_USD_PER_GPU_HOUR, load_task
 
@@ -30,8 +29,6 @@ APPENDIX_A = {  # task -> (how the paper comes to the price of a label, that in 
     "multipit_gen": ("$0.2 a pair x 100 / 53.9, the share of paraphrases", 0.2 * 100 / 53.9),
     "nq": ("$129 per 1,000 units of 50 words", 0.129),
 }
-
-# --- the paper's tables of prices and settings ---------------------------------------------
 
 
 def load_printed(table):
@@ -56,20 +53,13 @@ class Notes(list):
 
 
 def read_table4(strategy, name):
-    """(N, dollars) that Table 4 prints for a strategy; None where it prints no dollars."""
-    cells = [c for c in load_scores() if (c["table"], c["task"]) == (4, name)]
-    found = [(c["labels"], c["budget_usd"]) for c in cells if c["strategy"] == strategy]
-    return found[0] if found and found[0][1] else None
+    """(N, dollars) that Table 4 prints for a strategy; (0, None) where it prints no dollars."""
+    wanted = {"table": 4, "task": name, "strategy": strategy}.items()
+    cell = next((cell for cell in load_scores() if wanted <= cell.items()), {})
+    return (cell["labels"], cell["budget_usd"]) if cell.get("budget_usd") else (0, None)
 
 
-def derive_price(name, price):
-    """A note on appendix A's derivation of a price, and whether it comes to it; None without."""
-    text, usd = APPENDIX_A.get(name, (None, 0))
-    same = abs(usd - float(price)) < 0.0005
-    return text and f"{text} = ${usd:.4f}" + ("" if same else f"; the paper takes ${price:.3f}")
-
-
-def build_table1(args):
+def lay_table1(args):
     printed, notes, rows = load_printed(1), Notes(), []
     prices = load_prices(args.prices)
     totals = {name: text for (name, item), text in printed.items() if item == "total_usd"}
@@ -82,9 +72,11 @@ def build_table1(args):
             same = [t for t, value in totals.items() if value == theirs and t != name]
             also = ", the total of " + load_task(same[0]).title if same else ""
             mark = notes.mark(text + also)
-        if derived := derive_price(name, each):
-            mark += notes.mark(derived)
-        n, usd = read_table4("small-full", name) or (0, None)
+        if name in APPENDIX_A:
+            text, usd = APPENDIX_A[name]
+            takes = "" if abs(usd - each) < 0.0005 else f"; the paper takes ${each:.3f}"
+            mark += notes.mark(f"{text} = ${usd:.4f}{takes}")
+        n, usd = read_table4("small-full", name)
         if usd and abs((train - n) * price - usd) > 1:
             mark += notes.mark(
                 f"Table 4's upper bound, ${usd:,}, pays {math.floor(usd / price):,} labels; the "
@@ -92,10 +84,8 @@ def build_table1(args):
             )
         count = None if train is None else f"{train:,}"
         rows.append([task.title, task.kind, count, f"${each:.3f}", total, theirs, mark])
-    notes.append(TEXTS["table1"])
     columns = ["Dataset", "Task", "#Train", "$/Label", "Total $", "Paper", "Note"]
-    title = "Table 1. What it costs to annotate each training set"
-    return Table("table1", title, columns, rows, tuple(notes), left=2)
+    return columns, rows, [*notes, TEXTS["table1"]]
 
 
 def read_planned(args):
@@ -106,30 +96,26 @@ def read_planned(args):
     return [complete_task(each, "paper", homes / each.name / "train.jsonl") for each in tasks]
 
 
-def find_most_unlabeled(table, task, args):
-    """The most unlabeled rows that a cell of `table` asks for at the paper's scale, uncapped.
-
-    The paper's tasks take whole thousands, as Table 2 prints them.
-    """
-    terms, labels, budgets = make_terms(task, load_prices(args.prices)), task.labels_n, task.budgets
-    if table == "table11":
-        labels, budgets = [task.few_shot_n], task.few_shot_budgets
+def find_most_unlabeled(task, terms, labels, budgets):
+    """The most unlabeled rows that N and budgets ask for, uncapped; of the paper's tasks in whole
+    thousands, as Table 2 prints them."""
     plans = [plan(terms, n, usd)["distill"] for n in labels for usd in budgets]
     most = max((bought["unlabeled"] for bought in plans if bought), default=0)
     return most if task.own else most // 1000 * 1000
 
 
-def build_table5(args):
+def lay_table5(args):
     printed, notes, rows, short = load_printed(5), Notes(), [], []
-    tasks = read_planned(args)
+    tasks, prices = read_planned(args), load_prices(args.prices)
     for task in tasks:
-        name, ours = task.name, {**task.rows}
-        ours["unlabeled"] = find_most_unlabeled("table2", task, args)
-        few_shot = find_most_unlabeled("table11", task, args)
-        if few_shot > ours["unlabeled"]:
+        name, terms = task.name, make_terms(task, prices)
+        most = find_most_unlabeled(task, terms, task.labels_n, task.budgets)
+        few_shot = find_most_unlabeled(task, terms, [task.few_shot_n], task.few_shot_budgets)
+        if few_shot > most:
             short.append(f"{task.title} {few_shot:,}")
         for split in ("train", "dev", "test", "unlabeled"):
-            theirs, count = printed.get((name, split)), ours.get(split)
+            theirs = printed.get((name, split))
+            count = most if split == "unlabeled" else task.rows.get(split)
             released, mark = task.released_rows.get(split), ""
             if released not in (None, count):
                 mark = notes.mark(f"the released file has {released:,} rows, the paper {theirs}")
@@ -145,44 +131,42 @@ def build_table5(args):
         notes.append(tell("table5_short", tasks=", ".join(short)))
     counted = ["Prepared"] * bool(args.prepared)
     columns = ["Dataset", "Split", "tasks.json", "Paper", "Released file", *counted, "Note"]
-    return Table("table5", "Table 5. Rows of each data set", columns, rows, tuple(notes), left=2)
+    return columns, rows, notes
 
 
 def count_fitted(tasks, printed):
     """How many of the paper's tasks' GPU rates Table 6 does not print."""
-    count = 0
-    for task in (task for task in tasks if not task.own):
-        table6 = {
-            "teacher_usd": (task.teacher_hours, 1),
-            "distill_100k_usd": (task.distill_hours, 10**5),
-        }
-        for item, (hours, rows) in table6.items():
-            usd = read_number(printed.get((task.name, item))) or 0
-            known = [each * PAPER_USD_PER_GPU_HOUR * rows for each in hours.values()]
-            count += sum(abs(rate - usd) > 0.05 for rate in known)
-    return count
+    rates = [
+        (hours * PAPER_USD_PER_GPU_HOUR * rows, read_number(printed.get((task.name, item))) or 0)
+        for task in tasks
+        for item, table, rows in (
+            ("teacher_usd", task.teacher_hours, 1),
+            ("distill_100k_usd", task.distill_hours, 100_000),
+        )
+        for hours in table.values()
+        if not task.own
+    ]
+    return sum(abs(ours - theirs) > 0.05 for ours, theirs in rates)
 
 
 def compare_table6(terms, ours, theirs, hours):
     """Notes on where the paper prints other dollars than `ours`, in Table 6 or in Table 4."""
     for item, usd in ours.items():
-        printed = theirs[item]
-        if printed and abs(usd - parse_amount(printed.replace(",", ""), item)) >= 0.05:
+        if abs(usd - (read_number(theirs[item]) or usd)) >= 0.05:
             counts = f"the unlabeled counts of Table 2 follow from {hours:g} h of teacher"
             what = f"{counts}, {show_usd(usd)}" if item == "teacher_usd" else item
-            yield f"{what}; the paper prints {printed} here"
-    at, whole = read_table4("dist", terms.task) or (0, None)
-    usd = price_distilling(terms, at, 100_000)
-    if whole and abs(usd - whole) > 1:
+            yield f"{what}; the paper prints {theirs[item]} here"
+    at, whole = read_table4("dist", terms.task)
+    if whole and abs((usd := price_distilling(terms, at, 100_000)) - whole) > 1:
         parts = f"at N = {at:,} teacher and 100K examples come to {show_usd(usd)}"
         yield f"{parts}; Table 4 prints ${whole:,}"
 
 
-def build_table6(args):
+def lay_table6(args):
     printed, notes, rows, n = load_printed(6), Notes(), [], 5000
     tasks, teachers, prices = read_planned(args), [], load_prices(args.prices)
     for task in tasks:
-        name, terms = task.name, make_terms(task, prices)
+        terms = make_terms(task, prices)
         teacher, hours = price_distilling(terms, n, 0), float(count_teacher_hours(terms, n))
         ours = {
             "initial_usd": n * terms.usd_per_label,
@@ -190,57 +174,25 @@ def build_table6(args):
             "teacher_usd": teacher,
             "distill_100k_usd": price_distilling(terms, n, 100_000) - teacher,
         }
-        theirs = {item: printed.get((name, item)) for item in ours}
+        theirs = {item: printed.get((task.name, item)) for item in ours}
         mark = "".join(map(notes.mark, compare_table6(terms, ours, theirs, hours)))
         lines = {"ours": [*map(show_dollars, ours.values()), mark]}
-        if not task.own:
-            lines["paper"] = [*theirs.values(), ""]
-        rows += join([task.title], lines)
         if task.own:
             price = f"{terms.gpu} at {show_price(terms.usd_per_gpu_hour)} an hour"
             notes += [f"Teacher of {task.title}: {hours:.4g} hours of {price}.", *task.estimates]
         else:
+            lines["paper"] = [*theirs.values(), ""]
             teachers.append(f"{task.title} {hours:.4g}")
+        rows += join([task.title], lines)
     if teachers:
         notes.append(tell("table6", hours=", ".join(teachers)))
     if fitted := count_fitted(tasks, printed):
         notes.append(tell("table6_fitted", count=fitted))
     columns = ["Dataset", "By", "Initial $", "Ann. +1K", "Teacher", "Dist. 100K", "Note"]
-    title = "Table 6. What 1K labels or a distillation cost, from N = 5K labels"
-    return Table("table6", title, columns, rows, tuple(notes), left=2)
+    return columns, rows, notes
 
 
-def show_rate(rate):
-    """A learning rate as Table 8 prints it: 3e-5."""
-    mantissa, exponent = f"{rate:e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def build_table8(args):
-    printed, notes, tasks, rows = load_printed(8), Notes(), read_tasks(args), []
-    kinds = ("small", "dist", "teacher")
-    flags = {task.name: [make_flags(task, "paper", kind) for kind in kinds] for task in tasks}
-    for item in ("max_source_length", "max_target_length", "batch_size", "epochs", "learning_rate"):
-        head, ours, theirs = item.replace("_", " ").capitalize(), [], []
-        show = show_rate if item == "learning_rate" else str
-        for task in tasks:
-            found = (show(each[item.replace("_", "-")]) for each in flags[task.name])
-            small, dist, teacher = found
-            ours.append(small if small == teacher else f"{small} ({teacher})")
-            theirs.append(printed.get((task.name, item)))
-            if dist != small:
-                notes.append(f"{head}, {task.title}: {dist} when distilling")
-            if theirs[-1] not in (None, ours[-1]):
-                text = f"{head}, {task.title}: {ours[-1]} here, {theirs[-1]} in the paper"
-                notes.append(text)
-        rows += [[head, "ours", *ours], ["", "paper", *theirs]]
-    notes.append(TEXTS["table8"])
-    columns = ["Hyperparameter", "From", *(task.title for task in tasks)]
-    title = "Table 8. Hyperparameters at scale paper"
-    return Table("table8", title, columns, rows, tuple(notes), left=2)
-
-
-def build_table7(args):
+def lay_table7(args):
     rows, missing = [], []
     for task in read_tasks(args):
         path = Path(args.prepared, task.name, "train.jsonl")
@@ -251,21 +203,49 @@ def build_table7(args):
         parts = {"Source": row and task.prefix + row["source"], "Target": row and row["target"]}
         if task.metric == "classes":
             parts["Target is one of"] = ", ".join(task.labels)
-        heads = [[task.title, task.kind], *[["", ""]] * len(parts)]
-        rows += [[*head, *part] for head, part in zip(heads, parts.items(), strict=False)]
+        rows += join([task.title, task.kind], {part: [text] for part, text in parts.items()})
     notes = [f"The first labeled row of {args.prepared}; the source as a model reads it, prefixed."]
     if missing:
         notes.append(f"Not prepared, `make data` does it: {', '.join(missing)}")
-    title = "Table 7. An example of each task"
-    columns = ["Dataset", "Task", "Part", "Text"]
-    return Table("table7", title, columns, rows, tuple(notes), left=4, wide=3)
+    return ["Dataset", "Task", "Part", "Text"], rows, notes
 
 
-# Command -> (one line of help, function of the parsed flags that returns a Table).
-TABLES = {
-    "table1": ("annotation price of each data set", build_table1),
-    "table5": ("rows of each data set", build_table5),
-    "table6": ("dollars of 1K labels and of a distillation", build_table6),
-    "table7": ("an example of each task", build_table7),
-    "table8": ("hyperparameters of each task", build_table8),
+def lay_table8(args):
+    printed, notes, tasks, rows = load_printed(8), [], read_tasks(args), []
+    kinds = ("small", "dist", "teacher")
+    flags = {task.name: [make_flags(task, "paper", kind) for kind in kinds] for task in tasks}
+    for item in ("max_source_length", "max_target_length", "batch_size", "epochs", "learning_rate"):
+        head, ours, theirs = item.replace("_", " ").capitalize(), [], []
+        for task in tasks:
+            found = [each[item.replace("_", "-")] for each in flags[task.name]]
+            if item == "learning_rate":  # 3e-5, as the paper prints it
+                found = [f"{Decimal(str(rate)).normalize():e}" for rate in found]
+            small, dist, teacher = map(str, found)
+            ours.append(small if small == teacher else f"{small} ({teacher})")
+            theirs.append(printed.get((task.name, item)))
+            if dist != small:
+                notes.append(f"{head}, {task.title}: {dist} when distilling")
+            if theirs[-1] not in (None, ours[-1]):
+                text = f"{head}, {task.title}: {ours[-1]} here, {theirs[-1]} in the paper"
+                notes.append(text)
+        rows += join([head], {"ours": ours, "paper": theirs})
+    columns = ["Hyperparameter", "From", *(task.title for task in tasks)]
+    return columns, rows, [*notes, TEXTS["table8"]]
+
+
+PRINTED = {  # table -> (its title, its layout)
+    "table1": ("What it costs to annotate each training set", lay_table1),
+    "table5": ("Rows of each data set", lay_table5),
+    "table6": ("What 1K labels or a distillation cost, from N = 5K labels", lay_table6),
+    "table7": ("An example of each task", lay_table7),
+    "table8": ("Hyperparameters at scale paper", lay_table8),
 }
+
+
+def build_printed(args):
+    """The asked table."""
+    title, lay = PRINTED[args.command]
+    columns, rows, notes = lay(args)
+    title = f"Table {args.command[-1]}. {title}"
+    left, wide = (4, 3) if columns[-1] == "Text" else (2, None)
+    return Table(args.command, title, columns, rows, notes, left, wide)
