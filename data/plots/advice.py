@@ -1,8 +1,5 @@
 """The advice as a picture: what each budget will score by annotation and by distillation, how sure.
 
-Usage:
-    python costs.py advise --task mine --data DIR --runs RUNS --budget 500 --save out/advice.json
-    python plots.py advice --advice out/advice.json --output out     # out/advice.png and .pdf
 Reads:  the JSON of `costs.py advise --save`
 Writes: NAME.png and NAME.pdf, NAME as that file's
 Paper:  none; Figure 2's question for scores that were not measured
@@ -17,6 +14,7 @@ from data.plots.drawing import ANN, DIST, GREY, LLM, Dot, Line, Panel, Style
 from data.plots.results import TITLES
 
 ARMS = {"ann": ("Ann.", ANN), "dist": ("Dist.", DIST), "llm": ("LLM", LLM)}
+RUNS = {"small": ARMS["ann"], "dist": ARMS["dist"]}  # by the strategy of a run
 SPLIT = Style(drawing.PURPLE, "", (0, (4, 2)))
 TRIED = {"strategy": str, "usd": float, "score": float}
 ADVICE = {  # the file, as read_json() checks it
@@ -29,7 +27,6 @@ ADVICE = {  # the file, as read_json() checks it
     "llm": {"score": float},
     "turns": {"first": list},
 }
-RUNS = {"small": ARMS["ann"], "dist": ARMS["dist"]}  # by the strategy of a run
 
 
 def make_panel(advice):

@@ -1,12 +1,8 @@
 """Figures 2 to 7 of the paper from the metrics.json of runs: score against dollars.
 
-Usage:
-    python plots.py fig2 --task wlp --scale mini --seeds "0 1" --runs runs/mini --output out
-        out/fig2.png and .pdf, what to know of them in out/fig2.md, every point in out/fig2.csv
-    python plots.py fig5 --task "wlp multipit_gen" --rule released      the released scorer's scores
 Reads:  what data/plots/results.py reads
-Writes: NAME.png, NAME.pdf, NAME.md and NAME.csv in --output, or without it the points to stdout;
-        missing runs to stderr
+Writes: NAME.png, NAME.pdf, NAME.md (what to know of them) and NAME.csv (every point) in --output,
+        or without it the points to stdout; missing runs to stderr
 Paper:  Figures 2 to 7, sections 4 and 5, Appendix E
 """
 

@@ -1,7 +1,6 @@
 """Tables of scores: the paper's layouts from finished runs, and their cells one by one.
 
-Reads:  nothing; it is handed the Studies of data/plots/results.py
-Writes: nothing; plots.py prints and writes what the functions here build
+Reads:  what data/plots/results.py reads
 Paper:  Tables 2, 3, 4, 9, 10 and 11, sections 3.1 and 5
 """
 

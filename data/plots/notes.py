@@ -1,6 +1,5 @@
 """What a reader must know to read the numbers: the notes below each table and beside each figure.
 
-Reads:  nothing; it is handed the Studies of data/plots/results.py
 Paper:  Tables 2, 3, 4, 9, 10 and 11, Figures 2 to 7, the section on limitations
 
 Notes are lists of `condition and sentence`: a sentence stands where its condition holds.

@@ -1,8 +1,5 @@
 """The picture of the method: one budget, three ways to a compact model, and where the dollars go.
 
-Usage:
-    python plots.py pipeline --output out       # out/pipeline.png and out/pipeline.svg
-Writes: pipeline.png and pipeline.svg
 Paper:  Figure 1 and section 2: Ann., Dist.; section 5: labels by an LLM
 """
 

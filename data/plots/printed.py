@@ -247,5 +247,5 @@ def build_printed(args):
     title, lay = PRINTED[args.command]
     columns, rows, notes = lay(args)
     title = f"Table {args.command[-1]}. {title}"
-    left, wide = (4, 3) if columns[-1] == "Text" else (2, None)
-    return Table(args.command, title, columns, rows, notes, left, wide)
+    wide = columns[-1] == "Text"
+    return Table(args.command, title, columns, rows, notes, 4 if wide else 2, wide)

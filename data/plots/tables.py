@@ -26,9 +26,10 @@ class Table(NamedTuple):
     `rows` hold one cell per column: text is shown as it is, numbers by `str`, None as missing.
     The first `left` columns are text and stand left, unless all they hold is numbers; the others
     stand right.
-    `notes` are printed below, one per line. The texts of column `wide` may be long: in Markdown
-    they go on in further rows, in LaTeX in a paragraph. These two leave out the columns that hold
-    nothing, and of a `compact` table those that hold the same in all rows, which CSV keeps.
+    `notes` are printed below, one per line. Of a `wide` table the last column's texts may be long:
+    in Markdown they go on in further rows, in LaTeX in a paragraph. These two leave out the columns
+    that hold nothing, and of a `compact` table those that hold the same in all rows, which CSV
+    keeps.
     """
 
     name: str
@@ -37,11 +38,9 @@ class Table(NamedTuple):
     rows: list
     notes: tuple = ()
     left: int = 1
-    wide: int = None
+    wide: bool = False
     compact: bool = False
 
-
-# --- cells ---------------------------------------------------------------------------------
 
 MISSING = "–"
 NUMBER = re.compile(rf"([$+-]*[\d.,]+K?|{MISSING})?")
@@ -89,8 +88,7 @@ def drop_same(table):
     same = ", ".join(f"{name} {min(each)}" for name, each, kept in pairs if not kept and any(each))
     lines = [list(itertools.compress(line, keep)) for line in [table.columns, *table.rows]]
     title = f"{table.title}: {same}" if same else table.title
-    wide = None if table.wide is None or not keep[table.wide] else sum(keep[: table.wide])
-    left = sum(keep[: table.left])
+    left, wide = sum(keep[: table.left]), table.wide and keep[-1]
     return table._replace(title=title, columns=lines[0], rows=lines[1:], left=left, wide=wide)
 
 
@@ -102,20 +100,16 @@ def find_sides(table):
         yield "<" if i < table.left and not numbers else ">"
 
 
-# --- three formats -------------------------------------------------------------------------
-
-
 def wrap_rows(table):
-    """The rows, each with a long cell in column `wide` spread over several, as wide as a page has
-    room for beside the others."""
-    columns = list(zip(table.columns, *table.rows, strict=True))
+    """The rows, each with a long text at its end spread over several, as wide as a page has room
+    for beside the others."""
+    *columns, _ = zip(table.columns, *table.rows, strict=True)
     sizes = [max(3, *(measure(show_cell(cell)) for cell in column)) for column in columns]
-    room = PAGE - sum(sizes) + sizes[table.wide] - 3 * len(sizes) - 1
-    for row in table.rows:
-        texts = textwrap.wrap(show_cell(row[table.wide]), max(30, room)) or [""]
-        for number, text in enumerate(texts):
-            others = row if number == 0 else [""] * len(row)
-            yield [text if i == table.wide else cell for i, cell in enumerate(others)]
+    room = max(30, PAGE - sum(sizes) - 3 * len(sizes) - 4)
+    for *others, text in table.rows:
+        first, *more = textwrap.wrap(show_cell(text), room) or [""]
+        yield [*others, first]
+        yield from ([*[""] * len(others), line] for line in more)
 
 
 def wrap_notes(notes):
@@ -123,24 +117,25 @@ def wrap_notes(notes):
     return "".join(fill("- " + CONTROLS.sub(" ", note)) + "\n" for note in notes)
 
 
+def pad(text, side, width):
+    """`text` with spaces up to `width` columns, at its left where `side` is ">"."""
+    gap = " " * (width - measure(text))
+    return text + gap if side == "<" else gap + text
+
+
 def to_markdown(table):
     """A Markdown table, padded so that it reads as well in a terminal, and without the spaces at
     its bars where it would else be wider than a page."""
     table = drop_same(table)
-    lines = [table.columns, *(table.rows if table.wide is None else wrap_rows(table))]
+    lines = [table.columns, *(wrap_rows(table) if table.wide else table.rows)]
     cells = [[show_cell(cell).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *map(measure, column)) for column in zip(*cells, strict=True)]
-    form = list(zip(find_sides(table), widths, strict=True))
+    sides = list(find_sides(table))
+    pairs = zip(sides, widths, strict=True)
+    cells.insert(1, ["-" * w if side == "<" else "-" * (w - 1) + ":" for side, w in pairs])
     bar = "|" if sum(widths) + 3 * len(widths) + 1 > PAGE else " | "
-
-    def pad(line):
-        gaps = [" " * (width - measure(cell)) for cell, (_, width) in zip(line, form, strict=True)]
-        trios = zip(line, gaps, form, strict=True)
-        line = bar.join(c + g if s == "<" else g + c for c, g, (s, _) in trios)
-        return f"{bar.lstrip()}{line}{bar.rstrip()}"
-
-    rule = pad(["-" * width if side == "<" else "-" * (width - 1) + ":" for side, width in form])
-    body = [pad(cells[0]), rule, *map(pad, cells[1:])]
+    body = [bar.join(map(pad, line, sides, widths)) for line in cells]
+    body = [f"{bar.lstrip()}{line}{bar.rstrip()}" for line in body]
     notes = "\n" * bool(table.notes) + wrap_notes(table.notes)
     return "\n".join([f"**{show_cell(table.title)}**", "", *body]) + "\n" + notes
 
@@ -171,8 +166,8 @@ TEX |= {"≥": r"$\geq$", "§": r"\S{}"}
 def escape(cell):
     """A cell in LaTeX; the indent of a row's label is kept."""
     text = show_cell(cell)
-    indent = r"\quad " * (text.startswith("  "))
-    return indent + "".join(TEX.get(mark, mark) for mark in text.strip())
+    indent = r"\quad " * text.startswith("  ")
+    return indent + text.strip().translate(str.maketrans(TEX))
 
 
 def to_tex(table):
@@ -180,15 +175,15 @@ def to_tex(table):
     table = drop_same(table)
     sides = ["l" if side == "<" else "r" for side in find_sides(table)]
     lines = [[escape(cell) for cell in line] for line in [table.columns, *table.rows]]
-    size = sum(max(map(measure, map(str, column))) + 2 for column in zip(*lines, strict=True))
+    size = sum(max(map(measure, column)) + 2 for column in zip(*lines, strict=True))
     kind, fit = ("table*", r"\textwidth") if size > PAGE else ("table", r"\linewidth")
-    if table.wide is not None:
-        sides[table.wide] = r"p{0.6\linewidth}"
+    if table.wide:
+        sides[-1] = r"p{0.6\linewidth}"
     head, *body = (" & ".join(line) + r" \\" for line in lines)
     caption = escape(re.sub(r"^Table \d+\. ", "", table.title))
     tabular = [rf"\begin{{tabular}}{{{''.join(sides)}}}", r"\toprule", head, r"\midrule", *body]
     tabular += [r"\bottomrule", r"\end{tabular}"]
-    if size > PAGE and table.wide is None:
+    if size > PAGE and not table.wide:
         tabular = [rf"\resizebox{{{fit}}}{{!}}{{%", *tabular, "}"]
     lines = [r"% needs \usepackage{booktabs,graphicx}", rf"\begin{{{kind}}}", r"\centering"]
     lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", *tabular]
