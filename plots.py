@@ -44,19 +44,18 @@ def add_flags(add, name):
     add("--data", default="", metavar="DIR", help=f"{text} (default: none)")
     price = "price list (default: data/prices.csv)"
     add("--prices", default=DATA / "prices.csv", metavar="FILE", help=price)
-    if name in MAKERS or name in SCORES:
+    if name in (*MAKERS, *SCORES):
         add("--scale", default="mini", help="an entry of data/scales.json (default: mini)")
         add("--seeds", default="0", help='seeds of the runs, e.g. "0 1 2" (default: 0)')
         place = "holds TASK/RUN (default: runs/SCALE, with --data's name)"
         add("--runs", metavar="DIR", help=place)
         add("--llm", action="store_true", help="also runs on labels by an LLM (default: no)")
-        add("--prepared", metavar="DIR", help="its row counts limit the runs, as in costs.py grid")
     if name in MAKERS:
         rule = "score by the strict rule or by the released scorer's (default: strict)"
         add("--rule", choices=("strict", "released"), default="strict", help=rule)
-    if name in ("table5", "table6", "table7"):
+    if name in (*MAKERS, *SCORES, "table5", "table6", "table7"):
         splits = "data/prepared/mini" if name == "table7" else None
-        text = "folder of prepared tasks, e.g. data/prepared/mini (default: %(default)s)"
+        text = "folder of prepared tasks, whose rows count (default: %(default)s)"
         add("--prepared", metavar="DIR", default=splits, help=text)
     if name == "advice":
         said = "what `costs.py advise --save` wrote"

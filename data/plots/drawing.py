@@ -40,11 +40,6 @@ LLM_ONLY = Style(PURPLE, "v", (0, (1, 1)))
 FRONTIER = Style("#C4C4C4", "none")
 
 
-def report(style):
-    """The look of the paper's own points: grey and hollow, the marker of their series."""
-    return Style(GREY, style.marker, "none", filled=False)
-
-
 class Dot(NamedTuple):
     """A point; `bar` is (low, high) of its error bar, None where there is none.
 
@@ -142,11 +137,9 @@ def find_range(panels):
 
 def find_ends(panel):
     """The least and the greatest x of a panel, half an octave or more from their middle so that one
-    x alone has an axis around it; () if it has none."""
+    x alone has an axis around it."""
     xs = [dot.x for line in panel.lines for dot in line.list_seen()]
     xs += [x for x, _ in (*panel.ticks, *panel.top)]
-    if not xs:
-        return ()
     middle = math.sqrt(min(xs) * max(xs))
     return min(*xs, middle / math.sqrt(2)), max(*xs, middle * math.sqrt(2))
 
@@ -157,10 +150,10 @@ def find_shifts(panel, inches):
     Neighbours that are seen are 4 points apart, nearer where the outer ones would be more than 14.
     Points without a line (the paper's own) stay in the middle: they are hollow and hide nothing.
     """
-    ends = find_ends(panel)
-    if not panel.dodge or not ends:
+    if not panel.dodge:
         return [1] * len(panel.lines)
-    decades = math.log10(ends[1] / ends[0])
+    low, high = find_ends(panel)
+    decades = math.log10(high / low)
     joined = [line.style.line != "none" and bool(line.list_seen()) for line in panel.lines]
     middle = (sum(joined) - 1) / 2
     step = min(4 / 72, 14 / 72 / max(sum(joined) - 1, 1)) / inches

@@ -83,7 +83,8 @@ def report(label, style, scores, at=Score.usd):
     """The paper's own points beside a series: hollow and grey, with its marker."""
     told = [(score, score.find_printed()) for score in scores]
     dots = [Dot(float(at(score)), value) for score, value in told if value is not None]
-    return Line(f"paper: {label}", drawing.report(style), dots)
+    look = Style(drawing.GREY, style.marker, "none", filled=False)
+    return Line(f"paper: {label}", look, dots)
 
 
 # --- the figures ---------------------------------------------------------------------------
@@ -275,5 +276,4 @@ def write_figure(args):
     told = f"{textwrap.fill(drawn.caption, 100)}\n\n{wrap_notes(drawn.notes)}"
     write_atomic(place.with_suffix(".md"), told)
     pictures = drawing.write(drawing.draw(drawn.panels, drawn.columns), place)
-    for path in [*pictures, place.with_suffix(".md"), place.with_suffix(".csv")]:
-        print(path)
+    print(*pictures, place.with_suffix(".md"), place.with_suffix(".csv"), sep="\n")
