@@ -55,8 +55,8 @@ def add_flags(add, name):
         add("--rule", choices=("strict", "released"), default="strict", help=rule)
     if name in (*MAKERS, *SCORES, "table5", "table6", "table7"):
         splits = "data/prepared/mini" if name == "table7" else None
-        text = "folder of prepared tasks, whose rows count (default: %(default)s)"
-        add("--prepared", metavar="DIR", default=splits, help=text)
+        text = "prepared tasks, whose row counts limit the runs, as in costs.py grid"
+        add("--prepared", metavar="DIR", default=splits, help=f"{text} (default: %(default)s)")
     if name == "advice":
         said = "what `costs.py advise --save` wrote"
         add("--advice", required=True, metavar="FILE", help=said)

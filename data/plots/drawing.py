@@ -84,8 +84,6 @@ class Panel(NamedTuple):
     span: tuple = ()  # (text in the legend, colour, low x, high x)
 
 
-# --- drawing -------------------------------------------------------------------------------
-
 LOOK = ("default", Path(__file__).with_name("look.mplstyle"))
 WIDTHS = {1: 3.5, 2: 6.8, 3: 7.2}  # columns -> inches; two columns of a paper are 6.3 to 7
 TICK_INCHES = 0.38  # a text such as $1.5K at the size of ticks, and some air

@@ -32,8 +32,6 @@ SIZE_LOOKS = {  # size -> colour and marker; hollow squares and circles are the 
 }
 FEW = Style(ANN.color, ANN.marker, ":", filled=False)
 
-# --- from scores to panels -----------------------------------------------------------------
-
 
 class Part:
     """One task of a figure: its Study, and the points that are drawn of it."""

@@ -288,17 +288,12 @@ SCORES = {  # table -> (its title, its layout)
 
 # --- the same, cell by cell ----------------------------------------------------------------
 
-CELL_COLUMNS = (
-    "Task,N,Budget,Strategy,Labels,Unlabeled,Seeds,Score,By seed,Released,Also,Invalid %,"
-    "Constant,Paper,Planned $,GPU $ paper,GPU $ today,Seconds"
-).split(",")
-LLM_COLUMNS = ["LLM labels", "At today's price"]  # where --llm asks for them
 ALSO = {"macro_f1": "macro F1", "em": "EM", "copy_rate": "copies %"}
 
 
 def list_details(study, books):
-    """The cells of a task as rows of CELL_COLUMNS: each group of runs once, a teacher first; books:
-    the Ledgers of the paper's prices and of today's."""
+    """The cells of a task as {column: text}: each group of runs once, a teacher first; books: the
+    Ledgers of the paper's prices and of today's."""
     counts = list(dict.fromkeys(cell.labels for cell in study.cells))
     scores = [study.score(cell, strategy) for cell in study.cells for strategy in STRATEGIES]
     scores.sort(key=lambda s: (counts.index(s.cell.labels), s.strategy != "teacher"))
@@ -312,33 +307,39 @@ def list_details(study, books):
 
 
 def show_detail(score, books):
-    """One group of runs as a row of CELL_COLUMNS."""
+    """One group of runs."""
     study, cell, strategy = score.study, score.cell, score.strategy
     run, seconds = score.runs[0] if score.runs else None, score.seconds()
     learns = strategy in ("dist", "self", "encoder")
     also = [(k, name) for k, name in ALSO.items() if score.values(k) and k != study.metric]
-    today = [None, None]
-    if strategy == "llm" and cell.llm_labels:
-        today = [f"{cell.llm_labels:,}", f"{count_today(study, cell):,}"]
-    return [
-        *(study.title, f"{cell.labels:,}"),
-        "" if cell.budget_usd is None or strategy == "teacher" else name_budget(cell),
-        STRATEGIES[strategy],
-        f"{run.labels + run.llm_labels:,}" if run else None,
-        f"{run.unlabeled:,}" if run and learns else "0" if run else None,
-        f"{len(score.found)}/{len(score.runs)}",
-        score.show().removesuffix(" ↓"),
-        " ".join(f"{value:.2f}" for value in score.values()) if len(score.there) > 1 else "",
-        score.show("released"),
-        next((f"{name} {score.show(key)}" for key, name in also), ""),
-        score.show_mean("invalid_rate"),
-        score.show_mean("constant"),
-        score.find_printed(),
-        show_dollars(score.planned_usd()),
-        *(show_dollars(score.price(book)) for book in books),
-        None if seconds is None else f"{seconds:,.0f}",
-        *(today if study.llm else ()),
-    ]
+    asked = {}
+    if study.llm:
+        today = strategy == "llm" and count_today(study, cell)
+        asked["LLM labels"] = f"{cell.llm_labels:,}" if today else None
+        asked["At today's price"] = f"{today:,}" if today else None
+    return {
+        "Task": study.title,
+        "N": f"{cell.labels:,}",
+        "Budget": name_budget(cell)
+        if cell.budget_usd is not None and strategy != "teacher"
+        else "",
+        "Strategy": STRATEGIES[strategy],
+        "Labels": f"{run.labels + run.llm_labels:,}" if run else None,
+        "Unlabeled": f"{run.unlabeled if learns else 0:,}" if run else None,
+        "Seeds": f"{len(score.found)}/{len(score.runs)}",
+        "Score": score.show().removesuffix(" ↓"),
+        "By seed": " ".join(f"{v:.2f}" for v in score.values()) if len(score.there) > 1 else "",
+        "Released": score.show("released"),
+        "Also": next((f"{name} {score.show(key)}" for key, name in also), ""),
+        "Invalid %": score.show_mean("invalid_rate"),
+        "Constant": score.show_mean("constant"),
+        "Paper": score.find_printed(),
+        "Planned $": show_dollars(score.planned_usd()),
+        "GPU $ paper": show_dollars(score.price(books[0])),
+        "GPU $ today": show_dollars(score.price(books[1])),
+        "Seconds": None if seconds is None else f"{seconds:,.0f}",
+        **asked,
+    }
 
 
 def build_scores(args):
@@ -352,9 +353,9 @@ def build_scores(args):
     details = [row for study in studies for row in list_details(study, books)]
     title = f"Table {studies[0].number}. {title}"
     title += f", {studies[0].title}" if len(studies) == 1 else ""
-    notes = note_table(args, studies, own)
-    main = Table(args.command, title, columns, rows, notes, left)
+    main = Table(args.command, title, columns, rows, note_table(args, studies, own), left)
     priced = dict.fromkeys(f"Prices, {note}" for book in books for note in book.notes)
-    name, text = f"{args.command}-cells", "The same, cell by cell"
-    heads = CELL_COLUMNS + (LLM_COLUMNS if args.llm else [])
-    return main, Table(name, text, heads, details, (*TEXTS["cells"], *priced), left=4, compact=True)
+    name, title = f"{args.command}-cells", "The same, cell by cell"
+    columns, rows = list(details[0]), [list(row.values()) for row in details]
+    notes = [*TEXTS["cells"], *priced]
+    return main, Table(name, title, columns, rows, notes, left=4, compact=True)

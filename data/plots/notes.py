@@ -40,9 +40,6 @@ def keep(notes):
     return list(dict.fromkeys(filter(None, notes)))
 
 
-# --- of tables and figures -----------------------------------------------------------------
-
-
 def note_metrics(studies):
     """One note a metric: what it is and which tasks have it, on how many rows."""
     metrics = {}
@@ -163,9 +160,6 @@ def note_table(args, studies, own):
             *note_signatures(studies),
         ]
     )
-
-
-# --- of figures ----------------------------------------------------------------------------
 
 
 def write_caption(figure, studies):

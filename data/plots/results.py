@@ -115,12 +115,13 @@ class Study:
             self.read[run] = found = read_metrics(path, self.task) if path.exists() else None
             if found:
                 check_origin(path, found)
-            if found and not run.startswith("prompted"):  # which answers to some rows
                 self.check_rows(path, found)
         return self.read[run]
 
     def check_rows(self, path, found):
         """Refuse a run that was scored on other rows than the first one, by count or by hash."""
+        if path.parent.name.startswith("prompted"):  # which answers to some rows
+            return
         data = (found.get("provenance") or {}).get("data_sha256")
         self.first = self.first or (path, found["n"], data)
         where, n, same = self.first
@@ -172,8 +173,7 @@ class Study:
         return " / ".join(dict.fromkeys(names)) or "LLM"
 
     def name_paid(self):
-        """The LLM whose price the plans pay and the list that has it, as count_llm_labels() names
-        them: "text-davinci-003, paper", of a task of one's own "gpt-6-luna, today"."""
+        """What the plans pay, as count_llm_labels() names it: "text-davinci-003, paper"."""
         which = choose_list(self.task)
         return f"{name_llm(which)}, {which}"
 
