@@ -310,7 +310,7 @@ def test_the_advice_is_drawn_with_its_pilot_and_what_was_measured(capsys, tmp_pa
         "best split of both", "Ann., pilot (dev)", "Dist., pilot (dev)",
         "Ann., measured",
     ]  # fmt: skip
-    assert panel.span and len(panel.bands) == 3
+    assert panel.span and sum(line.band for line in panel.lines) == 3
     anywhere = {**advice, "turns": {**advice["turns"], "first": [1, 1, None]}}
     assert not make_panel(anywhere).span  # a shade over all would say that Dist. leads there
     names = [text for text, *_ in panel.levels]

@@ -34,13 +34,13 @@ def make_panel(advice):
     curve = advice["curve"]
     low, high = curve[0]["budget"], curve[-1]["budget"]
     zero = low / 1.6  # where a logarithmic axis shows $0
-    lines, bands = [], []
+    lines = []
     for arm, (name, style) in ARMS.items():
         points = [(row["budget"], *row["bands"][arm]) for row in curve if arm in row["bands"]]
         if points:
-            line = Style(style.color, "", style.line)
-            lines.append(Line(f"{name}, predicted", line, [Dot(x, y) for x, _, y, _ in points]))
-            bands.append((style.color, [(x, below, above) for x, below, _, above in points]))
+            dots = [Dot(x, y, (below, above)) for x, below, y, above in points]
+            look = Style(style.color, "", style.line)
+            lines.append(Line(f"{name}, predicted", look, dots, band=True))
     splits = [Dot(row["budget"], row["split"]) for row in curve]
     lines.append(Line("best split of both", SPLIT, splits))
     for key, what, filled in (("tried", "pilot (dev)", True), ("measured", "measured", False)):
@@ -56,7 +56,7 @@ def make_panel(advice):
     title = f"{advice['title']}, N = {advice['labels']:,}; bands hold four of five runs"
     return Panel(
         title, lines, f"{TITLES.get(advice['metric'], 'score')} (%)",
-        "dollars beside the N labels", ticks=tuple(ticks), bands=tuple(bands),
+        "dollars beside the N labels", ticks=tuple(ticks),
         levels=tuple(list_levels(advice)), span=find_span(advice, low, high),
     )  # fmt: skip
 

@@ -41,10 +41,8 @@ FRONTIER = Style("#C4C4C4", "none")
 
 
 class Dot(NamedTuple):
-    """A point; `bar` is (low, high) of its error bar, None where there is none.
-
-    Where `y` is None nothing is drawn: its line is interrupted there.
-    """
+    """A point; `bar` is (low, high) of its error bar, None where there is none. Where `y` is None
+    nothing is drawn: its line is interrupted there."""
 
     x: float
     y: float
@@ -52,11 +50,13 @@ class Dot(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A series: its name in the legend, its Style, its Dots from left to right."""
+    """A series: its name in the legend, its Style, its Dots from left to right; their bars are one
+    shaded `band` if asked."""
 
     label: str
     style: Style
     dots: list
+    band: bool = False
 
     def list_seen(self):
         return [dot for dot in self.dots if dot.y is not None]
@@ -79,7 +79,6 @@ class Panel(NamedTuple):
     gaps: tuple = ()
     row: str = ""
     dodge: bool = False
-    bands: tuple = ()  # [(colour, [(x, low, high)])]: a shade behind the lines
     levels: tuple = ()  # [(text in the legend, colour, y)]: a score all along
     span: tuple = ()  # (text in the legend, colour, low x, high x)
 
@@ -120,8 +119,6 @@ def find_range(panels):
     values = [y for dot in dots for y in (dot.y, *(dot.bar or ()))]
     if not dots:
         return None
-    for panel in panels:
-        values += [y for _, points in panel.bands for _, *ends in points for y in ends]
     low, high = min(values), max(values)
     near = 2 * low - high, 2 * high - low  # a level farther away would press all else flat
     values += [y for p in panels for *_, y in p.levels if near[0] <= y <= near[1]]
@@ -172,7 +169,10 @@ def draw_line(axes, line, shift, size):
     look |= {"markeredgewidth": 0.5 if style.filled else 1}
     if style.marker == "none":  # a line that only joins what others draw: wide, below them
         look |= {"linewidth": 5, "zorder": 1, "solid_capstyle": "round"}
-    for dot in (dot for dot in line.list_seen() if dot.bar):
+    if line.band:
+        ends = zip(*((dot.x, *dot.bar) for dot in line.dots), strict=True)
+        axes.fill_between(*ends, color=style.color, alpha=0.15, linewidth=0)
+    for dot in (dot for dot in line.list_seen() if dot.bar and not line.band):
         ends = [[max(dot.y - dot.bar[0], 0)], [max(dot.bar[1] - dot.y, 0)]]
         bar = {"fmt": "none", "ecolor": style.color, "elinewidth": 0.8, "capsize": 2}
         axes.errorbar([dot.x * shift], [dot.y], ends, **bar)
@@ -193,19 +193,6 @@ def draw_x(axes, panel, inches):
     axes.spines["top"].set_visible(bool(panel.top))
 
 
-def draw_behind(axes, panel):
-    """Bands, levels and the span of a Panel; returns {label: handle} for the legend."""
-    shown = {}
-    for color, points in panel.bands:
-        axes.fill_between(*zip(*points, strict=True), color=color, alpha=0.15, linewidth=0)
-    for label, color, y in panel.levels:
-        shown[label] = axes.axhline(y, color=color, linestyle=(0, (1, 2)), linewidth=1)
-    if panel.span:
-        label, color, low, high = panel.span
-        shown[label] = axes.axvspan(low, high, color=color, alpha=0.25, linewidth=0, zorder=0)
-    return shown
-
-
 def draw_panel(axes, panel, limits, inches):
     """One Panel, its axes about `inches` wide; returns {label: handle} for the legend."""
     axes.set_title(panel.title)
@@ -216,7 +203,12 @@ def draw_panel(axes, panel, limits, inches):
         return {}
     axes.set_xscale("log")
     axes.set_ylim(*limits)
-    shown = draw_behind(axes, panel)
+    shown = {}
+    for label, color, y in panel.levels:
+        shown[label] = axes.axhline(y, color=color, linestyle=(0, (1, 2)), linewidth=1)
+    if panel.span:
+        label, color, *ends = panel.span
+        shown[label] = axes.axvspan(*ends, color=color, alpha=0.25, linewidth=0, zorder=0)
     for i, (line, shift) in enumerate(zip(panel.lines, find_shifts(panel, inches), strict=True)):
         # What is drawn later is smaller, so that dots in one place show all the same.
         size = 5.5 if panel.dodge else max(7 - i, 4.5)

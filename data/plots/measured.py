@@ -98,12 +98,9 @@ def lay_llm(study, cells):
     scores = [study.score(cell, "llm") for cell in cells]
     name = f"Human + {study.name_annotator()}"
     bought = [c.llm_labels and f"+{c.llm_labels:,} / {count_today(study, c):,}" for c in cells]
-    lines = {name: [score.show() if score.runs else None for score in scores]}
-    lines["  labels bought / today"] = bought
-    if any(score.has_released() for score in scores):
-        shown = [score.show("released") if score.runs else None for score in scores]
-        lines[f"{name}, released"] = shown
-    return lines
+    lines = show_both(scores)
+    shown = {name: lines["strict"], "  labels bought / today": bought}
+    return shown | ({f"{name}, released": lines["released"]} if "released" in lines else {})
 
 
 def count_today(study, cell):

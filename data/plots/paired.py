@@ -12,6 +12,7 @@ R rows that happen to be in the test set. SE^2 = v / S + V / R, where V is the v
 of the difference averaged over seeds; t has the sum of S - 1 over the cells as its degrees.
 """
 
+import itertools
 import math
 import statistics
 from typing import NamedTuple
@@ -59,11 +60,10 @@ def find_quantile(degrees):
 
 def adjust_holm(ps):
     """Holm's p-values: the k-th smallest times the number of those not smaller, never falling."""
-    adjusted, worst = [None] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        worst = max(worst, min(1.0, ps[i] * (len(ps) - rank)))
-        adjusted[i] = worst
-    return adjusted
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    scaled = (min(1.0, ps[i] * (len(ps) - rank)) for rank, i in enumerate(order))
+    adjusted = dict(zip(order, itertools.accumulate(scaled, max), strict=True))
+    return [adjusted[i] for i in range(len(ps))]
 
 
 def compare(pairs):

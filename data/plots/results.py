@@ -224,23 +224,20 @@ class Score:
 
     def find_printed(self):
         """The paper's score of the same models, counts and dollars, None where it prints none."""
-        study, cell, strategy = self.study, self.cell, self.strategy
+        study, cell = self.study, self.cell
         if not all(run.usual for run in self.runs):
             return None
-        whole = (
-            study.number in (4, 9) and not study.figure and cell is study.cells[-1]
-        )  # all labels
-        strategy = f"{strategy}-full" if whole and strategy == "small" else strategy
-        wanted = {} if whole else {"labels": cell.labels * study.unit}
-        if cell.budget_usd is not None and strategy != "teacher" and not whole:
+        wanted = {"strategy": self.strategy, "labels": cell.labels * study.unit}
+        if study.number in (4, 9) and not study.figure and cell is study.cells[-1]:  # all labels
+            wanted = {"strategy": "small-full" if self.strategy == "small" else self.strategy}
+        elif cell.budget_usd is not None and self.strategy != "teacher":
             wanted["budget_usd"] = cell.budget_usd * study.unit
         elif study.figure:
-            wanted |= {"budget_usd": 0} if strategy == "small" else {"unlabeled": cell.unlabeled}
-        for row in study.printed:
-            usual = row["metric"] not in ("macro F1", "EM")
-            if usual and row["strategy"] == strategy and wanted.items() <= row.items():
-                return row["score"]
-        return None
+            wanted |= (
+                {"budget_usd": 0} if self.strategy == "small" else {"unlabeled": cell.unlabeled}
+            )
+        rows = (row for row in study.printed if row["metric"] not in ("macro F1", "EM"))
+        return next((row["score"] for row in rows if wanted.items() <= row.items()), None)
 
     def list_notes(self):
         """The cell's notes, without those on rows that only other strategies' runs lack."""
