@@ -51,23 +51,23 @@ def show_part(count, planned, show="{:,}".format):
     return show(count) + (f" of {show(planned)}" if planned and planned > count else "")
 
 
-def lay_group(study, cells, tested):
-    """Lines of Table 2 for one task and N: {label: one entry a budget}."""
+def lay_group(study, pairs, tested):
+    """Lines of Table 2 for one task and N: {label: one entry a budget}; pairs: Scores of Ann. and
+    Dist. at each."""
+    ann, dist = arms = list(zip(*pairs, strict=True))
+    cells = [score.cell for score in ann]
     teacher = study.score(next((c for c in cells if c.runs["teacher"]), cells[0]), "teacher")
-    ann, dist = arms = [[study.score(cell, kind) for cell in cells] for kind in ("small", "dist")]
-    both = list(zip(ann, dist, strict=True))
     runs = [[score.runs for score in arm] for arm in arms]
-    rows = [c.unlabeled and show_part(c.unlabeled, c.wanted, show_count) for c in cells]
-    pairs = zip(cells, rows, strict=True)
     lines = {
         "Ann.": show_once([score.show() for score in ann], runs[0], cells),
         "  labels bought": ["+" + show_part(s.count_bought(), s.cell.extra_labels) for s in ann],
         f"Dist. from [{teacher.show()}]": show_once([s.show() for s in dist], runs[1], cells),
         f"  {study.terms.gpu}-h / rows distilled": [
-            some and f"{cell.gpu_hours}h / {some}" for cell, some in pairs
+            c.unlabeled and f"{c.gpu_hours}h / {show_part(c.unlabeled, c.wanted, show_count)}"
+            for c in cells
         ],
         "Dist. - Ann.": show_once(
-            [show_tested(*pair, tested) for pair in both],
+            [show_tested(*pair, tested) for pair in pairs],
             [(a, d) if d else () for a, d in zip(*runs, strict=True)],
             cells,
         ),
@@ -80,7 +80,7 @@ def lay_group(study, cells, tested):
         lines[label] = [score.show("released") for score in dist]
     constants = [score.show_mean("constant") for score in ann + dist]  # each the same or None
     lines["Constant predictor"] = [next(filter(None, constants), None), *[""] * (len(cells) - 1)]
-    invalid = [[score.show_mean("invalid_rate") for score in pair] for pair in both]
+    invalid = [[score.show_mean("invalid_rate") for score in pair] for pair in pairs]
     if any(map(any, invalid)):
         shown = [" / ".join(rate or "–" for rate in rates) for rates in invalid]
         lines["Invalid %: Ann. / Dist."] = shown
@@ -113,19 +113,15 @@ def lay_budgets(studies):
     """Rows of each N, a column a budget."""
     rows, heads, tests = [], [], []
     for study in studies:
-        arms = {
-            (cell.labels, name_budget(cell)): [
-                study.score(cell, kind) for kind in ("small", "dist")
-            ]
-            for cell in study.cells
-        }
-        tested = compare_scores(arms)
+        both = [[study.score(cell, kind) for kind in ("small", "dist")] for cell in study.cells]
+        cells = [(cell.labels, name_budget(cell)) for cell in study.cells]
+        tested = compare_scores(dict(zip(cells, both, strict=True)))
         heads.append(list(dict.fromkeys(map(name_budget, study.cells))))
         rows += [[study.title, "Additional $", *heads[-1]]] * (len(studies) > 1)
         for n in dict.fromkeys(cell.labels for cell in study.cells):
-            cells = [cell for cell in study.cells if cell.labels == n]
-            head = f"{n:,} ({show_dollars(cells[0].initial_usd)})"
-            rows += join([head], lay_group(study, cells, tested))
+            pairs = [pair for pair in both if pair[0].cell.labels == n]
+            head = f"{n:,} ({show_dollars(pairs[0][0].initial_usd())})"
+            rows += join([head], lay_group(study, pairs, tested))
             own = {usd: found for (labels, usd), found in tested.items() if labels == n}
             tests.append((f"{study.title}, N={n:,}", own))
     if len(studies) > 1:

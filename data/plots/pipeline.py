@@ -73,5 +73,4 @@ def write_pipeline(args):
     """Draw it as PNG and SVG; a UserError without a folder to write to."""
     if not args.output:
         raise UserError("pipeline: a picture needs a folder; say --output DIR")
-    for path in write(draw_pipeline(), Path(args.output) / "pipeline", ("png", "svg")):
-        print(path)
+    print(*write(draw_pipeline(), Path(args.output) / "pipeline", ("png", "svg")), sep="\n")
