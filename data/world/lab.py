@@ -10,10 +10,9 @@ Paper:  stands in for WLP (Table 7) where no real data can be had; sizes are Tab
         (the test set is larger, for narrower intervals).
 
 A sentence is a pattern whose slots are filled from the lexicon. Most slots admit several classes
-(what one adds may be a reagent, a container or "it"), so position alone does not tell the label
-and a model must know the words. The words are drawn from a flat distribution, so most of those
-in a test sentence never occur in a hundred labeled ones, but do occur in the unlabeled text, which
-is of the test's own kind (much of the paper's is of another: Appendix D).
+(what one adds may be a reagent, a container or "it"), so position alone does not tell the label. Of
+the words, drawn from a flat distribution, most in a test sentence occur in no hundred labeled ones,
+but do occur in the unlabeled text.
 """
 
 import itertools

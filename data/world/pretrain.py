@@ -178,7 +178,7 @@ class Examples(torch.utils.data.Dataset):
         return {self.ids[word] for word in words if word in self.ids}
 
 
-flatten = itertools.chain.from_iterable  # the pieces of words
+flatten = itertools.chain.from_iterable  # the pieces of words, or the words of lines
 
 
 class Denoising(Examples):
@@ -186,7 +186,7 @@ class Denoising(Examples):
 
     def __init__(self, *args):
         super().__init__(*args)
-        counts = Counter(itertools.chain(*self.lines))
+        counts = Counter(flatten(self.lines))
         self.common = {word for word, _ in counts.most_common(COMMON_WORDS)}
         self.sentinels = self.tokenizer.convert_tokens_to_ids(SENTINELS)
         # Comparing two sentences is learned alone, or hardly: the town begins with such lines.

@@ -16,11 +16,8 @@ groups of habits, and 1,000 facts on them. Paraphrase pairs (multipit_id) need t
 words mean the same, stances (stanceosaurus) which words of a reply agree, deny, ask or just tell.
 Paraphrases (multipit_gen) turn the sentence, active for passive or the other way round.
 
-What splits share. Half of the facts, drawn by seed, are new to a fine-tuned model: no train or
-unlabeled row of fever or nq is about them. Dev and test ask for all; their rows say in "half"
-whether theirs is "shared" or "new". A dev or test row's question, claim or pair of sentences is
-told in no other split and in no line of pre-training text, whatever opens it; the fact itself is
-told there in other wordings.
+Half of the facts, drawn by seed, are new to a fine-tuned model: no train or unlabeled row of fever
+or nq is about them. What else splits and pre-training text share is in data/world/README.md.
 """
 
 import random
