@@ -99,10 +99,8 @@ def can_draw(text):
 
 
 def make_dollar_ticks(low, high, inches):
-    """[(dollars, text)] at round amounts on a logarithmic axis of `inches` from `low` to `high`.
-
-    As many as fit: texts of neighbours don't touch.
-    """
+    """[(dollars, text)] at round amounts on a logarithmic axis of `inches` from `low` to `high`, as
+    many as fit: texts of neighbours don't touch."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     gap = TICK_INCHES / inches * math.log10(high / low)
     for steps in ((1, 1.5, 2, 3, 4, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):

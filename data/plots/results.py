@@ -188,9 +188,8 @@ class Study:
 
 # --- one cell ------------------------------------------------------------------------------
 
-# strategy -> what of a cell's plan is short for its runs; where there is no budget, labels for all
-PLANNED = {"small": "labels", "llm": "rows for an LLM"}
-PLANNED |= dict.fromkeys(("dist", "self"), "unlabeled rows")
+# what of a cell's plan may be short for a figure's runs; where there is no budget, labels for all
+PLANNED = {"small": "labels", "llm": "rows for an LLM", "dist": "unlabeled rows"}
 
 
 class Score:
