@@ -438,6 +438,7 @@ def parse_args(argv=None):
     add("--sources", type=Path, default=fetch.SOURCES, help="addresses, counts and hashes")
     args, words = parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv)
     words = [word for word in words if word not in ("--keep", "--redo")]
+    words = [part for word in words for part in word.split("=", 1 if word[:2] == "--" else 0)]
     for flag in ("--data", "--output"):  # where, not what: `files` has the hash of what was read
         at = words.index(flag) if flag in words else len(words)
         del words[at : at + 2]

@@ -518,6 +518,8 @@ def test_one_labeled_file_is_split_by_seed(tmp_path, capsys):
         ["--task", "mine", "--data", str(data), "--output", str(tmp_path / "out"), "--keep"]
     )
     assert "as its data stands there" in capsys.readouterr().out
+    prepare.main(["--task=mine", f"--data={data}", f"--output={tmp_path}/out", "--keep"])
+    assert "as its data stands there" in capsys.readouterr().out  # flags may be written with =
     (tmp_path / "out" / "dev.jsonl").unlink()
     prepare.main(
         ["--task", "mine", "--data", str(data), "--output", str(tmp_path / "out"), "--keep"]

@@ -183,7 +183,8 @@ def read_runs(folder):
         raise UserError(f"{folder}: no such folder; give the one that holds the runs")
     found = {path.parent for path in folder.rglob("training.json")}
     found |= {path.parent for path in folder.rglob("metrics.json")}
-    by_numbers = sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
+    by_numbers = sorted(found)  # then by path alone, where zeros make the difference
+    by_numbers.sort(key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(15), str(path)))
     records = [record for path in by_numbers if (record := read_record(path, folder.resolve()))]
     if not records:
         raise UserError(f"{folder}: no finished run here (no training.json); train one first")
