@@ -12,8 +12,7 @@ Reads:  of runs metrics.json, training.json, row_scores.json and predictions.jso
         data/scales.json, data/prices.csv, data/paper/
 Writes: with --output NAME.md, NAME.csv and NAME.tex in that folder, and for a table of scores
         NAME-cells, which lists its cells one by one; then stdout (Markdown)
-Copy:   plots.py data/plots/ data/paper/ and what costs.py names; tables need no package but, for
-        the test of differences, scipy
+Copy:   plots.py data/plots/ data/paper/ and what costs.py names; standard library only for tables
 Paper:  Tables 1 to 11, Figures 2 to 7
 """
 

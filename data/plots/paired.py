@@ -45,17 +45,26 @@ class Difference(NamedTuple):
 
 
 def find_p(t, degrees):
-    """P(|T| >= |t|) of Student's t, the normal law for 0 degrees."""
-    from scipy.special import stdtr
-
-    return 2 * float(stdtr(degrees or math.inf, -abs(t)))
+    """P(|T| >= |t|) of Student's t, the normal law for 0 degrees: the finite series for whole
+    degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    if not degrees:
+        return math.erfc(abs(t) / math.sqrt(2))
+    odd, angle = degrees % 2, math.atan(abs(t) / math.sqrt(degrees))
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for i in range(1, degrees // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * i - 1 + odd) / (2 * i + odd)
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
 
 
 def find_quantile(degrees):
-    """The t whose two-sided p is LEVEL."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees or math.inf, 1 - LEVEL / 2))
+    """The t whose two-sided p is LEVEL, by halving."""
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if find_p(middle, degrees) > LEVEL else (low, middle)
+    return high
 
 
 def adjust_holm(ps):
