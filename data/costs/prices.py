@@ -4,6 +4,7 @@ Reads:  data/prices.csv (edit it)
 Paper:  section 2.5, Table 1, appendices A and E
 """
 
+import functools
 import itertools
 import math
 import re
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from data.files import DATA, UserError, parse_amount, parse_price, read_csv, read_json
 
-TEXTS = read_json(DATA / "costs" / "texts.json")
+read_texts = functools.cache(read_json)  # later than at import: a copied stage lacks the file
 
 # --- money ---------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ def fill(text, indent="  "):
 
 def tell(key, **words):
     """A text of data/costs/texts.json with its words, e.g. tell("not_affordable", teacher="$9")."""
-    return TEXTS[key].format(**words)
+    return read_texts(DATA / "costs" / "texts.json")[key].format(**words)
 
 
 # --- the price list ------------------------------------------------------------------------
