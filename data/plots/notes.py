@@ -107,7 +107,7 @@ def note_weak_teachers(studies):
     for study in studies:
         plain = {cell.labels: cell for cell in study.cells if cell.budget_usd == 0}
         teachers = {cell.labels: cell for cell in study.cells if cell.runs.get("teacher")}
-        for n in plain.keys() & teachers.keys():
+        for n in sorted(plain.keys() & teachers.keys()):
             student = study.score(plain[n], "small").mean()
             teacher = study.score(teachers[n], "teacher").mean()
             if None not in (student, teacher) and teacher < student:
