@@ -127,6 +127,8 @@ def test_from_the_folder_to_table_2(project):
     assert re.search(r"90 of [\d,.]+[KM]?\b", made.stdout) and "only x exist" in made.stdout
     assert "+150 of 200" in made.stdout  # half of train's rows beyond N = 100 is dev
     assert "as the task's entry has them" in made.stdout and "divided by" not in made.stdout
+    told = call(project, *"python3 costs.py report runs --task mine=remarks/task.json".split())
+    assert "mini-remarks mine table2" in told.stdout, told.stderr
     scores = {
         path.parent.name: json.loads(path.read_text())
         for path in (project / "runs" / "mini-remarks" / "mine").glob("*/metrics.json")

@@ -20,7 +20,7 @@ from data.costs.prices import (
     show_usd,
 )
 from data.costs.runs import read_llm_use, read_runs
-from data.files import UserError, parse_amount, read_json
+from data.files import DATA, UserError, parse_amount, read_json
 
 REPORT_NOTES = (
     "Model: dollars of its labels, its own hours and those of the runs it needs",
@@ -125,8 +125,11 @@ def group_tables(records, tasks):
         groups.setdefault((record.world, record.task), {})[record.run] = record
     for ((world, task), runs), table in itertools.product(groups.items(), TABLES):
         seeds = sorted({record.seed for record in runs.values()})
+        scale, *own = Path(world).name.split("-")
+        place = DATA / "prepared" / Path(world).name  # of DATA's rows; "mini" alone has none
+        prepared = place if own and (place / task).exists() else None
         with contextlib.suppress(UserError, KeyError):  # no such table of this task, no such scale
-            wanted = grid(table, tasks[task], Path(world).name.split("-")[0], seeds)
+            wanted = grid(table, tasks[task], scale, seeds, prepared=prepared)
             names = [run.name for run in wanted if run.strategy != "prompted"]
             found[f"{world} {task} {table}"] = [runs[name] for name in names]
     return found
