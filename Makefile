@@ -221,7 +221,7 @@ ifneq ($(strip $(GOALS)),)
     --seeds='$(SEEDS)' --recipe='$(RECIPE)' --runs $(RUNS) --prepared $(PREPARED) --made $(MADE) $(LIMITS) \
     --prepare-flags=$(call quote,$(PREPARE_FLAGS)) --train-flags=$(call quote,$(TRAIN_FLAGS)) \
     --small-flags=$(call quote,$(SMALL_FLAGS)) --teacher-flags=$(call quote,$(TEACHER_FLAGS)) \
-    --dist-flags=$(call quote,$(DIST_FLAGS)) --model='$(MODEL)' --pilot '$(PILOT)' --accuracy='$(LLM_ACCURACY)' --jobs $(JOBS) \
+    --dist-flags=$(call quote,$(DIST_FLAGS)) --advise-flags=$(call quote,$(ADVISE_FLAGS)) --model='$(MODEL)' --pilot '$(PILOT)' --accuracy='$(LLM_ACCURACY)' --jobs $(JOBS) \
     $(if $(LLM),--llm) $(if $(KEY),--key) $(if $(PARTIAL),--partial) $(if $(REDO),--redo) $(if $(DRY),--dry))
   ifneq ($(.SHELLSTATUS),0)
     $(error stopped before anything was made)

@@ -153,7 +153,10 @@ def run_rules(args):
             setattr(args, name, shlex.split(getattr(args, name) or ""))
         except ValueError as fault:
             raise UserError(f"{name.upper()}: {fault}") from None
-    print(write_rules(load_tasks(args.task, args.data), parse_seeds(args.seeds), args))
+    tasks, advise = load_tasks(args.task, args.data), ["advise", "--task", args.task]
+    for task in tasks if args.advise_flags else ():  # wrong ones are told before the pilot
+        read_terms(task, parse_args([*advise, "--scale", args.scale, *args.advise_flags]))
+    print(write_rules(tasks, parse_seeds(args.seeds), args))
 
 
 def run_report(args):

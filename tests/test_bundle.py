@@ -521,6 +521,7 @@ def test_readme_names_every_target_and_script():
         (["table2", "RECIPE=nosuch"], "no recipe 'nosuch'"),
         (["table2", "TASK=wpl"], "unknown task 'wpl'; did you mean wlp?"),
         (["table2", "DIST_FLAGS=--x 'y"], "DIST_FLAGS: No closing quotation"),
+        (["advise", "ADVISE_FLAGS=--gpu Z100"], "no speed of GPU 'Z100'"),  # before the pilot
     ],
 )
 def test_a_mistyped_word_is_met_with_the_nearest_one(words, said, tmp_path):
