@@ -1,6 +1,7 @@
 """data/costs/in_one.py: after an error nothing is begun; a copy of the keeper does what a process
 of its own does (tests/test_pins.py has the bytes), and neither outlives those it works for."""
 
+import json
 import os
 import signal
 import socket
@@ -113,3 +114,17 @@ def test_a_copy_ends_with_its_caller(tmp_path, make, name):
         said = caller.communicate()[1]
         assert time.monotonic() - begin < 20
         assert (said, caller.returncode) == (("stopped\n", 1) if name == "SIGTERM" else ("", -9))
+
+
+@needs_keeper
+def test_no_copy_goes_on_for_a_caller_killed_before_it_is_there(tmp_path, make):
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "late.py").write_text("import time; time.sleep(1); open('late', 'w')")
+    run(tmp_path, *IN_ONE[1:], "empty.py")
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(name_keeper(make.pid))
+        caller.shutdown(socket.SHUT_RD)  # as if it were gone by the time of an answer
+        socket.send_fds(caller, [b"\n"], [0, 1, 2])
+        caller.sendall(json.dumps([["late.py"], str(tmp_path), {}]).encode() + b"\n")
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()

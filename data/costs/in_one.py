@@ -13,6 +13,7 @@ output. The keeper ends with make, a copy with its caller. Where that cannot be 
 each call loads for itself.
 """
 
+import contextlib
 import importlib
 import itertools
 import json
@@ -111,8 +112,9 @@ def serve(connection):
         os.environ.update(environment)
         run(words)
         sys.exit()
-    connection.sendall(b"%d\n" % copy)
     end_of_copy = os.pidfd_open(copy)
+    with contextlib.suppress(OSError):  # the caller may be gone by now
+        connection.sendall(b"%d\n" % copy)
     if end_of_copy in select.select([connection, end_of_copy], [], [])[0]:
         status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
         connection.sendall(b"%d\n" % (status if status >= 0 else 128 - status))
