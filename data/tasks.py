@@ -62,7 +62,8 @@ def read_rows(value, where):
 
 def read_means(value, where):
     """Mean tokens of source and target."""
-    sides = ("source", "target")
+    sides = dict.fromkeys(("source", "target"), parse_amount)
+    check_shape(value, sides, where, strict=True)  # of no third
     return {side: parse_amount(need(value, side, float, where), where) for side in sides}
 
 

@@ -222,6 +222,7 @@ ODD_FIELDS = [
     *({"mean_tokens": {"target": -1}}, {"rows": {"train": 0.5}}, {"few_shot_n": True}),
     *({"mean_tokens": {"source": 5}}, {"figure_usd": {"fig9": 5}}, {"rows": {"trian": 5}}),
     *({"mini": {"small": {"near": each}}} for each in ([], [{}], [{"labels": "x"}], 5)),
+    {"mean_tokens": {"source": 5, "target": 2, "output": 2}},
     *({"mini": {"evaluate": {"x": {}}}}, {"max_target_length": 1}, {"max_source_length": 10**6}),
 ]
 
