@@ -117,7 +117,7 @@ def read_row(cells, names, mark):
         return Wrong("the heading once more; remove it")
     if mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
         return Wrong('a " that opens a cell takes in lines; double it, or remove it')
-    return dict(zip(names, cells, strict=False))
+    return dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))
 
 
 def check_names(names, where):

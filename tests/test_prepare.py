@@ -339,6 +339,7 @@ def test_csv_is_read_as_it_is(tmp_path, name, mark):
         ('text\tlabel\n"a\tintent a\nb"\tintent b\n', 'line 2: a " that opens a cell takes in'),
         ("t\0e\0x\0t\0,\0", "line 1: not a text (a NUL, as in UTF-16); save it as UTF-8"),
         ("text,label\na,intent a\n,\nb,intent b\n", "line 3: the source is empty"),
+        ("x,text,label\na\n,\nb\n", " line "),  # the blank row has all columns, too
     ],
 )
 def test_broken_csv(tmp_path, content, message):
