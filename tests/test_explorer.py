@@ -37,15 +37,19 @@ MARKETS = [
 NEEDS_NODE = pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
 
 
-@pytest.fixture(scope="module", params=[(1, None), (10, (0.71, 100))], ids=["paper", "mini, LLM"])
+PAGES = {"paper": (1, None), "mini, LLM": (10, (0.71, 100)), "one number of hours": (1, None, 30)}
+
+
+@pytest.fixture(scope="module", params=PAGES.values(), ids=PAGES)
 def page(request, tmp_path_factory):
     """(path of a page, its numbers, the Market that it starts from)."""
-    unit, llm = request.param
+    unit, llm, *hours = request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curves, "STUDENTS", 8000)
         patch.setattr(curves, "OTHERS", 3)
         posterior = Posterior([Run(*run) for run in PILOT], 0.092, llm, error=0.006)
     terms = make_terms(load_task("wlp"), load_prices())
+    terms = terms._replace(teacher_hours={0: hours[0]}) if hours else terms
     market = Market(terms, 5000, 111_000, 11_966, unit, bool(llm))
     found = {"sure": True, "split": {"budget": 300}, "notes": ["one", "two </script>"]}
     servings = [(each, market.terms.usd_per_gpu_hour) for each in SERVINGS]
