@@ -117,6 +117,19 @@ def test_a_copy_ends_with_its_caller(tmp_path, make, name):
 
 
 @needs_keeper
+def test_a_copy_tells_how_it_ended_where_all_processes_are_stopped(tmp_path, make):
+    (tmp_path / "empty.py").touch()
+    (tmp_path / "wait.py").write_text(WAIT.replace("'begun'", "__import__('os').getppid()"))
+    run(tmp_path, *IN_ONE[1:], "empty.py")
+    words = [*IN_ONE, "wait.py"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as caller:
+        os.kill(int(caller.stderr.readline()), signal.SIGTERM)
+        time.sleep(0.5)
+        caller.terminate()
+        assert (caller.communicate()[1], caller.returncode) == ("stopped\n", 1)
+
+
+@needs_keeper
 def test_no_copy_goes_on_for_a_caller_killed_before_it_is_there(tmp_path, make):
     (tmp_path / "empty.py").touch()
     (tmp_path / "late.py").write_text("import time; time.sleep(1); open('late', 'w')")

@@ -112,6 +112,7 @@ def serve(connection):
         os.environ.update(environment)
         run(words)
         sys.exit()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one to all of make's processes: the copy ends
     end_of_copy = os.pidfd_open(copy)
     with contextlib.suppress(OSError):  # the caller may be gone by now
         connection.sendall(b"%d\n" % copy)
