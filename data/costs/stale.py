@@ -168,8 +168,8 @@ def find_changed_score(folder, task, test):
 
 def drop(path):
     """Remove a folder or a file strictly below runs/WORLD, never anything else."""
-    if len(path.resolve().relative_to(Path("runs").resolve()).parts) < 2:
-        raise UserError(f"{path}: not a run, so it is not removed")
+    if Path("runs").resolve() not in list(path.resolve().parents)[1:]:
+        raise UserError(f"{path}: not a run below runs, so it is not removed; move it away")
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
