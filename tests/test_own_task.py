@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from data.costs import stale
 from data.costs.budget import make_terms, plan
 from data.costs.grid import cells, grid
 from data.costs.prices import load_prices
@@ -425,3 +426,17 @@ def test_another_folder_of_the_same_name_and_an_old_run_are_told(project):
     path.write_text("{}")
     done = make(project, "-n", "table2")
     assert done.returncode and "a run of an older version" in done.stderr
+
+
+def test_rules_prepare_the_data_from_any_folder(tmp_path):
+    write_remarks(tmp_path / "remarks", {"train": 400, "test": 40, "unlabeled": 90})
+    (tmp_path / "remarks" / "task.json").write_text(json.dumps(read_entry()["mine"]))
+    words = "rules --for table2 --task mine --data remarks --prepared p --runs runs --made made"
+    subprocess.run([sys.executable, ROOT / "costs.py", *words.split()], cwd=tmp_path, check=True)
+    assert (tmp_path / "p" / "mine" / "train.jsonl").exists()
+
+
+def test_nothing_outside_the_folder_of_runs_is_removed(tmp_path):
+    for path in (tmp_path, Path("runs/mini"), Path("runs/../data/files.py")):
+        with pytest.raises(UserError, match="not a run"):
+            stale.drop(path)

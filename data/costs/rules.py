@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -29,7 +30,7 @@ from data.costs import stale
 from data.costs.flags import load_scale, make_flags, show_flags
 from data.costs.grid import PILOTS, TABLES, choose_tasks, grid, shows
 from data.costs.runs import find_annotation, find_needs, find_run_folder, make_run
-from data.files import UserError, plural, read_if_there, read_json, run_cli, write_atomic
+from data.files import ROOT, UserError, plural, read_if_there, read_json, run_cli, write_atomic
 from data.tasks import PAPER_TASKS
 
 SCRIPTS = {"teacher": "train_teacher.py", "dist": "distill.py", "self": "distill.py"}
@@ -323,7 +324,9 @@ def prepare_splits(task, args):
     words = ["--task", task.name, "--scale", args.scale, *args.prepare_flags, "--keep"]
     words += ["--redo"] * args.redo + (["--data", args.data] if args.data else [])
     command = [sys.executable, "-m", "data.prepare", *words, "--output", str(place)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    setting = {"env": {**os.environ, "PYTHONPATH": paths}, "capture_output": True, "text": True}
+    done = subprocess.run(command, check=False, **setting)
     if done.returncode:
         paths = sorted(Path(args.runs, task.name).glob("*/metrics.json"))
         shown = ", ".join(path.parent.name for path in paths[:3])
