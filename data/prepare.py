@@ -245,19 +245,18 @@ def draw_unlabeled(rows, held, seed, notes):
 
 def open_data(args, entry, sources):
     """[(split, Table, its column of sources or None)] of a folder, the hub or the download, and of
-    each --unlabeled."""
+    each --unlabeled, which stand in place of theirs."""
+    instead = "unlabeled" if args.unlabeled else None
     if str(args.data or "").startswith("hub:"):
         tables = open_hub(str(args.data))
     else:
         folder = args.data or fetch.fetch_task(args.task, args.downloads, sources)
         files = find_files(folder, args.task, sources)
         tell_unread(folder, files.values(), args.output)
-        if args.unlabeled:
-            files.pop("unlabeled", None)
-        tables = {split: read_table(path) for split, path in files.items()}
+        tables = {split: read_table(path) for split, path in files.items() if split != instead}
     if args.scale == "paper" and not args.unlabeled and "unlabeled" not in tables:
         refuse_unlabeled(args, entry, sources)
-    parts = [(split, table, None) for split, table in tables.items()]
+    parts = [(split, table, None) for split, table in tables.items() if split != instead]
     for origin in map(str, args.unlabeled or ()):
         if origin != "rest":
             parts.append(("unlabeled", *open_unlabeled(origin, args.task, sources)))

@@ -1,5 +1,6 @@
 """data/prepare.py and fetch.py: splits, layouts, faults by line, downloads that go wrong."""
 
+import argparse
 import hashlib
 import http.server
 import io
@@ -462,6 +463,14 @@ def test_parquet_and_hub_with_named_classes(tmp_path, monkeypatch, capsys):
     assert "test: the validation set, as there is no test set" in capsys.readouterr().out
     assert len(splits["test"]) == 40 and all(row["target"] in INTENTS for row in splits["train"])
     assert splits["test"][1] == {"source": "validation 1", "target": "intent b"}
+
+
+def test_unlabeled_rows_that_are_asked_for_stand_in_place_of_the_hubs(monkeypatch):
+    splits = dict.fromkeys(["train", "test", "unlabeled"])
+    monkeypatch.setattr(prepare, "load_hub", lambda word: splits)
+    args = argparse.Namespace(data="hub:x/y", scale="mini", task="mine", unlabeled=None)
+    for args.unlabeled, names in ((None, [*splits]), (["rest"], ["train", "test"])):
+        assert [split for split, *_ in prepare.open_data(args, None, {})] == names
 
 
 @pytest.mark.parametrize(
