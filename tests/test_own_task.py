@@ -394,6 +394,10 @@ def test_results_out_of_date_are_refused_and_exactly_those_made_again(project):
     undo()
     assert list_redone(project, "TRAIN_FLAGS=--max-steps 5") == everything
     undo()
+    for words in (("-n",), ("REDO=1",)):  # before it asks for REDO, or drops a run for it
+        wrong = make(project, *words, "table2", "TRAIN_FLAGS=--max-steps x")
+        assert wrong.returncode == 2 and "error: --max-steps x: no number\n" in wrong.stderr
+    assert list_redone(project) == []
     begun = project / "runs" / "mini-remarks" / "mine" / "small-n200-s0"  # and stopped
     record = json.loads((begun / "training.json").read_text())
     for name in ("training.json", "metrics.json"):

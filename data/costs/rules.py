@@ -345,7 +345,9 @@ def check_runs(rules):
             data = rules.prepared / f"{'unlabeled' if run.needs else 'train'}.jsonl"
             if run.strategy == "llm":
                 data = folder / rules.annotator / "labels.jsonl"
-            change = stale.find_change(folder, rules.list_asked(run), data)
+            asked = rules.list_asked(run)
+            count_steps(run, asked)  # a word that is no number is refused before a run is dropped
+            change = stale.find_change(folder, asked, data)
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         scored = (rules.home / stamp).parent, rules.task, rules.prepared / f"{split}.jsonl"
         if change and folder.exists():
