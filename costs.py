@@ -153,9 +153,12 @@ def run_rules(args):
             setattr(args, name, shlex.split(getattr(args, name) or ""))
         except ValueError as fault:
             raise UserError(f"{name.upper()}: {fault}") from None
-    tasks, advise = load_tasks(args.task, args.data), ["advise", "--task", args.task]
-    for task in tasks if args.advise_flags else ():  # wrong ones are told before the pilot
-        read_terms(task, parse_args([*advise, "--scale", args.scale, *args.advise_flags]))
+    tasks = load_tasks(args.task, args.data)
+    if args.advise_flags:  # wrong ones are told before the pilot
+        words = ["advise", "--task", args.task, "--scale", args.scale, *args.advise_flags]
+        advice = parse_args(words)
+        for task in tasks:
+            read_terms(task, advice)
     print(write_rules(tasks, parse_seeds(args.seeds), args))
 
 

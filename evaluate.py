@@ -261,7 +261,7 @@ def check_args(parser, options):
     if options.compare and (len(options.compare) < 2 or options.output):
         parser.error("--compare needs two runs or more, and prints alone: no --output")
     least = {"batch_size": 1, "max_source_length": 2, "max_target_length": 2, "bertscore_layers": 1}
-    least |= {"bootstrap": bool(options.compare) + 0, "seed": 0, "usd_per_hour": 0}
+    least |= {"bootstrap": int(bool(options.compare)), "seed": 0, "usd_per_hour": 0}
     most = {"bootstrap": 100_000, "usd_per_hour": 1e6}
     for name, low in least.items():
         value, high = getattr(options, name), most.get(name, math.inf)

@@ -5,7 +5,6 @@ Paper:  sections 2.4 and 2.5, Tables 1 and 6
 """
 
 import contextlib
-import itertools
 from fractions import Fraction
 from pathlib import Path
 
@@ -123,15 +122,16 @@ def group_tables(records, tasks):
     groups, found = {}, {}
     for record in records:
         groups.setdefault((record.world, record.task), {})[record.run] = record
-    for ((world, task), runs), table in itertools.product(groups.items(), TABLES):
+    for (world, task), runs in groups.items():
         seeds = sorted({record.seed for record in runs.values()})
         scale, *own = Path(world).name.split("-")
         place = DATA / "prepared" / Path(world).name  # of DATA's rows; "mini" alone has none
         prepared = place if own and (place / task).exists() else None
-        with contextlib.suppress(UserError, KeyError):  # no such table of this task, no such scale
-            wanted = grid(table, tasks[task], scale, seeds, prepared=prepared)
-            names = [run.name for run in wanted if run.strategy != "prompted"]
-            found[f"{world} {task} {table}"] = [runs[name] for name in names]
+        for table in TABLES:
+            with contextlib.suppress(UserError, KeyError):  # no such table of it, no such scale
+                wanted = grid(table, tasks[task], scale, seeds, prepared=prepared)
+                names = [run.name for run in wanted if run.strategy != "prompted"]
+                found[f"{world} {task} {table}"] = [runs[name] for name in names]
     return found
 
 

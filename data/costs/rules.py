@@ -64,6 +64,10 @@ class Rules:
             split = "dev" if table == "pilot" else "test"
             self.work |= {name_stamp(run.name, split): (run, split) for run in runs}
         self.runs = list(dict.fromkeys(run for run, _ in self.work.values()))
+        trained = [run for run in self.runs if run.strategy != "prompted"]
+        self.flags = {run.name: self.list_asked(run) for run in trained}
+        # Counted first: a word that is no number is refused before any run is dropped.
+        self.steps = {run.name: count_steps(run, self.flags[run.name]) for run in trained}
         # The folder's name of who labels: MODEL, or the simulation with its accuracy.
         self.annotator = re.sub("[:/]", "_", args.model or f"simulated-{args.accuracy}")
         text = Path(__file__).with_name("recipes.txt").read_text(encoding="utf-8")
@@ -230,8 +234,8 @@ def estimate(rules):
             count, seconds = read_spent(path)
             made[run.recipe] += count
             spent[run.recipe] += seconds
-        done = path.exists() or is_trained(path) or run.strategy == "prompted" or stamp != first
-        steps[stamp] = 0 if done else count_steps(run, rules.list_asked(run))
+        done = path.exists() or is_trained(path) or stamp != first
+        steps[stamp] = 0 if done else rules.steps.get(run.name, 0)
     rates = {**(load_scale(rules.args.scale).get("seconds_a_step") or {})}
     rates |= {kind: spent[kind] / count for kind, count in made.items() if count and spent[kind]}
     found = {}
@@ -345,9 +349,7 @@ def check_runs(rules):
             data = rules.prepared / f"{'unlabeled' if run.needs else 'train'}.jsonl"
             if run.strategy == "llm":
                 data = folder / rules.annotator / "labels.jsonl"
-            asked = rules.list_asked(run)
-            count_steps(run, asked)  # a word that is no number is refused before a run is dropped
-            change = stale.find_change(folder, asked, data)
+            change = stale.find_change(folder, rules.flags[run.name], data)
         change = change or next((changed[name] for name in run.needs if name in changed), None)
         scored = (rules.home / stamp).parent, rules.task, rules.prepared / f"{split}.jsonl"
         if change and folder.exists():
